@@ -1,0 +1,38 @@
+"""The whole YAML as one typed, strict object. Importing this loads no TensorFlow."""
+
+from tfft.config.base import Duration, Section
+from tfft.config.data import DataConfig, Fraction, Source
+from tfft.config.load import Config, dump, load, parse, schema
+from tfft.config.sections import (
+    DistributeConfig,
+    EvaluateConfig,
+    ExportConfig,
+    MaskRule,
+    MethodConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "DistributeConfig",
+    "Duration",
+    "EvaluateConfig",
+    "ExportConfig",
+    "Fraction",
+    "MaskRule",
+    "MethodConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "Section",
+    "Source",
+    "TaskConfig",
+    "TrainConfig",
+    "dump",
+    "load",
+    "parse",
+    "schema",
+]

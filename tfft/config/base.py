@@ -1,0 +1,62 @@
+"""The base of every section, and the value types that sections share."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+
+class Section(BaseModel):
+    """A strict part of the YAML: unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A length of training with its unit, turned into steps once the data is known.
+
+    In YAML: `100 steps`, `0.5 epochs`, `10%` (of the whole training).
+    """
+
+    value: float
+    unit: str  # "steps" | "epochs" | "%"
+
+    @classmethod
+    def parse(cls, text: Any) -> "Duration":
+        """Read `100 steps`, `2 epochs` or `10%`; raises ValueError for anything else."""
+        if isinstance(text, cls):
+            return text
+        match = _DURATION.match(text) if isinstance(text, str) else None
+        if match is None:
+            raise ValueError("must be a number with its unit: '100 steps', '1 epochs' or '10%'")
+        number, unit = match.groups()
+        unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
+        if unit == "%" and float(number) > 100:
+            raise ValueError("must be at most 100%")
+        return cls(float(number), unit)
+
+    def steps(self, steps_per_epoch: int, total_steps: int) -> int:
+        """The number of optimizer steps, rounded to the nearest whole one."""
+        factor = {"steps": 1, "epochs": steps_per_epoch, "%": total_steps / 100}[self.unit]
+        return round(self.value * factor)
+
+    def __str__(self) -> str:
+        return f"{self.value:g}{'%' if self.unit == '%' else ' ' + self.unit}"
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(
+            cls.parse,
+            core_schema.is_instance_schema(cls),
+            serialization=core_schema.plain_serializer_function_ser_schema(str),
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: Any) -> dict[str, Any]:
+        return {"type": "string", "pattern": _DURATION.pattern, "examples": ["10%", "100 steps"]}

@@ -1,0 +1,95 @@
+"""Section `data`: where rows come from, which columns count, how they are split."""
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from tfft.config.base import Section
+
+SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".txt": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+
+
+class Source(Section):
+    """One split's rows: a file, a glob, a list of them, or a prepared TFDS data set."""
+
+    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds"]
+    path: str | list[str] = Field(description="a path, a glob, a list; for tfds the set's name")
+    split: str | None = Field(None, description="tfds only: the set's split, e.g. train[:80%]")
+    data_dir: str | None = Field(None, description="tfds only: where sets are prepared")
+    encoding: str = Field("utf-8", description="of csv, tsv and jsonl files")
+    quoting: bool | None = Field(None, description="csv quotes; default: on for csv, off for tsv")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        """`train: data.csv` and `train: tfds:trec` stand for the long form."""
+        if not isinstance(value, str):
+            return value
+        if value.startswith("tfds:"):
+            return {"source": "tfds", "path": value.removeprefix("tfds:")}
+        kind = SUFFIXES.get(PurePath(value).suffix.lower())
+        if kind is None:
+            raise ValueError(
+                f"cannot tell the format from the name; write {{source: csv, path: {value}}}"
+            )
+        return {"source": kind, "path": value}
+
+    @model_validator(mode="after")
+    def _only_for_its_source(self) -> "Source":
+        for name in ("split", "data_dir"):
+            if self.source != "tfds" and getattr(self, name) is not None:
+                raise ValueError(f"`{name}` is for source: tfds only")
+        if self.source == "tfds" and not isinstance(self.path, str):
+            raise ValueError("`path` must be one name for source: tfds")
+        if self.path in ("", []):
+            raise ValueError("`path` must not be empty")
+        return self
+
+
+class Fraction(Section):
+    """A seeded, stratified share of the training rows."""
+
+    fraction: float = Field(gt=0, lt=1)
+
+
+def _split_kind(value: Any) -> str:
+    if isinstance(value, dict):
+        return "source" if {"source", "path"} & set(value) else "fraction"
+    return "fraction" if isinstance(value, Fraction) else "source"
+
+
+Split = Annotated[
+    Annotated[Source, Tag("source")] | Annotated[Fraction, Tag("fraction")],
+    Discriminator(_split_kind),
+]
+
+
+class DataConfig(Section):
+    """The rows, their columns and their preparation."""
+
+    train: Source
+    validation: Split | None = Fraction(fraction=0.1)
+    test: Split | None = None
+    text: str | int = Field("text", description="column: a name, or a number (no header)")
+    text_pair: str | int | None = Field(None, description="second text of a pair")
+    label: str | int = "label"
+    labels: list[str] | str | None = Field(
+        None, description="class names in order, or a file with one a line; default: by appearance"
+    )
+    max_length: int = Field(128, ge=4, description="tokens a row, special tokens included")
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    cache_dir: str | None = Field(None, description="default: $TFFT_CACHE or ~/.cache/tfft")
+
+    @model_validator(mode="after")
+    def _columns_agree(self) -> "DataConfig":
+        columns = [c for c in (self.text, self.text_pair, self.label) if c is not None]
+        if len({type(c) for c in columns}) > 1:
+            raise ValueError(
+                f"columns must be all names or all numbers. Received: {columns}"
+            )
+        if len(set(columns)) < len(columns):
+            raise ValueError(f"text, text_pair and label must be different. Received: {columns}")
+        if isinstance(self.labels, list) and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError(f"`labels` must be at least two different names: {self.labels}")
+        return self

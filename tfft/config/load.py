@@ -1,0 +1,206 @@
+"""YAML and overrides in, a `Config` or all of its mistakes at once out."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+
+from tfft.config import sections
+from tfft.config.base import Section
+from tfft.config.data import DataConfig
+from tfft.errors import UserError, nearest
+
+
+class Config(Section):
+    """One run: every section of the YAML, resolved."""
+
+    data: DataConfig
+    model: sections.ModelConfig
+    task: sections.TaskConfig = sections.TaskConfig()
+    method: sections.MethodConfig = sections.FullMethod()
+    mask: list[sections.MaskRule] = Field(default_factory=list)
+    optimizer: sections.OptimizerConfig = sections.OptimizerConfig()
+    train: sections.TrainConfig = sections.TrainConfig()
+    distribute: sections.DistributeConfig = sections.DistributeConfig()
+    evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
+    export: sections.ExportConfig = sections.ExportConfig()
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 5e-5 as a number and refuses a key given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str | int | float | bool):
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} is not a plain value", key_node.start_mark
+                )
+            if key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key!r} stands here twice", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
+
+
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides, validate everything.
+
+    Raises:
+        UserError: with one line for each mistake.
+    """
+    path = Path(path)
+    if not path.is_file():
+        siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+        hint = nearest(path.name, (p.name for p in siblings if p.suffix in {".yaml", ".yml"}))
+        raise UserError(f"{path}: no such config file{hint}")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    return parse(_yaml(text, str(path)), overrides, str(path))
+
+
+def parse(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> Config:
+    """Validate a nested mapping; `where` names it in the errors.
+
+    Raises:
+        UserError: with one line for each mistake.
+    """
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: must hold sections (data: ..., model: ...). Received: {raw!r}")
+    raw = _copy(raw)
+    for override in overrides:
+        _override(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        lines = [_explain(item, raw) for item in error.errors()]
+        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+
+
+def dump(config: Config) -> str:
+    """The resolved config as YAML, every default written out; `parse` reads it back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def schema() -> dict[str, Any]:
+    """JSON Schema of the YAML, for editors."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+
+
+def _yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader subclass
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
+        raise UserError(f"{place}: not valid YAML: {problem}") from None
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    return list(map(_copy, value)) if isinstance(value, list) else value
+
+
+def _override(raw: dict[str, Any], override: str) -> None:
+    path, equals, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"--set: must be section.key=value. Received: {override!r}")
+    at = raw
+    for depth, key in enumerate(keys[:-1]):
+        inner = at.setdefault(key, {})
+        if inner is None:
+            inner = at[key] = {}
+        if not isinstance(inner, dict):
+            raise UserError(
+                f"--set {override}: {'.'.join(keys[: depth + 1])} holds {inner!r}, not keys"
+            )
+        at = inner
+    at[keys[-1]] = _yaml(text, f"--set {path}")
+
+
+def _explain(item: Mapping[str, Any], raw: Any) -> str:
+    """One pydantic error as `path: what must hold; received ...; nearest valid name`."""
+    loc = list(_real_path(item["loc"], raw))
+    path = ".".join(map(str, loc)) or "config"
+    kind, message = item["type"], item["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    if kind == "extra_forbidden":
+        return f"{path}: unknown key{nearest(loc[-1], _keys_beside(loc, raw))}"
+    if kind == "missing":
+        return f"{path}: required and not given"
+    if kind == "literal_error":
+        options = re.findall(r"'([^']*)'", message)
+        return f"{path}: must be one of {', '.join(options)}; received {item['input']!r}" + (
+            nearest(item["input"], options) if "mean" in nearest(item["input"], options) else ""
+        )
+    if kind == "union_tag_invalid":
+        options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
+        value = item["input"].get("name") if isinstance(item["input"], dict) else item["input"]
+        return f"{path}.name: unknown {path}; received {value!r}{nearest(value, options)}"
+    if kind == "union_tag_not_found":
+        return f"{path}.name: required and not given"
+    if isinstance(item["input"], dict):  # a rule over several keys: the message says which
+        return f"{path}: {message}"
+    return f"{path}: {message}; received {item['input']!r}"
+
+
+def _real_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
+    """Drop the parts of pydantic's location that name union members, not keys."""
+    at = raw
+    for depth, part in enumerate(loc):
+        last = depth == len(loc) - 1
+        if isinstance(at, Mapping) and part in at:
+            at = at[part]
+            yield part
+        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+            at = at[part]
+            yield part
+        elif last and isinstance(at, Mapping):
+            yield part
+
+
+def _keys_beside(loc: list[Any], raw: Any) -> list[str]:
+    """The valid keys of the section in which the last part of `loc` stands."""
+    models: list[type[BaseModel]] = [Config]
+    at = raw
+    for part in loc[:-1]:
+        at = at[part]
+        if isinstance(part, int):
+            continue
+        models = [
+            member
+            for model in models
+            if part in model.model_fields
+            for member in _members(model.model_fields[part].annotation)
+        ]
+    name = at.get("name") if isinstance(at, Mapping) else None
+    named = [m for m in models if name in get_args(_annotation(m, "name"))]
+    return [key for model in named or models for key in model.model_fields]
+
+
+def _annotation(model: type[BaseModel], field: str) -> Any:
+    return model.model_fields[field].annotation if field in model.model_fields else None
+
+
+def _members(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [member for arg in get_args(annotation) for member in _members(arg)]

@@ -1,0 +1,184 @@
+"""The small sections: each a page of the YAML that fits on a screen."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from tfft.config.base import Duration, Section
+
+PROVIDERS = ("hf", "kerashub")
+
+
+class ModelConfig(Section):
+    """The pretrained backbone."""
+
+    backbone: str = Field(description="hf:REPO_OR_FOLDER or kerashub:PRESET_OR_FOLDER")
+    revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
+    weights: str | None = Field(None, description="a safetensors file in place of the checkpoint's")
+    head: Literal["new", "checkpoint"] = Field(
+        "new", description="checkpoint: keep the classification head and labels stored there"
+    )
+    dropout: float | None = Field(None, ge=0, lt=1, description="overrides the checkpoint's rates")
+
+    @field_validator("backbone")
+    @classmethod
+    def _known_provider(cls, value: str) -> str:
+        provider, _, name = value.partition(":")
+        if provider not in PROVIDERS or not name:
+            raise ValueError(f"must be PROVIDER:NAME with a provider of {', '.join(PROVIDERS)}")
+        return value
+
+    @model_validator(mode="after")
+    def _hf_only(self) -> "ModelConfig":
+        if self.backbone.startswith("kerashub:"):
+            for name in ("revision", "weights", "dropout"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"`{name}` is for hf: backbones only")
+            if self.head == "checkpoint":
+                raise ValueError("`head: checkpoint` is for hf: backbones only")
+        return self
+
+
+class TaskConfig(Section):
+    """What is predicted, and by which head and loss."""
+
+    name: Literal["text_classification"] = "text_classification"
+    pooling: Literal["auto", "pooled", "first", "mean"] = Field(
+        "auto", description="auto: the checkpoint's own (its pooler, else the first token)"
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="before the logits")
+    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    focal_gamma: float = Field(2.0, ge=0, description="for loss: focal")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None, description="balanced: n / (classes * n_class); or a weight for each class name"
+    )
+
+    @model_validator(mode="after")
+    def _loss_options(self) -> "TaskConfig":
+        if self.loss == "focal" and self.label_smoothing:
+            raise ValueError("`label_smoothing` is for loss: cross_entropy only")
+        return self
+
+
+class FullMethod(Section):
+    """Every variable moves."""
+
+    name: Literal["full"] = "full"
+
+
+class HeadMethod(Section):
+    """The head alone moves."""
+
+    name: Literal["head"]
+
+
+class TopMethod(Section):
+    """The head and the top stages of the backbone move."""
+
+    name: Literal["top"]
+    stages: int = Field(ge=1, description="stages of the backbone, counted from the top block")
+
+
+MethodConfig = Annotated[FullMethod | HeadMethod | TopMethod, Field(discriminator="name")]
+
+
+class MaskRule(Section):
+    """One rule over variables; the first that matches decides, before the method's own."""
+
+    match: str = Field(description="a stage, a glob over variable paths, or re:REGEX")
+    trainable: bool = True
+    learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate")
+
+    @model_validator(mode="after")
+    def _frozen_has_no_rate(self) -> "MaskRule":
+        if not self.trainable and self.learning_rate != 1.0:
+            raise ValueError("`learning_rate` does nothing where trainable is false")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The optimizer, its schedule, decay and clipping."""
+
+    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(5e-5, gt=0, description="the peak, after warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup: Duration = Duration(10, "%")
+    weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
+    beta_1: float = Field(0.9, ge=0, lt=1)
+    beta_2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    clip_norm: float | None = Field(1.0, gt=0, description="of all gradients together")
+
+
+class Early(Section):
+    """Stop when the watched metric has not improved for `patience` validations."""
+
+    patience: int = Field(3, ge=1)
+    min_delta: float = Field(0.0, ge=0)
+
+
+class Checkpoint(Section):
+    """When the full state is saved, and how many are kept."""
+
+    every: Duration = Duration(1, "epochs")
+    keep: int = Field(2, ge=1)
+
+
+class TrainConfig(Section):
+    """How long, in what batches, watched by what."""
+
+    epochs: int = Field(3, ge=1)
+    batch_size: int = Field(32, ge=1)
+    seed: int = Field(0, ge=0, lt=2**31)
+    buckets: int = Field(6, ge=1, le=32, description="how many different batch lengths at most")
+    metric: str = Field(
+        "accuracy", description="of the validation split: chooses `best/` and stops early"
+    )
+    validate_every: Duration = Duration(1, "epochs")
+    early_stopping: Early | None = None
+    checkpoint: Checkpoint = Checkpoint()
+    tensorboard: bool = Field(False, description="writes WORKDIR/tensorboard (extra: tensorboard)")
+
+    @field_validator("metric")
+    @classmethod
+    def _plain_name(cls, value: str) -> str:
+        names = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "calibration_error")
+        value = value.removeprefix("validation/")
+        if value not in names:
+            raise ValueError(f"must be one of {', '.join(names)}")
+        return value
+
+
+class DistributeConfig(Section):
+    """Devices and precision."""
+
+    strategy: Literal["auto", "one_device"] = Field(
+        "auto", description="auto: the first GPU where there is one, else the CPU"
+    )
+    devices: list[str] | None = Field(None, description="one_device only, e.g. ['GPU:1']")
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+
+    @model_validator(mode="after")
+    def _devices(self) -> "DistributeConfig":
+        if self.devices is not None and (self.strategy != "one_device" or len(self.devices) != 1):
+            raise ValueError("`devices` must be one device, with strategy: one_device")
+        return self
+
+
+class EvaluateConfig(Section):
+    """How the final figures are made."""
+
+    batch_size: int = Field(64, ge=1)
+    bootstrap: int = Field(1000, ge=0, description="resamples for the intervals; 0: none")
+    confidence: float = Field(0.95, gt=0, lt=1)
+    baselines: bool = Field(True, description="a majority and a TF-IDF baseline beside the model")
+    worst: int = Field(20, ge=0, description="most wrong examples listed")
+
+
+class ExportConfig(Section):
+    """The SavedModel."""
+
+    enabled: bool = True
+    verify_rows: int = Field(64, ge=32, description="rows compared with the live model")

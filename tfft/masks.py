@@ -1,0 +1,155 @@
+"""Rules over variables -> a total, audited decision of what moves.
+
+The first rule that matches a variable decides it. A rule that matches no variable is an error
+(it is a typo, or the model is not what its author thought), and so is a variable that no rule
+covers. The decision is made once, after every layer exists, and set in one pass from parents to
+leaves to variables, because in Keras a layer's `trainable` overwrites that of all below it.
+
+A stage in which nothing moves is frozen whole: its layers run as in inference, so its dropout
+is off too, and what it puts out does not change from step to step.
+"""
+
+import fnmatch
+import re
+from collections.abc import Sequence
+
+import keras
+
+from tfft.errors import UserError, nearest
+from tfft.spec import Mask, MaskEntry, Rule, Stage
+
+
+def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) -> Mask:
+    """Decide every variable of `model`, set `trainable` on layers and variables, and report.
+
+    Raises:
+        UserError: a rule matches nothing, a variable is covered by none, or nothing would move.
+    """
+    mask = decide([(v.path, _size(v)) for v in model.weights], stages, rules)
+    frozen_paths = {entry.path for entry in mask.entries if not entry.trainable}
+    model.trainable = True
+    _set_layers(model, {entry.path for entry in mask.entries if entry.trainable})
+    for variable in model.weights:
+        if variable.path in frozen_paths:
+            variable.trainable = False
+    return mask
+
+
+def decide(
+    variables: Sequence[tuple[str, int]], stages: Sequence[Stage], rules: Sequence[Rule]
+) -> Mask:
+    """The same decision for (path, size) pairs, setting nothing."""
+    paths = [path for path, _ in variables]
+    stage_of = _assign_stages(paths, stages)
+    matched = {id(rule): _matches(rule, paths, stages) for rule in rules}
+    owner = {p: next((r for r in rules if p in matched[id(r)]), None) for p in paths}
+    _audit(rules, matched, owner, stages)
+    entries = tuple(
+        MaskEntry(path, stage_of[path], size, rule.trainable, rule.learning_rate, rule)
+        for path, size in variables
+        if (rule := owner[path]) is not None
+    )
+    if not any(entry.trainable for entry in entries):
+        raise UserError("mask: nothing would move: every variable is frozen")
+    rates = {e.path: e.learning_rate for e in entries if e.trainable and e.learning_rate != 1}
+    return Mask(entries, rates)
+
+
+def table(mask: Mask) -> str:
+    """The mask as text: a line for each stage, then the totals."""
+    rows = [("stage", "variables", "parameters", "trainable", "lr factor")]
+    for stage in dict.fromkeys(entry.stage for entry in mask.entries):
+        entries = [e for e in mask.entries if e.stage == stage]
+        moving = [e for e in entries if e.trainable]
+        rates = sorted({e.learning_rate for e in moving})
+        rows.append(
+            (
+                stage,
+                str(len(entries)),
+                f"{sum(e.size for e in entries):,}",
+                f"{sum(e.size for e in moving):,}",
+                ", ".join(f"{rate:g}" for rate in rates) or "frozen",
+            )
+        )
+    total, moving = parameters(mask)
+    rows.append(("total", str(len(mask.entries)), f"{total:,}", f"{moving:,}", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:],
+                                                                       strict=True))]).rstrip()
+        for row in rows
+    ]
+    return "\n".join([*lines, f"{moving:,} of {total:,} parameters move ({moving / total:.2%})"])
+
+
+def parameters(mask: Mask) -> tuple[int, int]:
+    """How many parameters there are, and how many of them move."""
+    return (
+        sum(entry.size for entry in mask.entries),
+        sum(entry.size for entry in mask.entries if entry.trainable),
+    )
+
+
+def _size(variable: keras.Variable) -> int:
+    size = 1
+    for dimension in variable.shape:
+        size *= dimension
+    return size
+
+
+def _assign_stages(paths: Sequence[str], stages: Sequence[Stage]) -> dict[str, str]:
+    """Each path's stage. Two or none for one path is a fault of the backbone's declaration."""
+    found = {}
+    for path in paths:
+        names = [stage.name for stage in stages if re.match(stage.pattern, path)]
+        if len(names) != 1:
+            raise ValueError(
+                f"Every variable must belong to exactly one stage. Received: {path} in {names}"
+            )
+        found[path] = names[0]
+    return found
+
+
+def _matches(rule: Rule, paths: Sequence[str], stages: Sequence[Stage]) -> set[str]:
+    by_name = {stage.name: stage.pattern for stage in stages}
+    if rule.match in by_name:
+        pattern = re.compile(by_name[rule.match])
+        return {path for path in paths if pattern.match(path)}
+    if rule.match.startswith("re:"):
+        try:
+            pattern = re.compile(rule.match.removeprefix("re:"))
+        except re.error as error:
+            raise UserError(f"mask: {rule.match}: not a regular expression: {error}") from None
+        return {path for path in paths if pattern.search(path)}
+    return {path for path in paths if fnmatch.fnmatchcase(path, rule.match)}
+
+
+def _audit(
+    rules: Sequence[Rule],
+    matched: dict[int, set[str]],
+    owner: dict[str, Rule | None],
+    stages: Sequence[Stage],
+) -> None:
+    names = [*(stage.name for stage in stages), *owner]
+    errors = []
+    for rule in rules:
+        if not matched[id(rule)]:
+            errors.append(f"{rule.origin}: {rule.match!r} matches nothing{nearest(rule.match, names)}")
+        elif rule.origin == "mask" and all(owner[path] is not rule for path in matched[id(rule)]):
+            # The method's own rules may be wholly overruled: that is what `mask` is for.
+            errors.append(f"mask: {rule.match!r} never decides: earlier rules match all it does")
+    uncovered = [path for path, rule in owner.items() if rule is None]
+    if uncovered:
+        errors.append(f"mask: no rule covers {', '.join(uncovered)}")
+    if errors:
+        raise UserError("\n".join(errors))
+
+
+def _set_layers(parent: keras.layers.Layer, moving: set[str]) -> None:
+    """Set `trainable` from parents to leaves; a layer without weights follows its parent."""
+    for child in parent._layers:
+        if child.weights:
+            child.trainable = any(variable.path in moving for variable in child.weights)
+        else:
+            child.trainable = parent.trainable
+        _set_layers(child, moving)

@@ -1,0 +1,5 @@
+"""Tokenizers as TensorFlow ops, built from the same description that the host side runs."""
+
+
+
+

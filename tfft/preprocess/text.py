@@ -1,0 +1,112 @@
+"""Texts to token ids: the host side, and the hand-over to the graph side."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from tfft.errors import UserError
+
+if TYPE_CHECKING:
+    from tfft.preprocess.graph import GraphTokenizer
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
+
+
+class TextInputs:
+    """A tokenizer and the length at which it cuts.
+
+    Args:
+        spec: the tokenizer's description (`tokenizer.json`).
+        max_length: tokens a row at most, special tokens included; the longer text of a pair is
+            cut first (`longest_first` of transformers).
+        pair: whether a row is two texts.
+    """
+
+    def __init__(self, spec: str, max_length: int, pair: bool = False):
+        self.spec, self.max_length, self.pair = spec, max_length, pair
+        self._host = Tokenizer.from_str(spec)
+        added = self._host.num_special_tokens_to_add(is_pair=pair)
+        if max_length <= added:
+            raise UserError(
+                f"data.max_length: must exceed the {added} special tokens of a row; "
+                f"received {max_length}"
+            )
+        self._host.enable_truncation(max_length, strategy="longest_first")
+        ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
+        self.pad_id = next((i for i in ids if i is not None), 0)
+
+    @property
+    def vocabulary_size(self) -> int:
+        """The number of ids, added tokens included."""
+        return self._host.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any token id of any text could change."""
+        parts = json.dumps([self.spec, self.max_length, self.pair])
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def encode(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> list[tuple[list[int], list[int], bool]]:
+        """Token ids, segment ids and whether the row was cut, for each row; in parallel."""
+        rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return [(e.ids, e.type_ids, bool(e.overflowing)) for e in self._host.encode_batch(rows)]
+
+    def lengths(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[int]:
+        """Tokens of each row, special ones included, if nothing were cut."""
+        free = Tokenizer.from_str(self.spec)
+        rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        return [len(encoding.ids) for encoding in free.encode_batch(rows)]
+
+    def batch(
+        self, texts: Sequence[str], pairs: Sequence[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """`{token_ids, padding_mask, segment_ids}`, int32 [B, T], T the longest row's length."""
+        rows = self.encode(texts, pairs)
+        width = max((len(ids) for ids, _, _ in rows), default=0)
+        out = empty_batch(len(rows), width, self.pad_id)
+        for at, (ids, segments, _) in enumerate(rows):
+            out["token_ids"][at, : len(ids)] = ids
+            out["segment_ids"][at, : len(ids)] = segments
+            out["padding_mask"][at, : len(ids)] = 1
+        return out
+
+    def graph(self) -> "GraphTokenizer":
+        """The same, as TensorFlow ops.
+
+        Raises:
+            UserError: a part of the tokenizer has no counterpart in the graph.
+        """
+        from tfft.preprocess.graph import GraphTokenizer
+
+        return GraphTokenizer(self.spec, self.max_length, self.pad_id)
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
+        (folder / "tokenizer.json").write_text(self.spec, encoding="utf-8")
+        settings = {"max_length": self.max_length, "pair": self.pair}
+        (folder / "inputs.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    @classmethod
+    def restore(cls, folder: Path) -> "TextInputs":
+        """What `save` wrote."""
+        settings = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
+        return cls((folder / "tokenizer.json").read_text(encoding="utf-8"), **settings)
+
+
+def empty_batch(rows: int, width: int, pad_id: int) -> dict[str, np.ndarray]:
+    """A batch of nothing but padding."""
+    return {
+        "token_ids": np.full((rows, width), pad_id, np.int32),
+        "padding_mask": np.zeros((rows, width), np.int32),
+        "segment_ids": np.zeros((rows, width), np.int32),
+    }

@@ -1,0 +1,148 @@
+"""The contracts between the rooms, as small frozen dataclasses. Loads no TensorFlow.
+
+Rooms on one level do not import each other; what they hand to one another is defined here.
+Shapes: B rows, T tokens, D features, C classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # only names for the reader: importing them would load TensorFlow
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the model that is frozen, trained or scaled as one.
+
+    `pattern` is a regular expression, matched from the start of a variable's path.
+    """
+
+    name: str
+    pattern: str
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Decides the variables it matches: whether they move, and how fast.
+
+    `match` is a stage's name, a glob over variable paths, or `re:` and a regular expression.
+    """
+
+    match: str
+    trainable: bool
+    learning_rate: float = 1.0
+    origin: str = "mask"
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """The classification head that a checkpoint carries.
+
+    `weights` maps the variable paths of tfft's head to arrays; `labels` are in output order.
+    """
+
+    labels: tuple[str, ...]
+    weights: Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class HeadStyle:
+    """How the authors of a checkpoint's family read one vector off its features.
+
+    `pooling` is `pooled`, `first` or `mean`; `activation` names that of a dense layer between
+    the vector and the logits, or is None where there is none.
+    """
+
+    pooling: str
+    activation: str | None = None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained Keras model and what the rest of tfft must know of it.
+
+    Attributes:
+        model: takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; returns the
+            features by name.
+        stages: bottom to top; every variable belongs to exactly one.
+        features: name -> width: `pooled` [B, D], `sequence` [B, T, D].
+        head_style: what the checkpoint's family does before its logits.
+        fingerprint: of the pretrained weights and the architecture.
+        description: plain data that rebuilds the architecture (`backbones.rebuild`).
+        head: the classification head stored in the checkpoint, where there is one.
+    """
+
+    model: "keras.Model"
+    stages: tuple[Stage, ...]
+    features: Mapping[str, int]
+    head_style: HeadStyle
+    fingerprint: str
+    description: Mapping[str, Any]
+    head: StoredHead | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A kind of prediction: head, loss, figures and decoding.
+
+    Attributes:
+        name: as in the YAML.
+        columns: the text columns that it may read, in order.
+        head: (backbone, TaskConfig, labels, dtype) -> (layer, name of the feature it reads).
+        loss: (TaskConfig) -> keras loss over (labels, logits), one value a row.
+        sample_weights: (TaskConfig, labels, class ids of the training rows) -> a weight for each
+            class, or None.
+        metrics: (logits [N, C], class ids [N]) -> figures by name.
+        resampled: (logits, class ids, draws, seed) -> figures by name, each [draws]: bootstrap.
+        decode: in the graph, (logits [B, C], labels) -> the served outputs by name.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    head: Callable[..., tuple["keras.layers.Layer", str]]
+    loss: Callable[..., "keras.losses.Loss"]
+    sample_weights: Callable[..., "np.ndarray | None"]
+    metrics: Callable[..., dict[str, float]]
+    resampled: Callable[..., dict[str, "np.ndarray"]]
+    decode: Callable[["tf.Tensor", Sequence[str]], dict[str, "tf.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way of fine-tuning.
+
+    `apply(stages, config)` returns the mask rules, first match first. `stages` are those of the
+    whole model, the head last.
+    """
+
+    name: str
+    apply: Callable[[tuple[Stage, ...], Any], tuple[Rule, ...]]
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The audited decision over every variable of a model.
+
+    Attributes:
+        entries: one for each variable, in the model's order.
+        learning_rates: variable path -> factor, for those that move at another rate than 1.
+    """
+
+    entries: tuple["MaskEntry", ...]
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MaskEntry:
+    """What was decided for one variable, and by which rule."""
+
+    path: str
+    stage: str
+    size: int
+    trainable: bool
+    learning_rate: float
+    rule: Rule
