@@ -29,7 +29,6 @@ def folder(name: str, revision: str | None = None) -> Path:
 
 
 def _download(name: str, revision: str | None) -> Path:
-    import httpx
     from huggingface_hub import errors, snapshot_download
 
     try:
@@ -45,8 +44,8 @@ def _download(name: str, revision: str | None) -> Path:
             f"model.backbone: no repository {name!r} on the hub, and no such folder here "
             "(a private one needs `hf auth login`)"
         ) from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, httpx.HTTPError, OSError) as e:
-        reason = str(e).strip().split("\n")[0][:160]
+    except (errors.HfHubHTTPError, OSError) as e:
+        reason = " ".join(str(e).split())[:160]
         raise UserError(
             f"model.backbone: cannot download {name!r}, and it is not in the local cache: {reason}"
         ) from None

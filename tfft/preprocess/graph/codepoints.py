@@ -10,6 +10,10 @@ from functools import lru_cache
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
+# Noncharacters, which Unicode keeps out of text, for marks of our own within it.
+CUT = "\ufdd0"  # between two parts
+NUL = "\ufdd1"  # in place of U+0000, at which some string ops end a text
+
 _SURROGATES = range(0xD800, 0xE000)
 # No letter, digit, space or punctuation is assigned above the supplementary ideographs.
 _TEXT_PLANES = 0x40000

@@ -1,0 +1,68 @@
+"""ALBERT (Lan et al. 2020): small embeddings, and blocks that share their weights in groups."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tfft.backbones.families import bert, names
+from tfft.backbones.families.encoder import Architecture
+from tfft.backbones.families.family import Family, number
+from tfft.errors import UserError
+from tfft.spec import HeadStyle
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The encoder's numbers, with AlbertConfig's defaults (no dropout, tanh-gelu)."""
+    defaults = {
+        "hidden_act": "gelu_new",
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "num_hidden_layers": 12,
+    }
+    a = bert.architecture({**defaults, **config})
+    groups = number(config, "num_hidden_groups", 1)
+    if not 1 <= groups <= a.layers:
+        raise UserError(
+            f"config.json: num_hidden_groups must be 1 to {a.layers}. Received: {groups}"
+        )
+    return replace(
+        a,
+        embedding_width=number(config, "embedding_size", 128),
+        groups=groups,
+        per_group=number(config, "inner_group_num", 1),
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """AlbertModel's names."""
+    entries = {
+        **names.table("embeddings/token", "embeddings.word_embeddings"),
+        **names.table("embeddings/position", "embeddings.position_embeddings"),
+        **names.table("embeddings/segment", "embeddings.token_type_embeddings"),
+        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
+        **names.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
+        **names.dense("pooler", "pooler"),
+    }
+    for index, block in enumerate(a.blocks):
+        group, inner = divmod(index, a.per_group)
+        layer = f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
+        attention = [f"{layer}.attention.{part}" for part in ("query", "key", "value")]
+        entries |= {
+            **names.fused(f"{block}/attention/qkv", attention),
+            **names.dense(f"{block}/attention/out", f"{layer}.attention.dense"),
+            **names.norm(f"{block}/attention_norm", f"{layer}.attention.LayerNorm"),
+            **names.dense(f"{block}/up", f"{layer}.ffn"),
+            **names.dense(f"{block}/down", f"{layer}.ffn_output"),
+            **names.norm(f"{block}/output_norm", f"{layer}.full_layer_layer_norm"),
+        }
+    return entries
+
+
+FAMILY = Family(
+    prefixes=("albert.",),
+    architecture=architecture,
+    names=name_table,
+    head_style=HeadStyle("pooled"),
+    head_names=names.dense("head/logits", "classifier"),
+    classifier="AlbertForSequenceClassification",
+)

@@ -1,0 +1,61 @@
+"""BERT (Devlin et al. 2019), and the settings that its descendants share with it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfft.backbones.families import names
+from tfft.backbones.families.encoder import Architecture
+from tfft.backbones.families.family import Family, number, refuse
+from tfft.spec import HeadStyle
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The encoder's numbers, with BertConfig's defaults."""
+    refuse(config, "position_embedding_type", ("absolute", None))
+    refuse(config, "is_decoder", (False, None))
+    return Architecture(
+        vocabulary=number(config, "vocab_size"),
+        width=number(config, "hidden_size"),
+        layers=number(config, "num_hidden_layers"),
+        heads=number(config, "num_attention_heads"),
+        inner=number(config, "intermediate_size"),
+        positions=number(config, "max_position_embeddings", 512),
+        segments=number(config, "type_vocab_size", 2),
+        activation=str(config.get("hidden_act", "gelu")),
+        epsilon=number(config, "layer_norm_eps", 1e-12, float),
+        dropout=number(config, "hidden_dropout_prob", 0.1, float),
+        attention_dropout=number(config, "attention_probs_dropout_prob", 0.1, float),
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """BertModel's names."""
+    entries = {
+        **names.table("embeddings/token", "embeddings.word_embeddings"),
+        **names.table("embeddings/position", "embeddings.position_embeddings"),
+        **names.table("embeddings/segment", "embeddings.token_type_embeddings"),
+        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
+        **names.dense("pooler", "pooler.dense"),
+    }
+    for index, block in enumerate(a.blocks):
+        layer = f"encoder.layer.{index}"
+        attention = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+        entries |= {
+            **names.fused(f"{block}/attention/qkv", attention),
+            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            **names.norm(f"{block}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+            **names.dense(f"{block}/up", f"{layer}.intermediate.dense"),
+            **names.dense(f"{block}/down", f"{layer}.output.dense"),
+            **names.norm(f"{block}/output_norm", f"{layer}.output.LayerNorm"),
+        }
+    return entries
+
+
+FAMILY = Family(
+    prefixes=("bert.",),
+    architecture=architecture,
+    names=name_table,
+    head_style=HeadStyle("pooled"),
+    head_names=names.dense("head/logits", "classifier"),
+    classifier="BertForSequenceClassification",
+)

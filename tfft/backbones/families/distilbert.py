@@ -1,0 +1,61 @@
+"""DistilBERT (Sanh et al. 2019): BERT without segments and pooler."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfft.backbones.families import names
+from tfft.backbones.families.encoder import Architecture
+from tfft.backbones.families.family import Family, number
+from tfft.spec import HeadStyle
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The encoder's numbers, with DistilBertConfig's defaults."""
+    return Architecture(
+        vocabulary=number(config, "vocab_size"),
+        width=number(config, "dim", 768),
+        layers=number(config, "n_layers", 6),
+        heads=number(config, "n_heads", 12),
+        inner=number(config, "hidden_dim", 3072),
+        positions=number(config, "max_position_embeddings", 512),
+        segments=0,
+        activation=str(config.get("activation", "gelu")),
+        epsilon=1e-12,
+        dropout=number(config, "dropout", 0.1, float),
+        attention_dropout=number(config, "attention_dropout", 0.1, float),
+        pooler=None,
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """DistilBertModel's names."""
+    entries = {
+        **names.table("embeddings/token", "embeddings.word_embeddings"),
+        **names.table("embeddings/position", "embeddings.position_embeddings"),
+        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
+    }
+    for index, block in enumerate(a.blocks):
+        layer = f"transformer.layer.{index}"
+        attention = [f"{layer}.attention.{part}_lin" for part in "qkv"]
+        entries |= {
+            **names.fused(f"{block}/attention/qkv", attention),
+            **names.dense(f"{block}/attention/out", f"{layer}.attention.out_lin"),
+            **names.norm(f"{block}/attention_norm", f"{layer}.sa_layer_norm"),
+            **names.dense(f"{block}/up", f"{layer}.ffn.lin1"),
+            **names.dense(f"{block}/down", f"{layer}.ffn.lin2"),
+            **names.norm(f"{block}/output_norm", f"{layer}.output_layer_norm"),
+        }
+    return entries
+
+
+FAMILY = Family(
+    prefixes=("distilbert.",),
+    architecture=architecture,
+    names=name_table,
+    head_style=HeadStyle("first", "relu"),
+    head_names={
+        **names.dense("head/dense", "pre_classifier"),
+        **names.dense("head/logits", "classifier"),
+    },
+    classifier="DistilBertForSequenceClassification",
+)

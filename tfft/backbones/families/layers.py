@@ -1,0 +1,231 @@
+"""Layers of the BERT kind of encoder, in `keras.ops`.
+
+B rows, T tokens, D width, H heads. Attention, softmax and norms compute in float32 where the
+precision is lower elsewhere.
+"""
+
+from collections.abc import Callable
+
+import keras
+from keras import ops
+
+from tfft.errors import UserError, nearest
+
+# Names as in transformers' ACT2FN.
+ACTIVATIONS: dict[str, Callable] = {
+    "gelu": lambda x: keras.activations.gelu(x, approximate=False),
+    "gelu_new": lambda x: keras.activations.gelu(x, approximate=True),
+    "gelu_pytorch_tanh": lambda x: keras.activations.gelu(x, approximate=True),
+    "gelu_fast": lambda x: keras.activations.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * ops.sigmoid(1.702 * x),
+    "relu": keras.activations.relu,
+    "relu6": keras.activations.relu6,
+    "silu": keras.activations.silu,
+    "swish": keras.activations.silu,
+    "mish": keras.activations.mish,
+    "tanh": keras.activations.tanh,
+    "sigmoid": keras.activations.sigmoid,
+    "linear": keras.activations.linear,
+}
+
+
+def activation(name: str) -> Callable:
+    """The function of a checkpoint's `hidden_act`.
+
+    Raises:
+        UserError: it is not known here.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json: unknown activation {name!r}{nearest(name, ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Dropout(keras.layers.Layer):
+    """Dropout from eight random bits an element; off where its stage is frozen.
+
+    The rate is rounded to 1/256, and what is kept is scaled by the rounded rate, so the mean is
+    exact. Drawing 32 random bits a float, as Keras does, costs more than twice the time.
+
+    Args:
+        rate: the share that is dropped, in [0, 1).
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs):
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"`rate` must be in [0, 1). Received: rate={rate!r}")
+        self.rate = rate
+        self._dropped = round(rate * 256)
+        self.seed_generator = keras.random.SeedGenerator(seed) if self._dropped else None
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """Any shape in, the same out."""
+        if not training or not self.trainable or not self._dropped:
+            return x
+        size = ops.prod(ops.cast(ops.shape(x), "int32"))
+        # Four elements a draw: integers over the whole range hold four independent bytes.
+        draws = keras.random.randint(
+            [(size + 3) // 4], -(2**31), 2**31 - 1, "int32", seed=self.seed_generator
+        )
+        bits = ops.reshape(ops.view(draws, "uint8"), [-1])[:size]
+        keep = ops.reshape(bits >= self._dropped, ops.shape(x))
+        return ops.where(keep, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+
+    def compute_output_shape(self, input_shape):
+        """The input's."""
+        return input_shape
+
+    def get_config(self):
+        """Arguments that rebuild the layer."""
+        return {**super().get_config(), "rate": self.rate}
+
+
+class Embeddings(keras.layers.Layer):
+    """Token, position and segment embeddings, added, normalised.
+
+    Args:
+        vocabulary, positions, segments: table sizes; no segments: 0.
+        width: D of the tables.
+        project: width of the blocks, where it is another (ALBERT), else None.
+        pad_id: where positions count tokens that are not this and begin after it (RoBERTa),
+            else None.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        positions: int,
+        segments: int,
+        width: int,
+        project: int | None,
+        pad_id: int | None,
+        epsilon: float,
+        dropout: float,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self._pad_id = pad_id
+        self.token = keras.layers.Embedding(vocabulary, width, dtype=dtype, name="token")
+        self.position = keras.layers.Embedding(positions, width, dtype=dtype, name="position")
+        self.segment = (
+            keras.layers.Embedding(segments, width, dtype=dtype, name="segment")
+            if segments
+            else None
+        )
+        self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name="norm")
+        self.dropout = Dropout(dropout, dtype=dtype, name="dropout")
+        self.project = (
+            keras.layers.Dense(project, dtype=dtype, name="project") if project else None
+        )
+        self._width = width
+
+    def build(self, _):
+        """Create the tables."""
+        for table in (self.token, self.position, self.segment):
+            if table is not None:
+                table.build()
+        self.norm.build((None, None, self._width))
+        if self.project is not None:
+            self.project.build((None, None, self._width))
+        self.built = True
+
+    def call(self, token_ids, segment_ids, training: bool = False):
+        """Int [B, T] twice -> [B, T, D]."""
+        x = self.token(token_ids)
+        if self._pad_id is None:
+            x = x + self.position(ops.arange(ops.shape(token_ids)[1]))
+        else:
+            real = ops.cast(token_ids != self._pad_id, "int32")
+            x = x + self.position(ops.cumsum(real, axis=1) * real + self._pad_id)
+        if self.segment is not None:
+            x = x + self.segment(segment_ids)
+        x = self.dropout(self.norm(x), training=training)
+        return x if self.project is None else self.project(x)
+
+
+class SelfAttention(keras.layers.Layer):
+    """Multi-head self-attention with one product for queries, keys and values.
+
+    Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, **kwargs):
+        super().__init__(**kwargs)
+        if width % heads:
+            raise UserError(
+                f"config.json: hidden size {width} is no multiple of its {heads} attention heads"
+            )
+        self._width, self._heads = width, heads
+        self._scale = (width // heads) ** -0.5
+        self.qkv = keras.layers.Dense(3 * width, dtype=self.dtype_policy, name="qkv")
+        self.out = keras.layers.Dense(width, dtype=self.dtype_policy, name="out")
+        self.dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+
+    def build(self, _):
+        """Create the two products."""
+        self.qkv.build((None, None, self._width))
+        self.out.build((None, None, self._width))
+        self.built = True
+
+    def call(self, x, bias, training: bool = False):
+        """[B, T, D] and an additive [B, 1, 1, T] -> [B, T, D]."""
+        rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
+        size = self._width // self._heads
+        qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self._heads, size])
+        query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
+        scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
+        weights = ops.softmax(ops.cast(scores, "float32") + bias, axis=-1)
+        weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
+        mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
+        return self.out(ops.reshape(mixed, [rows, tokens, self._width]))
+
+
+class Block(keras.layers.Layer):
+    """One encoder block, norms after the sums.
+
+    Args:
+        width, heads, inner: D, H and the width between the two dense layers.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        inner: int,
+        activation_name: str,
+        epsilon: float,
+        dropout: float,
+        attention_dropout: float,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self._width, self._inner = width, inner
+        self._activation = activation(activation_name)
+        norm = keras.layers.LayerNormalization
+        self.attention = SelfAttention(
+            width, heads, attention_dropout, dtype=dtype, name="attention"
+        )
+        self.attention_norm = norm(epsilon=epsilon, dtype=dtype, name="attention_norm")
+        self.up = keras.layers.Dense(inner, dtype=dtype, name="up")
+        self.down = keras.layers.Dense(width, dtype=dtype, name="down")
+        self.output_norm = norm(epsilon=epsilon, dtype=dtype, name="output_norm")
+        self.attention_dropout = Dropout(dropout, dtype=dtype, name="attention_dropout")
+        self.output_dropout = Dropout(dropout, dtype=dtype, name="output_dropout")
+
+    def build(self, _):
+        """Create everything."""
+        shape = (None, None, self._width)
+        for layer in (self.attention, self.attention_norm, self.up, self.output_norm):
+            layer.build(shape)
+        self.down.build((None, None, self._inner))
+        self.built = True
+
+    def call(self, x, bias, training: bool = False):
+        """[B, T, D] and an additive [B, 1, 1, T] -> [B, T, D]."""
+        attended = self.attention(x, bias, training=training)
+        x = self.attention_norm(x + self.attention_dropout(attended, training=training))
+        y = self.down(self._activation(self.up(x)))
+        return self.output_norm(x + self.output_dropout(y, training=training))

@@ -1,0 +1,73 @@
+"""Tensors of a checkpoint <-> variables of the encoder, by a table, in both directions.
+
+An entry of a table maps a variable's path to the tensors it is made of and the kind of the
+change of form, which is its own inverse's key:
+
+- `same`: as it is;
+- `transpose`: PyTorch's Linear keeps [out, in], Keras' Dense [in, out];
+- `fused`: three Linears side by side, [in, 3 * out] or [3 * out].
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one variable comes from."""
+
+    tensors: tuple[str, ...]
+    form: str = "same"
+
+
+Table = Mapping[str, Entry]
+
+
+def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
+    """The variable's value from its tensors."""
+    if entry.form == "transpose":
+        return tensors[0].T
+    if entry.form == "fused":
+        return np.concatenate([t.T for t in tensors], axis=-1)
+    return tensors[0]
+
+
+def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
+    """The tensors from the variable's value: `read`, backwards."""
+    if entry.form == "transpose":
+        return [np.ascontiguousarray(value.T)]
+    if entry.form == "fused":
+        parts = np.split(value, len(entry.tensors), axis=-1)
+        return [np.ascontiguousarray(part.T) for part in parts]
+    return [value]
+
+
+def dense(path: str, tensor: str) -> dict[str, Entry]:
+    """Kernel and bias of a Linear."""
+    return {
+        f"{path}/kernel": Entry((f"{tensor}.weight",), "transpose"),
+        f"{path}/bias": Entry((f"{tensor}.bias",)),
+    }
+
+
+def norm(path: str, tensor: str) -> dict[str, Entry]:
+    """Scale and offset of a LayerNorm."""
+    return {
+        f"{path}/gamma": Entry((f"{tensor}.weight",)),
+        f"{path}/beta": Entry((f"{tensor}.bias",)),
+    }
+
+
+def fused(path: str, tensors: Sequence[str]) -> dict[str, Entry]:
+    """Kernel and bias of several Linears in one."""
+    return {
+        f"{path}/kernel": Entry(tuple(f"{t}.weight" for t in tensors), "fused"),
+        f"{path}/bias": Entry(tuple(f"{t}.bias" for t in tensors), "fused"),
+    }
+
+
+def table(path: str, tensor: str) -> dict[str, Entry]:
+    """An embedding table."""
+    return {f"{path}/embeddings": Entry((f"{tensor}.weight",))}

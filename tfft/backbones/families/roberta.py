@@ -1,0 +1,40 @@
+"""RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): BERT with other positions.
+
+Positions are counted over real tokens and begin after the padding id. The classifier reads the
+first token through a dense layer of its own, not the pooler.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tfft.backbones.families import bert, names
+from tfft.backbones.families.encoder import Architecture
+from tfft.backbones.families.family import Family, number
+from tfft.spec import HeadStyle
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """BERT's numbers, with positions after the padding id."""
+    return replace(
+        bert.architecture({"type_vocab_size": 2, **config}),
+        pad_id=number(config, "pad_token_id", 1),
+    )
+
+
+def _family(classifier: str) -> Family:
+    return Family(
+        prefixes=("roberta.",),
+        architecture=architecture,
+        names=bert.name_table,
+        head_style=HeadStyle("first", "tanh"),
+        head_names={
+            **names.dense("head/dense", "classifier.dense"),
+            **names.dense("head/logits", "classifier.out_proj"),
+        },
+        classifier=classifier,
+    )
+
+
+ROBERTA = _family("RobertaForSequenceClassification")
+XLM_ROBERTA = _family("XLMRobertaForSequenceClassification")

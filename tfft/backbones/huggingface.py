@@ -1,0 +1,229 @@
+"""Hugging Face checkpoints: config.json and safetensors, read and written, nothing run.
+
+What a checkpoint holds is loaded exactly or refused: features equal the original's to 1e-5 in
+float32.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import ml_dtypes  # noqa: F401 -- teaches numpy bfloat16, in which some checkpoints are stored
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tfft import pretrained
+from tfft.backbones.families import FAMILIES, encoder, names
+from tfft.backbones.families.family import Family
+from tfft.config import ModelConfig
+from tfft.errors import UserError, nearest
+from tfft.spec import Backbone, HeadStyle, StoredHead
+
+_POOLING = "1_Pooling/config.json"  # of sentence-transformers
+
+
+def load(config: ModelConfig, precision: str) -> Backbone:
+    """A checkpoint's encoder with its weights.
+
+    Raises:
+        UserError: not a checkpoint of a known family, or a tensor is missing or misshapen.
+    """
+    folder = pretrained.folder(config.backbone.partition(":")[2], config.revision)
+    settings = pretrained.read_json(folder / "config.json")
+    family = _family(settings)
+    table = family.names(family.architecture(settings))
+    with _Tensors(_weight_files(folder, config.weights), family.prefixes) as tensors:
+        poolers = [entry for path, entry in table.items() if path.startswith("pooler/")]
+        description = {
+            "provider": "hf",
+            "config": settings,
+            "dropout": config.dropout,
+            "pooler": all(tensors.has(entry) for entry in poolers),
+            "pooling": _stored_pooling(folder) if config.head == "new" else None,
+        }
+        backbone = rebuild(description, precision)
+        _assign(backbone.model.weights, table, tensors, settings["model_type"])
+        head = _head(settings, family, tensors) if config.head == "checkpoint" else None
+        return replace(backbone, fingerprint=tensors.fingerprint(settings), head=head)
+
+
+def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
+    """The architecture alone, from what `load` described."""
+    settings = description["config"]
+    family = _family(settings)
+    a, style = family.architecture(settings), family.head_style
+    if description["dropout"] is not None:
+        rate = description["dropout"]
+        a = replace(a, dropout=rate, attention_dropout=rate)
+    if not description["pooler"]:
+        if style.pooling == "pooled":  # a fresh pooler, as part of the head
+            style = HeadStyle("first", a.pooler)
+        a = replace(a, pooler=None)
+    if description["pooling"]:
+        style = HeadStyle(description["pooling"])
+    return Backbone(
+        model=encoder.build(a, precision),
+        stages=encoder.stages(a),
+        features=encoder.features(a),
+        head_style=style,
+        fingerprint="",
+        description=description,
+    )
+
+
+def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: Path) -> None:
+    """Write a classifier as a Hugging Face checkpoint that transformers loads.
+
+    Raises:
+        UserError: the head is not of the form that the family's own classifier has.
+    """
+    settings = dict(backbone.description["config"])
+    family = _family(settings)
+    table = {**family.names(family.architecture(settings)), **family.head_names}
+    head = {v.path: v for v in model.weights if v.path.startswith("head/")}
+    if set(head) != set(family.head_names):
+        raise UserError(
+            f"the head ({', '.join(sorted(head))}) has another form than "
+            f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
+        )
+    tensors: dict[str, np.ndarray] = {}
+    for variable in model.weights:
+        prefix = "" if variable.path in head else family.prefixes[0]
+        entry = table[variable.path]
+        values = names.write(entry, np.asarray(variable.value))
+        tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
+    settings["architectures"] = [family.classifier]
+    settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
+    settings["label2id"] = {label: i for i, label in enumerate(labels)}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _family(settings: Mapping[str, Any]) -> Family:
+    kind = settings.get("model_type")
+    if kind not in FAMILIES:
+        raise UserError(
+            f"config.json: model_type {kind!r} is not supported{nearest(kind, FAMILIES)}"
+        )
+    return FAMILIES[kind]
+
+
+def _stored_pooling(folder: Path) -> str | None:
+    """How sentence-transformers pools this checkpoint, where it says so."""
+    if not (folder / _POOLING).is_file():
+        return None
+    return "mean" if pretrained.read_json(folder / _POOLING).get("pooling_mode_mean_tokens") else None
+
+
+def _weight_files(folder: Path, given: str | None) -> list[Path]:
+    if given is not None:
+        path = Path(given).expanduser()
+        if not path.is_file():
+            raise UserError(f"model.weights: no such file: {given}")
+        if path.suffix != ".safetensors":
+            raise UserError(f"model.weights: must be a .safetensors file. Received: {given}")
+        return [path]
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        shards = pretrained.read_json(index).get("weight_map", {}).values()
+        # A shard's name comes from the file: it must not lead out of the folder.
+        return [folder / Path(str(shard)).name for shard in dict.fromkeys(shards)]
+    others = sorted(p.name for p in folder.glob("*.bin"))
+    hint = (
+        f"; {others[0]} is a pickle, which tfft never reads: save the model anew with "
+        "transformers' save_pretrained, which writes safetensors"
+        if others
+        else ""
+    )
+    raise UserError(f"{folder}: holds no model.safetensors{hint}")
+
+
+class _Tensors:
+    """The tensors of one or several safetensors files, under names without their prefix."""
+
+    def __init__(self, files: Sequence[Path], prefixes: Sequence[str]):
+        self.where = files[0]
+        self._files, self._prefixes = files, prefixes
+        self._open: list[Any] = []
+        self._names: dict[str, Any] = {}
+
+    def __enter__(self) -> "_Tensors":
+        for path in self._files:
+            try:
+                file = safe_open(path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise UserError(f"{path}: not a safetensors file: {error}") from None
+            self._open.append(file)
+            for name in file.keys():  # noqa: SIM118 -- it is no mapping
+                self._names[self._plain(name)] = (file, name)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.clear()
+        self._names.clear()
+
+    def _plain(self, name: str) -> str:
+        prefix = next((p for p in self._prefixes if name.startswith(p)), "")
+        # Files from before 2019 name a norm's parameters as TensorFlow does.
+        name = name.removeprefix(prefix)
+        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
+            "LayerNorm.beta", "LayerNorm.bias"
+        )
+
+    def has(self, entry: names.Entry) -> bool:
+        return all(name in self._names for name in entry.tensors)
+
+    def get(self, entry: names.Entry) -> np.ndarray:
+        values = []
+        for name in entry.tensors:
+            file, key = self._names[name]
+            values.append(file.get_tensor(key).astype(np.float32))
+        return names.read(entry, values)
+
+    def fingerprint(self, settings: Mapping[str, Any]) -> str:
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for path in self._files:
+            with open(path, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()[:16]
+
+
+def _assign(
+    variables: Sequence[keras.Variable], table: names.Table, tensors: _Tensors, kind: str
+) -> None:
+    for variable in variables:
+        entry = table[variable.path]
+        if not tensors.has(entry):
+            raise UserError(
+                f"{tensors.where}: lacks {entry.tensors[0]!r}; is it a {kind} checkpoint?"
+            )
+        value = tensors.get(entry)
+        if value.shape != tuple(variable.shape):
+            raise UserError(
+                f"{tensors.where}: {' + '.join(entry.tensors)} gives "
+                f"{list(value.shape)} where config.json means {list(variable.shape)}"
+            )
+        variable.assign(value)
+
+
+def _head(settings: Mapping[str, Any], family: Family, tensors: _Tensors) -> StoredHead:
+    if not all(tensors.has(entry) for entry in family.head_names.values()):
+        raise UserError(
+            f"model.head: checkpoint: {tensors.where} holds no classification head; use head: new"
+        )
+    weights = {path: tensors.get(entry) for path, entry in family.head_names.items()}
+    classes = weights["head/logits/kernel"].shape[1]
+    names_ = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
+    try:
+        labels = tuple(str(names_[str(i)]) for i in range(classes))
+    except KeyError as error:
+        raise UserError(f"config.json: id2label lacks class {error}") from None
+    return StoredHead(labels, weights)

@@ -1,0 +1,95 @@
+"""KerasHub presets: text encoders through KerasHub's own classes.
+
+They compute what KerasHub computes, which for some checkpoints is not what the original does
+(tanh-gelu for gelu in BERT and ALBERT: 5e-3 on MiniLM). Where a Hugging Face checkpoint of the
+same model is to be had, `hf:` is exact.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfft.config import ModelConfig
+from tfft.errors import UserError
+from tfft.spec import Backbone, HeadStyle, Stage
+
+_BLOCK = re.compile(r"^(?:transformer_layer_\d+|group_\d+_inner_layer_\d+)$")
+_INPUTS = {"token_ids", "padding_mask", "segment_ids"}
+
+
+def load(config: ModelConfig, precision: str) -> Backbone:
+    """A preset's encoder with its weights.
+
+    Raises:
+        UserError: no such preset, or it is no text encoder.
+    """
+    import keras_hub
+
+    name = config.backbone.partition(":")[2]
+    try:
+        inner = keras_hub.models.Backbone.from_preset(name, dtype=precision)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.backbone: kerashub:{name} cannot be loaded: {reason}") from None
+    backbone = _wrap(inner)
+    return replace(backbone, fingerprint=_fingerprint(inner, backbone.description))
+
+
+def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
+    """The architecture alone, from what `load` described."""
+    import keras_hub
+
+    cls = getattr(keras_hub.models, description["class"], None)
+    if not (isinstance(cls, type) and issubclass(cls, keras_hub.models.Backbone)):
+        raise UserError(f"keras-hub has no backbone {description['class']!r}")
+    return _wrap(cls.from_config({**description["config"], "dtype": precision}))
+
+
+def _wrap(inner: keras.Model) -> Backbone:
+    wanted = {tensor.name for tensor in inner.inputs}
+    blocks = [layer.name for layer in inner.layers if _BLOCK.match(layer.name)]
+    if not wanted <= _INPUTS or not blocks:
+        raise UserError(
+            f"model.backbone: {type(inner).__name__} is no text encoder "
+            f"(inputs: {', '.join(sorted(wanted))})"
+        )
+    inputs = {name: keras.Input([None], dtype="int32", name=name) for name in sorted(_INPUTS)}
+    outputs = inner({name: inputs[name] for name in wanted})
+    if not isinstance(outputs, dict):
+        outputs = {"sequence_output": outputs}
+    named = {"sequence_output": "sequence", "pooled_output": "pooled"}
+    outputs = {named[key]: value for key, value in outputs.items() if key in named}
+    settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
+    return Backbone(
+        model=keras.Model(inputs, outputs, name="encoder"),
+        stages=_stages(inner, blocks),
+        features={key: value.shape[-1] for key, value in outputs.items()},
+        head_style=HeadStyle("pooled" if "pooled" in outputs else "first"),
+        fingerprint="",
+        description={"provider": "kerashub", "class": type(inner).__name__, "config": settings},
+    )
+
+
+def _stages(inner: keras.Model, blocks: list[str]) -> tuple[Stage, ...]:
+    """Embeddings, the blocks and the pooler, read off the layers that have weights."""
+    top = [layer.name for layer in inner.layers if layer.weights]
+    pooler = [name for name in top if name.startswith("pooled")]
+    below = [name for name in top if name not in blocks and name not in pooler]
+    stages = [Stage("embeddings", f"(?:{'|'.join(map(re.escape, below))})/")]
+    stages += [Stage(f"block_{i}", f"{re.escape(name)}/") for i, name in enumerate(blocks)]
+    if pooler:
+        stages.append(Stage("pooler", f"(?:{'|'.join(map(re.escape, pooler))})/"))
+    return tuple(stages)
+
+
+def _fingerprint(model: keras.Model, description: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode())
+    for variable in model.weights:
+        digest.update(np.ascontiguousarray(variable.value).tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,16 @@
+"""The head alone moves: a linear probe of the pretrained features (Alain & Bengio 2016)."""
+
+from typing import Any
+
+from tfft.spec import Method, Rule, Stage
+
+
+def apply(stages: tuple[Stage, ...], _: Any) -> tuple[Rule, ...]:
+    """The last stage moves, the rest is frozen."""
+    return (
+        Rule(stages[-1].name, trainable=True, origin="method head"),
+        Rule("*", trainable=False, origin="method head"),
+    )
+
+
+METHOD = Method("head", apply)

@@ -1,0 +1,128 @@
+"""The whole tokenizer as one TensorFlow module: raw texts in, a model's inputs out."""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfft.errors import UserError
+from tfft.preprocess.graph import codepoints, normalize, pack
+from tfft.preprocess.graph.bpe import ByteLevelBPE
+from tfft.preprocess.graph.unigram import Unigram
+from tfft.preprocess.graph.wordpiece import WordPiece
+
+MODELS = {"WordPiece": WordPiece, "BPE": ByteLevelBPE, "Unigram": Unigram}
+
+
+class GraphTokenizer(tf.Module):
+    """A tokenizer description as TensorFlow ops; it can be saved within a SavedModel.
+
+    Args:
+        spec: the description (`tokenizer.json`).
+        max_length: tokens a row at most, special ones included.
+        pad_id: fills up shorter rows.
+
+    Raises:
+        UserError: a part of the description has no counterpart in the graph.
+    """
+
+    def __init__(self, spec: str, max_length: int, pad_id: int):
+        super().__init__()
+        description = json.loads(spec)
+        self._max_length, self._pad_id = max_length, pad_id
+        self._normalize = normalize.Normalizer(description["normalizer"])
+        self._added = _AddedTokens(description["added_tokens"])
+        self._pieces = _pieces(description)
+        self._single, self._pair = pack.templates(description["post_processor"])
+
+    def __call__(
+        self, text: tf.Tensor, text_pair: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Strings [B] -> `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
+        a = self._ids(text)
+        b = None if text_pair is None else self._ids(text_pair)
+        template = self._single if b is None else self._pair
+        return pack.pack(a, b, template, self._max_length, self._pad_id)
+
+    def _ids(self, text: tf.Tensor) -> tf.RaggedTensor:
+        # A request may hold anything; what is not UTF-8 becomes U+FFFD instead of an error.
+        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+        text = tf.strings.regex_replace(text, r"\x{0}", codepoints.NUL)
+        if not self._added:
+            return self._pieces(self._normalize(text))
+        parts = self._added.split(text)
+        token = self._added.lookup(parts.flat_values)
+        is_text = token < 0
+        plain = self._pieces(self._normalize(tf.where(is_text, parts.flat_values, "")))
+        single = tf.RaggedTensor.from_row_lengths(
+            tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64)
+        )
+        # Of the two, one is empty in each part.
+        ids = tf.concat([plain, single], axis=1)
+        return parts.with_flat_values(ids).merge_dims(1, 2)
+
+
+class _AddedTokens(tf.Module):
+    """Tokens that are found in the raw text before anything else, such as [SEP]."""
+
+    def __init__(self, tokens: Sequence[Mapping[str, Any]]):
+        super().__init__()
+        for token in tokens:
+            if token["single_word"]:
+                raise UserError(
+                    f"tokenizer: the added token {token['content']!r} with single_word has no "
+                    "in-graph form"
+                )
+            if token["normalized"] and token["content"] != token["content"].lower():
+                raise UserError(
+                    f"tokenizer: the normalized added token {token['content']!r} has no "
+                    "in-graph form"
+                )
+        self._tokens = list(tokens)
+        if not tokens:
+            return
+        # The longest first, where one begins like another: as the host does.
+        ordered = sorted(tokens, key=lambda t: -len(t["content"]))
+        space = codepoints.whitespace()
+        self._pattern = "|".join(
+            (f"{space}*" if t["lstrip"] else "")
+            + re.escape(t["content"])
+            + (f"{space}*" if t["rstrip"] else "")
+            for t in ordered
+        )
+        self._strip = f"^{space}+|{space}+$"
+        self._table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant([t["content"] for t in ordered]),
+                tf.constant([t["id"] for t in ordered], tf.int32),
+            ),
+            default_value=-1,
+        )
+        self._may_strip = any(t["lstrip"] or t["rstrip"] for t in tokens)
+
+    def __bool__(self) -> bool:
+        return bool(self._tokens)
+
+    def split(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Texts [N] -> their parts, added tokens apart, ragged [N, parts]."""
+        return tf_text.regex_split(text, self._pattern, self._pattern)
+
+    def lookup(self, parts: tf.Tensor) -> tf.Tensor:
+        """The id of each part that is an added token, else -1."""
+        found = self._table.lookup(parts)
+        if not self._may_strip:
+            return found
+        stripped = tf.strings.regex_replace(parts, self._strip, "")
+        return tf.where(found >= 0, found, self._table.lookup(stripped))
+
+
+def _pieces(description: Mapping[str, Any]) -> tf.Module:
+    """The model of the description with the splits before it."""
+    model = description["model"]
+    kind = model["type"]
+    if kind not in MODELS:
+        raise UserError(f"tokenizer: the model {kind} has no in-graph form")
+    return MODELS[kind](model, description["pre_tokenizer"])

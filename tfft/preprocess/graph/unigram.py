@@ -1,0 +1,151 @@
+"""Unigram in the graph: the best path through each word (Kudo 2018, Subword Regularization).
+
+tensorflow-text's SentencePiece op adds scores up in float32 over the whole text and so breaks
+ties (888+8 or 8+888) otherwise than the host, which adds in float64 word by word: 153 of 135,971
+lines differed. So the path is searched here: in float64, for all different words of a batch at
+once, from left to right, the earlier start winning among equals.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfft.errors import UserError
+from tfft.preprocess.graph import codepoints
+
+_UNKNOWN_PENALTY = 10.0  # below the worst score: SentencePiece's and the host's constant
+
+
+class Unigram(tf.Module):
+    """Normalised texts [N] -> ids, ragged [N, tokens]."""
+
+    def __init__(self, model: Mapping[str, Any], pre_tokenizer: Mapping[str, Any] | None):
+        super().__init__()
+        if model.get("byte_fallback"):
+            raise UserError("tokenizer: Unigram with byte_fallback has no in-graph form")
+        pieces = [piece for piece, _ in model["vocab"]]
+        scores = np.array([score for _, score in model["vocab"]], np.float64)
+        self._split_spaces, metaspace = _pre_tokenization(pre_tokenizer)
+        self._mark, self._prefix = metaspace["replacement"], metaspace["prepend_scheme"] == "always"
+        self._space = codepoints.whitespace()
+        self._unknown = model["unk_id"]
+        self._unknown_score = float(scores.min() - _UNKNOWN_PENALTY)
+        self._scores = tf.constant(scores, tf.float64)
+        self._longest = max(map(len, pieces))
+        ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
+        self._table = tf.lookup.StaticHashTable(
+            tf.lookup.KeyValueTensorInitializer(
+                tf.constant(list(ids), tf.string), tf.constant(list(ids.values()), tf.int32)
+            ),
+            default_value=-1,
+        )
+
+    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Ids of each text."""
+        words = self._words(text)
+        unique, where = tf.unique(words.flat_values)
+        ids = tf.gather(self._encode(unique), where)
+        return words.with_flat_values(ids).merge_dims(1, 2)
+
+    def _words(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Split at whitespace, mark the beginnings, split before each mark."""
+        mark = self._mark
+        if self._split_spaces:
+            words = tf_text.regex_split(text, f"{self._space}+")
+        else:
+            words = tf.RaggedTensor.from_tensor(text[:, None])
+            words = tf.ragged.boolean_mask(words, words != "")
+        flat = tf.strings.regex_replace(words.flat_values, " ", mark)
+        if self._prefix:
+            flat = tf.where(tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat)
+        # A mark belongs to what follows it: cut where something stands before one.
+        cut = tf.strings.regex_replace(flat, mark, f"{codepoints.CUT}{mark}")
+        split = tf_text.regex_split(cut, codepoints.CUT)
+        return words.with_flat_values(split).merge_dims(1, 2)
+
+    def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
+        """The ids along the best path of each word, [W] -> ragged [W, tokens]."""
+        characters = tf.strings.unicode_split(words, "UTF-8")
+        count = tf.cast(characters.row_lengths(), tf.int32)
+        size = tf.cast(tf.strings.length(characters.flat_values), tf.int32)
+        ends = tf.cumsum(characters.with_flat_values(size).to_tensor(), axis=1)
+        bounds = tf.pad(ends, [[0, 0], [1, 0]])  # [W, L + 1], bytes before each character
+        token, step = self._forward(words, bounds)
+        return self._backward(token, step, count)
+
+    def _forward(self, words: tf.Tensor, bounds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The last token of the best path to each place, and its length; both [L, W]."""
+        rows, places = tf.shape(bounds)[0], tf.shape(bounds)[1]
+        # Longest first: among equal scores `argmax` takes the first, as the host does.
+        lengths = tf.range(self._longest, 0, -1)[None, :]  # [1, M]
+        tokens = tf.TensorArray(tf.int32, places - 1)
+        steps = tf.TensorArray(tf.int32, places - 1)
+        # best[place - M .. place - 1] of each word, the farthest first: [W, M].
+        window = tf.concat(
+            [
+                tf.fill([rows, self._longest - 1], tf.constant(-np.inf, tf.float64)),
+                tf.zeros([rows, 1], tf.float64),
+            ],
+            axis=1,
+        )
+
+        def advance(
+            place: tf.Tensor, window: tf.Tensor, tokens: tf.TensorArray, steps: tf.TensorArray
+        ) -> tuple[Any, ...]:
+            start = tf.maximum(place - lengths, 0)
+            begin = tf.gather(bounds, tf.tile(start, [rows, 1]), batch_dims=1)  # [W, M]
+            size = bounds[:, place][:, None] - begin
+            piece = tf.strings.substr(tf.tile(words[:, None], [1, self._longest]), begin, size)
+            found = self._table.lookup(piece)
+            score = tf.gather(self._scores, tf.maximum(found, 0))
+            unknown = (found < 0) & (lengths == 1)
+            score = tf.where(found >= 0, score, tf.constant(-np.inf, tf.float64))
+            score = tf.where(unknown, tf.constant(self._unknown_score, tf.float64), score)
+            total = window + score
+            chosen = tf.argmax(total, axis=1, output_type=tf.int32)
+            token = tf.gather(found, chosen, batch_dims=1)
+            tokens = tokens.write(place - 1, tf.where(token < 0, self._unknown, token))
+            steps = steps.write(place - 1, self._longest - chosen)
+            reached = tf.gather(total, chosen, batch_dims=1)
+            return place + 1, tf.concat([window[:, 1:], reached[:, None]], 1), tokens, steps
+
+        _, _, tokens, steps = tf.while_loop(
+            lambda place, *_: place < places, advance, (1, window, tokens, steps)
+        )
+        return tokens.stack(), steps.stack()
+
+    def _backward(self, token: tf.Tensor, step: tf.Tensor, count: tf.Tensor) -> tf.RaggedTensor:
+        """Follow the tokens [L, W] from each word's end; runs of unknown ones become one."""
+        rows = tf.shape(count)[0]
+        columns = tf.range(rows)
+        taken = tf.TensorArray(tf.int32, 0, dynamic_size=True)
+
+        def back(at: tf.Tensor, place: tf.Tensor, taken: tf.TensorArray) -> tuple[Any, ...]:
+            going = place > 0
+            index = tf.stack([tf.maximum(place - 1, 0), columns], axis=1)
+            taken = taken.write(at, tf.where(going, tf.gather_nd(token, index), -1))
+            return at + 1, tf.where(going, place - tf.gather_nd(step, index), place), taken
+
+        _, _, taken = tf.while_loop(
+            lambda _, place, __: tf.reduce_any(place > 0), back, (0, count, taken)
+        )
+        ids = tf.reverse(tf.transpose(tf.reshape(taken.stack(), [-1, rows])), [1])
+        before = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
+        run = (ids == self._unknown) & (before == self._unknown)
+        return tf.ragged.boolean_mask(ids, (ids >= 0) & ~run)
+
+
+def _pre_tokenization(description: Mapping[str, Any] | None) -> tuple[bool, Mapping[str, Any]]:
+    """Whether words are split at whitespace first, and the Metaspace step."""
+    description = description or {"type": "no pre-tokenizer"}
+    steps = description["pretokenizers"] if description["type"] == "Sequence" else [description]
+    kinds = [step["type"] for step in steps]
+    if kinds not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
+        raise UserError(f"tokenizer: Unigram after {' and '.join(kinds)} has no in-graph form")
+    metaspace = steps[-1]
+    if metaspace["prepend_scheme"] == "first" or not metaspace.get("split", True):
+        raise UserError("tokenizer: this form of Metaspace has no in-graph form")
+    return len(steps) == 2, metaspace

@@ -1,0 +1,46 @@
+"""WordPiece in the graph: BERT's splits, then tensorflow-text's trie (Song et al. 2021)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow as tf
+import tensorflow_text as tf_text
+
+from tfft.errors import UserError
+from tfft.preprocess.graph import codepoints
+
+# Part of no vocabulary: stands for a word that the host calls unknown for its length.
+_TOO_LONG = codepoints.CUT
+
+
+class WordPiece(tf.Module):
+    """Normalised texts [N] -> ids, ragged [N, tokens]."""
+
+    def __init__(self, model: Mapping[str, Any], pre_tokenizer: Mapping[str, Any] | None):
+        super().__init__()
+        kind = (pre_tokenizer or {}).get("type")
+        if kind != "BertPreTokenizer":
+            raise UserError(f"tokenizer: WordPiece after {kind} has no in-graph form")
+        vocabulary = sorted(model["vocab"], key=model["vocab"].get)
+        if [model["vocab"][token] for token in vocabulary] != list(range(len(vocabulary))):
+            raise UserError("tokenizer: the WordPiece vocabulary has gaps in its ids")
+        self._spaces, self._punctuation = codepoints.bert_splits()
+        self._max_characters = model["max_input_chars_per_word"]
+        self._pieces = tf_text.FastWordpieceTokenizer(
+            vocabulary,
+            suffix_indicator=model["continuing_subword_prefix"],
+            # In bytes, while the host counts characters: see below.
+            max_bytes_per_word=8 * self._max_characters,
+            token_out_type=tf.int32,
+            unknown_token=model["unk_token"],
+            no_pretokenization=True,
+        )
+
+    def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Ids of each text."""
+        words = tf_text.regex_split(
+            text, f"{self._spaces}+|{self._punctuation}", self._punctuation
+        )
+        length = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
+        known = tf.where(length > self._max_characters, _TOO_LONG, words.flat_values)
+        return self._pieces.tokenize(words.with_flat_values(known)).merge_dims(1, 2)
