@@ -1,3 +1,38 @@
-"""tfft: fine-tune pretrained models in TensorFlow and Keras 3. Importing it loads no TensorFlow."""
+"""tfft: fine-tune pretrained models in TensorFlow and Keras 3.
+
+    import tfft
+
+    run = tfft.train("config.yaml", train={"epochs": 1})
+    run.metrics["test/accuracy"], run.predict(["raw text"])
+    run = tfft.load("runs/config")
+
+Importing it loads no TensorFlow: `train` and `load` do, when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tfft.run import Run
 
 __version__ = "0.1.0"
+__all__ = ["__version__", "load", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # `tfft.train` is the module with the road in it, and can be called: see its last lines.
+    if name == "train":
+        return importlib.import_module("tfft.train")
+    raise AttributeError(f"module 'tfft' has no attribute {name!r}")
+
+
+def load(workdir: str | Path) -> Run:
+    """The run in a directory, with its best weights.
+
+    Raises:
+        tfft.errors.UserError: the directory holds no run with weights.
+    """
+    return importlib.import_module("tfft.run").load_run(workdir)

@@ -74,6 +74,7 @@ class Backbone:
         fingerprint: of the pretrained weights and the architecture.
         description: plain data that rebuilds the architecture (`backbones.rebuild`).
         head: the classification head stored in the checkpoint, where there is one.
+        max_length: tokens that it has positions for, None where there is no such bound.
     """
 
     model: "keras.Model"
@@ -83,6 +84,7 @@ class Backbone:
     fingerprint: str
     description: Mapping[str, Any]
     head: StoredHead | None = None
+    max_length: int | None = None
 
 
 @dataclass(frozen=True)

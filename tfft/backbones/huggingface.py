@@ -73,6 +73,8 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
         head_style=style,
         fingerprint="",
         description=description,
+        # RoBERTa's first position stands after the padding id.
+        max_length=a.positions - (a.pad_id + 1 if a.pad_id is not None else 0),
     )
 
 

@@ -65,6 +65,7 @@ def _wrap(inner: keras.Model) -> Backbone:
         outputs = {"sequence_output": outputs}
     named = {"sequence_output": "sequence", "pooled_output": "pooled"}
     outputs = {named[key]: value for key, value in outputs.items() if key in named}
+    length = getattr(inner, "max_sequence_length", None)
     settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
     return Backbone(
         model=keras.Model(inputs, outputs, name="encoder"),
@@ -73,6 +74,7 @@ def _wrap(inner: keras.Model) -> Backbone:
         head_style=HeadStyle("pooled" if "pooled" in outputs else "first"),
         fingerprint="",
         description={"provider": "kerashub", "class": type(inner).__name__, "config": settings},
+        max_length=length,
     )
 
 

@@ -56,8 +56,10 @@ _Loader.add_implicit_resolver(
 )
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides, validate everything.
+def load(
+    path: str | Path, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
+) -> Config:
+    """Read a YAML file, apply `a.b=c` overrides and nested changes, validate everything.
 
     Raises:
         UserError: with one line for each mistake.
@@ -71,10 +73,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return parse(_yaml(text, str(path)), overrides, str(path))
+    return parse(_yaml(text, str(path)), overrides, changes, str(path))
 
 
-def parse(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "config") -> Config:
+def parse(
+    raw: Mapping[str, Any],
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    where: str = "config",
+) -> Config:
     """Validate a nested mapping; `where` names it in the errors.
 
     Raises:
@@ -82,7 +89,7 @@ def parse(raw: Mapping[str, Any], overrides: Iterable[str] = (), where: str = "c
     """
     if not isinstance(raw, Mapping):
         raise UserError(f"{where}: must hold sections (data: ..., model: ...). Received: {raw!r}")
-    raw = _copy(raw)
+    raw = _merge(_copy(raw), changes or {})
     for override in overrides:
         _override(raw, override)
     try:
@@ -116,6 +123,15 @@ def _copy(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _copy(v) for k, v in value.items()}
     return list(map(_copy, value)) if isinstance(value, list) else value
+
+
+def _merge(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested changes over nested values; a mapping over a mapping is merged key by key."""
+    for key, value in changes.items():
+        inner = raw.get(key)
+        both = isinstance(inner, dict) and isinstance(value, Mapping)
+        raw[key] = _merge(inner, value) if both else _copy(value)
+    return raw
 
 
 def _override(raw: dict[str, Any], override: str) -> None:

@@ -64,12 +64,8 @@ class Dropout(keras.layers.Layer):
         if not training or not self.trainable or not self._dropped:
             return x
         size = ops.prod(ops.cast(ops.shape(x), "int32"))
-        # Four elements a draw: integers over the whole range hold four independent bytes.
-        draws = keras.random.randint(
-            [(size + 3) // 4], -(2**31), 2**31 - 1, "int32", seed=self.seed_generator
-        )
-        bits = ops.reshape(ops.view(draws, "uint8"), [-1])[:size]
-        keep = ops.reshape(bits >= self._dropped, ops.shape(x))
+        keep = _random_bytes(size, self.seed_generator) >= self._dropped
+        keep = ops.reshape(keep, ops.shape(x))
         return ops.where(keep, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
     def compute_output_shape(self, input_shape):
@@ -79,6 +75,18 @@ class Dropout(keras.layers.Layer):
     def get_config(self):
         """Arguments that rebuild the layer."""
         return {**super().get_config(), "rate": self.rate}
+
+
+def _random_bytes(size, seed_generator):
+    """Uniform uint8 [size]. On TensorFlow four of them come from each 32-bit draw."""
+    if keras.backend.backend() != "tensorflow":
+        return keras.random.randint([size], 0, 256, "int32", seed=seed_generator)
+    import tensorflow as tf
+
+    seed = tf.cast(seed_generator.next(), tf.int32)
+    draws = tf.random.stateless_uniform([(size + 3) // 4], seed, None, None, tf.int32)
+    # `keras.ops.view` cannot do this for a shape that is known only at run time.
+    return tf.reshape(tf.bitcast(draws, tf.uint8), [-1])[:size]
 
 
 class Embeddings(keras.layers.Layer):

@@ -1,0 +1,47 @@
+"""`tfft VERB ...`: the one console script."""
+
+import importlib
+import sys
+
+from tfft.errors import nearest
+
+VERBS = {
+    "train": "fine-tune: --config=FILE [--set=a.b=c ...] [--workdir=DIR]",
+    "evaluate": "figures of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
+    "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
+    "export": "publish a SavedModel: --workdir=DIR [--format=saved_model|huggingface]",
+    "show": "resolved config, mask and memory, training nothing: --config=FILE",
+    "data": "profile of a data set: --config=FILE",
+    "doctor": "what is installed and whether it works",
+    "schema": "the JSON schema of the YAML",
+}
+
+
+def main() -> None:
+    """Hand over to the verb's binary."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        sys.exit(0 if arguments else 2)
+    verb = arguments[0]
+    if verb in ("--version", "version"):
+        from tfft import __version__
+
+        print(__version__)
+        sys.exit(0)
+    if verb not in VERBS:
+        print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    module = importlib.import_module(f"tfft.bin.{verb}")
+    module.main([f"tfft {verb}", *arguments[1:]])
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    return "\n".join(
+        ["usage: tfft VERB [--flag=value ...]", "", *lines, "", "tfft VERB --help: its flags"]
+    )
+
+
+if __name__ == "__main__":
+    main()

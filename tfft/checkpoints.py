@@ -1,0 +1,143 @@
+"""The full state of a training, written atomically; and the weights that a run leaves behind.
+
+A checkpoint holds the weights, the seeds, the optimizer and the history. Where the training
+stands in its data is the step alone: batches are a function of seed and step (`data.batches`).
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from tfft import log
+from tfft.errors import UserError
+
+_NAME = re.compile(r"^step_(\d+)$")
+
+
+@dataclass
+class State:
+    """Where a training stands, apart from its variables.
+
+    Attributes:
+        step: optimizer steps done.
+        history: what was logged, a dict for each entry.
+        best: the best value of the watched metric so far, and `best_step` its step.
+        waited: validations since then.
+        stopped: early stopping ended the training.
+    """
+
+    step: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    best_step: int = 0
+    waited: int = 0
+    stopped: bool = False
+
+
+class Checkpoints:
+    """The checkpoints of one run: `step_N/` folders, of which the newest `keep` stay."""
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder, self._keep = folder, keep
+
+    def save(self, model: keras.Model, state: State) -> None:
+        """Write to a temporary name, rename, then drop what is older than `keep`."""
+        target = self._folder / f"step_{state.step:08d}"
+        if target.exists():
+            return
+        temporary = self._folder / f".{target.name}"
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_file(_arrays(model), temporary / "state.safetensors")
+        (temporary / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        os.rename(temporary, target)
+        for _, old in list(self._newest_first())[self._keep :]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def restore(self, model: keras.Model) -> State:
+        """Load the newest checkpoint that is whole; without one, a state of step 0."""
+        for _, folder in self._newest_first():
+            try:
+                values = _read(folder / "state.safetensors")
+                state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
+            except (SafetensorError, OSError, ValueError, TypeError) as error:
+                log.say(f"warning: {folder} is torn ({error}); trying the one before")
+                continue
+            _assign(model, values, folder)
+            return state
+        return State()
+
+    def _newest_first(self) -> Iterator[tuple[int, Path]]:
+        found = []
+        for path in self._folder.glob("step_*"):
+            if match := _NAME.match(path.name):
+                found.append((int(match[1]), path))
+        return iter(sorted(found, reverse=True))
+
+
+def save_weights(model: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
+    """All weights by their variable paths, as safetensors, atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}")
+    values = {v.path: np.asarray(v.value) for v in model.weights}
+    save_file(values, temporary, metadata=dict(metadata))
+    os.replace(temporary, path)
+
+
+def load_weights(model: keras.Model, path: Path) -> None:
+    """What `save_weights` wrote.
+
+    Raises:
+        UserError: the file is missing or torn, or is of another model.
+    """
+    try:
+        values = _read(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    for variable in model.weights:
+        value = values.get(variable.path)
+        if value is None or value.shape != tuple(variable.shape):
+            raise UserError(f"{path}: does not fit the model at {variable.path}")
+        variable.assign(value)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    with safe_open(path, framework="numpy") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _variables(model: keras.Model) -> dict[str, Any]:
+    """Every variable by a name that is the same in each process.
+
+    Weights have paths; seeds and the optimizer's variables are numbered in order, because their
+    own names carry a count that depends on what else the process has built.
+    """
+    paths = {v.path for v in model.weights}
+    named: dict[str, Any] = {v.path: v for v in model.weights}
+    others: Sequence[Any] = [v for v in model.variables if v.path not in paths]
+    named |= {f"seed:{i}": v for i, v in enumerate(others)}
+    named |= {f"optimizer:{i}": v for i, v in enumerate(model.optimizer.variables)}
+    return named
+
+
+def _arrays(model: keras.Model) -> dict[str, np.ndarray]:
+    return {k: np.ascontiguousarray(v.value) for k, v in _variables(model).items()}
+
+
+def _assign(model: keras.Model, values: Mapping[str, np.ndarray], folder: Path) -> None:
+    variables = _variables(model)
+    if set(variables) != set(values):
+        differing = sorted(set(variables) ^ set(values))
+        raise UserError(f"{folder}: is of another model; it differs at {differing[0]}")
+    for name, variable in variables.items():
+        variable.assign(values[name].reshape(variable.shape))

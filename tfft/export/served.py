@@ -1,0 +1,66 @@
+"""An exported SavedModel as a user of it sees it."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tfft.errors import UserError
+
+_DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
+
+
+def describe(folder: Path, labels: Sequence[str], pair: bool, task: str) -> None:
+    """Write beside the graph what its outputs mean."""
+    path = folder / _DESCRIPTION
+    path.parent.mkdir(exist_ok=True)
+    value = {"task": task, "labels": list(labels), "pair": pair}
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def next_number(folder: Path) -> int:
+    """The number after the highest export in a folder; 1 in an empty one."""
+    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) + 1
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest export in a folder."""
+    numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
+    return folder / str(max(numbers)) if numbers else None
+
+
+class Served:
+    """A loaded export: raw texts in, labels and probabilities out.
+
+    Raises:
+        UserError: the folder holds no export of tfft's.
+    """
+
+    def __init__(self, folder: Path):
+        if not (folder / "saved_model.pb").is_file():
+            newest = latest(folder)
+            if newest is None or not (newest / "saved_model.pb").is_file():
+                raise UserError(f"{folder}: holds no SavedModel")
+            folder = newest
+        if not (folder / _DESCRIPTION).is_file():
+            raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
+        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        self.labels: list[str] = description["labels"]
+        self.pair: bool = description["pair"]
+        import tensorflow as tf
+        import tensorflow_text  # noqa: F401 -- registers its ops
+
+        self._tf = tf
+        self._model = tf.saved_model.load(str(folder))
+
+    def probabilities(self, rows: Sequence[tuple[str, ...]], batch_size: int) -> np.ndarray:
+        """[N, C] for rows of one text each, or two."""
+        serve = self._model.signatures["serving_default"]
+        parts = [np.zeros((0, len(self.labels)), np.float32)]
+        for start in range(0, len(rows), batch_size):
+            columns = zip(*rows[start : start + batch_size], strict=True)
+            named = dict(zip(("text", "text_pair"), columns, strict=False))
+            answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
+            parts.append(answer["probabilities"].numpy())
+        return np.concatenate(parts)

@@ -1,0 +1,157 @@
+"""report.html: one self-contained page with what a run was and what came of it."""
+
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from tfft.config import Config, dump
+from tfft.data import Datasets
+from tfft.evaluate import Evaluation
+from tfft.report import svg
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
+h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .7em;border-bottom:1px solid #eee;
+text-align:left;vertical-align:top}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+pre{background:#f6f6f6;padding:.8em;overflow-x:auto;font-size:13px}
+svg{margin:.4em;max-width:100%}svg text{font:11px system-ui,sans-serif;fill:#333}
+svg text.t{font-weight:600;font-size:12px}
+"""
+
+
+def write(
+    workdir: Path,
+    config: Config,
+    history: Sequence[Mapping[str, float]],
+    evaluations: Mapping[str, Evaluation],
+    mask_table: str,
+    data: Datasets,
+    exported: Path | None,
+) -> Path:
+    """Write `workdir/report.html` and return its path."""
+    sections = [
+        *(_figures(name, e, config) for name, e in evaluations.items()),
+        _section("Training", _curves(history)),
+        *(_details(name, e, data.labels) for name, e in evaluations.items()),
+        _section("Data", _data(data, config.data.max_length)),
+        _section("What moved", f"<pre>{escape(mask_table)}</pre>"),
+        _section("Use it", f"<pre>{escape(_usage(workdir, config, exported))}</pre>"),
+        _section("Config", f"<pre>{escape(dump(config))}</pre>"),
+    ]
+    title = escape(f"{config.task.name}: {config.model.backbone}, {config.method.name}")
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}</html>\n"
+    )
+    path = workdir / "report.html"
+    temporary = workdir / ".report.html"
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def _section(title: str, body: str) -> str:
+    return f"<h2>{escape(title)}</h2>{body}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> str:
+    """Columns from `numbers` on are aligned to the right."""
+    kind = [' class="n"' if at >= numbers else "" for at in range(len(header))]
+    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kind, header, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(kind, row, strict=True))
+        + "</tr>"
+        for row in rows
+    )
+    return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _figures(name: str, evaluation: Evaluation, config: Config) -> str:
+    figures = evaluation.figures
+    rows = []
+    for key in (key for key in figures if "/" not in key):
+        low, high = figures.get(f"{key}/low"), figures.get(f"{key}/high")
+        between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
+        others = [f"{figures_[key]:.4f}" for figures_ in evaluation.baselines.values()]
+        rows.append([key, f"{figures[key]:.4f}", between, *others])
+    interval = f"{config.evaluate.confidence:.0%} bootstrap interval"
+    header = ["", "model", interval, *evaluation.baselines]
+    return _section(f"Figures: {name}", _table(header, rows))
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> str:
+    def series(name: str) -> list[tuple[float, float]]:
+        return [(entry["step"], entry[name]) for entry in history if name in entry]
+
+    losses = {"train": series("train/loss"), "validation": series("validation/log_loss")}
+    scores = {
+        name: series(f"validation/{name}") for name in ("accuracy", "macro_f1", "weighted_f1")
+    }
+    return (
+        svg.curves("loss", {k: v for k, v in losses.items() if v}, "step")
+        + svg.curves("validation", {k: v for k, v in scores.items() if v}, "step", marks=True)
+        + svg.curves("learning rate", {"learning rate": series("learning_rate")}, "step")
+    )
+
+
+def _details(name: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
+    by_class = evaluation.by_class
+    rows = [
+        [label, *(f"{by_class[k][at]:.4f}" for k in ("precision", "recall", "f1")),
+         f"{by_class['support'][at]:.0f}"]
+        for at, label in enumerate(labels)
+    ]
+    body = _table(["class", "precision", "recall", "f1", "rows"], rows)
+    body += svg.heat_map("confusion: true class down, predicted across", evaluation.confusion, labels)
+    body += svg.reliability("reliability (bars: share of rows)", evaluation.reliability)
+    if evaluation.worst:
+        wrong = [
+            [" | ".join(w["texts"])[:400], w["label"], w["predicted"], f"{w['confidence']:.3f}"]
+            for w in evaluation.worst
+        ]
+        body += "<h3>Most wrong</h3>"
+        body += _table(["text", "label", "predicted", "confidence"], wrong, numbers=3)
+    return _section(f"By class: {name}", body)
+
+
+def _data(data: Datasets, max_length: int) -> str:
+    splits = {"train": data.train, "validation": data.validation, "test": data.test}
+    rows = []
+    for at, label in enumerate(data.labels):
+        counts = (str(int((s.labels == at).sum())) if s else "" for s in splits.values())
+        rows.append([label, *counts])
+    rows.append(["all", *(str(len(s)) if s else "" for s in splits.values())])
+    lengths = np.asarray(data.train.lengths)
+    return _table(["class", *splits], rows) + svg.histogram(
+        "tokens a row (train)", lengths, "tokens; the line: max_length", float(max_length)
+    )
+
+
+def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
+    pair = config.data.text_pair is not None
+    row = '["first text", "second text"]' if pair else '"a text"'
+    lines = [
+        "# Python",
+        "import tfft",
+        f"run = tfft.load({str(workdir)!r})",
+        f"run.predict([{row}])",
+        "",
+        "# Command line: a text a line in, jsonl out",
+        f"tfft predict --workdir={workdir} --input=texts.txt",
+    ]
+    if exported is not None:
+        instance = '{"text": "first", "text_pair": "second"}' if pair else '{"text": "a text"}'
+        lines += [
+            "",
+            "# TF Serving",
+            f"docker run -p 8501:8501 -v {exported.parent.resolve()}:/models/tfft \\",
+            "  -e MODEL_NAME=tfft tensorflow/serving",
+            f"curl -d '{{\"instances\": [{instance}]}}' \\",
+            "  http://localhost:8501/v1/models/tfft:predict",
+        ]
+    return "\n".join(lines)

@@ -1,0 +1,168 @@
+"""Small plots as inline SVG: curves, bars, a heat map. No dependency, no script.
+
+All plots are 460 x 280 units; colours are safe for the colour-blind (Okabe & Ito).
+"""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+
+WIDTH, HEIGHT = 460, 280
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 36
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+
+
+def curves(
+    title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, marks: bool = False
+) -> str:
+    """Lines through (x, y) points, one for each name."""
+    points = [p for line in series.values() for p in line]
+    if not points:
+        return ""
+    axes = _Axes([x for x, _ in points], [y for _, y in points])
+    parts = [axes.frame(title, x_name)]
+    for (name, line), color in zip(series.items(), COLORS * 9, strict=False):
+        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
+        if marks or len(line) == 1:
+            parts += [
+                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.6" fill="{color}">'
+                f"<title>{escape(name)} {y:.4g} at {x:g}</title></circle>"
+                for x, y in line
+            ]
+    parts.append(_legend(list(series)))
+    return _svg(parts)
+
+
+def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
+    """Accuracy against confidence, with the share of rows as bars and the diagonal."""
+    axes = _Axes([0, 1], [0, 1])
+    parts = [axes.frame(title, "confidence")]
+    share = bins["count"] / max(1, bins["count"].sum())
+    size = len(share)
+    for at, height in enumerate(share):
+        parts.append(_bar(axes, at / size, (at + 1) / size, float(height), "#DDDDDD"))
+    line = f'x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"'
+    parts.append(f'<line {line} stroke="#888" stroke-dasharray="4 3"/>')
+    for count, x, y in zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True):
+        if count:
+            parts.append(
+                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4" fill="{COLORS[0]}">'
+                f"<title>{count} rows: confidence {x:.3f}, accuracy {y:.3f}</title></circle>"
+            )
+    return _svg(parts)
+
+
+def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
+    """Rows in 30 bins; `mark` draws a line, such as where texts are cut."""
+    counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
+    axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
+    parts = [axes.frame(title, x_name)]
+    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+        parts.append(_bar(axes, float(low), float(high), float(count), COLORS[0]))
+    if mark is not None:
+        line = f'x1="{axes.x(mark):.1f}" x2="{axes.x(mark):.1f}" y1="{axes.y(0)}" y2="{_TOP}"'
+        parts.append(f'<line {line} stroke="{COLORS[1]}" stroke-dasharray="4 3"/>')
+    return _svg(parts)
+
+
+def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
+    """A confusion matrix: true class down, predicted across, shaded by the share of the row."""
+    size = len(names)
+    cell = max(14, min(44, 420 // size))
+    left, top = 110, 40
+    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    parts = [f'<text x="{left}" y="14" class="t">{escape(title)}</text>']
+    for row in range(size):
+        y = top + row * cell
+        parts.append(
+            f'<text x="{left - 6}" y="{y + cell / 2 + 4}" text-anchor="end">'
+            f"{escape(_short(names[row]))}</text>"
+        )
+        for column in range(size):
+            x, count, part = left + column * cell, int(counts[row, column]), share[row, column]
+            dark = "#fff" if part > 0.5 else "#222"
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
+                f'fill-opacity="{part:.3f}" stroke="#ccc"><title>{escape(names[row])} as '
+                f"{escape(names[column])}: {count}</title></rect>"
+            )
+            if cell >= 24 and count:
+                parts.append(
+                    f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle" '
+                    f'fill="{dark}">{count}</text>'
+                )
+    for column in range(size):
+        x = left + column * cell + cell / 2
+        parts.append(
+            f'<text x="{x}" y="{top - 6}" text-anchor="start" '
+            f'transform="rotate(-40 {x} {top - 6})">{escape(_short(names[column]))}</text>'
+        )
+    return _svg(parts, left + size * cell + 60, top + size * cell + 12)
+
+
+class _Axes:
+    """Data to drawing units, and the frame around."""
+
+    def __init__(self, xs: Sequence[float], ys: Sequence[float]):
+        self._x0, self._x1 = _widened(min(xs), max(xs))
+        self._y0, self._y1 = _widened(min(ys), max(ys))
+
+    def x(self, value: float) -> float:
+        return _LEFT + (value - self._x0) / (self._x1 - self._x0) * (WIDTH - _LEFT - _RIGHT)
+
+    def y(self, value: float) -> float:
+        span = HEIGHT - _TOP - _BOTTOM
+        return HEIGHT - _BOTTOM - (value - self._y0) / (self._y1 - self._y0) * span
+
+    def frame(self, title: str, x_name: str) -> str:
+        parts = [f'<text x="{_LEFT}" y="14" class="t">{escape(title)}</text>']
+        for tick in np.linspace(self._y0, self._y1, 5):
+            y = self.y(float(tick))
+            parts.append(
+                f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+                f'stroke="#eee"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                f"{tick:.3g}</text>"
+            )
+        for tick in np.linspace(self._x0, self._x1, 5):
+            parts.append(
+                f'<text x="{self.x(float(tick)):.1f}" y="{HEIGHT - _BOTTOM + 16}" '
+                f'text-anchor="middle">{tick:.4g}</text>'
+            )
+        parts.append(
+            f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
+        )
+        return "".join(parts)
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _bar(axes: _Axes, low: float, high: float, height: float, color: str) -> str:
+    x, y = axes.x(low), axes.y(height)
+    size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{color}"/>'
+
+
+def _legend(names: Sequence[str]) -> str:
+    parts = []
+    for at, (name, color) in enumerate(zip(names, COLORS * 9, strict=False)):
+        x, y = WIDTH - 130, _TOP + 10 + 15 * at
+        parts.append(
+            f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{color}"/>'
+            f'<text x="{x + 14}" y="{y}">{escape(name)}</text>'
+        )
+    return "".join(parts)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 16 else name[:15] + "…"
+
+
+def _svg(parts: Sequence[str], width: float = WIDTH, height: float = HEIGHT) -> str:
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'role="img">{"".join(parts)}</svg>'
+    )

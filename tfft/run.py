@@ -1,0 +1,199 @@
+"""A finished run: what `tfft.train` and `tfft.load` return."""
+
+import json
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfft import backbones, checkpoints, evaluate, export, metrics, preprocess
+from tfft import model as model_room
+from tfft.config import Config, EvaluateConfig, Source, load
+from tfft.data import Dataset, Datasets, build
+from tfft.errors import UserError
+from tfft.evaluate import Evaluation
+from tfft.preprocess import TextInputs
+from tfft.spec import Backbone, Task
+from tfft.tasks import TASKS
+
+DESCRIPTION = "model.json"  # in best/: what rebuilds the model
+WEIGHTS = "weights.safetensors"
+
+
+class Run:
+    """A trained model with all that belongs to it.
+
+    Attributes:
+        workdir: the run directory.
+        config: as the run was configured.
+        model: a plain `keras.Model`: `{token_ids, padding_mask, segment_ids}` -> logits [B, C].
+        inputs: the tokenizer.
+        labels: class names in the order of the outputs.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        config: Config,
+        model: keras.Model,
+        backbone: Backbone,
+        inputs: TextInputs,
+        labels: Sequence[str],
+    ):
+        self.workdir, self.config = workdir, config
+        self.model, self.backbone, self.inputs = model, backbone, inputs
+        self.labels = list(labels)
+        self.task: Task = TASKS[config.task.name]
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last figures of the run, such as `test/accuracy`; empty before there are any."""
+        path = self.workdir / "metrics.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def logits(self, rows: Iterable[str | Sequence[str]], batch_size: int = 64) -> np.ndarray:
+        """Logits [N, C] of raw rows, each a text or a pair of texts."""
+        rows = [as_row(row, self.inputs.pair) for row in rows]
+        out = np.zeros((len(rows), len(self.labels)), np.float32)
+        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = self.inputs.batch(*zip(*(rows[i] for i in chosen), strict=True))
+            out[chosen] = self.model.predict_on_batch(batch)
+        return out
+
+    def predict(
+        self, rows: Iterable[str | Sequence[str]], batch_size: int = 64
+    ) -> list[dict[str, Any]]:
+        """The decoded answer to each raw row: its label and the probability of every class."""
+        return answers(metrics.softmax(self.logits(rows, batch_size)), self.labels)
+
+    def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
+        """The figures of a split of the config; `changes` are fields of the section `evaluate`.
+
+        Raises:
+            UserError: the config has no such split.
+        """
+        config = EvaluateConfig(**{**self.config.evaluate.model_dump(), **changes})
+        datasets = self.datasets
+        chosen = getattr(datasets, split, None)
+        if chosen is None:
+            raise UserError(f"data.{split}: the config of {self.workdir} has no such split")
+        return self.evaluate_on(chosen, config, datasets.train)
+
+    def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
+        """The figures of a file that is not part of the config."""
+        data = self.config.data.model_copy(update={"test": source})
+        chosen = build.of_source(data, "test", source, self.inputs, self.labels)
+        return self.evaluate_on(chosen, config, None)
+
+    def evaluate_on(
+        self, split: Dataset, config: EvaluateConfig, train: Dataset | None
+    ) -> Evaluation:
+        """The figures of a split."""
+        logits = evaluate.predict(self.model, split, self.inputs, config.batch_size, ())
+        seed = self.config.train.seed
+        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
+
+    def export(self, folder: Path | None = None) -> Path:
+        """Publish a verified SavedModel under `folder` (default: WORKDIR/export)."""
+        train = self.datasets.train
+        sample = [train.texts(at) for at in range(min(len(train), export.PARITY_ROWS))]
+        path, _ = export.publish(
+            self.model,
+            self.inputs,
+            self.task,
+            self.labels,
+            sample,
+            folder or self.workdir / "export",
+            self.config.export.verify_rows,
+            self.config.distribute.precision,
+        )
+        return path
+
+    def export_huggingface(self, folder: Path) -> Path:
+        """Write the model as a Hugging Face checkpoint, tokenizer included.
+
+        Raises:
+            UserError: the backbone or the head has no form in transformers.
+        """
+        if self.backbone.description["provider"] != "hf":
+            raise UserError("export: only hf: backbones can be written as a checkpoint")
+        backbones.huggingface.save(self.model, self.backbone, self.labels, folder)
+        (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
+        return folder
+
+    @cached_property
+    def datasets(self) -> Datasets:
+        """The splits of the config, from the cache where they are prepared."""
+        return build.build(self.config.data, self.inputs, self.config.train.seed, self.labels)
+
+    def save(self) -> None:
+        """Write `best/`: weights, architecture, labels and tokenizer, so that nothing else of
+        the backbone is needed to load it."""
+        folder = self.workdir / "best"
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {"backbone": dict(self.backbone.description), "labels": self.labels}
+        description["fingerprint"] = self.backbone.fingerprint
+        text = json.dumps(description, ensure_ascii=False, indent=1)
+        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+        self.inputs.save(folder)
+        self.save_weights()
+
+    def save_weights(self) -> None:
+        """Write the weights of `best/` anew."""
+        path = self.workdir / "best" / WEIGHTS
+        checkpoints.save_weights(self.model, path, {"format": "tfft"})
+
+    def load_weights(self) -> None:
+        """Take the weights of `best/`."""
+        checkpoints.load_weights(self.model, self.workdir / "best" / WEIGHTS)
+
+
+def load_run(workdir: str | Path) -> Run:
+    """The run in a directory, with its best weights.
+
+    Raises:
+        UserError: the directory holds no run, or one without weights.
+    """
+    workdir = Path(workdir)
+    if not (workdir / "config.yaml").is_file():
+        raise UserError(f"{workdir}: holds no run (no config.yaml)")
+    folder = workdir / "best"
+    if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
+        raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
+    config = load(workdir / "config.yaml")
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    backbone = backbones.rebuild(description["backbone"], config.distribute.precision)
+    task, labels = TASKS[config.task.name], description["labels"]
+    model = model_room.assemble(backbone, task, config.task, labels)
+    run = Run(workdir, config, model, backbone, preprocess.restore(folder), labels)
+    run.load_weights()
+    return run
+
+
+def as_row(row: str | Sequence[str], pair: bool) -> tuple[str, ...]:
+    """A raw row as a tuple of its texts.
+
+    Raises:
+        UserError: it is a pair where a text is needed, or the other way round.
+    """
+    texts = (row,) if isinstance(row, str) else tuple(row)
+    if len(texts) != 1 + pair or not all(isinstance(text, str) for text in texts):
+        wanted = "a pair of texts" if pair else "one text"
+        raise UserError(f"a row must be {wanted}. Received: {row!r}")
+    return texts
+
+
+def answers(probabilities: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Decoded predictions: `{label, probabilities: {label: p}}` for each row."""
+    return [
+        {
+            "label": labels[int(row.argmax())],
+            "probabilities": {name: float(p) for name, p in zip(labels, row, strict=True)},
+        }
+        for row in probabilities
+    ]
