@@ -50,13 +50,11 @@ class Evaluation:
 
 
 def predict(
-    model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int, buckets: Sequence[int]
+    model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int
 ) -> np.ndarray:
     """Logits of every row, float32 [N, C], in the split's order."""
-    widest = max(int(split.lengths.max(initial=1)), *buckets)
-    plan = batches.in_order(split.lengths, batch_size, sorted({*buckets, widest}))
     logits = None
-    for batch in plan:
+    for batch in batches.in_order(split.lengths, batch_size):
         out = model.predict_on_batch(batches.arrays(split, batch, inputs.pad_id))
         if logits is None:
             logits = np.zeros((len(split), out.shape[-1]), np.float32)

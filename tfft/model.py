@@ -1,5 +1,6 @@
 """Joins a backbone and a task's head into the `keras.Model` that is trained."""
 
+import re
 from collections.abc import Sequence
 
 import keras
@@ -14,8 +15,9 @@ def assemble(
     """Backbone and head: `{token_ids, padding_mask, segment_ids}` [B, T] -> logits [B, C]."""
     head, feature = task.head(backbone, config, labels)
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}
-    features = backbone.model(inputs)
-    logits = head(features[feature], inputs["padding_mask"])
+    # Only what the feature needs: a pooler that nothing reads would have no gradient.
+    encoder = keras.Model(inputs, backbone.model.output[feature], name="encoder")
+    logits = head(encoder(inputs), inputs["padding_mask"])
     model = keras.Model(inputs, logits, name=task.name)
     if backbone.head is not None:
         for variable in head.weights:
@@ -23,6 +25,8 @@ def assemble(
     return model
 
 
-def stages(backbone: Backbone) -> tuple[Stage, ...]:
-    """Those of the whole model: the backbone's, then the head."""
-    return (*backbone.stages, Stage("head", "head/"))
+def stages(backbone: Backbone, model: keras.Model) -> tuple[Stage, ...]:
+    """Those of the whole model: the backbone's that are part of it, then the head."""
+    declared = (*backbone.stages, Stage("head", "head/"))
+    paths = [variable.path for variable in model.weights]
+    return tuple(s for s in declared if any(re.match(s.pattern, path) for path in paths))

@@ -88,7 +88,9 @@ class _Scaled:
         self._factors = dict(factors)
 
     def update_step(self, gradient, variable, learning_rate):
-        factor = self._factors.get(variable.path, 1.0)
+        # On TensorFlow this is the tf.Variable, which has no path: go by its place.
+        path = self._trainable_variables[self._get_variable_index(variable)].path
+        factor = self._factors.get(path, 1.0)
         super().update_step(gradient, variable, learning_rate * factor)
 
     def _use_weight_decay(self, variable):

@@ -94,7 +94,7 @@ class Run:
         self, split: Dataset, config: EvaluateConfig, train: Dataset | None
     ) -> Evaluation:
         """The figures of a split."""
-        logits = evaluate.predict(self.model, split, self.inputs, config.batch_size, ())
+        logits = evaluate.predict(self.model, split, self.inputs, config.batch_size)
         seed = self.config.train.seed
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
 

@@ -197,7 +197,7 @@ def _watchers(
             callbacks.Validate(
                 state,
                 history,
-                partial(_validation_figures, result, data, plan),
+                partial(_validation_figures, result, data),
                 result.save_weights,
                 train.metric,
                 train.validate_every.steps(plan.per_epoch, plan.total),
@@ -213,16 +213,16 @@ def _watchers(
     return watchers
 
 
-def _validation_figures(result: Run, data: Datasets, plan: Plan) -> dict[str, float]:
+def _validation_figures(result: Run, data: Datasets) -> dict[str, float]:
     split = data.validation
     size = result.config.evaluate.batch_size
-    logits = evaluate.predict(result.model, split, result.inputs, size, plan.buckets)
+    logits = evaluate.predict(result.model, split, result.inputs, size)
     return result.task.metrics(logits, split.labels)
 
 
 def decide_mask(config: Config, model: keras.Model, backbone: Backbone) -> Mask:
     """The config's own rules first, then the method's."""
-    stages = model_room.stages(backbone)
+    stages = model_room.stages(backbone, model)
     own = tuple(Rule(r.match, r.trainable, r.learning_rate) for r in config.mask)
     rules = METHODS[config.method.name].apply(stages, config.method)
     return masks.apply(model, stages, own + rules)

@@ -75,14 +75,14 @@ def plan(
     return [batches[i] for i in generator.permutation(len(batches))]
 
 
-def in_order(lengths: np.ndarray, batch_size: int, buckets: Sequence[int]) -> list[Batch]:
+def in_order(lengths: np.ndarray, batch_size: int) -> list[Batch]:
     """Every position once, by length, for prediction: the least padding, no shuffling."""
     order = np.argsort(lengths, kind="stable")
     batches = []
     for at in range(0, len(order), batch_size):
         positions = order[at : at + batch_size]
         longest = int(lengths[positions].max())
-        batches.append(Batch(positions, buckets[int(np.searchsorted(buckets, longest))]))
+        batches.append(Batch(positions, -(-longest // MULTIPLE) * MULTIPLE))
     return batches
 
 
