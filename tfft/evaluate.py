@@ -49,9 +49,7 @@ class Evaluation:
         return flat
 
 
-def predict(
-    model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int
-) -> np.ndarray:
+def predict(model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int) -> np.ndarray:
     """Logits of every row, float32 [N, C], in the split's order."""
     logits = None
     for batch in batches.in_order(split.lengths, batch_size):

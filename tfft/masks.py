@@ -75,8 +75,12 @@ def table(mask: Mask) -> str:
     rows.append(("total", str(len(mask.entries)), f"{total:,}", f"{moving:,}", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
-        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:],
-                                                                       strict=True))]).rstrip()
+        "  ".join(
+            [
+                row[0].ljust(widths[0]),
+                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
+            ]
+        ).rstrip()
         for row in rows
     ]
     return "\n".join([*lines, f"{moving:,} of {total:,} parameters move ({moving / total:.2%})"])
@@ -134,7 +138,9 @@ def _audit(
     errors = []
     for rule in rules:
         if not matched[id(rule)]:
-            errors.append(f"{rule.origin}: {rule.match!r} matches nothing{nearest(rule.match, names)}")
+            errors.append(
+                f"{rule.origin}: {rule.match!r} matches nothing{nearest(rule.match, names)}"
+            )
         elif rule.origin == "mask" and all(owner[path] is not rule for path in matched[id(rule)]):
             # The method's own rules may be wholly overruled: that is what `mask` is for.
             errors.append(f"mask: {rule.match!r} never decides: earlier rules match all it does")

@@ -42,9 +42,7 @@ class WarmUpAndDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         """Arguments that rebuild the schedule."""
-        return {
-            "peak": self.peak, "kind": self.kind, "warmup": self.warmup, "total": self.total
-        }
+        return {"peak": self.peak, "kind": self.kind, "warmup": self.warmup, "total": self.total}
 
 
 def schedule(config: OptimizerConfig, steps_per_epoch: int, total: int) -> WarmUpAndDecay:

@@ -91,6 +91,32 @@ def run(config: Config, workdir: Path) -> Run:
     return result
 
 
+def preview(config: Config) -> str:
+    """The mask table and the memory estimate of a config, as text; trains nothing."""
+    inputs = preprocess.load(config.model, config.data)
+    backbone = backbones.load(config.model, config.distribute.precision)
+    check_vocabulary(backbone, inputs)
+    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
+    Plan.make(config, data)
+    task = TASKS[config.task.name]
+    model = model_room.assemble(backbone, task, config.task, data.labels)
+    mask = decide_mask(config, model, backbone)
+    return f"{masks.table(mask)}\n\n{memory(config, mask)}"
+
+
+def memory(config: Config, mask: Mask) -> str:
+    """Bytes that weights, gradients and the optimizer take, exactly; activations come on top."""
+    total, moving = masks.parameters(mask)
+    slots = {"adamw": 2, "adam": 2, "sgd": int(config.optimizer.momentum > 0)}
+    parts = {
+        "weights": total,
+        "gradients": moving,
+        "optimizer": moving * slots[config.optimizer.name],
+    }
+    shown = ", ".join(f"{name} {4 * count / 2**20:,.0f} MiB" for name, count in parts.items())
+    return f"memory: {shown}; activations come on top, with the batch and its length"
+
+
 @dataclass(frozen=True)
 class Plan:
     """The batches of a training.

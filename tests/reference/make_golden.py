@@ -126,7 +126,9 @@ def minilm() -> None:
     texts = ["What films featured the character Popeye Doyle ?", "Über 80 % 好!", "x " * 40]
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     tokenizer.backend_tokenizer.no_truncation()
-    inputs = tokenizer(texts, padding="longest", max_length=32, truncation=True, return_tensors="pt")
+    inputs = tokenizer(
+        texts, padding="longest", max_length=32, truncation=True, return_tensors="pt"
+    )
     model = hf.AutoModel.from_pretrained(folder).eval()
     with torch.no_grad():
         output = model(**inputs)

@@ -120,7 +120,9 @@ def _stored_pooling(folder: Path) -> str | None:
     """How sentence-transformers pools this checkpoint, where it says so."""
     if not (folder / _POOLING).is_file():
         return None
-    return "mean" if pretrained.read_json(folder / _POOLING).get("pooling_mode_mean_tokens") else None
+    return (
+        "mean" if pretrained.read_json(folder / _POOLING).get("pooling_mode_mean_tokens") else None
+    )
 
 
 def _weight_files(folder: Path, given: str | None) -> list[Path]:

@@ -85,9 +85,7 @@ class DataConfig(Section):
     def _columns_agree(self) -> "DataConfig":
         columns = [c for c in (self.text, self.text_pair, self.label) if c is not None]
         if len({type(c) for c in columns}) > 1:
-            raise ValueError(
-                f"columns must be all names or all numbers. Received: {columns}"
-            )
+            raise ValueError(f"columns must be all names or all numbers. Received: {columns}")
         if len(set(columns)) < len(columns):
             raise ValueError(f"text, text_pair and label must be different. Received: {columns}")
         if isinstance(self.labels, list) and len(set(self.labels)) < max(2, len(self.labels)):

@@ -111,7 +111,7 @@ def schema() -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader subclass
+        return yaml.load(text, _Loader)  # a SafeLoader subclass
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
@@ -183,10 +183,8 @@ def _real_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
     at = raw
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
-        if isinstance(at, Mapping) and part in at:
-            at = at[part]
-            yield part
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
+        in_list = isinstance(at, list) and isinstance(part, int) and part < len(at)
+        if in_list or (isinstance(at, Mapping) and part in at):
             at = at[part]
             yield part
         elif last and isinstance(at, Mapping):

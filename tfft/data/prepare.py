@@ -226,7 +226,9 @@ class _Writer:
 
     def _reject(self, row: BadRow) -> None:
         if self._request.on_bad_row == "stop":
-            raise UserError(f"{row.place}: {row.reason} (data.on_bad_row: skip leaves such rows out)")
+            raise UserError(
+                f"{row.place}: {row.reason} (data.on_bad_row: skip leaves such rows out)"
+            )
         self._count["bad"] += 1
         if len(self._bad) < LISTED:
             self._bad.append(f"{row.place}: {row.reason}")

@@ -136,9 +136,7 @@ def _by_name(header: Sequence[str], columns: Columns, place: str) -> list[int]:
 def _check_positions(indices: Sequence[int], width: int, place: str) -> None:
     wrong = [i for i in indices if not 0 <= i < width]
     if wrong:
-        raise UserError(
-            f"{place}: no column {wrong[0]}: the row has {width} (0 to {width - 1})"
-        )
+        raise UserError(f"{place}: no column {wrong[0]}: the row has {width} (0 to {width - 1})")
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
@@ -146,7 +144,9 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
     try:
         "".encode(encoding)
     except LookupError:
-        raise UserError(f"data: unknown encoding {encoding!r}; try utf-8, latin-1 or cp1252") from None
+        raise UserError(
+            f"data: unknown encoding {encoding!r}; try utf-8, latin-1 or cp1252"
+        ) from None
     encoding = "utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding
     number = 0
     with open(path, encoding=encoding, newline="") as file:

@@ -102,12 +102,17 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
 def _details(name: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
     by_class = evaluation.by_class
     rows = [
-        [label, *(f"{by_class[k][at]:.4f}" for k in ("precision", "recall", "f1")),
-         f"{by_class['support'][at]:.0f}"]
+        [
+            label,
+            *(f"{by_class[k][at]:.4f}" for k in ("precision", "recall", "f1")),
+            f"{by_class['support'][at]:.0f}",
+        ]
         for at, label in enumerate(labels)
     ]
     body = _table(["class", "precision", "recall", "f1", "rows"], rows)
-    body += svg.heat_map("confusion: true class down, predicted across", evaluation.confusion, labels)
+    body += svg.heat_map(
+        "confusion: true class down, predicted across", evaluation.confusion, labels
+    )
     body += svg.reliability("reliability (bars: share of rows)", evaluation.reliability)
     if evaluation.worst:
         wrong = [

@@ -14,7 +14,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
 def curves(
-    title: str, series: Mapping[str, Sequence[tuple[float, float]]], x_name: str, marks: bool = False
+    title: str,
+    series: Mapping[str, Sequence[tuple[float, float]]],
+    x_name: str,
+    marks: bool = False,
 ) -> str:
     """Lines through (x, y) points, one for each name."""
     points = [p for line in series.values() for p in line]

@@ -96,9 +96,7 @@ def build(a: Architecture, precision: str) -> keras.Model:
         x = blocks[index](x, bias)
     features = {"sequence": x}
     if a.pooler is not None:
-        pooler = keras.layers.Dense(
-            a.width, activation=a.pooler, dtype=precision, name="pooler"
-        )
+        pooler = keras.layers.Dense(a.width, activation=a.pooler, dtype=precision, name="pooler")
         features["pooled"] = pooler(x[:, 0])
     return keras.Model(inputs, features, name="encoder")
 

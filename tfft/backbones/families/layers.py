@@ -124,9 +124,7 @@ class Embeddings(keras.layers.Layer):
         )
         self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name="norm")
         self.dropout = Dropout(dropout, dtype=dtype, name="dropout")
-        self.project = (
-            keras.layers.Dense(project, dtype=dtype, name="project") if project else None
-        )
+        self.project = keras.layers.Dense(project, dtype=dtype, name="project") if project else None
         self._width = width
 
     def build(self, _):

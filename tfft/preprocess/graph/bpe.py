@@ -69,9 +69,7 @@ class ByteLevelBPE(tf.Module):
         def merging(symbols: tf.Tensor, ranks: tf.Tensor, merged: tf.Tensor) -> tf.Tensor:
             return tf.reduce_any(ranks < _NO_RANK)
 
-        def merge(
-            symbols: tf.Tensor, ranks: tf.Tensor, merged: tf.Tensor
-        ) -> tuple[tf.Tensor, ...]:
+        def merge(symbols: tf.Tensor, ranks: tf.Tensor, merged: tf.Tensor) -> tuple[tf.Tensor, ...]:
             symbols = _merge_best(symbols, ranks, merged)
             return symbols, *self._pairs(symbols)
 
@@ -79,13 +77,13 @@ class ByteLevelBPE(tf.Module):
         symbols, _, _ = tf.while_loop(
             merging, merge, (symbols, ranks, merged), shape_invariants=(shape, shape, shape)
         )
-        result = tf.RaggedTensor.from_tensor(symbols, lengths=tf.math.count_nonzero(symbols >= 0, 1))
+        result = tf.RaggedTensor.from_tensor(
+            symbols, lengths=tf.math.count_nonzero(symbols >= 0, 1)
+        )
         if self._whole is None:
             return result
         whole = self._whole.lookup(words)
-        return tf.where(
-            whole[:, None] >= 0, tf.RaggedTensor.from_tensor(whole[:, None]), result
-        )
+        return tf.where(whole[:, None] >= 0, tf.RaggedTensor.from_tensor(whole[:, None]), result)
 
     def _pairs(self, symbols: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Rank and merged id of each neighbouring pair, both [W, L - 1]."""

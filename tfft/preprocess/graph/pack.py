@@ -89,15 +89,13 @@ def pack(
     }
 
 
-def longest_first(
-    a: tf.Tensor, b: tf.Tensor, room: int
-) -> tuple[tf.Tensor, tf.Tensor]:
+def longest_first(a: tf.Tensor, b: tf.Tensor, room: int) -> tuple[tf.Tensor, tf.Tensor]:
     """How many tokens of each text of a pair stay, [B] each: the longer gives way first.
 
     The same arithmetic as the host's: where both are longer than half, the text that was the
     longer (the second, if they were equal) gets the odd token.
     """
-    short, long = tf.minimum(a, b), tf.maximum(a, b)
+    short = tf.minimum(a, b)
     half = tf.cast(room // 2, a.dtype)
     room_ = tf.cast(room, a.dtype)
     cut_long = tf.where(short > room_, short, tf.maximum(short, room_ - short))

@@ -38,9 +38,7 @@ class GraphTokenizer(tf.Module):
         self._pieces = _pieces(description)
         self._single, self._pair = pack.templates(description["post_processor"])
 
-    def __call__(
-        self, text: tf.Tensor, text_pair: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
+    def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Strings [B] -> `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
         a = self._ids(text)
         b = None if text_pair is None else self._ids(text_pair)

@@ -60,7 +60,9 @@ class Unigram(tf.Module):
             words = tf.ragged.boolean_mask(words, words != "")
         flat = tf.strings.regex_replace(words.flat_values, " ", mark)
         if self._prefix:
-            flat = tf.where(tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat)
+            flat = tf.where(
+                tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat
+            )
         # A mark belongs to what follows it: cut where something stands before one.
         cut = tf.strings.regex_replace(flat, mark, f"{codepoints.CUT}{mark}")
         split = tf_text.regex_split(cut, codepoints.CUT)

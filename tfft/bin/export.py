@@ -1,0 +1,37 @@
+"""Publish a trained model: a verified SavedModel for TF Serving, or a Hugging Face checkpoint."""
+
+from pathlib import Path
+
+from absl import flags
+
+from tfft.bin import cli
+from tfft.errors import UserError
+
+cli.define_workdir()
+flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR/huggingface")
+flags.DEFINE_enum("format", "saved_model", ["saved_model", "huggingface"], "what is written")
+
+
+def verb() -> None:
+    """Load the run, write."""
+    f = cli.FLAGS
+    if f.workdir is None:
+        raise UserError("--workdir: required and not given")
+    cli.load_tensorflow()
+    from tfft.run import load_run
+
+    run = load_run(f.workdir)
+    folder = Path(f.output) if f.output is not None else None
+    if f.format == "huggingface":
+        print(run.export_huggingface(folder or Path(f.workdir) / "huggingface"))
+    else:
+        print(run.export(folder))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The binary."""
+    cli.main(verb, argv)
+
+
+if __name__ == "__main__":
+    main()
