@@ -1,0 +1,189 @@
+"""Checkpoints of each type against what PyTorch's transformers makes of them (golden files)."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tfft import backbones
+from tfft.config import ModelConfig, TaskConfig
+from tfft.errors import UserError
+from tfft.model import assemble
+from tfft.spec import HeadStyle
+from tfft.tasks import TASKS
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CASES = sorted(path.name for path in (GOLDEN / "encoders").iterdir())
+BOUND = 1e-5
+
+
+def load(folder, **settings):
+    return backbones.load(ModelConfig(backbone=f"hf:{folder}", **settings))
+
+
+def expected(name):
+    return np.load(GOLDEN / "encoders" / name / "expected.npz")
+
+
+def inputs(values):
+    return {name: values[name] for name in ("token_ids", "padding_mask", "segment_ids")}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_features_equal_the_original(name):
+    values = expected(name)
+    backbone = load(GOLDEN / "encoders" / name)
+    found = backbone.model(inputs(values))
+    real = values["padding_mask"] == 1
+    difference = np.abs(np.asarray(found["sequence"]) - values["sequence"])[real]
+    assert difference.max() < BOUND
+    if "pooled" in values:
+        assert np.abs(np.asarray(found["pooled"]) - values["pooled"]).max() < BOUND
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "classifier" in name])
+def test_stored_head_and_labels(name):
+    values = expected(name)
+    backbone = load(GOLDEN / "encoders" / name, head="checkpoint")
+    assert backbone.head.labels == ("zero", "one", "two")
+    task = TASKS["text_classification"]
+    model = assemble(backbone, task, TaskConfig(), backbone.head.labels)
+    logits = np.asarray(model(inputs(values)))
+    assert np.abs(logits - values["logits"]).max() < BOUND
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "classifier" in name])
+def test_saved_and_loaded_again_is_the_same_file(name, tmp_path):
+    folder = GOLDEN / "encoders" / name
+    backbone = load(folder, head="checkpoint")
+    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), backbone.head.labels)
+    backbones.huggingface.save(model, backbone, backbone.head.labels, tmp_path)
+    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
+    # A pooler that nothing reads is not part of the model.
+    assert set(after) == {n for n in before if n in after or "pooler" not in n}
+    for tensor, value in after.items():
+        np.testing.assert_array_equal(value, before[tensor])
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["id2label"] == {"0": "zero", "1": "one", "2": "two"}
+
+
+def test_minilm(minilm):
+    values = np.load(GOLDEN / "minilm.npz")
+    backbone = load(minilm)
+    segments = np.zeros_like(values["token_ids"])
+    found = backbone.model(
+        {
+            "token_ids": values["token_ids"],
+            "padding_mask": values["padding_mask"],
+            "segment_ids": segments,
+        }
+    )
+    real = values["padding_mask"][:, ::7] == 1
+    sequence = np.asarray(found["sequence"])[:, ::7]
+    assert np.abs(sequence - values["sequence"])[real].max() < BOUND
+    assert np.abs(np.asarray(found["pooled"]) - values["pooled"]).max() < BOUND
+    assert backbone.head_style == HeadStyle("mean")  # as 1_Pooling/config.json says
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_variable_has_one_stage(name):
+    import re
+
+    backbone = load(GOLDEN / "encoders" / name)
+    for variable in backbone.model.weights:
+        hits = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
+        assert len(hits) == 1, variable.path
+
+
+def test_rebuilt_from_its_description():
+    values = expected("roberta")
+    backbone = load(GOLDEN / "encoders" / "roberta")
+    again = backbones.rebuild(json.loads(json.dumps(backbone.description)))
+    for new, old in zip(again.model.weights, backbone.model.weights, strict=True):
+        assert new.path == old.path
+        new.assign(old.value)
+    a, b = (np.asarray(m.model(inputs(values))["sequence"]) for m in (again, backbone))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_bfloat16_checkpoint_and_shards(tmp_path):
+    import ml_dtypes
+
+    source = GOLDEN / "encoders" / "bert"
+    shutil.copy(source / "config.json", tmp_path)
+    tensors = load_file(source / "model.safetensors")
+    half = {k: v.astype(ml_dtypes.bfloat16) for k, v in tensors.items()}
+    names = sorted(half)
+    parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, members in parts.items():
+        save_file({n: half[n] for n in members}, tmp_path / file)
+    index = {n: file for file, members in parts.items() for n in members}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    backbone = load(tmp_path)
+    token = next(v for v in backbone.model.weights if v.path == "embeddings/token/embeddings")
+    np.testing.assert_array_equal(
+        np.asarray(token.value),
+        half["embeddings.word_embeddings.weight"].astype(np.float32),
+    )
+
+
+def broken(tmp_path, change):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(GOLDEN / "encoders" / "bert", folder)
+    change(folder)
+    return folder
+
+
+def edit(**changes):
+    def change(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json: missing"),
+        (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
+        (edit(model_type="bart"), "model_type 'bart' is not supported; did you mean 'bert'?"),
+        (edit(hidden_act="gellu"), "unknown activation 'gellu'; did you mean 'gelu'?"),
+        (edit(hidden_size=32), "where config.json means"),
+        (edit(num_hidden_layers=3), "lacks 'encoder.layer.2"),
+        (edit(num_attention_heads=5), "no multiple of its 5 attention heads"),
+        (edit(position_embedding_type="relative_key"), "is not supported"),
+        (edit(vocab_size="many"), "vocab_size must be a number"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"junk"), "not a safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
+            "pytorch_model.bin is a pickle, which tfft never reads",
+        ),
+    ],
+)
+def test_broken_checkpoint(tmp_path, change, message):
+    folder = broken(tmp_path, change)
+    with pytest.raises(UserError) as error:
+        load(folder)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("./nowhere", "no such folder"), ("nobody/nothing", "nobody/nothing")],
+)
+def test_no_checkpoint(name, message, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError) as error:
+        load(name)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_stored_head():
+    with pytest.raises(UserError, match="holds no classification head"):
+        load(GOLDEN / "encoders" / "bert", head="checkpoint")

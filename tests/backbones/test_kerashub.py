@@ -1,0 +1,76 @@
+"""KerasHub presets: made here with random weights, saved, loaded through tfft."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfft import backbones, preprocess
+from tfft.config import DataConfig, ModelConfig
+from tfft.errors import UserError
+
+SIZES = {
+    "vocabulary_size": 30,
+    "num_layers": 2,
+    "num_heads": 2,
+    "hidden_dim": 8,
+    "intermediate_dim": 12,
+    "max_sequence_length": 16,
+}
+DATA = DataConfig(train="x.csv", max_length=12)
+
+
+@pytest.fixture(scope="module")
+def presets(tmp_path_factory):
+    import keras_hub
+
+    folder = tmp_path_factory.mktemp("presets")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "sky", "un", "##red", "!", "好"]
+    keras.utils.set_random_seed(0)
+    bert = keras_hub.models.BertBackbone(**SIZES)
+    bert.save_to_preset(folder / "bert")
+    keras_hub.tokenizers.BertTokenizer(words, lowercase=True).save_to_preset(folder / "bert")
+    roberta = keras_hub.models.RobertaBackbone(**SIZES)
+    roberta.save_to_preset(folder / "roberta")
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "r", "e", "d", "Ġ", "re", "red", "Ġred"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    merges = ["r e", "re d", "Ġ red"]
+    keras_hub.tokenizers.RobertaTokenizer(vocabulary, merges).save_to_preset(folder / "roberta")
+    return folder, {"bert": bert, "roberta": roberta}
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_features_are_kerashubs(presets, name):
+    folder, originals = presets
+    backbone = backbones.load(ModelConfig(backbone=f"kerashub:{folder / name}"))
+    ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]], np.int32)
+    inputs = {
+        "token_ids": ids,
+        "padding_mask": (ids != 0).astype(np.int32),
+        "segment_ids": np.zeros_like(ids),
+    }
+    wanted = {tensor.name for tensor in originals[name].inputs}
+    expected = originals[name]({k: v for k, v in inputs.items() if k in wanted})
+    expected = expected["sequence_output"] if isinstance(expected, dict) else expected
+    found = backbone.model(inputs)
+    np.testing.assert_allclose(found["sequence"], expected, atol=1e-6)
+    assert [s.name for s in backbone.stages][:3] == ["embeddings", "block_0", "block_1"]
+    again = backbones.rebuild(json.loads(json.dumps(backbone.description)))
+    assert [v.path for v in again.model.weights] == [v.path for v in backbone.model.weights]
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta"])
+def test_tokenizer(presets, name):
+    folder, _ = presets
+    inputs = preprocess.load(ModelConfig(backbone=f"kerashub:{folder / name}"), DATA)
+    (ids, _, _), *_ = inputs.encode(["red Red" if name == "bert" else "red red"])
+    assert ids == ([2, 5, 5, 3] if name == "bert" else [0, 10, 11, 2])
+    found = inputs.graph()(np.array(["red red", "sky 好!"]))
+    host = inputs.batch(["red red", "sky 好!"])
+    np.testing.assert_array_equal(found["token_ids"], host["token_ids"])
+
+
+def test_no_such_preset():
+    with pytest.raises(UserError, match="cannot be loaded"):
+        backbones.load(ModelConfig(backbone="kerashub:./nowhere"))

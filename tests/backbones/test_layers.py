@@ -1,0 +1,37 @@
+"""The encoder's own layers."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfft.backbones.families.layers import Dropout
+
+
+@pytest.mark.parametrize("rate", [0.1, 0.5])
+def test_dropout_rate_and_mean(rate):
+    layer = Dropout(rate, seed=1)
+    x = tf.ones([400, 500])
+    y = np.asarray(layer(x, training=True))
+    assert (y == 0).mean() == pytest.approx(rate, abs=0.005)
+    assert y.mean() == pytest.approx(1.0, abs=0.005)
+    again = np.asarray(layer(x, training=True))
+    assert not np.array_equal(y, again)
+
+
+def test_dropout_in_a_graph_of_unknown_shape():
+    layer = Dropout(0.3, seed=1)
+    run = tf.function(
+        lambda x: layer(x, training=True), input_signature=[tf.TensorSpec([None, None])]
+    )
+    y = run(tf.ones([7, 9])).numpy()
+    assert 0 < (y == 0).sum() < 63
+
+
+def test_dropout_off():
+    layer = Dropout(0.3)
+    x = tf.ones([8, 8])
+    np.testing.assert_array_equal(layer(x, training=False), x)
+    layer.trainable = False  # a frozen stage computes as in inference
+    np.testing.assert_array_equal(layer(x, training=True), x)
+    with pytest.raises(ValueError, match="Received: rate=1"):
+        Dropout(1)

@@ -1,0 +1,143 @@
+"""The YAML: every mistake at once, with its path, what was received and the nearest name."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tfft.config import Duration, dump, load, parse, schema
+from tfft.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GOOD = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x/y"}}
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe_loads_and_has_a_header(path):
+    load(path)
+    head = path.read_text(encoding="utf-8").split("\ndata:")[0]
+    for part in ("Hardware and time:", "Expect:", "measured"):
+        assert part in head, f"the header lacks {part!r}"
+
+
+def test_recipes_are_there():
+    assert len(RECIPES) >= 4
+
+
+def test_dump_reads_back():
+    config = parse(GOOD, ["optimizer.learning_rate=5e-5", "method={name: top, stages: 2}"])
+    assert parse(yaml.safe_load(dump(config))) == config
+    assert config.optimizer.learning_rate == 5e-5
+    assert config.method.stages == 2
+
+
+def test_all_errors_at_once(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "data: {train: {source: tvs, path: x}, txt: q}\nmodel: {backbone: 'hff:x'}\n"
+        "optimizer: {nam: x, weight_decay: -1}\ntrian: {}\n"
+    )
+    with pytest.raises(UserError) as error:
+        load(path)
+    lines = str(error.value).split("\n")
+    assert len(lines) == 6
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    text = str(error.value)
+    assert "data.train.source: must be one of" in text and "received 'tvs'" in text
+    assert "did you mean 'tsv'?" in text
+    assert "data.txt: unknown key; did you mean 'text'?" in text
+    assert "optimizer.weight_decay" in text and "received -1" in text
+    assert "trian: unknown key; did you mean 'train'?" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"method": {"name": "hed"}}, "method.name: unknown method; received 'hed'; did you"),
+        ({"method": {"name": "top"}}, "method.stages: required"),
+        ({"method": {"name": "top", "stagse": 2}}, "method.stagse: unknown key; did you mean"),
+        ({"train": {"epochs": "three"}}, "train.epochs"),
+        ({"train": {"checkpoint": {"every": 5}}}, "train.checkpoint.every: must be a number with"),
+        ({"train": {"metric": "acuracy"}}, "train.metric: must be one of accuracy"),
+        ({"mask": [{"match": "x", "trainabel": True}]}, "mask.0.trainabel: unknown key; did you"),
+        ({"data": {"validation": {"fracton": 0.1}}}, "data.validation.fracton: unknown key; did"),
+        ({"data": {"text": 0}}, "columns must be all names or all numbers"),
+        ({"data": {"train": "data.bin"}}, "cannot tell the format"),
+        ({"task": {"loss": "focal", "label_smoothing": 0.1}}, "cross_entropy only"),
+        ({"distribute": {"devices": ["GPU:0"]}}, "`devices` must be one device"),
+    ],
+)
+def test_error_line(changes, expected):
+    with pytest.raises(UserError, match=r".") as error:
+        parse(GOOD, changes=changes)
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data: [", "not valid YAML"),
+        ("data: {}\ndata: {}", "stands here twice"),
+        ("- a", "must hold sections"),
+        ("? [a]\n: b", "not a plain value"),
+        ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+    ],
+)
+def test_yaml_mistakes(tmp_path, text, expected):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=expected):
+        load(path)
+
+
+def test_missing_file_names_the_nearest(tmp_path):
+    (tmp_path / "trec.yaml").touch()
+    with pytest.raises(UserError, match=r"did you mean 'trec.yaml'"):
+        load(tmp_path / "terc.yaml")
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3"])
+def test_malformed_override(override):
+    with pytest.raises(UserError, match="--set"):
+        parse(GOOD, [override])
+
+
+def test_durations():
+    assert Duration.parse("10%").steps(50, 200) == 20
+    assert Duration.parse("2 epochs").steps(50, 200) == 100
+    assert Duration.parse("1 step").steps(50, 200) == 1
+    for wrong in ("10", "ten steps", 5, None, "120%"):
+        with pytest.raises(ValueError):
+            Duration.parse(wrong)
+
+
+def test_schema_covers_every_section():
+    properties = json.loads(json.dumps(schema()))["properties"]
+    assert set(GOOD) < set(properties)
+    assert "learning_rate" in json.dumps(schema())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["train", "--config={}"], ["schema"], ["nonsense"]],
+)
+def test_no_tensorflow_for_help_and_typos(tmp_path, arguments):
+    """What a user waits for at a typo: looked at in sys.modules, not at a clock."""
+    path = tmp_path / "typo.yaml"
+    path.write_text("data: {train: a.csv}\nmodle: {}\n")
+    code = (
+        "import sys, tfft.bin.__main__ as m\n"
+        f"sys.argv = ['tfft', *{[a.format(path) for a in arguments]!r}]\n"
+        "try: m.main()\n"
+        "except SystemExit as e: code = e.code\n"
+        "heavy = {'tensorflow', 'keras', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "print('CODE', code, 'HEAVY', sorted(heavy))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    expected = 2 if arguments[-1] in ("nonsense", "--config={}") else 0
+    assert f"CODE {expected} HEAVY []" in done.stdout, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

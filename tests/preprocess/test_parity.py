@@ -1,0 +1,216 @@
+"""Host and graph give the same ids: made-up texts always, the real data where it is there."""
+
+import json
+import random
+
+import pytest
+import tensorflow as tf
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from tfft.errors import UserError
+from tfft.preprocess import TextInputs, tokenizer
+
+HARD = [
+    "",
+    " ",
+    "What's the don't of it?  He'll they're 100 %",
+    "Ünïcödé ÀÉÎ ﬁne ① ㎏ ſ ß İstanbul ΣΊΣΥΦΟΣ Σ",
+    "e\u0302\u0301 a\u0323\u0302 s\u0337\u0321\u0322\u0318 \u0301x",
+    "今天天气很好，我们去公园。 2D巅峰 ｶﾞﾊﾟ 한국어 \u1112\u1161\u11ab",
+    "emoji 😀👍🏽 👨‍👩‍👧 🇩🇪 🥲🫠",
+    "tabs\tand\nlines\r\nand\u00a0spaces\u2003\u3000 \u200b\u200d\ufe0f end ",
+    "a\x00b \ufffd \u0085 \u2028 \u00ad",
+    "[SEP] x[MASK]y <s> </s> <pad> <mask> z",
+    "8888 waaaaaaaaves ooooooocean ------- 1.000,00",
+    "x" * 130 + " " + "é" * 101 + " " + "好" * 120,
+    "▁ ▁a b▁ c▁d",
+    "http://example.org/a_b-c?d=e&f=g#h (i) [j] {k} \\ ` '' ``",
+]
+
+
+def random_texts(count: int, seed: int) -> list[str]:
+    """Strings over alphabets that trip tokenizers up."""
+    r = random.Random(seed)
+    alphabets = [
+        [chr(c) for c in range(32, 127)],
+        [chr(c) for c in range(0xA0, 0x250)],
+        [chr(c) for c in range(0x300, 0x370)],
+        [chr(c) for c in range(0x4E00, 0x4E60)],
+        [chr(c) for c in range(0x1F300, 0x1FAFF)],
+        list(" \t\n\r\u3000\u00a0\u2028\u200b\u200d\ufe0f\x00"),
+        ["'s", "'ll", "[SEP]", "<s>", "ﬁ", "가", "ᄀ", "ᅡ", "Σ", "İ"],
+    ]
+    texts = []
+    for _ in range(count):
+        chosen = r.sample(alphabets, r.randint(1, 4))
+        texts.append("".join(r.choice(r.choice(chosen)) for _ in range(r.randint(0, 30))))
+    return texts
+
+
+def trained(kind: str) -> str:
+    """A small tokenizer of each kind, trained on the hard texts."""
+    corpus = HARD * 2 + random_texts(400, 5)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    if kind.startswith("wordpiece"):
+        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        made.normalizer = normalizers.BertNormalizer(lowercase=kind == "wordpiece")
+        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special)
+    elif kind.startswith("bpe"):
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        made = Tokenizer(models.BPE())
+        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "bpe_prefix")
+        made.decoder = decoders.ByteLevel()
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(
+            vocab_size=700, special_tokens=special, initial_alphabet=alphabet
+        )
+    else:
+        special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
+        made = Tokenizer(models.Unigram())
+        made.normalizer = normalizers.Sequence(
+            [
+                normalizers.Replace("``", '"'),
+                normalizers.Replace("''", '"'),
+                normalizers.NFKD(),
+                normalizers.StripAccents(),
+                normalizers.Lowercase(),
+            ]
+        )
+        splits = [pre_tokenizers.WhitespaceSplit()] if kind == "unigram" else []
+        made.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.Metaspace()])
+        if kind == "unigram_spaces":
+            made.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=1500, special_tokens=special, unk_token="<unk>"
+        )
+        corpus = HARD + [text for text in corpus if text.isascii()]  # leaves characters unknown
+    made.train_from_iterator(corpus, trainer)
+    ids = made.token_to_id
+    if kind.startswith("bpe"):
+        made.post_processor = processors.RobertaProcessing(("</s>", ids("</s>")), ("<s>", ids("<s>")))
+    else:
+        made.post_processor = processors.TemplateProcessing(
+            single="[CLS] $A [SEP]",
+            pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+            special_tokens=[(t, ids(t)) for t in ("[CLS]", "[SEP]")],
+        )
+    return made.to_str()
+
+
+KINDS = ("wordpiece", "wordpiece_cased", "bpe", "bpe_prefix", "unigram", "unigram_spaces")
+
+
+def assert_equal(spec, max_length, texts, pairs=None):
+    inputs = TextInputs(spec, max_length, pair=pairs is not None)
+    graph = inputs.graph()
+    run = tf.function(lambda *columns: graph(*columns))
+    for start in range(0, len(texts), 500):
+        columns = [c[start : start + 500] for c in (texts, pairs) if c is not None]
+        host = inputs.encode(*columns)
+        found = run(*(tf.constant(column) for column in columns))
+        lengths = found["padding_mask"].numpy().sum(axis=1)
+        for at, (ids, segments, _) in enumerate(host):
+            row = [column[at] for column in columns]
+            assert found["token_ids"].numpy()[at, : lengths[at]].tolist() == ids, ascii(row)
+            assert found["segment_ids"].numpy()[at, : lengths[at]].tolist() == segments, ascii(row)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_and_pairs(kind):
+    spec = trained(kind)
+    texts = HARD + random_texts(600, 1)
+    assert_equal(spec, 24, texts)
+    assert_equal(spec, 512, texts)
+    pairs = random_texts(len(texts), 2)
+    for max_length in (9, 16, 17):  # even and odd room: who gets the odd token
+        assert_equal(spec, max_length, texts, pairs)
+
+
+def test_many_texts_unlike_the_training(real_data, vocabularies, tmp_path):
+    """0 differing lines over every text file, for the vocabularies of BERT, GPT-2 and T5."""
+    lines = real_lines(real_data)[::23]
+    for spec in real_specs(vocabularies, tmp_path).values():
+        assert_equal(spec, 128, lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_every_line(name, real_data, vocabularies, tmp_path):
+    assert_equal(real_specs(vocabularies, tmp_path)[name], 128, real_lines(real_data))
+
+
+def real_lines(folder) -> list[str]:
+    endings = (".tsv", ".csv", ".txt", ".jsonl", ".json", ".md", ".conll", ".annotated", ".all")
+    lines: dict[str, None] = {}
+    for path in sorted(folder.rglob("*")):
+        if path.name.endswith((*endings, ".train", ".test")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            lines |= dict.fromkeys(text.split("\n"))
+    assert len(lines) > 100_000
+    return list(lines)
+
+
+def real_specs(folder, tmp_path) -> dict[str, str]:
+    """The vocabularies under the names that transformers looks for."""
+    files = {
+        "bert": {"bert_base_uncased/vocab.txt": "vocab.txt"},
+        "gpt2": {"gpt2/encoder.json": "vocab.json", "gpt2/vocab.bpe": "merges.txt"},
+        "t5": {"t5/spiece.model": "spiece.model"},
+    }
+    specs = {}
+    for name, names in files.items():
+        target = tmp_path / name
+        target.mkdir()
+        (target / "config.json").write_text(json.dumps({"model_type": name}))
+        for source, file in names.items():
+            (target / file).write_bytes((folder / source).read_bytes())
+        specs[name] = tokenizer.from_checkpoint(str(target))
+    return specs
+
+
+def test_invalid_bytes_are_answered():
+    inputs = TextInputs(trained("wordpiece"), 24)
+    found = inputs.graph()(tf.constant([b"\xff\xfe red", b"sky"]))
+    expected = inputs.batch(["\ufffd\ufffd red", "sky"])
+    assert found["token_ids"].numpy().tolist() == expected["token_ids"].tolist()
+
+
+def inputs_of(graph):
+    return lambda text: graph(text)
+
+
+def test_saved_within_a_saved_model(tmp_path):
+    for kind in ("wordpiece", "bpe", "unigram"):
+        inputs = TextInputs(trained(kind), 24)
+        module = tf.Module()
+        module.graph = inputs.graph()
+        module.run = tf.function(
+            inputs_of(module.graph), input_signature=[tf.TensorSpec([None], tf.string)]
+        )
+        tf.saved_model.save(module, str(tmp_path / kind))
+        found = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(HARD))
+        assert found["token_ids"].numpy().tolist() == inputs.batch(HARD)["token_ids"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pre_tokenizer": {"type": "Whitespace"}}, "WordPiece after Whitespace has no in-graph"),
+        ({"normalizer": {"type": "Nmt"}}, "normalizer Nmt has no in-graph form"),
+        (
+            {"normalizer": {"type": "Replace", "pattern": {"Regex": "(?=x)"}, "content": ""}},
+            "has no in-graph form",
+        ),
+    ],
+)
+def test_what_has_no_graph_form_is_named(change, message):
+    spec = json.dumps({**json.loads(trained("wordpiece")), **change})
+    with pytest.raises(UserError, match="tokenizer") as error:
+        TextInputs(spec, 24).graph()
+    assert message in str(error.value)
+
+
+def test_max_length_must_hold_the_special_tokens():
+    with pytest.raises(UserError, match="must exceed the 2 special tokens"):
+        TextInputs(trained("wordpiece"), 2)

@@ -1,0 +1,93 @@
+"""Loss, head, class weights and decoding against numpy and the Keras originals."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfft.config import TaskConfig
+from tfft.errors import UserError
+from tfft.metrics import softmax
+from tfft.spec import Backbone, HeadStyle
+from tfft.tasks import TASKS
+from tfft.tasks.text_classification import ClassificationHead, CrossEntropy
+
+TASK = TASKS["text_classification"]
+
+
+@pytest.fixture
+def case():
+    generator = np.random.default_rng(0)
+    return generator.integers(0, 4, 12), generator.normal(size=(12, 4)).astype(np.float32)
+
+
+def test_cross_entropy(case):
+    labels, logits = case
+    expected = -np.log(softmax(logits)[np.arange(12), labels])
+    assert float(CrossEntropy()(labels, logits)) == pytest.approx(expected.mean(), rel=1e-5)
+
+
+def test_label_smoothing_is_that_of_keras(case):
+    labels, logits = case
+    reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
+    expected = float(reference(np.eye(4)[labels], logits))
+    assert float(CrossEntropy(label_smoothing=0.1)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("gamma", [0.5, 2.0])
+def test_focal_is_that_of_keras(case, gamma):
+    labels, logits = case
+    reference = keras.losses.CategoricalFocalCrossentropy(
+        alpha=1.0, gamma=gamma, from_logits=True, reduction="sum_over_batch_size"
+    )
+    expected = float(reference(np.eye(4)[labels], logits))
+    assert float(CrossEntropy(gamma=gamma)(labels, logits)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_focal_gradient_is_finite_for_a_certain_row():
+    logits = tf.constant([[80.0, -80.0]])
+    with tf.GradientTape() as tape:
+        tape.watch(logits)
+        loss = CrossEntropy(gamma=0.5)(np.array([0]), logits)
+    assert np.isfinite(tape.gradient(loss, logits)).all()
+
+
+def test_class_weights():
+    ids = np.array([0, 0, 0, 1])
+    names = ["a", "b"]
+    balanced = TASK.sample_weights(TaskConfig(class_weights="balanced"), names, ids)
+    np.testing.assert_allclose(balanced, [4 / 6, 4 / 2])
+    given = TASK.sample_weights(TaskConfig(class_weights={"b": 3.0}), names, ids)
+    np.testing.assert_allclose(given, [1.0, 3.0])
+    assert TASK.sample_weights(TaskConfig(), names, ids) is None
+    with pytest.raises(UserError, match="'bb' is not a class; did you mean|valid"):
+        TASK.sample_weights(TaskConfig(class_weights={"bb": 3.0}), names, ids)
+
+
+@pytest.mark.parametrize("pooling", ["first", "mean"])
+def test_pooling_ignores_padding(pooling):
+    head = ClassificationHead(3, pooling, "tanh", 0.0, name="head")
+    x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    a = np.asarray(head(x, mask))
+    changed = x.copy()
+    changed[0, 3:] = 9.0
+    np.testing.assert_array_equal(a, head(changed, mask))
+    vector = x[:, 0] if pooling == "first" else (x * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]
+    hidden = np.tanh(vector @ np.asarray(head.dense.kernel) + np.asarray(head.dense.bias))
+    expected = hidden @ np.asarray(head.logits.kernel) + np.asarray(head.logits.bias)
+    np.testing.assert_allclose(a, expected, atol=1e-5)
+
+
+def test_missing_feature_is_named():
+    backbone = Backbone(None, (), {"sequence": 4}, HeadStyle("first"), "", {})
+    with pytest.raises(UserError, match="no 'pooled' feature"):
+        TASK.head(backbone, TaskConfig(pooling="pooled"), ["a", "b"])
+
+
+def test_decode(case):
+    _, logits = case
+    out = TASK.decode(tf.constant(logits, tf.bfloat16), ["a", "b", "c", "d"])
+    assert out["probabilities"].dtype == tf.float32 and out["label"].dtype == tf.string
+    expected = np.array(["a", "b", "c", "d"])[np.asarray(tf.cast(tf.constant(logits, tf.bfloat16), tf.float32)).argmax(1)]
+    assert [v.decode() for v in out["label"].numpy()] == expected.tolist()

@@ -1,0 +1,77 @@
+"""Figures against scikit-learn and numpy."""
+
+import numpy as np
+import pytest
+
+from tfft import metrics
+
+sklearn = pytest.importorskip("sklearn.metrics")
+
+
+@pytest.fixture
+def case():
+    generator = np.random.default_rng(3)
+    labels = generator.integers(0, 4, 300)
+    logits = generator.normal(size=(300, 5)).astype(np.float32)
+    logits[np.arange(300), labels] += 1.0
+    return logits, labels  # the fifth class never occurs, but is predicted
+
+
+def test_headline(case):
+    logits, labels = case
+    found = metrics.headline(logits, labels)
+    p = metrics.softmax(logits)
+    predicted = p.argmax(1)
+    assert found["accuracy"] == pytest.approx(sklearn.accuracy_score(labels, predicted))
+    for average in ("macro", "weighted"):
+        expected = sklearn.f1_score(labels, predicted, average=average, zero_division=0)
+        assert found[f"{average}_f1"] == pytest.approx(expected)
+    expected = sklearn.log_loss(labels, p, labels=range(5))
+    assert found["log_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_by_class(case):
+    logits, labels = case
+    predicted = logits.argmax(1)
+    matrix = metrics.confusion(predicted, labels, 5)
+    np.testing.assert_array_equal(matrix, sklearn.confusion_matrix(labels, predicted, labels=range(5)))
+    found = metrics.from_confusion(matrix)
+    expected = sklearn.precision_recall_fscore_support(
+        labels, predicted, labels=range(5), zero_division=0
+    )
+    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
+        np.testing.assert_allclose(found[name], values)
+
+
+def test_calibration_error_by_hand():
+    # Two rows at 0.9 (one right), two at 0.6 (both right).
+    logits = np.log(np.array([[0.9, 0.1], [0.9, 0.1], [0.6, 0.4], [0.6, 0.4]]))
+    labels = np.array([0, 1, 0, 0])
+    expected = (2 * abs(0.9 - 0.5) + 2 * abs(0.6 - 1.0)) / 4
+    assert metrics.calibration_error(metrics.softmax(logits), labels) == pytest.approx(expected)
+
+
+def test_bootstrap_covers_and_shrinks(case):
+    logits, labels = case
+    samples = metrics.resampled(logits, labels, 2000, 0)
+    figures = metrics.headline(logits, labels)
+    for name in ("accuracy", "macro_f1", "weighted_f1", "log_loss"):
+        low, high = metrics.interval(samples[name], 0.95)
+        assert low < figures[name] < high
+    # The binomial's standard error is the accuracy's.
+    p = figures["accuracy"]
+    assert samples["accuracy"].std() == pytest.approx(np.sqrt(p * (1 - p) / 300), rel=0.1)
+
+
+def test_bootstrap_equals_resampling_rows(case):
+    """The draws of confusion cells have the distribution of resampled rows."""
+    logits, labels = case
+    predicted = logits.argmax(1)
+    generator = np.random.default_rng(1)
+    direct = []
+    for _ in range(2000):
+        rows = generator.integers(0, 300, 300)
+        direct.append(sklearn.f1_score(labels[rows], predicted[rows], average="macro", zero_division=0))
+    cells = metrics.resampled(logits, labels, 2000, 2)["macro_f1"]
+    assert np.mean(cells) == pytest.approx(np.mean(direct), abs=0.003)
+    assert np.std(cells) == pytest.approx(np.std(direct), rel=0.15)
