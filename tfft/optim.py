@@ -62,7 +62,7 @@ def build(
     common = {
         "learning_rate": schedule(config, steps_per_epoch, total),
         "global_clipnorm": config.clip_norm,
-        "weight_decay": config.weight_decay or None,
+        "weight_decay": config.weight_decay,
     }
     adam = {"beta_1": config.beta_1, "beta_2": config.beta_2, "epsilon": config.epsilon}
     optimizer: keras.optimizers.Optimizer

@@ -155,7 +155,8 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
         log.say(f"resuming at step {state.step:,} of {plan.total:,}")
     if state.step >= plan.total or state.stopped:
         return
-    result.save()  # best/ is whole from the first validation on
+    if state.best is None:
+        result.save()  # best/ is whole from here on; a resumed run's may be better than now
     with callbacks.Interrupt(state, keep) as interrupt:
         watchers = [*_watchers(result, data, plan, state, keep), interrupt]
         # An epoch that was begun is finished first: Keras counts whole epochs.

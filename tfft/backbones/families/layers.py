@@ -182,7 +182,9 @@ class SelfAttention(keras.layers.Layer):
         qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self._heads, size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
         scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
-        weights = ops.softmax(ops.cast(scores, "float32") + bias, axis=-1)
+        # The bias came through Keras' casting of inputs: 0 or -1e9, whatever the precision.
+        scores = ops.cast(scores, "float32") + ops.cast(bias, "float32")
+        weights = ops.softmax(scores, axis=-1)
         weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
         mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
         return self.out(ops.reshape(mixed, [rows, tokens, self._width]))

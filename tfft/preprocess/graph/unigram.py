@@ -70,6 +70,7 @@ class Unigram(tf.Module):
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """The ids along the best path of each word, [W] -> ragged [W, tokens]."""
+        words = tf.strings.regex_replace(words, codepoints.NUL, "\0")
         characters = tf.strings.unicode_split(words, "UTF-8")
         count = tf.cast(characters.row_lengths(), tf.int32)
         size = tf.cast(tf.strings.length(characters.flat_values), tf.int32)

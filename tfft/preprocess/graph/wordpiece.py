@@ -21,9 +21,11 @@ class WordPiece(tf.Module):
         kind = (pre_tokenizer or {}).get("type")
         if kind != "BertPreTokenizer":
             raise UserError(f"tokenizer: WordPiece after {kind} has no in-graph form")
-        vocabulary = sorted(model["vocab"], key=model["vocab"].get)
-        if [model["vocab"][token] for token in vocabulary] != list(range(len(vocabulary))):
-            raise UserError("tokenizer: the WordPiece vocabulary has gaps in its ids")
+        # A word given twice in vocab.txt leaves a gap in the ids: nothing may match there.
+        size = max(model["vocab"].values()) + 1
+        vocabulary = [f"{codepoints.CUT}{i}" for i in range(size)]
+        for token, i in model["vocab"].items():
+            vocabulary[i] = token
         self._spaces, self._punctuation = codepoints.bert_splits()
         self._max_characters = model["max_input_chars_per_word"]
         self._pieces = tf_text.FastWordpieceTokenizer(

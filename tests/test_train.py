@@ -1,0 +1,331 @@
+"""The road: it learns, repeats itself, resumes exactly, refuses what it must."""
+
+import json
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+import tfft
+from tfft import train
+from tfft.callbacks import Interrupt
+from tfft.checkpoints import Checkpoints
+from tfft.config import parse
+from tfft.errors import Interrupted, UserError
+
+
+def run(config, workdir, **changes):
+    return tfft.train(config, workdir=workdir, **changes)
+
+
+def weights(result):
+    return {v.path: np.array(v.value) for v in result.model.weights}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for path in a:
+        np.testing.assert_array_equal(a[path], b[path], err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, tiny):
+    """A run to its end, with everything switched on."""
+    from tests.conftest import write_csv
+
+    folder = tmp_path_factory.mktemp("finished")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "train.csv", 400)),
+            "test": str(write_csv(folder / "test.csv", 60, seed=1)),
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 5e-3},
+        "train": {"epochs": 6, "batch_size": 16},
+        "evaluate": {"bootstrap": 100},
+    }
+    return run(config, folder / "run"), config
+
+
+def test_it_learns(finished):
+    result, _ = finished
+    assert result.metrics["test/accuracy"] > 0.95
+    assert result.metrics["test/baseline/majority/accuracy"] < 0.6
+    low, high = (result.metrics[f"test/accuracy/{end}"] for end in ("low", "high"))
+    assert low <= result.metrics["test/accuracy"] <= high
+
+
+def test_the_run_directory_explains_itself(finished):
+    result, config = finished
+    names = {path.name for path in result.workdir.iterdir()}
+    expected = "config.yaml run.json mask.txt metrics.jsonl metrics.json checkpoints best export"
+    assert set(expected.split()) | {"report.html"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    assert parse(yaml.safe_load((result.workdir / "config.yaml").read_text())) == parse(config)
+    lines = [json.loads(line) for line in (result.workdir / "metrics.jsonl").open()]
+    assert any("train/loss" in line for line in lines)
+    assert sum("validation/accuracy" in line for line in lines) == 6
+    facts = json.loads((result.workdir / "run.json").read_text())
+    assert facts["versions"]["tfft"] == tfft.__version__
+    assert len(list((result.workdir / "checkpoints").iterdir())) == 2
+
+
+def test_report_is_one_page_with_everything(finished):
+    result, _ = finished
+    page = (result.workdir / "report.html").read_text(encoding="utf-8")
+    for part in ("Most wrong", "confusion", "reliability", "learning rate", "tokens a row",
+                 "parameters move", "tfft.load(", "tensorflow/serving", "max_length"):
+        assert part in page or (part == "Most wrong" and result.metrics["test/accuracy"] == 1.0), part
+    assert page.count("<svg") >= 6
+    assert "<script" not in page and "src=" not in page and "<link" not in page
+
+
+def test_loaded_again_it_answers_the_same(finished):
+    result, _ = finished
+    again = tfft.load(result.workdir)
+    assert_same(weights(result), weights(again))
+    rows = ["the sky is blue", "a red apple", "grass is green the the the the"]
+    np.testing.assert_allclose(again.logits(rows), result.logits(rows), atol=1e-5)
+    assert [row["label"] for row in again.predict(rows)] == ["blue", "red", "green"]
+    assert sum(again.predict(rows)[0]["probabilities"].values()) == pytest.approx(1.0)
+    found = again.evaluate("test", bootstrap=0, baselines=False)
+    assert found.figures["accuracy"] == result.metrics["test/accuracy"]
+
+
+def test_a_plain_keras_model(finished):
+    result, _ = finished
+    model = result.model
+    batch = result.inputs.batch(["a red sky", "the blue apple"])
+    model.compile("sgd", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    history = model.fit(batch, np.array([0, 1]), verbose=0)
+    assert set(history.history) >= {"loss", "accuracy"}
+    assert model.predict(batch, verbose=0).shape == (2, 3)
+    assert len(model.evaluate(batch, np.array([0, 1]), verbose=0)) == 2
+    result.load_weights()
+
+
+def test_finished_run_is_not_run_again(finished):
+    result, config = finished
+    before = (result.workdir / "metrics.json").stat().st_mtime_ns
+    again = run(config, result.workdir)
+    assert_same(weights(result), weights(again))
+    assert (result.workdir / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused(finished):
+    result, config = finished
+    before = sorted(p.name for p in result.workdir.iterdir())
+    with pytest.raises(UserError, match=r"another config \(train.epochs: 6 there, 7 here\)"):
+        run(config, result.workdir, train={"epochs": 7})
+    assert sorted(p.name for p in result.workdir.iterdir()) == before
+
+
+def test_the_same_config_gives_the_same_weights(config, tmp_path):
+    first, second = (run(config, tmp_path / name) for name in "ab")
+    assert_same(weights(first), weights(second))
+    other = run(config, tmp_path / "c", train={"seed": 1})
+    assert any((weights(other)[p] != w).any() for p, w in weights(first).items())
+
+
+class _StopAt:
+    """Stands for a signal that comes during a given step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, original):
+        def on_train_batch_end(callback, batch, logs=None):
+            if callback._state.step == self.step:
+                callback.asked = True
+            return original(callback, batch, logs)
+
+        return on_train_batch_end
+
+
+@pytest.mark.parametrize("step", [3, 6, 8])  # within the first epoch, at its end, in the second
+def test_interrupted_and_resumed_is_the_same(config, tmp_path, monkeypatch, step):
+    whole = run(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        stop = _StopAt(step)(Interrupt.on_train_batch_end)
+        patch.setattr(Interrupt, "on_train_batch_end", stop)
+        with pytest.raises(Interrupted, match=f"interrupted at step {step} of 12.*goes on"):
+            run(config, tmp_path / "parts")
+    assert not (tmp_path / "parts" / "metrics.json").exists()
+    parts = run(config, tmp_path / "parts")
+    assert_same(weights(whole), weights(parts))
+    assert whole.metrics == parts.metrics
+
+    def logged(result):
+        lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
+        return [{k: v for k, v in line.items() if k not in ("time", "train/loss")} for line in lines]
+
+    assert logged(whole) == logged(parts)
+
+
+def test_torn_checkpoint_is_passed_over(config, tmp_path, monkeypatch, capfd):
+    changes = {"train": {"checkpoint": {"every": "2 steps", "keep": 3}}}
+    whole = run(config, tmp_path / "whole", **changes)
+    with monkeypatch.context() as patch:
+        stop = _StopAt(8)(Interrupt.on_train_batch_end)
+        patch.setattr(Interrupt, "on_train_batch_end", stop)
+        with pytest.raises(Interrupted):
+            run(config, tmp_path / "parts", **changes)
+    newest = tmp_path / "parts" / "checkpoints" / "step_00000008" / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    parts = run(config, tmp_path / "parts", **changes)
+    assert "is torn" in capfd.readouterr().err
+    assert_same(weights(whole), weights(parts))
+
+
+def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
+    path = tmp_path / "c.yaml"
+    config["train"]["epochs"] = 400
+    path.write_text(yaml.safe_dump(config))
+    workdir = tmp_path / "run"
+    command = [sys.executable, "-m", "tfft.bin.train", f"--config={path}", f"--workdir={workdir}"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    timer = threading.Timer(200, process.kill)
+    timer.start()
+    try:
+        while process.poll() is None and not list(workdir.glob("checkpoints/step_*")):
+            time.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate()
+    finally:
+        timer.cancel()
+    assert process.returncode == 3, err
+    assert "Traceback" not in err
+    last = err.strip().split("\n")[-1]
+    assert "is saved" in last and f"--workdir={workdir}" in last
+
+
+def test_head_and_top_leave_the_rest_bit_equal(config, tmp_path):
+    start = weights(run(config, tmp_path / "zero", optimizer={"learning_rate": 1e-30}))
+    for method, moved in (
+        ({"name": "head"}, ("head/",)),
+        ({"name": "top", "stages": 1}, ("block_1/", "pooler/", "head/")),
+    ):
+        result = run(config, tmp_path / method["name"], method=method)
+        for path, value in weights(result).items():
+            same = np.array_equal(value, start[path])
+            assert same != path.startswith(moved), path
+
+
+def test_mask_rules_come_first(config, tmp_path):
+    rules = [{"match": "block_0", "trainable": False}, {"match": "head", "learning_rate": 10}]
+    result = run(config, tmp_path / "run", mask=rules)
+    table = (tmp_path / "run" / "mask.txt").read_text()
+    assert "frozen" in next(line for line in table.split("\n") if line.startswith("block_0"))
+    assert next(line for line in table.split("\n") if line.startswith("head")).endswith(" 10")
+    assert not any(v.trainable for v in result.model.weights if v.path.startswith("block_0/"))
+
+
+def test_early_stopping_and_best(config, tmp_path):
+    changes = {
+        "train": {
+            "epochs": 30,
+            "early_stopping": {"patience": 2},
+            "metric": "log_loss",
+            "validate_every": "3 steps",
+        },
+        "optimizer": {"learning_rate": 0.5, "schedule": "constant"},
+    }
+    result = run(config, tmp_path / "run", **changes)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = {x["step"]: x["validation/log_loss"] for x in lines if "validation/log_loss" in x}
+    best = min(losses, key=losses.get)
+    assert result.metrics["best_step"] == best
+    assert result.metrics["steps"] == max(losses) == best + 6 < 180
+    assert result.metrics["validation/log_loss"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_without_validation_the_last_weights_are_kept(config, tmp_path):
+    result = run(config, tmp_path / "run", data={"validation": None})
+    assert "test/accuracy" in result.metrics and "validation/accuracy" not in result.metrics
+    assert_same(weights(result), weights(tfft.load(tmp_path / "run")))
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16"])
+def test_mixed_precision(config, tmp_path, precision):
+    changes = {"distribute": {"precision": precision}, "export": {"enabled": True}}
+    result = run(config, tmp_path / "run", **changes)
+    assert {v.dtype for v in result.model.weights} == {"float32"}
+    assert result.model.get_layer("head").compute_dtype == "float32"
+    assert (tmp_path / "run" / "export" / "1" / "saved_model.pb").is_file()
+    again = tfft.load(tmp_path / "run")
+    rows = ["a red sky"]
+    np.testing.assert_allclose(again.logits(rows), result.logits(rows), atol=2e-2)
+
+
+def test_pairs(config, tmp_path):
+    rows = [("red", "the sky", "yes"), ("the apple", "green", "no")] * 40
+    text = "a,b,answer\n" + "".join(f"{x},{y},{z}\n" for x, y, z in rows)
+    (tmp_path / "pairs.csv").write_text(text)
+    data = {"train": str(tmp_path / "pairs.csv"), "text": "a", "text_pair": "b"}
+    changes = {"data": {**data, "label": "answer", "test": None}, "export": {"enabled": True}}
+    result = run(config, tmp_path / "run", **changes)
+    assert result.predict([("red", "the sky")])[0]["label"] in ("yes", "no")
+    with pytest.raises(UserError, match="a row must be a pair of texts"):
+        result.predict(["one text"])
+
+
+def test_class_weights_smoothing_and_focal_train(config, tmp_path):
+    run(config, tmp_path / "a", task={"class_weights": "balanced", "label_smoothing": 0.1})
+    run(config, tmp_path / "b", task={"loss": "focal", "class_weights": {"red": 2.0}})
+
+
+def test_stored_head_and_its_labels(config, tmp_path):
+    import shutil
+
+    golden = Path(__file__).parent / "golden" / "encoders" / "bert_classifier"
+    folder = shutil.copytree(golden, tmp_path / "checkpoint")
+    tiny = Path(config["model"]["backbone"].removeprefix("hf:"))
+    for name in ("vocab.txt", "tokenizer_config.json"):
+        shutil.copy(tiny / name, folder / name)
+    (tmp_path / "t.csv").write_text("text,label\n" + "the sky,two\na red apple,zero\n" * 30)
+    changes = {
+        "model": {"backbone": f"hf:{folder}", "head": "checkpoint"},
+        "data": {"train": str(tmp_path / "t.csv"), "test": None},
+    }
+    result = run(config, tmp_path / "run", **changes)
+    assert result.labels == ["zero", "one", "two"]
+    out = result.export_huggingface(tmp_path / "hf")
+    assert json.loads((out / "config.json").read_text())["id2label"]["2"] == "two"
+
+
+def test_non_finite_loss_stops(config, tmp_path):
+    changes = {"optimizer": {"learning_rate": 1e30, "clip_norm": None}, "train": {"epochs": 20}}
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower"):
+        run(config, tmp_path / "run", **changes)
+
+
+def test_bad_rows_are_listed_in_the_run(config, tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text(path.read_text() + "one,two,three\n")
+    run(config, tmp_path / "run", data={"on_bad_row": "skip"})
+    assert "train.csv:122: 3 columns" in (tmp_path / "run" / "bad_rows.txt").read_text()
+
+
+def test_tensorboard(config, tmp_path):
+    pytest.importorskip("tensorboard")
+    run(config, tmp_path / "run", train={"tensorboard": True})
+    assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
+
+
+def test_checkpoint_of_another_model_is_refused(config, tmp_path):
+    run(config, tmp_path / "a")
+    other = run(config, tmp_path / "b", method={"name": "head"})
+    checkpoints = Checkpoints(tmp_path / "a" / "checkpoints", 2)
+    with pytest.raises(UserError, match="is of another model"):
+        checkpoints.restore(other.model)
+
+
+def test_the_module_is_the_call():
+    assert callable(tfft.train) and tfft.train is train and callable(train.run)
