@@ -60,7 +60,7 @@ def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "encoders" / "bert" / name, folder / name)
-    letters = [c for c in "abcdefghijklmnopqrstuvwxyz"][:20]
+    letters = list("abcdefghijklmnopqrstuvwxyz")[:20]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
     tokens += [f"##{c}" for c in letters]
     assert len(tokens) <= 61

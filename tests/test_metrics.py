@@ -34,7 +34,9 @@ def test_by_class(case):
     logits, labels = case
     predicted = logits.argmax(1)
     matrix = metrics.confusion(predicted, labels, 5)
-    np.testing.assert_array_equal(matrix, sklearn.confusion_matrix(labels, predicted, labels=range(5)))
+    np.testing.assert_array_equal(
+        matrix, sklearn.confusion_matrix(labels, predicted, labels=range(5))
+    )
     found = metrics.from_confusion(matrix)
     expected = sklearn.precision_recall_fscore_support(
         labels, predicted, labels=range(5), zero_division=0
@@ -71,7 +73,9 @@ def test_bootstrap_equals_resampling_rows(case):
     direct = []
     for _ in range(2000):
         rows = generator.integers(0, 300, 300)
-        direct.append(sklearn.f1_score(labels[rows], predicted[rows], average="macro", zero_division=0))
+        direct.append(
+            sklearn.f1_score(labels[rows], predicted[rows], average="macro", zero_division=0)
+        )
     cells = metrics.resampled(logits, labels, 2000, 2)["macro_f1"]
     assert np.mean(cells) == pytest.approx(np.mean(direct), abs=0.003)
     assert np.std(cells) == pytest.approx(np.std(direct), rel=0.15)

@@ -80,9 +80,20 @@ def test_the_run_directory_explains_itself(finished):
 def test_report_is_one_page_with_everything(finished):
     result, _ = finished
     page = (result.workdir / "report.html").read_text(encoding="utf-8")
-    for part in ("Most wrong", "confusion", "reliability", "learning rate", "tokens a row",
-                 "parameters move", "tfft.load(", "tensorflow/serving", "max_length"):
-        assert part in page or (part == "Most wrong" and result.metrics["test/accuracy"] == 1.0), part
+    for part in (
+        "Most wrong",
+        "confusion",
+        "reliability",
+        "learning rate",
+        "tokens a row",
+        "parameters move",
+        "tfft.load(",
+        "tensorflow/serving",
+        "max_length",
+    ):
+        assert part in page or (part == "Most wrong" and result.metrics["test/accuracy"] == 1.0), (
+            part
+        )
     assert page.count("<svg") >= 6
     assert "<script" not in page and "src=" not in page and "<link" not in page
 
@@ -164,7 +175,9 @@ def test_interrupted_and_resumed_is_the_same(config, tmp_path, monkeypatch, step
 
     def logged(result):
         lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
-        return [{k: v for k, v in line.items() if k not in ("time", "train/loss")} for line in lines]
+        return [
+            {k: v for k, v in line.items() if k not in ("time", "train/loss")} for line in lines
+        ]
 
     assert logged(whole) == logged(parts)
 

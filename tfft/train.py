@@ -1,4 +1,4 @@
-"""The road of one run: config -> inputs -> data -> backbone -> head -> method -> mask ->
+"""The road of one run: config -> backbone -> inputs -> data -> head -> method -> mask ->
 optimizer -> fit -> evaluate -> export. Read `run` from top to bottom."""
 
 import json
@@ -59,9 +59,9 @@ def run(config: Config, workdir: Path) -> Run:
 
     strategy = distribute.setup(config.distribute, config.train.seed)  # devices, seeds
     task = TASKS[config.task.name]
-    inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
     with strategy.scope():  # every variable is born here
         backbone = backbones.load(config.model, config.distribute.precision)
+        inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
         check_vocabulary(backbone, inputs)
         data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
         plan = Plan.make(config, data)
@@ -93,8 +93,8 @@ def run(config: Config, workdir: Path) -> Run:
 
 def preview(config: Config) -> str:
     """The mask table and the memory estimate of a config, as text; trains nothing."""
-    inputs = preprocess.load(config.model, config.data)
     backbone = backbones.load(config.model, config.distribute.precision)
+    inputs = preprocess.load(config.model, config.data)
     check_vocabulary(backbone, inputs)
     data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
     Plan.make(config, data)

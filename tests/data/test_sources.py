@@ -48,11 +48,10 @@ def test_byte_order_mark_without_declaring_it(tmp_path):
 
 
 def test_parquet(tmp_path):
-    pa = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     table = pa.table({"text": [t for t, _ in ROWS], "label": [y for _, y in ROWS]})
-    pa.parquet.write_table(table, tmp_path / "t.parquet")
+    pq.write_table(table, tmp_path / "t.parquet")
     source = Source(source="parquet", path=str(tmp_path / "t.parquet"))
     assert [row.values for row in read(source)] == ROWS
     assert [row.values for row in read(source, (0, 1))] == ROWS
@@ -178,7 +177,7 @@ def test_tfds(tfds_folder):
     assert len(read(part)) == 3
     with pytest.raises(UserError, match="no column 'txt' in the header; did you mean 'text'"):
         read(source, ("txt", "label"))
-    with pytest.raises(UserError, match="data.train"):
+    with pytest.raises(UserError, match=r"data\.train"):
         read(Source(source="tfds", path="no_such_set_at_all", data_dir=str(tfds_folder)))
     with pytest.raises(UserError, match="TFDS cannot give"):
         read(source.model_copy(update={"split": "nosplit"}))

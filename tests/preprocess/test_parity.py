@@ -5,7 +5,15 @@ import random
 
 import pytest
 import tensorflow as tf
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 from tfft.errors import UserError
 from tfft.preprocess import TextInputs, tokenizer
@@ -88,7 +96,9 @@ def trained(kind: str) -> str:
     made.train_from_iterator(corpus, trainer)
     ids = made.token_to_id
     if kind.startswith("bpe"):
-        made.post_processor = processors.RobertaProcessing(("</s>", ids("</s>")), ("<s>", ids("<s>")))
+        made.post_processor = processors.RobertaProcessing(
+            ("</s>", ids("</s>")), ("<s>", ids("<s>"))
+        )
     else:
         made.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",

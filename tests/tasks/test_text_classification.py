@@ -31,7 +31,9 @@ def test_label_smoothing_is_that_of_keras(case):
     labels, logits = case
     reference = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)
     expected = float(reference(np.eye(4)[labels], logits))
-    assert float(CrossEntropy(label_smoothing=0.1)(labels, logits)) == pytest.approx(expected, rel=1e-5)
+    assert float(CrossEntropy(label_smoothing=0.1)(labels, logits)) == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
@@ -60,7 +62,7 @@ def test_class_weights():
     given = TASK.sample_weights(TaskConfig(class_weights={"b": 3.0}), names, ids)
     np.testing.assert_allclose(given, [1.0, 3.0])
     assert TASK.sample_weights(TaskConfig(), names, ids) is None
-    with pytest.raises(UserError, match="'bb' is not a class; did you mean|valid"):
+    with pytest.raises(UserError, match="'bb' is not a class"):
         TASK.sample_weights(TaskConfig(class_weights={"bb": 3.0}), names, ids)
 
 
@@ -89,5 +91,7 @@ def test_decode(case):
     _, logits = case
     out = TASK.decode(tf.constant(logits, tf.bfloat16), ["a", "b", "c", "d"])
     assert out["probabilities"].dtype == tf.float32 and out["label"].dtype == tf.string
-    expected = np.array(["a", "b", "c", "d"])[np.asarray(tf.cast(tf.constant(logits, tf.bfloat16), tf.float32)).argmax(1)]
+    expected = np.array(["a", "b", "c", "d"])[
+        np.asarray(tf.cast(tf.constant(logits, tf.bfloat16), tf.float32)).argmax(1)
+    ]
     assert [v.decode() for v in out["label"].numpy()] == expected.tolist()

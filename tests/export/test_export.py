@@ -1,0 +1,105 @@
+"""The SavedModel: what it answers, when it is refused, that nothing half-made is left."""
+
+import json
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_text  # noqa: F401 -- its ops
+
+import tfft
+from tfft import export
+from tfft.errors import UserError
+from tfft.export import saved_model
+from tfft.metrics import softmax
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tiny):
+    from tests.conftest import write_csv
+
+    folder = tmp_path_factory.mktemp("exported")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 60)),
+            "validation": None,
+            "max_length": 12,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 1},
+    }
+    return tfft.train(config, workdir=folder / "run")
+
+
+ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]
+
+
+def test_signatures(exported):
+    model = tf.saved_model.load(str(exported.workdir / "export" / "1"))
+    live = softmax(exported.logits(ROWS))
+    served = model.signatures["serving_default"](text=tf.constant(ROWS))
+    assert set(served) == {"probabilities", "label"}
+    assert served["probabilities"].dtype == tf.float32 and served["label"].dtype == tf.string
+    np.testing.assert_allclose(served["probabilities"], live, atol=1e-5)
+    labels = [v.decode() for v in served["label"].numpy()]
+    assert labels == [exported.labels[i] for i in live.argmax(1)]
+    tokens = {k: tf.constant(v) for k, v in exported.inputs.batch(ROWS).items()}
+    from_ids = model.signatures["tokens"](**tokens)
+    np.testing.assert_allclose(from_ids["probabilities"], live, atol=1e-5)
+    for size in (1, 3):
+        part = model.signatures["serving_default"](text=tf.constant(ROWS[:size]))
+        np.testing.assert_allclose(part["probabilities"], live[:size], atol=1e-5)
+
+
+def test_served_object_and_numbers(exported):
+    served = export.Served(exported.workdir / "export")
+    found = served.probabilities([(row,) for row in ROWS], 2)
+    np.testing.assert_allclose(found, softmax(exported.logits(ROWS)), atol=1e-5)
+    assert exported.export().name == "2"
+    assert export.latest(exported.workdir / "export").name == "2"
+
+
+def test_no_python_in_the_graph(exported):
+    raw = (exported.workdir / "export" / "1" / "saved_model.pb").read_bytes()
+    assert b"PyFunc" not in raw and b"EagerPyFunc" not in raw
+
+
+def test_different_tokens_are_not_published(exported, monkeypatch, tmp_path):
+    real = exported.inputs.graph()
+
+    def drops_the_last(text, text_pair=None):
+        return {k: v[:, :-1] for k, v in real(text, text_pair).items()}
+
+    monkeypatch.setattr(type(exported.inputs), "graph", lambda self: drops_the_last)
+    with pytest.raises(UserError, match=r"host and graph tokenize .* differently; not published"):
+        exported.export(tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_different_answers_are_not_published(exported, monkeypatch, tmp_path):
+    monkeypatch.setitem(saved_model.BOUNDS, "float32", -1.0)
+    with pytest.raises(UserError, match=r"the bound for float32 is .* Not published"):
+        exported.export(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_model_that_does_not_run_alone_is_not_published(exported, monkeypatch, tmp_path):
+    probe = tmp_path / "probe.py"
+    probe.write_text("import sys\nsys.exit('no such op')\n")
+    monkeypatch.setattr(saved_model, "_PROBE", probe)
+    with pytest.raises(UserError, match="does not run in a fresh process: no such op"):
+        exported.export(tmp_path / "out")
+
+
+def test_not_an_export(tmp_path):
+    with pytest.raises(UserError, match="holds no SavedModel"):
+        export.Served(tmp_path)
+    (tmp_path / "saved_model.pb").touch()
+    with pytest.raises(UserError, match="was not exported by tfft"):
+        export.Served(tmp_path)
+
+
+def test_description(exported):
+    path = exported.workdir / "export" / "1" / "assets.extra" / "tfft.json"
+    assert json.loads(path.read_text())["labels"] == exported.labels
