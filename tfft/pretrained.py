@@ -21,7 +21,7 @@ def folder(name: str, revision: str | None = None) -> Path:
     local = Path(name).expanduser()
     if local.is_dir():
         return local
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = local.parent.iterdir() if local.parent.is_dir() else ()
         hint = nearest(local.name, (p.name for p in siblings if p.is_dir()))
         raise UserError(f"model.backbone: no such folder: {name}{hint}")
@@ -47,7 +47,7 @@ def _download(name: str, revision: str | None) -> Path:
     except (errors.HfHubHTTPError, OSError) as e:
         reason = " ".join(str(e).split())[:160]
         raise UserError(
-            f"model.backbone: cannot download {name!r}, and it is not in the local cache: {reason}"
+            f"model.backbone: no folder {name!r} here, and it cannot be downloaded: {reason}"
         ) from None
 
 

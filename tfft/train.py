@@ -71,6 +71,7 @@ def run(config: Config, workdir: Path) -> Run:
         model.compile(optimizer, task.loss(config.task), jit_compile=False)
         optimizer.build(model.trainable_variables)
     result = Run(workdir, config, model, backbone, inputs, data.labels)
+    result.datasets = data
     describe(result, data, mask)
 
     keep = Checkpoints(workdir / "checkpoints", config.train.checkpoint.keep)

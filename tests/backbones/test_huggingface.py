@@ -130,6 +130,20 @@ def test_bfloat16_checkpoint_and_shards(tmp_path):
     )
 
 
+def test_other_weights_and_dropout(tmp_path):
+    source = GOLDEN / "encoders" / "bert"
+    tensors = load_file(source / "model.safetensors")
+    save_file({k: v + 1 for k, v in tensors.items()}, tmp_path / "other.safetensors")
+    backbone = load(source, weights=str(tmp_path / "other.safetensors"), dropout=0.5)
+    token = next(v for v in backbone.model.weights if v.path == "embeddings/token/embeddings")
+    expected_value = tensors["embeddings.word_embeddings.weight"] + 1
+    np.testing.assert_array_equal(np.asarray(token.value), expected_value)
+    assert backbone.fingerprint != load(source).fingerprint
+    assert backbone.model.get_layer("block_0").attention.dropout.rate == 0.5
+    with pytest.raises(UserError, match=r"model.weights: no such file"):
+        load(source, weights="none.safetensors")
+
+
 def broken(tmp_path, change):
     folder = tmp_path / "checkpoint"
     shutil.copytree(GOLDEN / "encoders" / "bert", folder)
