@@ -45,16 +45,16 @@ def name_table(a: Architecture) -> names.Table:
     }
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
-        layer = f"encoder.albert_layer_groups.{group}.albert_layers.{inner}"
-        attention = [f"{layer}.attention.{part}" for part in ("query", "key", "value")]
-        entries |= {
-            **names.fused(f"{block}/attention/qkv", attention),
-            **names.dense(f"{block}/attention/out", f"{layer}.attention.dense"),
-            **names.norm(f"{block}/attention_norm", f"{layer}.attention.LayerNorm"),
-            **names.dense(f"{block}/up", f"{layer}.ffn"),
-            **names.dense(f"{block}/down", f"{layer}.ffn_output"),
-            **names.norm(f"{block}/output_norm", f"{layer}.full_layer_layer_norm"),
-        }
+        entries |= names.block(
+            block,
+            f"encoder.albert_layer_groups.{group}.albert_layers.{inner}",
+            qkv=[f"attention.{part}" for part in ("query", "key", "value")],
+            out="attention.dense",
+            attention_norm="attention.LayerNorm",
+            up="ffn",
+            down="ffn_output",
+            output_norm="full_layer_layer_norm",
+        )
     return entries
 
 

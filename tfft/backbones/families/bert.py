@@ -38,16 +38,16 @@ def name_table(a: Architecture) -> names.Table:
         **names.dense("pooler", "pooler.dense"),
     }
     for index, block in enumerate(a.blocks):
-        layer = f"encoder.layer.{index}"
-        attention = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
-        entries |= {
-            **names.fused(f"{block}/attention/qkv", attention),
-            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
-            **names.norm(f"{block}/attention_norm", f"{layer}.attention.output.LayerNorm"),
-            **names.dense(f"{block}/up", f"{layer}.intermediate.dense"),
-            **names.dense(f"{block}/down", f"{layer}.output.dense"),
-            **names.norm(f"{block}/output_norm", f"{layer}.output.LayerNorm"),
-        }
+        entries |= names.block(
+            block,
+            f"encoder.layer.{index}",
+            qkv=[f"attention.self.{part}" for part in ("query", "key", "value")],
+            out="attention.output.dense",
+            attention_norm="attention.output.LayerNorm",
+            up="intermediate.dense",
+            down="output.dense",
+            output_norm="output.LayerNorm",
+        )
     return entries
 
 

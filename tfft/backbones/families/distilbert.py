@@ -35,16 +35,16 @@ def name_table(a: Architecture) -> names.Table:
         **names.norm("embeddings/norm", "embeddings.LayerNorm"),
     }
     for index, block in enumerate(a.blocks):
-        layer = f"transformer.layer.{index}"
-        attention = [f"{layer}.attention.{part}_lin" for part in "qkv"]
-        entries |= {
-            **names.fused(f"{block}/attention/qkv", attention),
-            **names.dense(f"{block}/attention/out", f"{layer}.attention.out_lin"),
-            **names.norm(f"{block}/attention_norm", f"{layer}.sa_layer_norm"),
-            **names.dense(f"{block}/up", f"{layer}.ffn.lin1"),
-            **names.dense(f"{block}/down", f"{layer}.ffn.lin2"),
-            **names.norm(f"{block}/output_norm", f"{layer}.output_layer_norm"),
-        }
+        entries |= names.block(
+            block,
+            f"transformer.layer.{index}",
+            qkv=[f"attention.{part}_lin" for part in "qkv"],
+            out="attention.out_lin",
+            attention_norm="sa_layer_norm",
+            up="ffn.lin1",
+            down="ffn.lin2",
+            output_norm="output_layer_norm",
+        )
     return entries
 
 

@@ -71,3 +71,24 @@ def fused(path: str, tensors: Sequence[str]) -> dict[str, Entry]:
 def table(path: str, tensor: str) -> dict[str, Entry]:
     """An embedding table."""
     return {f"{path}/embeddings": Entry((f"{tensor}.weight",))}
+
+
+def block(
+    path: str,
+    layer: str,
+    qkv: Sequence[str],
+    out: str,
+    attention_norm: str,
+    up: str,
+    down: str,
+    output_norm: str,
+) -> dict[str, Entry]:
+    """An encoder block; the names of its parts stand below `layer`."""
+    return {
+        **fused(f"{path}/attention/qkv", [f"{layer}.{part}" for part in qkv]),
+        **dense(f"{path}/attention/out", f"{layer}.{out}"),
+        **norm(f"{path}/attention_norm", f"{layer}.{attention_norm}"),
+        **dense(f"{path}/up", f"{layer}.{up}"),
+        **dense(f"{path}/down", f"{layer}.{down}"),
+        **norm(f"{path}/output_norm", f"{layer}.{output_norm}"),
+    }
