@@ -33,7 +33,7 @@ LIBRARIES = (
     "tensorflow_datasets",
     "pyarrow",
 )
-TRAIN, TEST = 150, 250  # sentences of each library
+TRAIN, TEST = 600, 150  # sentences of each library
 ASKED = (
     "Compute the eigenvalues of a real symmetric band matrix.",
     "Downloads and prepares the dataset for reading.",
