@@ -295,8 +295,12 @@ def test_pairs(config, tmp_path):
 
 
 def test_class_weights_smoothing_and_focal_train(config, tmp_path):
-    run(config, tmp_path / "a", task={"class_weights": "balanced", "label_smoothing": 0.1})
-    run(config, tmp_path / "b", task={"loss": "focal", "class_weights": {"red": 2.0}})
+    plain = weights(run(config, tmp_path / "plain"))
+    balanced = {"class_weights": "balanced", "label_smoothing": 0.1}
+    for name, task in (("a", balanced), ("b", {"loss": "focal", "class_weights": {"red": 2.0}})):
+        found = weights(run(config, tmp_path / name, task=task))
+        kernel = "head/logits/kernel"
+        assert np.isfinite(found[kernel]).all() and (found[kernel] != plain[kernel]).any()
 
 
 def test_stored_head_and_its_labels(config, tmp_path):
