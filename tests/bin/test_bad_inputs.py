@@ -189,6 +189,10 @@ WRONG = {
         lambda s: edited(s, lambda c: c["model"].update(head="checkpoint")),
         "holds no classification head; use head: new",
     ),
+    "cache that cannot be written": (
+        lambda s: edited(s, lambda c: c["data"].update(cache_dir=str(s[0]))),
+        "config.yaml/tokens: Not a directory",
+    ),
     # workdir
     "workdir of another config": (
         lambda s: workdir_with(s, "config.yaml", "data: {}\n"),

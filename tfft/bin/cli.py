@@ -90,10 +90,14 @@ def _code(verb: Callable[[], None], argv: list[str]) -> int:
         return _say(str(error), 2)
     except Interrupted as error:
         return _say(str(error), 3)
-    except KeyboardInterrupt:
-        return _say("interrupted; the same command goes on at the last checkpoint", 3)
     except BrokenPipeError:  # the reader of our output left: nothing is wrong here
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # a folder that cannot be written, a full disk
+        if error.filename is None and error.strerror is None:
+            raise
+        return _say(f"{error.filename or 'the disk'}: {error.strerror}", 2)
+    except KeyboardInterrupt:
+        return _say("interrupted; the same command goes on at the last checkpoint", 3)
     return 0
 
 
