@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 12, 26, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -74,7 +74,7 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
     """A confusion matrix: true class down, predicted across, shaded by the share of the row."""
     size = len(names)
     cell = max(14, min(44, 420 // size))
-    left, top = 110, 40
+    left, top = 110, 96  # room for names along both sides
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     parts = [f'<text x="{left}" y="14" class="t">{escape(title)}</text>']
     for row in range(size):
@@ -94,7 +94,7 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
             if cell >= 24 and count:
                 parts.append(
                     f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle" '
-                    f'fill="{dark}">{count}</text>'
+                    f'style="fill:{dark}">{count}</text>'
                 )
     for column in range(size):
         x = left + column * cell + cell / 2
@@ -126,7 +126,7 @@ class _Axes:
             parts.append(
                 f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
                 f'stroke="#eee"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                f"{tick:.3g}</text>"
+                f"{tick:.2g}</text>"
             )
         for tick in np.linspace(self._x0, self._x1, 5):
             parts.append(
@@ -152,7 +152,7 @@ def _bar(axes: _Axes, low: float, high: float, height: float, color: str) -> str
 def _legend(names: Sequence[str]) -> str:
     parts = []
     for at, (name, color) in enumerate(zip(names, COLORS * 9, strict=False)):
-        x, y = WIDTH - 130, _TOP + 10 + 15 * at
+        x, y = WIDTH - 105 * (len(names) - at), 14  # beside the title, off the lines
         parts.append(
             f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{color}"/>'
             f'<text x="{x + 14}" y="{y}">{escape(name)}</text>'
