@@ -1,0 +1,49 @@
+"""The collector of the quickstart's texts; `make quickstart` itself is the test of the rest."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+PATH = Path(__file__).parents[1] / "examples" / "quickstart.py"
+
+
+@pytest.fixture
+def quickstart():
+    spec = importlib.util.spec_from_file_location("quickstart", PATH)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_docstrings_of_python_and_cython(quickstart, tmp_path):
+    (tmp_path / "a.py").write_text('def f():\n    """Gives one. Then more."""\nclass C: pass\n')
+    (tmp_path / "b.pyx").write_text('cdef class C:\n    """\n    Holds two.\n    """\n')
+    (tmp_path / "c.py").write_text("def f(:\n")
+    found = [
+        t for name in "abc" for p in tmp_path.glob(f"{name}.*") for t in quickstart.docstrings(p)
+    ]
+    assert [" ".join(t.split()) for t in found if t] == ["Gives one. Then more.", "Holds two."]
+
+
+def test_tables_are_balanced_and_share_nothing(quickstart, tmp_path, monkeypatch):
+    made = {
+        "numpy": [f"Return the array number {i}." for i in range(9)] + ["Shared by two of them."],
+        "keras": [f"Build the layer number {i}." for i in range(9)] + ["Shared by TWO of them!"],
+    }
+    monkeypatch.setattr(quickstart, "LIBRARIES", tuple(made))
+    monkeypatch.setattr(quickstart, "sentences", made.__getitem__)
+    monkeypatch.setattr(quickstart, "TRAIN", 6)
+    monkeypatch.setattr(quickstart, "TEST", 3)
+    quickstart.write_tables(tmp_path / "data")
+    rows = {
+        name: list(csv.reader((tmp_path / "data" / f"{name}.csv").open()))[1:]
+        for name in ("train", "test")
+    }
+    assert {name: len(r) for name, r in rows.items()} == {"train": 12, "test": 6}
+    assert not {t for t, _ in rows["train"]} & {t for t, _ in rows["test"]}
+    assert not [t for r in rows.values() for t, _ in r if "hared" in t]
+    monkeypatch.setattr(quickstart, "TRAIN", 60)
+    with pytest.raises(SystemExit, match="only 9 different docstrings"):
+        quickstart.write_tables(tmp_path / "more")
