@@ -143,6 +143,13 @@ def test_another_config_is_refused(finished):
     assert sorted(p.name for p in result.workdir.iterdir()) == before
 
 
+def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
+    with pytest.raises(UserError, match="2 blocks; received 9"):
+        run(config, tmp_path / "run", method={"name": "top", "stages": 9})
+    assert list((tmp_path / "run").iterdir()) == []
+    assert run(config, tmp_path / "run").metrics["steps"] == 12
+
+
 def test_the_same_config_gives_the_same_weights(config, tmp_path):
     first, second = (run(config, tmp_path / name) for name in "ab")
     assert_same(weights(first), weights(second))

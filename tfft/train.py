@@ -284,6 +284,9 @@ def check_vocabulary(backbone: Backbone, inputs: preprocess.TextInputs) -> None:
 def open_workdir(config: Config, workdir: Path) -> None:
     """Create the run directory, or check that it is this config's.
 
+    `describe` writes the config there, once data and model are known to be good: a mistake found
+    before that leaves an empty folder, which the mended config may use.
+
     Raises:
         UserError: it holds a run of another config, or something that is no run.
     """
@@ -302,7 +305,6 @@ def open_workdir(config: Config, workdir: Path) -> None:
         raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, text)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
 
@@ -315,7 +317,8 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def describe(result: Run, data: Datasets, mask: Mask) -> None:
-    """Write `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
+    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
+    write_atomic(result.workdir / "config.yaml", dump(result.config))
     table = masks.table(mask)
     log.say(table)
     write_atomic(result.workdir / "mask.txt", table + "\n")
