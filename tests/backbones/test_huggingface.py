@@ -70,6 +70,16 @@ def test_saved_and_loaded_again_is_the_same_file(name, tmp_path):
     assert settings["id2label"] == {"0": "zero", "1": "one", "2": "two"}
 
 
+def test_a_head_of_another_form_is_not_saved(tmp_path):
+    """A mean over tokens has no place in BertForSequenceClassification."""
+    backbone = load(GOLDEN / "encoders" / "bert")
+    task = TASKS["text_classification"]
+    model = assemble(backbone, task, TaskConfig(pooling="mean"), ["a", "b"])
+    with pytest.raises(UserError, match=r"train with task.pooling: pooled"):
+        backbones.huggingface.save(model, backbone, ["a", "b"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_minilm(minilm):
     values = np.load(GOLDEN / "minilm.npz")
     backbone = load(minilm)

@@ -88,7 +88,8 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
     family = _family(settings)
     table = {**family.names(family.architecture(settings)), **family.head_names}
     head = {v.path: v for v in model.weights if v.path.startswith("head/")}
-    if set(head) != set(family.head_names):
+    pooled = any(v.path.startswith("pooler/") for v in model.weights)
+    if set(head) != set(family.head_names) or pooled != (family.head_style.pooling == "pooled"):
         raise UserError(
             f"the head ({', '.join(sorted(head))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
