@@ -6,19 +6,20 @@ from collections.abc import Sequence
 import keras
 
 from tfft.config import TaskConfig
+from tfft.model.step import Model
 from tfft.spec import Backbone, Stage, Task
 
 
 def assemble(
     backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]
-) -> keras.Model:
+) -> Model:
     """Backbone and head: `{token_ids, padding_mask, segment_ids}` [B, T] -> logits [B, C]."""
     head, feature = task.head(backbone, config, labels)
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}
     # Only what the feature needs: a pooler that nothing reads would have no gradient.
     encoder = keras.Model(inputs, backbone.model.output[feature], name="encoder")
     logits = head(encoder(inputs), inputs["padding_mask"])
-    model = keras.Model(inputs, logits, name=task.name)
+    model = Model(inputs, logits, name=task.name)
     if backbone.head is not None:
         for variable in head.weights:
             variable.assign(backbone.head.weights[variable.path])

@@ -1,0 +1,308 @@
+"""The train step: right on one device, on several replicas, on several workers.
+
+    micro-batches -> all-reduce -> clip -> apply -> average
+
+Losses are weighted by what they average over (examples, or sample weights where the loss divides
+by those), over all replicas and micro-batches, so a partial or uneven batch counts rightly. The
+gradients are summed over the replicas before the optimizer sees them; each replica then makes the
+same update of its own copy (`updates`). Metrics are summed over replicas and workers.
+
+Everything public of `keras.Model` keeps working: `fit`, `evaluate`, `predict`, callbacks, any
+Keras optimizer.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import keras
+import tensorflow as tf
+from keras import tree
+
+from tfft.model import seeds, updates
+
+
+@dataclass
+class StepReport:
+    """What the last call of the train function did.
+
+    Attributes:
+        steps: optimizer steps that were run, skipped ones included.
+        loss: of the last batch, over all replicas.
+        skipped: steps whose loss or gradient was not finite: nothing was changed by them.
+        wait: seconds in which the step waited for its input.
+    """
+
+    steps: int = 0
+    loss: float = 0.0
+    skipped: int = 0
+    wait: float = 0.0
+
+
+class Model(keras.Model):
+    """A `keras.Model` with tfft's train step.
+
+    Attributes:
+        micro_batch: rows that a replica works on at once; a larger batch is cut into such pieces,
+            whose gradients are added up. None: no cutting.
+        dry: the steps compute everything and change no weight and no optimizer variable.
+        report: what the last call of the train function did.
+    """
+
+    micro_batch: int | None = None
+    dry: bool = False
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.report = StepReport()
+
+    def compile(self, *args: Any, micro_batch: int | None = None, **kwargs: Any) -> None:
+        """As `keras.Model.compile`; `micro_batch` as in the class."""
+        super().compile(*args, **kwargs)
+        self.micro_batch = micro_batch
+        if self.optimizer is not None:
+            updates.make_local(self.optimizer)
+
+    # --- the step, in a replica ---
+
+    def _replica_step(self, data: Any, dry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One optimizer step; the loss over all replicas, and whether all was finite."""
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
+        with seeds.of_replica(self):
+            units = self._units(x, weight)
+            total = self._all_reduce([units])[0]
+            loss, gradients = self._micro_batches(x, y, weight, total)
+        loss, *gradients = self._all_reduce([loss, *gradients])
+        finite = tf.math.is_finite(loss)
+        if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            # A loss scaler looks at the gradients itself, and lowers the scale.
+            finite &= tf.math.is_finite(updates.global_norm(gradients))
+        tf.cond(finite & ~dry, lambda: self._apply(gradients), lambda: tf.constant(False))
+        return loss, finite
+
+    def _apply(self, gradients: list[tf.Tensor]) -> tf.Tensor:
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return tf.constant(True)
+
+    def _micro_batches(
+        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """This replica's share of the loss and of the gradients, summed over micro-batches."""
+        compute = self._gradient_function()
+        if self.micro_batch is None:
+            return compute(x, y, weight, total)
+        rows, size = _rows(x), self.micro_batch
+
+        def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
+            part = tree.map_structure(
+                lambda t: None if t is None else t[start : start + size], (x, y, weight)
+            )
+            more, found = compute(*part, total)
+            return start + size, loss + more, [a + b for a, b in zip(gradients, found, strict=True)]
+
+        zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
+        # At least one turn: a replica without a row still gives a gradient of zeros.
+        _, loss, gradients = tf.while_loop(
+            lambda start, *_: (start < rows) | (start == 0),
+            body,
+            (tf.constant(0), tf.constant(0.0), zeros),
+            parallel_iterations=1,
+        )
+        return loss, gradients
+
+    def _gradient_function(self) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+        # One for each replica: compiled code holds the variables of the replica it was traced in.
+        if not self.jit_compile or self.run_eagerly:
+            return self._gradients
+        return tf.function(self._gradients, jit_compile=True, reduce_retracing=True)
+
+    def _gradients(
+        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """The share in the loss and in the gradients of some rows, dense."""
+        variables = [v.value for v in self.trainable_variables]
+        with tf.GradientTape() as tape:
+            y_pred = self(x, training=True)
+            loss = self._share_of_loss(x, y, y_pred, weight, total)
+            scaled = self.optimizer.scale_loss(loss)
+        gradients = tape.gradient(
+            scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+        )
+        if self.metrics:
+            self._update_metrics(x, y, y_pred, weight, loss, total)
+        # Dense: the norm of a sparse gradient would count repeated rows apart.
+        return loss, [tf.convert_to_tensor(g) for g in gradients]
+
+    def _share_of_loss(
+        self, x: Any, y: Any, y_pred: Any, weight: Any, total: tf.Tensor, training: bool = True
+    ) -> tf.Tensor:
+        """The part that these rows have in the loss of the whole batch, over all replicas."""
+        share = tf.math.divide_no_nan(self._units(x, weight), total)
+        self._share = share
+        loss = self._compute_loss(x, y, y_pred, weight, training=training)
+        if self._sums_loss():
+            return loss
+        return _nothing_of_nothing(loss * _replicas() * share, share)
+
+    def _aggregate_additional_loss(self, loss: tf.Tensor) -> tf.Tensor:
+        # Keras' own divides by the replicas, as it does every mean; a sum is not divided, so there
+        # the regularisation must be.
+        if self._sums_loss():
+            return tf.reduce_sum(loss) * self._share
+        return super()._aggregate_additional_loss(loss)
+
+    def _units(self, x: Any, weight: Any) -> tf.Tensor:
+        """What the loss is an average over: sample weights where it divides by them, else rows."""
+        if weight is not None and _reductions(self.loss) == {"mean_with_sample_weight"}:
+            return tf.reduce_sum(tf.cast(weight, tf.float32))
+        return tf.cast(_rows(x), tf.float32)
+
+    def _sums_loss(self) -> bool:
+        return _reductions(self.loss) == {"sum"}
+
+    def _update_metrics(
+        self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, total: tf.Tensor
+    ) -> None:
+        share = self._share
+        mean = loss if self._sums_loss() else tf.math.divide_no_nan(loss, share)
+        self._loss_tracker.update_state(mean, sample_weight=share * total)
+        self.compute_metrics(x, y, y_pred, weight)
+
+    def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync == 1:
+            return tensors
+        return list(context.all_reduce(tf.distribute.ReduceOp.SUM, tensors))
+
+    # --- evaluation, in a replica ---
+
+    def _replica_test(self, data: Any, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
+        y_pred = self(x, training=False)
+        units = self._units(x, weight)
+        loss = self._share_of_loss(x, y, y_pred, weight, units, training=False)
+        self._update_metrics(x, y, y_pred, weight, loss, units)
+        return loss, tf.constant(True)
+
+    # --- what Keras' loops call ---
+
+    def make_train_function(self, force: bool = False) -> Any:
+        """The function that `fit` calls for every `steps_per_execution` batches."""
+        if self.train_function is None or force:
+            if not self.optimizer.built:
+                with self.distribute_strategy.scope():
+                    self.optimizer.build(self.trainable_variables)
+            self.train_function = self._loop(self._replica_step)
+        return self.train_function
+
+    def make_test_function(self, force: bool = False) -> Any:
+        """The function that `evaluate` calls for every `steps_per_execution` batches."""
+        if self.test_function is None or force:
+            self.test_function = self._loop(self._replica_test)
+        return self.test_function
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras takes a batch from the data and reduces it over the replicas, which fails for bool
+        # inputs and with several workers. The shapes are all that is needed.
+        if self._distribute_strategy is None:
+            return
+        if iterator is not None:
+            data_batch = tree.map_structure(_one_spec, iterator._distributed_dataset.element_spec)
+        with self.distribute_strategy.scope():
+            self._symbolic_build(data_batch=data_batch)
+
+    def _loop(self, replica_function: Callable[..., Any]) -> Callable[[Any], dict[str, Any]]:
+        """`replica_function` over the batches of an iterator, on every replica."""
+        strategy = self.distribute_strategy
+        limit = self.steps_per_execution
+
+        def one(data: Any, dry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            loss, finite = strategy.run(replica_function, args=(data, dry))
+            # All replicas hold the same.
+            first = strategy.experimental_local_results
+            return first(loss)[0], first(finite)[0]
+
+        def several(iterator: Any, dry: tf.Tensor) -> tuple[Any, ...]:
+            def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
+                began = tf.timestamp()
+                data = iterator.get_next_as_optional()
+                more = data.has_value()
+                wait += tf.timestamp() - began
+
+                def step() -> tuple[tf.Tensor, ...]:
+                    found, finite = one(data.get_value(), dry)
+                    return count + 1, found, bad + tf.cast(~finite, tf.int32)
+
+                done, loss, bad = tf.cond(more, step, lambda: (count, loss, bad))
+                return done, more, loss, bad, wait
+
+            zero = tf.constant(0)
+            state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
+            if limit == 1:
+                out = body(*state)
+            else:
+                out = tf.while_loop(
+                    lambda count, more, *_: (count < limit) & more,
+                    body,
+                    state,
+                    parallel_iterations=1,
+                )
+            return *out, self.get_metrics_result()
+
+        def single(data: Any, dry: tf.Tensor) -> tuple[Any, ...]:
+            loss, finite = one(data, dry)
+            return loss, finite, self.get_metrics_result()
+
+        if not self.run_eagerly:
+            several = tf.function(several, reduce_retracing=True, autograph=False)
+            single = tf.function(single, reduce_retracing=True, autograph=False)
+
+        def function(iterator: Any) -> dict[str, Any]:
+            dry = tf.constant(self.dry)
+            if hasattr(iterator, "get_next_as_optional"):
+                steps, _, loss, bad, wait, logs = several(iterator, dry)
+                if int(steps) == 0:
+                    raise StopIteration
+                self.report = StepReport(int(steps), float(loss), int(bad), float(wait))
+                return logs
+            batches: Iterator[Any] = islice(iterator, limit)
+            self.report = StepReport()
+            for data in batches:
+                loss, finite, logs = single(data, dry)
+                self.report.steps += 1
+                self.report.loss = float(loss)
+                self.report.skipped += not bool(finite)
+            return logs
+
+        return function
+
+
+def _rows(x: Any) -> tf.Tensor:
+    return tf.shape(next(t for t in tree.flatten(x) if t is not None))[0]
+
+
+def _replicas() -> int:
+    context = tf.distribute.get_replica_context()
+    return context.num_replicas_in_sync if context else 1
+
+
+def _reductions(loss: Any) -> set[str]:
+    """How the losses given to `compile` reduce; names stand for Keras' default."""
+    return {getattr(one, "reduction", "sum_over_batch_size") for one in tree.flatten(loss)}
+
+
+def _nothing_of_nothing(loss: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """0, and no gradient, where a replica has no row: the mean over none is not a number."""
+    return tf.where(share > 0, loss, tf.zeros_like(loss))
+
+
+def _without_optionals(data: Any) -> Any:
+    return tree.map_structure(
+        lambda t: None if isinstance(t, tf.experimental.Optional) else t, data
+    )
+
+
+def _one_spec(spec: Any) -> Any:
+    """What one replica gets, of the spec for all of them."""
+    return getattr(spec, "_value_specs", (spec,))[0]
