@@ -8,51 +8,61 @@ import math
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import keras
+import numpy as np
+import tensorflow as tf
 
 from tfft import log
 from tfft.checkpoints import Checkpoints, State
 from tfft.errors import UserError, require
 
-LOG_EVERY = 10  # steps between two entries of metrics.jsonl
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
-class Counter(keras.callbacks.Callback):
-    """Counts the steps; must stand first in the list."""
-
-    def __init__(self, state: State):
-        super().__init__()
-        self._state = state
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """One more step."""
-        self._state.step += 1
-
-
 class NonFinite(keras.callbacks.Callback):
-    """Stops at a loss that is not a number, before anything is saved."""
+    """Stops at a loss or gradient that is not a number, before anything is saved.
 
-    def __init__(self, state: State):
+    Such a step changed nothing: up to `allowed` of them are left out instead.
+    """
+
+    def __init__(self, state: State, allowed: int, where: Callable[[int], str]):
         super().__init__()
-        self._state = state
+        self._state, self._allowed, self._where = state, allowed, where
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """See the class."""
-        loss = float((logs or {}).get("loss", 0.0))
-        if not math.isfinite(loss):
+        report = self.model.report
+        if not report.skipped:
+            return
+        state = self._state
+        state.skipped += report.skipped
+        one = report.steps == 1
+        at = f"step {state.step}" if one else f"one of the {report.steps} steps up to {state.step}"
+        value = report.loss if one else "not finite"
+        what = (
+            "a gradient is not finite"
+            if math.isfinite(report.loss) and one
+            else (f"the loss is {value}")
+        )
+        rows = self._where(state.step) if one else ""
+        if state.skipped > self._allowed:
             raise UserError(
-                f"the loss is {loss} at step {self._state.step}; lower optimizer.learning_rate, or "
-                "use distribute.precision: float32. The last checkpoint is kept"
+                f"{what} at {at}; lower optimizer.learning_rate, use distribute.precision: "
+                "float32, or leave such batches out with train.skip_non_finite. The last "
+                f"checkpoint is kept{rows}"
             )
+        left = f"{state.skipped} of at most {self._allowed}"
+        log.say(f"warning: {what} at {at}: left out, {left}{rows}")
 
 
 class Progress(keras.callbacks.Callback):
-    """The line with epoch, step, loss, speed and the time left."""
+    """The line with epoch, step, loss, speed, the share of time spent waiting for input, and the
+    time left."""
 
     def __init__(self, state: State, steps_per_epoch: int, total: int, batch_size: int):
         super().__init__()
@@ -60,21 +70,24 @@ class Progress(keras.callbacks.Callback):
         self._batch_size = batch_size
         self._began: float | None = None
         self._first = state.step
+        self._waited = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Rewrite the line."""
         done = self._state.step
-        if self._began is None:  # the first step traces the graph: it says nothing of the speed
+        if self._began is None:  # the first step warms up: it says nothing of the speed
             self._began, self._first = time.monotonic(), done
             return
+        self._waited += self.model.report.wait
         seconds = time.monotonic() - self._began
         speed = (done - self._first) / seconds
         left = (self._total - done) / speed
         log.progress(
             f"epoch {(done - 1) // self._per_epoch + 1}/{math.ceil(self._total / self._per_epoch)}"
             f"  step {done:,}/{self._total:,}  loss {float(logs['loss']):.4f}"
-            f"  {speed * self._batch_size:,.0f} examples/s  {int(left) // 60}:{int(left) % 60:02d}"
-            " left",
+            f"  {speed * self._batch_size:,.0f} examples/s"
+            f"  {1000 / speed:,.0f} ms a step, {self._waited / seconds:.0%} waiting for input"
+            f"  {int(left) // 60}:{int(left) % 60:02d} left",
             last=done == self._total,
         )
 
@@ -82,35 +95,31 @@ class Progress(keras.callbacks.Callback):
 class History(keras.callbacks.Callback):
     """Appends the training loss and the learning rate to the history and to metrics.jsonl."""
 
-    def __init__(self, state: State, path: Path, steps_per_epoch: int):
+    def __init__(self, state: State, path: Path | None, every: int, steps_per_epoch: int):
         super().__init__()
-        self._state, self._path, self._per_epoch = state, path, steps_per_epoch
-        self._mean = (0, 0.0)  # steps of the epoch, mean loss over them, at the last entry
+        self._state, self._path = state, path
+        self._every, self._per_epoch = every, steps_per_epoch
         # Entries that an interrupted run wrote after its last checkpoint will come again.
-        lines = (json.dumps(entry) for entry in state.history)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        if path is not None:
+            lines = (json.dumps(entry) for entry in state.history)
+            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, entry: dict[str, float]) -> None:
         """One entry, with the step and the time."""
         entry = {"step": self._state.step, "time": round(time.time(), 1), **entry}
         self._state.history.append(entry)
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-
-    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        """Keras begins its running mean anew."""
-        self._mean = (0, 0.0)
+        if self._path is not None:
+            with open(self._path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Every `LOG_EVERY` steps: the mean loss since the last entry."""
-        count, mean = batch + 1, float(logs["loss"])
-        if self._state.step % LOG_EVERY and self._state.step % self._per_epoch:
+        """Every so often: the mean loss over the examples since the last entry."""
+        step = self._state.step
+        if step % self._every and step % self._per_epoch:
             return
-        before, before_mean = self._mean
-        self._mean = (count, mean)
-        window = (count * mean - before * before_mean) / max(1, count - before)
         rate = float(self.model.optimizer.learning_rate)
-        self.add({"train/loss": window, "learning_rate": rate})
+        self.add({"train/loss": float(logs["loss"]), "learning_rate": rate})
+        self.model.reset_metrics()
 
 
 class Validate(keras.callbacks.Callback):
@@ -120,8 +129,7 @@ class Validate(keras.callbacks.Callback):
         self,
         state: State,
         history: History,
-        evaluate: Callable[[], dict[str, float]],
-        save_best: Callable[[], None],
+        evaluate: Callable[[], AbstractContextManager[tuple[dict[str, float], Callable[[], None]]]],
         metric: str,
         every: int,
         total: int,
@@ -130,7 +138,7 @@ class Validate(keras.callbacks.Callback):
     ):
         super().__init__()
         self._state, self._history = state, history
-        self._evaluate, self._save_best = evaluate, save_best
+        self._evaluate = evaluate
         self._metric, self._every, self._total = metric, max(1, every), total
         self._patience, self._min_delta = patience, min_delta
 
@@ -139,7 +147,13 @@ class Validate(keras.callbacks.Callback):
         state = self._state
         if state.step % self._every and state.step != self._total:
             return
-        figures = self._evaluate()
+        with self._evaluate() as (figures, save):
+            if self._judge(figures):
+                save()
+
+    def _judge(self, figures: dict[str, float]) -> bool:
+        """Whether they are the best so far; stops where they have not been for too long."""
+        state = self._state
         self._history.add({f"validation/{name}": value for name, value in figures.items()})
         value = figures[self._metric]
         better = self._better(value)
@@ -147,13 +161,13 @@ class Validate(keras.callbacks.Callback):
         log.say(f"validation at step {state.step:,}: {shown}{'  (best)' if better else ''}")
         if better:
             state.best, state.best_step, state.waited = value, state.step, 0
-            self._save_best()
-            return
+            return True
         state.waited += 1
         if self._patience is not None and state.waited >= self._patience:
             log.say(f"stopping early: no better {self._metric} for {state.waited} validations")
             state.stopped = True
             self.model.stop_training = True
+        return False
 
     def _better(self, value: float) -> bool:
         if self._state.best is None:
@@ -163,28 +177,86 @@ class Validate(keras.callbacks.Callback):
 
 
 class Save(keras.callbacks.Callback):
-    """Writes a checkpoint every so often, and at the end."""
+    """Writes a checkpoint every so many steps or seconds, and at the end."""
 
-    def __init__(self, state: State, checkpoints: Checkpoints, every: int, total: int):
+    def __init__(
+        self,
+        state: State,
+        checkpoints: Checkpoints,
+        every: int,
+        seconds: float | None,
+        total: int,
+    ):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
-        self._every, self._total = max(1, every), total
+        self._every, self._seconds, self._total = max(1, every), seconds, total
+        self._last = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save when it is time."""
         state = self._state
-        if state.step % self._every == 0 or state.step == self._total or state.stopped:
+        due = self._seconds is not None and time.monotonic() - self._last >= self._seconds
+        if due or state.step % self._every == 0 or state.step == self._total or state.stopped:
+            self._last = time.monotonic()
             self._checkpoints.save(self.model, state)
 
 
+class Profile(keras.callbacks.Callback):
+    """A TensorBoard profile of the steps from `first` to `last`, both counted from 1."""
+
+    def __init__(self, state: State, folder: Path, first: int, last: int):
+        super().__init__()
+        self._state, self._folder = state, folder
+        self._first, self._last = first, last
+        self._running = False
+
+    def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
+        """Start before the first."""
+        if not self._running and self._state.step + 1 == self._first:
+            tf.profiler.experimental.start(str(self._folder))
+            self._running = True
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Stop after the last."""
+        if self._running and self._state.step >= self._last:
+            self._stop()
+
+    def on_train_end(self, logs: Any = None) -> None:
+        """Stop in any case."""
+        if self._running:
+            self._stop()
+
+    def _stop(self) -> None:
+        tf.profiler.experimental.stop()
+        self._running = False
+        log.say(f"profile: {self._folder}; tensorboard --logdir={self._folder} shows it")
+
+
 class Interrupt(keras.callbacks.Callback):
-    """SIGINT and SIGTERM save a checkpoint after the running step and stop; must stand last."""
+    """Saves after the running step when asked to, and stops; must stand last.
+
+    SIGINT, SIGTERM and a file `STOP` in the run directory save and stop; a file `SAVE` saves and
+    the training goes on. What one worker is asked all do, at the same step.
+
+    Args:
+        folder: where the files may appear; they are taken away once they are seen.
+        together: sums an array over the workers.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    LOOK_EVERY = 1.0  # seconds
 
-    def __init__(self, state: State, checkpoints: Checkpoints):
+    def __init__(
+        self,
+        state: State,
+        checkpoints: Checkpoints,
+        folder: Path,
+        together: Callable[[np.ndarray], np.ndarray],
+    ):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
+        self._folder, self._together = folder, together
+        self._looked = time.monotonic()
         self._before: dict[int, Any] = {}
         self.asked = False
 
@@ -206,16 +278,37 @@ class Interrupt(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save and stop, if asked."""
-        if self.asked:
+        save = self._look()
+        stop, save = self._together(np.array([self.asked, save], np.int32))
+        self.asked = bool(stop)
+        if stop or save:
             self._checkpoints.save(self.model, self._state)
+        if save:
+            log.say(f"saved at step {self._state.step:,}, as asked")
+        if stop:
             self.model.stop_training = True
 
+    def _look(self) -> bool:
+        """Whether a file asks to save; one that asks to stop counts as a signal."""
+        if time.monotonic() - self._looked < self.LOOK_EVERY:
+            return False
+        self._looked = time.monotonic()
+        self.asked |= self._taken("STOP")
+        return self._taken("SAVE")
 
-def tensorboard(folder: Path) -> Sequence[keras.callbacks.Callback]:
+    def _taken(self, name: str) -> bool:
+        try:
+            (self._folder / name).unlink()
+        except OSError:
+            return False
+        return True
+
+
+def tensorboard(folder: Path, every: int) -> Sequence[keras.callbacks.Callback]:
     """Keras' own TensorBoard callback.
 
     Raises:
         UserError: tensorboard is not installed.
     """
     require("tensorboard", "tensorboard")
-    return [keras.callbacks.TensorBoard(log_dir=str(folder), update_freq=LOG_EVERY)]
+    return [keras.callbacks.TensorBoard(log_dir=str(folder), update_freq=every)]

@@ -1,7 +1,8 @@
 """The full state of a training, written atomically; and the weights that a run leaves behind.
 
-A checkpoint holds the weights, the seeds, the optimizer and the history. Where the training
-stands in its data is the step alone: batches are a function of seed and step (`data.batches`).
+A checkpoint holds the weights, the seeds, the optimizer (its averages and loss scale included),
+the running metrics, the history and the state of early stopping. Where the training stands in its
+data is the step alone: batches are a function of seed and step (`data.batches`).
 """
 
 import json
@@ -9,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,7 @@ class State:
         best: the best value of the watched metric so far, and `best_step` its step.
         waited: validations since then.
         stopped: early stopping ended the training.
+        skipped: batches that were left out because their loss was not finite.
     """
 
     step: int = 0
@@ -42,24 +45,56 @@ class State:
     best_step: int = 0
     waited: int = 0
     stopped: bool = False
+    skipped: int = 0
 
 
 class Checkpoints:
-    """The checkpoints of one run: `step_N/` folders, of which the newest `keep` stay."""
+    """The checkpoints of one run: `step_N/` folders, of which the newest `keep` stay.
 
-    def __init__(self, folder: Path, keep: int):
-        self._folder, self._keep = folder, keep
+    They are written by a thread of their own, from a copy: the training goes on meanwhile. Of
+    several workers only the first writes.
+    """
+
+    def __init__(self, folder: Path, keep: int, writes: bool = True):
+        self._folder, self._keep, self._writes = folder, keep, writes
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
 
     def save(self, model: keras.Model, state: State) -> None:
-        """Write to a temporary name, rename, then drop what is older than `keep`."""
+        """Copy the state and have it written; waits only for a write that is still under way.
+
+        Raises:
+            OSError: the one before could not be written.
+        """
         target = self._folder / f"step_{state.step:08d}"
+        if not self._writes:
+            return
+        self.wait()
         if target.exists():
             return
+        text = json.dumps(asdict(state))
+        self._pending = self._pool.submit(self._write, target, _arrays(model), text)
+
+    def wait(self) -> None:
+        """Until everything is written.
+
+        Raises:
+            OSError: it could not be.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, target: Path, arrays: dict[str, np.ndarray], text: str) -> None:
+        """Write to a temporary name, rename, then drop what is older than `keep`."""
         temporary = self._folder / f".{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        save_file(_arrays(model), temporary / "state.safetensors")
-        (temporary / "state.json").write_text(json.dumps(asdict(state)), encoding="utf-8")
+        save_file(arrays, temporary / "state.safetensors")
+        (temporary / "state.json").write_text(text, encoding="utf-8")
+        for path in temporary.iterdir():  # on the disk before it has its name
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
         os.rename(temporary, target)
         for _, old in list(self._newest_first())[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
@@ -74,8 +109,15 @@ class Checkpoints:
                 log.say(f"warning: {folder} is torn ({error}); trying the one before")
                 continue
             _assign(model, values, folder)
+            if self._writes:
+                self._drop_unfinished()
             return state
         return State()
+
+    def _drop_unfinished(self) -> None:
+        """What a killed process had begun to write."""
+        for path in self._folder.glob(".step_*"):
+            shutil.rmtree(path, ignore_errors=True)
 
     def _newest_first(self) -> Iterator[tuple[int, Path]]:
         found = []
@@ -89,7 +131,7 @@ def save_weights(model: keras.Model, path: Path, metadata: Mapping[str, str]) ->
     """All weights by their variable paths, as safetensors, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    values = {v.path: np.asarray(v.value) for v in model.weights}
+    values = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
     save_file(values, temporary, metadata=dict(metadata))
     os.replace(temporary, path)
 
@@ -124,14 +166,20 @@ def _variables(model: keras.Model) -> dict[str, Any]:
     """
     paths = {v.path for v in model.weights}
     named: dict[str, Any] = {v.path: v for v in model.weights}
-    others: Sequence[Any] = [v for v in model.variables if v.path not in paths]
+    metrics = {id(v) for v in model.metrics_variables}
+    others: Sequence[Any] = [
+        v for v in model.variables if v.path not in paths and id(v) not in metrics
+    ]
     named |= {f"seed:{i}": v for i, v in enumerate(others)}
     named |= {f"optimizer:{i}": v for i, v in enumerate(model.optimizer.variables)}
+    named |= {f"metric:{i}": v for i, v in enumerate(model.metrics_variables)}
     return named
 
 
 def _arrays(model: keras.Model) -> dict[str, np.ndarray]:
-    return {k: np.ascontiguousarray(v.value) for k, v in _variables(model).items()}
+    """Copies: TensorFlow's own memory changes with the next step."""
+    variables = _variables(model).items()
+    return {name: np.array(keras.ops.convert_to_numpy(v), order="C") for name, v in variables}
 
 
 def _assign(model: keras.Model, values: Mapping[str, np.ndarray], folder: Path) -> None:

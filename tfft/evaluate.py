@@ -11,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfft import log, metrics
+from tfft import distribute, log, metrics
 from tfft.config import EvaluateConfig
 from tfft.data import Dataset, batches
 from tfft.errors import UserError, require
@@ -50,16 +50,15 @@ class Evaluation:
 
 
 def predict(model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int) -> np.ndarray:
-    """Logits of every row, float32 [N, C], in the split's order."""
-    logits = None
-    for batch in batches.in_order(split.lengths, batch_size):
+    """Logits of every row, float32 [N, C], in the split's order; workers share the batches."""
+    strategy = model.distribute_strategy
+    shared = strategy.num_replicas_in_sync > 1
+    workers = distribute.workers() if shared else distribute.Workers()
+    logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
+    for batch in batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]:
         out = model.predict_on_batch(batches.arrays(split, batch, inputs.pad_id))
-        if logits is None:
-            logits = np.zeros((len(split), out.shape[-1]), np.float32)
         logits[batch.positions] = out
-    if logits is None:
-        raise UserError("the split is empty")
-    return logits
+    return distribute.sum_over_workers(strategy, logits) if shared else logits
 
 
 def evaluate(

@@ -7,11 +7,18 @@ import sys
 import time
 
 _EVERY = 10.0  # seconds between progress lines where there is no terminal
-_state = {"open": False, "last": 0.0}
+_state = {"open": False, "last": 0.0, "quiet": False}
+
+
+def quiet(on: bool) -> None:
+    """Say nothing from here on: of several workers, one speaks."""
+    _state["quiet"] = on
 
 
 def say(text: str) -> None:
     """Write a line."""
+    if _state["quiet"]:
+        return
     if _state["open"]:
         sys.stderr.write("\n")
         _state["open"] = False
@@ -21,6 +28,8 @@ def say(text: str) -> None:
 
 def progress(text: str, last: bool = False) -> None:
     """Rewrite the progress line; without a terminal, write one every ten seconds."""
+    if _state["quiet"]:
+        return
     if sys.stderr.isatty():
         sys.stderr.write("\r\x1b[2K" + text)
         sys.stderr.flush()

@@ -1,6 +1,7 @@
 """Optimizers and learning-rate schedules, from the section `optimizer` and the mask."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import keras
 import numpy as np
@@ -52,17 +53,23 @@ def schedule(config: OptimizerConfig, steps_per_epoch: int, total: int) -> WarmU
 
 
 def build(
-    config: OptimizerConfig, mask: Mask, steps_per_epoch: int, total: int
+    config: OptimizerConfig,
+    mask: Mask,
+    steps_per_epoch: int,
+    total: int,
+    precision: str = "float32",
 ) -> keras.optimizers.Optimizer:
     """The optimizer, its rate scaled for each variable as the mask says.
 
     Weight decay is decoupled (Loshchilov & Hutter 2019) and left out of vectors: biases and
-    norms.
+    norms. In mixed_float16 the loss is scaled dynamically (Micikevicius et al. 2018, section 3.2).
     """
     common = {
         "learning_rate": schedule(config, steps_per_epoch, total),
         "global_clipnorm": config.clip_norm,
         "weight_decay": config.weight_decay,
+        "use_ema": config.ema is not None,
+        "ema_momentum": config.ema or 0.99,
     }
     adam = {"beta_1": config.beta_1, "beta_2": config.beta_2, "epsilon": config.epsilon}
     optimizer: keras.optimizers.Optimizer
@@ -72,7 +79,27 @@ def build(
         optimizer = ScaledAdam(mask.learning_rates, **adam, **{**common, "weight_decay": None})
     else:
         optimizer = ScaledAdamW(mask.learning_rates, **adam, **common)
+    if precision == "mixed_float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
+
+
+@contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Within: the model has its averaged weights, where the optimizer keeps averages."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema or int(optimizer.iterations) == 0:
+        yield
+        return
+    variables = optimizer._trainable_variables
+    before = [ops.convert_to_numpy(v).copy() for v in variables]
+    for variable, average in zip(variables, optimizer._model_variables_moving_average, strict=True):
+        variable.assign(ops.convert_to_numpy(average))
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
 
 
 class _Scaled:
@@ -86,7 +113,7 @@ class _Scaled:
         self._factors = dict(factors)
 
     def update_step(self, gradient, variable, learning_rate):
-        # On TensorFlow this is the tf.Variable, which has no path: go by its place.
+        # This may be a tf.Variable, which has no path: go by its place.
         path = self._trainable_variables[self._get_variable_index(variable)].path
         factor = self._factors.get(path, 1.0)
         super().update_step(gradient, variable, learning_rate * factor)

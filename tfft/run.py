@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 
 from tfft import backbones, checkpoints, evaluate, export, metrics, preprocess
@@ -15,6 +14,7 @@ from tfft.config import Config, EvaluateConfig, Source, load
 from tfft.data import Dataset, Datasets, build
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
+from tfft.model import Model
 from tfft.preprocess import TextInputs
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
@@ -38,7 +38,7 @@ class Run:
         self,
         workdir: Path,
         config: Config,
-        model: keras.Model,
+        model: Model,
         backbone: Backbone,
         inputs: TextInputs,
         labels: Sequence[str],
@@ -100,6 +100,10 @@ class Run:
 
     def export(self, folder: Path | None = None) -> Path:
         """Publish a verified SavedModel under `folder` (default: WORKDIR/export)."""
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
+            plain.datasets = self.datasets
+            return plain.export(folder)
         train = self.datasets.train
         sample = [train.texts(at) for at in range(min(len(train), export.PARITY_ROWS))]
         path, _ = export.publish(

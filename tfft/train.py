@@ -7,22 +7,20 @@ import platform
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import keras
+import tensorflow as tf
 import yaml
 
 from tfft import (
     backbones,
-    callbacks,
     distribute,
     evaluate,
     log,
+    loop,
     masks,
     optim,
     preprocess,
@@ -31,10 +29,11 @@ from tfft import (
 from tfft import model as model_room
 from tfft.checkpoints import Checkpoints, State
 from tfft.config import Config, dump, load, parse
-from tfft.data import Datasets, batches, build
-from tfft.errors import Interrupted, UserError, require
+from tfft.data import Datasets, build
+from tfft.errors import UserError, nearest, require
 from tfft.evaluate import Evaluation
 from tfft.methods import METHODS
+from tfft.model import Model
 from tfft.run import Run, load_run
 from tfft.spec import Backbone, Mask, Rule
 from tfft.tasks import TASKS
@@ -48,35 +47,43 @@ def run(config: Config, workdir: Path) -> Run:
 
     Raises:
         UserError: something that the user can mend.
-        Interrupted: SIGINT or SIGTERM; the state is saved.
+        Interrupted: a signal or a file asked for it, or another worker was lost; the state is
+            saved.
     """
-    open_workdir(config, workdir)
+    workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
+    log.quiet(not workers.first)
+    if workers.first:
+        open_workdir(config, workdir)
     if (workdir / "metrics.json").is_file():
         log.say(f"{workdir}: this run is finished; nothing to do")
         return load_run(workdir)
     if config.train.tensorboard:
         require("tensorboard", "tensorboard")
 
-    strategy = distribute.setup(config.distribute, config.train.seed)  # devices, seeds
+    seed, train = config.train.seed, config.train
+    strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
     task = TASKS[config.task.name]
     with strategy.scope():  # every variable is born here
         backbone = backbones.load(config.model, config.distribute.precision)
         inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
         check_vocabulary(backbone, inputs)
-        data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
-        plan = Plan.make(config, data)
+        data = build.build(config.data, inputs, seed, stored_labels(backbone))
+        plan = loop.Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
         model = model_room.assemble(backbone, task, config.task, data.labels)
         mask = decide_mask(config, model, backbone)
-        optimizer = optim.build(config.optimizer, mask, plan.per_epoch, plan.total)
+        rematerialise(config, model, backbone)
+        precision = config.distribute.precision
+        optimizer = optim.build(config.optimizer, mask, plan.per_epoch, plan.total, precision)
         model.compile(optimizer, task.loss(config.task), jit_compile=False)
         optimizer.build(model.trainable_variables)
     result = Run(workdir, config, model, backbone, inputs, data.labels)
     result.datasets = data
-    describe(result, data, mask)
+    if workers.first:
+        describe(result, data, mask)
 
-    keep = Checkpoints(workdir / "checkpoints", config.train.checkpoint.keep)
+    keep = Checkpoints(workdir / "checkpoints", train.checkpoint.keep, workers.first)
     state = keep.restore(model)  # 1. this run's checkpoint  2. the pretrained weights
-    fit(result, data, plan, state, keep)
+    loop.fit(result, data, plan, state, keep)
     result.load_weights()  # the best of the run, not the last
 
     evaluations = {
@@ -86,9 +93,11 @@ def run(config: Config, workdir: Path) -> Run:
     }
     for name, evaluation in evaluations.items():
         log.say(evaluate.text(evaluation, name, config.evaluate.confidence))
-    exported = result.export() if config.export.enabled else None
-    report.write(workdir, config, state.history, evaluations, masks.table(mask), data, exported)
-    finish(result, evaluations, state)
+    if workers.first:
+        exported = result.export() if config.export.enabled else None
+        report.write(workdir, config, state.history, evaluations, masks.table(mask), data, exported)
+        finish(result, evaluations, state)
+    distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole
     return result
 
 
@@ -98,7 +107,7 @@ def preview(config: Config) -> str:
     inputs = preprocess.load(config.model, config.data)
     check_vocabulary(backbone, inputs)
     data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
-    Plan.make(config, data)
+    loop.Plan.make(config, data)
     task = TASKS[config.task.name]
     model = model_room.assemble(backbone, task, config.task, data.labels)
     mask = decide_mask(config, model, backbone)
@@ -118,142 +127,33 @@ def memory(config: Config, mask: Mask) -> str:
     return f"memory: {shown}; activations come on top, with the batch and its length"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The batches of a training.
-
-    Attributes:
-        buckets: the widths that batches are padded to.
-        per_epoch: steps of an epoch; `total` of the whole training.
-    """
-
-    buckets: tuple[int, ...]
-    per_epoch: int
-    total: int
-
-    @classmethod
-    def make(cls, config: Config, data: Datasets) -> "Plan":
-        """Choose the widths for the lengths that there are, and say what they cost."""
-        train = config.train
-        buckets = batches.widths(data.train.lengths, train.buckets)
-        first = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
-        share = batches.padding_share(data.train.lengths, first)
-        log.say(
-            f"batches: {len(first):,} an epoch, widths {', '.join(map(str, buckets))}, "
-            f"{share:.1%} padding"
-        )
-        return cls(buckets, len(first), len(first) * train.epochs)
-
-
-def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints) -> None:
-    """Train from `state` to the end of the plan, through `keras.Model.fit`.
-
-    Raises:
-        Interrupted: a signal came; the state is saved.
-    """
-    config, model = result.config, result.model
-    if state.step:
-        log.say(f"resuming at step {state.step:,} of {plan.total:,}")
-    if state.step >= plan.total or state.stopped:
-        return
-    if state.best is None:
-        result.save()  # best/ is whole from here on; a resumed run's may be better than now
-    with callbacks.Interrupt(state, keep) as interrupt:
-        watchers = [*_watchers(result, data, plan, state, keep), interrupt]
-        # An epoch that was begun is finished first: Keras counts whole epochs.
-        begun = state.step % plan.per_epoch
-        if begun:
-            _fit_epochs(result, data, plan, state, watchers, plan.per_epoch - begun, 1)
-        rest = config.train.epochs - state.step // plan.per_epoch
-        if rest and not (interrupt.asked or state.stopped):
-            _fit_epochs(result, data, plan, state, watchers, plan.per_epoch, rest)
-        if interrupt.asked and state.step < plan.total and not state.stopped:
-            raise Interrupted(
-                f"interrupted at step {state.step:,} of {plan.total:,}, which is saved; the same "
-                f"command with --workdir={result.workdir} goes on"
-            )
-    if state.best is None:  # no validation split: the last weights are the best there are
-        result.save_weights()
-    model.stop_training = False
-
-
-def _fit_epochs(
-    result: Run,
-    data: Datasets,
-    plan: Plan,
-    state: State,
-    watchers: list[keras.callbacks.Callback],
-    steps: int,
-    epochs: int,
-) -> None:
-    train, first = result.config.train, state.step // plan.per_epoch
-    ahead = [
-        batch
-        for epoch in range(first, first + epochs)
-        for batch in batches.plan(
-            data.train.lengths, train.batch_size, plan.buckets, train.seed, epoch
-        )
-    ][state.step % plan.per_epoch :]
-    weights = result.task.sample_weights(result.config.task, data.labels, data.train.labels)
-    source = batches.dataset(data.train, ahead, result.inputs.pad_id, weights)
-    result.model.fit(
-        source,
-        epochs=first + epochs,
-        initial_epoch=first,
-        steps_per_epoch=steps,
-        callbacks=watchers,
-        verbose=0,
-        shuffle=False,
-    )
-
-
-def _watchers(
-    result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
-) -> list[keras.callbacks.Callback]:
-    """The callbacks in their order: count first; save after all that changes the state."""
-    train = result.config.train
-    history = callbacks.History(state, result.workdir / "metrics.jsonl", plan.per_epoch)
-    watchers = [
-        callbacks.Counter(state),
-        callbacks.NonFinite(state),
-        callbacks.Progress(state, plan.per_epoch, plan.total, train.batch_size),
-        history,
-    ]
-    if data.validation is not None:
-        early = train.early_stopping
-        watchers.append(
-            callbacks.Validate(
-                state,
-                history,
-                partial(_validation_figures, result, data),
-                result.save_weights,
-                train.metric,
-                train.validate_every.steps(plan.per_epoch, plan.total),
-                plan.total,
-                early.patience if early else None,
-                early.min_delta if early else 0.0,
-            )
-        )
-    every = train.checkpoint.every.steps(plan.per_epoch, plan.total)
-    watchers.append(callbacks.Save(state, keep, every, plan.total))
-    if train.tensorboard:
-        watchers += callbacks.tensorboard(result.workdir / "tensorboard")
-    return watchers
-
-
-def _validation_figures(result: Run, data: Datasets) -> dict[str, float]:
-    split = data.validation
-    size = result.config.evaluate.batch_size
-    logits = evaluate.predict(result.model, split, result.inputs, size)
-    return result.task.metrics(logits, split.labels)
-
-
-def decide_mask(config: Config, model: keras.Model, backbone: Backbone) -> Mask:
+def decide_mask(config: Config, model: Model, backbone: Backbone) -> Mask:
     """The config's own rules first, then the method's."""
     stages = model_room.stages(backbone, model)
     own = tuple(Rule(r.match, r.trainable, r.learning_rate) for r in config.mask)
     rules = METHODS[config.method.name].apply(stages, config.method)
     return masks.apply(model, stages, own + rules)
+
+
+def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
+    """Let the stages of `train.remat` compute their activations again in the backward pass.
+
+    Raises:
+        UserError: there is no such stage, or it holds no whole layer.
+    """
+    wanted = config.train.remat
+    if not wanted:
+        return
+    stages = {stage.name: stage for stage in model_room.stages(backbone, model)}
+    # The embeddings and the head keep little; recomputing the head gains nothing.
+    names = [n for n in stages if n != "head"] if wanted is True else wanted
+    for name in names:
+        if name not in stages:
+            raise UserError(f"train.remat: no stage {name!r}{nearest(name, stages)}")
+    found = model_room.rematerialise(model, [stages[name] for name in names])
+    if not found:
+        raise UserError(f"train.remat: {', '.join(names)}: no layer lies wholly in these stages")
+    log.say(f"remat: {', '.join(found)}")
 
 
 def stored_labels(backbone: Backbone) -> tuple[str, ...] | None:
@@ -326,7 +226,7 @@ def describe(result: Run, data: Datasets, mask: Mask) -> None:
     facts = {
         "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
         "python": platform.python_version(),
-        "device": distribute.report(),
+        "device": distribute.report(result.model.distribute_strategy),
         "git": _git_commit(),
         "backbone": result.backbone.fingerprint,
         "data": {

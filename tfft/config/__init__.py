@@ -1,6 +1,6 @@
 """The whole YAML as one typed, strict object. Importing this loads no TensorFlow."""
 
-from tfft.config.base import Duration, Section
+from tfft.config.base import Duration, Interval, Section
 from tfft.config.data import DataConfig, Fraction, Source
 from tfft.config.load import Config, dump, load, parse, schema
 from tfft.config.sections import (
@@ -23,6 +23,7 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "Fraction",
+    "Interval",
     "MaskRule",
     "MethodConfig",
     "ModelConfig",

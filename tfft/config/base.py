@@ -60,3 +60,42 @@ class Duration:
     @classmethod
     def __get_pydantic_json_schema__(cls, _: Any, handler: Any) -> dict[str, Any]:
         return {"type": "string", "pattern": _DURATION.pattern, "examples": ["10%", "100 steps"]}
+
+
+_MINUTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(?:minutes?|min)\s*$")
+
+
+@dataclass(frozen=True)
+class Interval(Duration):
+    """A `Duration`, or `10 minutes` of wall-clock time."""
+
+    @classmethod
+    def parse(cls, text: Any) -> "Interval":
+        """Read what `Duration` reads, or a number of minutes."""
+        if isinstance(text, cls):
+            return text
+        if match := _MINUTES.match(text) if isinstance(text, str) else None:
+            if float(match[1]) == 0:
+                raise ValueError("must be more than 0 minutes")
+            return cls(float(match[1]), "minutes")
+        try:
+            plain = Duration.parse(text)
+        except ValueError as error:
+            raise ValueError(f"{error}, or '10 minutes'") from None
+        return cls(plain.value, plain.unit)
+
+    @property
+    def seconds(self) -> float | None:
+        """The wall-clock time, where it is one."""
+        return 60 * self.value if self.unit == "minutes" else None
+
+    def steps(self, steps_per_epoch: int, total_steps: int) -> int:
+        """The number of steps; the whole training where it is a wall-clock time."""
+        if self.unit == "minutes":
+            return total_steps
+        return super().steps(steps_per_epoch, total_steps)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: Any, handler: Any) -> dict[str, Any]:
+        pattern = f"{_DURATION.pattern}|{_MINUTES.pattern}"
+        return {"type": "string", "pattern": pattern, "examples": ["100 steps", "10 minutes"]}

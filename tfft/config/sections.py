@@ -1,10 +1,10 @@
 """The small sections: each a page of the YAML that fits on a screen."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tfft.config.base import Duration, Section
+from tfft.config.base import Duration, Interval, Section
 
 PROVIDERS = ("hf", "kerashub")
 
@@ -110,6 +110,9 @@ class OptimizerConfig(Section):
     epsilon: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
     clip_norm: float | None = Field(1.0, gt=0, description="of all gradients together")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of averaged weights, which are validated and kept"
+    )
 
 
 class Early(Section):
@@ -122,7 +125,7 @@ class Early(Section):
 class Checkpoint(Section):
     """When the full state is saved, and how many are kept."""
 
-    every: Duration = Duration(1, "epochs")
+    every: Interval = Interval(1, "epochs")
     keep: int = Field(2, ge=1)
 
 
@@ -130,7 +133,26 @@ class TrainConfig(Section):
     """How long, in what batches, watched by what."""
 
     epochs: int = Field(3, ge=1)
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(
+        32, ge=1, description="examples an optimizer step, over all devices; auto: 32, cut to fit"
+    )
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        None, description="rows that a device holds at once; auto: as many as fit in its memory"
+    )
+    steps_per_execution: int = Field(1, ge=1, description="steps between two looks from Python")
+    jit: bool | Literal["auto"] = Field(
+        "auto", description="XLA. auto: on a GPU or TPU, where the model compiles"
+    )
+    remat: bool | list[str] = Field(
+        False, description="stages that compute their activations again instead of keeping them"
+    )
+    deterministic: bool = Field(True, description="bit-identical repetition on one device")
+    skip_non_finite: int = Field(
+        0, ge=0, description="batches whose loss is not finite may be left out, this many at most"
+    )
+    profile: tuple[int, int] | None = Field(
+        None, description="first and last step of a TensorBoard profile in WORKDIR/profile"
+    )
     seed: int = Field(0, ge=0, lt=2**31)
     buckets: int = Field(6, ge=1, le=32, description="how many different batch lengths at most")
     metric: str = Field(
@@ -140,6 +162,22 @@ class TrainConfig(Section):
     early_stopping: Early | None = None
     checkpoint: Checkpoint = Checkpoint()
     tensorboard: bool = Field(False, description="writes WORKDIR/tensorboard (extra: tensorboard)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_batch(cls, value: Any) -> Any:
+        """`batch_size: auto` stands for the default batch, cut into pieces that fit."""
+        if isinstance(value, dict) and value.get("batch_size") == "auto":
+            value = {k: v for k, v in value.items() if k != "batch_size"}
+            return {**value, "micro_batch": value.get("micro_batch") or "auto"}
+        return value
+
+    @field_validator("profile")
+    @classmethod
+    def _in_order(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not 1 <= value[0] <= value[1]:
+            raise ValueError("must be two steps in order, from 1 on")
+        return value
 
     @field_validator("metric")
     @classmethod
@@ -154,16 +192,33 @@ class TrainConfig(Section):
 class DistributeConfig(Section):
     """Devices and precision."""
 
-    strategy: Literal["auto", "one_device"] = Field(
-        "auto", description="auto: the first GPU where there is one, else the CPU"
+    strategy: Literal["auto", "one_device", "mirrored", "multi_worker", "tpu"] = Field(
+        "auto",
+        description="auto: several workers where TF_CONFIG names them, else a TPU, else all GPUs, "
+        "else the CPU",
     )
-    devices: list[str] | None = Field(None, description="one_device only, e.g. ['GPU:1']")
+    devices: list[str] | None = Field(
+        None, description="e.g. ['GPU:1'] for one_device, ['GPU:0', 'GPU:1'] for mirrored"
+    )
+    tpu: str | None = Field(None, description="tpu only: its name or address; default: this host's")
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
 
     @model_validator(mode="after")
     def _devices(self) -> "DistributeConfig":
-        if self.devices is not None and (self.strategy != "one_device" or len(self.devices) != 1):
-            raise ValueError("`devices` must be one device, with strategy: one_device")
+        if self.devices is not None:
+            if self.strategy not in ("one_device", "mirrored"):
+                raise ValueError(
+                    "`devices` must be one device, with strategy: one_device, or several, with "
+                    "strategy: mirrored"
+                )
+            if not self.devices or len(set(self.devices)) < len(self.devices):
+                raise ValueError(f"`devices` must be different devices. Received: {self.devices}")
+            if self.strategy == "one_device" and len(self.devices) != 1:
+                raise ValueError("`devices` must be one device, with strategy: one_device")
+        if self.tpu is not None and self.strategy != "tpu":
+            raise ValueError("`tpu` is for strategy: tpu only")
+        if self.strategy == "tpu" and self.precision == "mixed_float16":
+            raise ValueError("`precision` must be float32 or mixed_bfloat16 on a TPU")
         return self
 
 

@@ -4,7 +4,7 @@ The batches of an epoch are a function of (split, batch size, widths, seed, epoc
 a run resumes at batch k by making the plan again and leaving out its first k batches.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,23 +105,83 @@ def arrays(split: Dataset, batch: Batch, pad_id: int) -> dict[str, np.ndarray]:
     return {"token_ids": tokens, "padding_mask": mask, "segment_ids": segments}
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Which parts of each batch are read here: replica r of `of` takes the r-th part.
+
+    Attributes:
+        replicas: those of this worker, in order; each gets an element of its own.
+        of: all replicas there are.
+    """
+
+    replicas: Sequence[int] = (0,)
+    of: int = 1
+
+    def cut(self, batch: Batch) -> Iterator[Batch]:
+        """The parts of a batch; they may be of different size, and empty."""
+        parts = np.array_split(batch.positions, self.of)
+        for replica in self.replicas:
+            yield Batch(parts[replica], batch.width)
+
+
 def dataset(
     split: Dataset,
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     pad_id: int,
     class_weights: np.ndarray | None = None,
+    pieces: Pieces | None = None,
+    shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
-    """Batches as `tf.data`: (inputs, class ids [B], weights [B]), read ahead of the step."""
+    """Batches as `tf.data`: (inputs, class ids [B], weights [B]), read ahead of the step.
 
-    def rows() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        for batch in batches:
-            labels = split.labels[batch.positions]
-            weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
-            yield arrays(split, batch, pad_id), labels, weights.astype(np.float32)
+    Args:
+        batches: read once for each iteration over the data set.
+        class_weights: a weight for each class, default 1.
+        pieces: which parts of the batches; default: all of each.
+        shape: rows and width of every element where they are fixed (TPU): smaller ones are filled
+            up with rows of weight 0, and the others' weights raised so that the mean stays.
+    """
+    pieces = pieces or Pieces()
 
-    ids = tf.TensorSpec([None, None], tf.int32)
+    def elements() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+        for whole in batches:
+            for batch in pieces.cut(whole):
+                labels = split.labels[batch.positions]
+                weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
+                element = arrays(split, batch, pad_id), labels, weights.astype(np.float32)
+                if shape[0] is None:
+                    yield element
+                else:
+                    rows = len(whole.positions) / pieces.of  # that a piece stands for
+                    yield _filled(element, pad_id, shape, shape[0] / rows)
+
+    ids = tf.TensorSpec(shape, tf.int32)
     inputs = {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
-    spec = (inputs, tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32))
-    made = tf.data.Dataset.from_generator(rows, output_signature=spec)
-    made = made.apply(tf.data.experimental.assert_cardinality(len(batches)))
-    return made.prefetch(4)
+    rows = shape[:1]
+    spec = (inputs, tf.TensorSpec(rows, tf.int32), tf.TensorSpec(rows, tf.float32))
+    return tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+
+
+def _filled(
+    element: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
+    pad_id: int,
+    shape: tuple[int | None, int | None],
+    factor: float,
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    inputs, labels, weights = element
+    missing = [size - have for size, have in zip(shape, inputs["token_ids"].shape, strict=True)]
+    wider = {
+        name: np.pad(
+            value,
+            [(0, missing[0]), (0, missing[1])],
+            constant_values=pad_id if name == "token_ids" else 0,
+        )
+        for name, value in inputs.items()
+    }
+    # A row of nothing but padding has no token to attend to: it gets one, which counts nothing.
+    wider["padding_mask"][len(labels) :, 0] = 1
+    return (
+        wider,
+        np.pad(labels, (0, missing[0])),
+        np.pad(weights * np.float32(factor), (0, missing[0])),
+    )

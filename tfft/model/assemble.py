@@ -10,9 +10,7 @@ from tfft.model.step import Model
 from tfft.spec import Backbone, Stage, Task
 
 
-def assemble(
-    backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]
-) -> Model:
+def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]) -> Model:
     """Backbone and head: `{token_ids, padding_mask, segment_ids}` [B, T] -> logits [B, C]."""
     head, feature = task.head(backbone, config, labels)
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}

@@ -11,12 +11,14 @@ Everything public of `keras.Model` keeps working: `fit`, `evaluate`, `predict`, 
 Keras optimizer.
 """
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 from keras import tree
 
@@ -45,13 +47,15 @@ class Model(keras.Model):
 
     Attributes:
         micro_batch: rows that a replica works on at once; a larger batch is cut into such pieces,
-            whose gradients are added up. None: no cutting.
+            whose gradients are added up. None: no cutting. It may be changed between steps; from
+            or to None, `make_train_function(force=True)` must follow.
         dry: the steps compute everything and change no weight and no optimizer variable.
         report: what the last call of the train function did.
     """
 
     micro_batch: int | None = None
     dry: bool = False
+    _forward: Callable[..., Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -66,13 +70,15 @@ class Model(keras.Model):
 
     # --- the step, in a replica ---
 
-    def _replica_step(self, data: Any, dry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _replica_step(
+        self, data: Any, dry: tf.Tensor, micro: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
         """One optimizer step; the loss over all replicas, and whether all was finite."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         with seeds.of_replica(self):
             units = self._units(x, weight)
             total = self._all_reduce([units])[0]
-            loss, gradients = self._micro_batches(x, y, weight, total)
+            loss, gradients = self._micro_batches(x, y, weight, total, micro)
         loss, *gradients = self._all_reduce([loss, *gradients])
         finite = tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
@@ -86,13 +92,13 @@ class Model(keras.Model):
         return tf.constant(True)
 
     def _micro_batches(
-        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+        self, x: Any, y: Any, weight: Any, total: tf.Tensor, size: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """This replica's share of the loss and of the gradients, summed over micro-batches."""
         compute = self._gradient_function()
         if self.micro_batch is None:
             return compute(x, y, weight, total)
-        rows, size = _rows(x), self.micro_batch
+        rows = _rows(x)
 
         def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
             part = tree.map_structure(
@@ -177,7 +183,7 @@ class Model(keras.Model):
 
     # --- evaluation, in a replica ---
 
-    def _replica_test(self, data: Any, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
         units = self._units(x, weight)
@@ -212,70 +218,105 @@ class Model(keras.Model):
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
 
-    def _loop(self, replica_function: Callable[..., Any]) -> Callable[[Any], dict[str, Any]]:
+    def predict_on_batch(self, x: Any) -> Any:
+        """As `keras.Model`'s, the rows shared among this worker's replicas; no worker waits for
+        another."""
+        strategy = self.distribute_strategy
+        if strategy.num_replicas_in_sync == 1:
+            return super().predict_on_batch(x)
+        local = len(strategy.extended.worker_devices)
+        parts = [
+            tree.map_structure(lambda t, at=at: np.array_split(np.asarray(t), local)[at], x)
+            for at in range(local)
+        ]
+        shared = strategy.experimental_distribute_values_from_function(
+            lambda context: parts[context.replica_id_in_sync_group % local]
+        )
+        if self._forward is None:
+            self._forward = tf.function(
+                lambda values: strategy.run(self, args=(values,), kwargs={"training": False}),
+                reduce_retracing=True,
+                autograph=False,
+            )
+        results = strategy.experimental_local_results(self._forward(shared))
+        return tree.map_structure(lambda *ts: np.concatenate([t.numpy() for t in ts]), *results)
+
+    def _loop(self, replica_function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
         """`replica_function` over the batches of an iterator, on every replica."""
         strategy = self.distribute_strategy
-        limit = self.steps_per_execution
 
-        def one(data: Any, dry: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            loss, finite = strategy.run(replica_function, args=(data, dry))
+        def one(data: Any, *flags: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            loss, finite = strategy.run(replica_function, args=(data, *flags))
             # All replicas hold the same.
             first = strategy.experimental_local_results
             return first(loss)[0], first(finite)[0]
 
-        def several(iterator: Any, dry: tf.Tensor) -> tuple[Any, ...]:
-            def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
-                began = tf.timestamp()
-                data = iterator.get_next_as_optional()
-                more = data.has_value()
-                wait += tf.timestamp() - began
-
-                def step() -> tuple[tf.Tensor, ...]:
-                    found, finite = one(data.get_value(), dry)
-                    return count + 1, found, bad + tf.cast(~finite, tf.int32)
-
-                done, loss, bad = tf.cond(more, step, lambda: (count, loss, bad))
-                return done, more, loss, bad, wait
-
-            zero = tf.constant(0)
-            state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
-            if limit == 1:
-                out = body(*state)
-            else:
-                out = tf.while_loop(
-                    lambda count, more, *_: (count < limit) & more,
-                    body,
-                    state,
-                    parallel_iterations=1,
-                )
-            return *out, self.get_metrics_result()
-
-        def single(data: Any, dry: tf.Tensor) -> tuple[Any, ...]:
-            loss, finite = one(data, dry)
-            return loss, finite, self.get_metrics_result()
-
+        several, single = _looped(one, self.get_metrics_result), _once(one, self.get_metrics_result)
         if not self.run_eagerly:
             several = tf.function(several, reduce_retracing=True, autograph=False)
             single = tf.function(single, reduce_retracing=True, autograph=False)
 
-        def function(iterator: Any) -> dict[str, Any]:
-            dry = tf.constant(self.dry)
+        def function(iterator: Any, limit: int | None = None) -> dict[str, Any]:
+            limit = self.steps_per_execution if limit is None else limit
+            flags = tf.constant(self.dry), tf.constant(self.micro_batch or 0)
             if hasattr(iterator, "get_next_as_optional"):
-                steps, _, loss, bad, wait, logs = several(iterator, dry)
+                steps, _, loss, bad, wait, logs = several(iterator, tf.constant(limit), *flags)
                 if int(steps) == 0:
                     raise StopIteration
                 self.report = StepReport(int(steps), float(loss), int(bad), float(wait))
                 return logs
-            batches: Iterator[Any] = islice(iterator, limit)
             self.report = StepReport()
-            for data in batches:
-                loss, finite, logs = single(data, dry)
-                self.report.steps += 1
-                self.report.loss = float(loss)
-                self.report.skipped += not bool(finite)
+            logs: dict[str, Any] = {}
+            for data in islice(iterator, limit):
+                loss, finite, logs = single(data, *flags)
+                report = self.report
+                report.steps, report.loss = report.steps + 1, float(loss)
+                report.skipped += not bool(finite)
             return logs
 
         return function
+
+
+def _once(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., Any]:
+    """One batch, handed over as it is."""
+
+    def single(data: Any, *flags: tf.Tensor) -> tuple[Any, ...]:
+        loss, finite = one(data, *flags)
+        return loss, finite, result()
+
+    return single
+
+
+def _looped(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., Any]:
+    """At most `limit` batches of an iterator, without going back to Python between them."""
+
+    def several(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
+        def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
+            began = _now()
+            data = iterator.get_next_as_optional()
+            more = data.has_value()
+            wait += _now() - began
+
+            def step() -> tuple[tf.Tensor, ...]:
+                found, finite = one(data.get_value(), *flags)
+                return count + 1, found, bad + tf.cast(~finite, tf.int32)
+
+            done, loss, bad = tf.cond(more, step, lambda: (count, loss, bad))
+            return done, more, loss, bad, wait
+
+        zero = tf.constant(0)
+        state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
+        out = tf.while_loop(
+            lambda count, more, *_: (count < limit) & more, body, state, parallel_iterations=1
+        )
+        return *out, result()
+
+    return several
+
+
+def _now() -> tf.Tensor:
+    """Seconds, when the graph gets here; `tf.timestamp` refuses to run deterministically."""
+    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
 
 
 def _rows(x: Any) -> tf.Tensor:
