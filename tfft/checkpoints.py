@@ -20,7 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tfft import log
+from tfft import distribute, log
 from tfft.errors import UserError
 
 _NAME = re.compile(r"^step_(\d+)$")
@@ -172,7 +172,10 @@ def _variables(model: keras.Model) -> dict[str, Any]:
     ]
     named |= {f"seed:{i}": v for i, v in enumerate(others)}
     named |= {f"optimizer:{i}": v for i, v in enumerate(model.optimizer.variables)}
-    named |= {f"metric:{i}": v for i, v in enumerate(model.metrics_variables)}
+    if distribute.workers().count == 1:
+        # Of several workers each holds its part of a metric: reading one asks all of them, and
+        # only the first saves. There the mean loss in progress begins anew after a resume.
+        named |= {f"metric:{i}": v for i, v in enumerate(model.metrics_variables)}
     return named
 
 

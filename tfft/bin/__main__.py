@@ -12,6 +12,7 @@ VERBS = {
     "export": "publish a SavedModel: --workdir=DIR [--format=saved_model|huggingface]",
     "show": "resolved config, mask and memory, training nothing: --config=FILE",
     "data": "profile of a data set: --config=FILE",
+    "launch": "several workers on this machine: --workers=N [--restarts=R] train --config=...",
     "doctor": "what is installed and whether it works",
     "schema": "the JSON schema of the YAML",
 }
