@@ -6,8 +6,11 @@ Workers are described by TF_CONFIG, which Kubernetes operators, Vertex AI and `t
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -16,8 +19,15 @@ import tensorflow as tf
 
 from tfft import log
 from tfft.config import DistributeConfig
-from tfft.errors import UserError
+from tfft.errors import Interrupted, UserError
 
+# What a collective says when a worker at its other end is gone.
+_LOST = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.DeadlineExceededError,
+)
 BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA's Ampere is the first that computes in it
 
 
@@ -100,9 +110,13 @@ def _one_device(config: DistributeConfig) -> tf.distribute.Strategy:
 
 
 def _mirrored(config: DistributeConfig) -> tf.distribute.Strategy:
-    return tf.distribute.MirroredStrategy(
-        None if config.devices is None else _named(config.devices)
-    )
+    return _mirrored_on(None if config.devices is None else tuple(_named(config.devices)))
+
+
+@lru_cache
+def _mirrored_on(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
+    # One for all runs of a process: the collectives of a second one would get the first one's keys.
+    return tf.distribute.MirroredStrategy(devices)
 
 
 def _multi_worker(config: DistributeConfig) -> tf.distribute.Strategy:
@@ -213,6 +227,24 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: Any) -> np.ndarray
 
     values = strategy.experimental_distribute_values_from_function(of_replica)
     return np.asarray(strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
+
+
+@contextmanager
+def lost_workers_told(workdir: Path) -> Iterator[None]:
+    """Turn the failure of a collective into the line that resumes.
+
+    Raises:
+        Interrupted: another worker is gone.
+    """
+    try:
+        yield
+    except _LOST:
+        if workers().count == 1:
+            raise
+        raise Interrupted(
+            "another worker was lost; the last checkpoint is kept, and the same command on all "
+            f"workers with --workdir={workdir} goes on from it"
+        ) from None
 
 
 def report(strategy: tf.distribute.Strategy | None = None) -> dict[str, object]:

@@ -25,13 +25,6 @@ from tfft.run import Run
 
 LOG_EVERY = 10  # steps between two entries of metrics.jsonl, at least
 
-# What a collective says when a worker at its other end is gone.
-_LOST = (
-    tf.errors.UnavailableError,
-    tf.errors.AbortedError,
-    tf.errors.CancelledError,
-    tf.errors.DeadlineExceededError,
-)
 # What XLA says of a model that it cannot compile.
 _NOT_COMPILED = (
     tf.errors.InvalidArgumentError,
@@ -87,7 +80,7 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
 
     Raises:
         UserError: the memory does not suffice, or the loss is not finite.
-        Interrupted: a signal or a file asked for it, or a worker was lost; the state is saved.
+        Interrupted: a signal or a file asked for it; the state is saved.
     """
     if state.step >= plan.total or state.stopped:
         return
@@ -99,10 +92,7 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
     feed = Feed(result, data, plan)
     prepare(result, feed)
     together = partial(distribute.sum_over_workers, model.distribute_strategy)
-    with (
-        callbacks.Interrupt(state, keep, result.workdir, together) as interrupt,
-        _lost_workers_told(result, state),
-    ):
+    with callbacks.Interrupt(state, keep, result.workdir, together) as interrupt:
         watchers = _watchers(result, feed, state, keep)
         _run(model, feed, state, keras.callbacks.CallbackList([*watchers, interrupt], model=model))
         keep.wait()
@@ -233,7 +223,8 @@ def _log_every(train: TrainConfig) -> int:
 def prepare(result: Run, feed: Feed) -> None:
     """Rehearse a step; settle what is `auto`: XLA and the micro-batch."""
     model, train = result.model, feed.train
-    model.jit_compile = train.jit is True or (train.jit == "auto" and distribute.accelerated())
+    automatic = distribute.accelerated() and not train.deterministic
+    model.xla = automatic if train.jit == "auto" else train.jit
     local = -(-train.batch_size // feed.replicas)
     if train.micro_batch == "auto":
         model.micro_batch = _largest(model, feed, local)
@@ -244,13 +235,13 @@ def prepare(result: Run, feed: Feed) -> None:
         with _memory_told(feed, None):
             _rehearse(model, feed)
     except _NOT_COMPILED as error:
-        if not model.jit_compile or isinstance(error, tf.errors.ResourceExhaustedError):
+        if not model.xla or isinstance(error, tf.errors.ResourceExhaustedError):
             raise
         reason = " ".join(str(error.message).split())[:160]
         if train.jit is True:
             raise UserError(f"train.jit: XLA cannot compile this model: {reason}") from None
         log.say(f"jit: XLA cannot compile this model, going on without it: {reason}")
-        model.jit_compile = False
+        model.xla = False
         model.make_train_function(force=True)
         _rehearse(model, feed)
 
@@ -328,21 +319,6 @@ def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
             continue
         return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
     return "not even one row works: lower data.max_length, or set train.remat: true"
-
-
-@contextmanager
-def _lost_workers_told(result: Run, state: State) -> Iterator[None]:
-    """Turn the failure of a collective into the line that resumes."""
-    try:
-        yield
-    except _LOST as error:
-        if distribute.workers().count == 1:
-            raise
-        reason = " ".join(str(error.message).split())[:120]
-        raise Interrupted(
-            f"a worker was lost at step {state.step:,} ({reason}); the last checkpoint is kept, "
-            f"and the same command on all workers with --workdir={result.workdir} goes on from it"
-        ) from None
 
 
 # --- what watches ---

@@ -81,11 +81,19 @@ def run(config: Config, workdir: Path) -> Run:
     if workers.first:
         describe(result, data, mask)
 
-    keep = Checkpoints(workdir / "checkpoints", train.checkpoint.keep, workers.first)
-    state = keep.restore(model)  # 1. this run's checkpoint  2. the pretrained weights
-    loop.fit(result, data, plan, state, keep)
-    result.load_weights()  # the best of the run, not the last
+    with distribute.lost_workers_told(workdir):
+        keep = Checkpoints(workdir / "checkpoints", train.checkpoint.keep, workers.first)
+        state = keep.restore(model)  # 1. this run's checkpoint  2. the pretrained weights
+        loop.fit(result, data, plan, state, keep)
+        result.load_weights()  # the best of the run, not the last
+        conclude(result, data, mask, state)
+        distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole
+    return result
 
+
+def conclude(result: Run, data: Datasets, mask: Mask, state: State) -> None:
+    """Evaluate, export, report: what a run leaves behind."""
+    config, workdir = result.config, result.workdir
     evaluations = {
         name: result.evaluate_on(split, config.evaluate, data.train)
         for name in ("validation", "test")
@@ -93,12 +101,11 @@ def run(config: Config, workdir: Path) -> Run:
     }
     for name, evaluation in evaluations.items():
         log.say(evaluate.text(evaluation, name, config.evaluate.confidence))
-    if workers.first:
-        exported = result.export() if config.export.enabled else None
-        report.write(workdir, config, state.history, evaluations, masks.table(mask), data, exported)
-        finish(result, evaluations, state)
-    distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole
-    return result
+    if not distribute.workers().first:
+        return
+    exported = result.export() if config.export.enabled else None
+    report.write(workdir, config, state.history, evaluations, masks.table(mask), data, exported)
+    finish(result, evaluations, state)
 
 
 def preview(config: Config) -> str:

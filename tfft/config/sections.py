@@ -141,7 +141,8 @@ class TrainConfig(Section):
     )
     steps_per_execution: int = Field(1, ge=1, description="steps between two looks from Python")
     jit: bool | Literal["auto"] = Field(
-        "auto", description="XLA. auto: on a GPU or TPU, where the model compiles"
+        "auto",
+        description="XLA. auto: on a GPU or TPU with deterministic: false, if the model compiles",
     )
     remat: bool | list[str] = Field(
         False, description="stages that compute their activations again instead of keeping them"

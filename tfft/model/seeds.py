@@ -25,15 +25,17 @@ def generators(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
 def of_replica(model: keras.Model) -> Iterator[None]:
     """While tracing in a replica: fold the replica's number into what the generators give.
 
-    The first replica's seeds stay as they are, so that one replica equals no strategy.
+    The first replica's seeds stay as they are, so that one replica equals no strategy. Nothing
+    within may be a collective: at one, the trace of another replica goes on.
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         yield
         return
-    replica = tf.cast(context.replica_id_in_sync_group, tf.int32)
 
     def folded(seed: Any) -> tf.Tensor:
+        here = tf.distribute.get_replica_context()
+        replica = tf.cast(here.replica_id_in_sync_group, tf.int32)
         other = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), replica)
         return tf.where(replica == 0, seed, tf.cast(other, seed.dtype))
 

@@ -49,12 +49,16 @@ class Model(keras.Model):
         micro_batch: rows that a replica works on at once; a larger batch is cut into such pieces,
             whose gradients are added up. None: no cutting. It may be changed between steps; from
             or to None, `make_train_function(force=True)` must follow.
+        xla: whether the gradients are compiled; Keras' own `jit_compile` does too, but it refuses
+            while op determinism is on.
         dry: the steps compute everything and change no weight and no optimizer variable.
         report: what the last call of the train function did.
     """
 
     micro_batch: int | None = None
+    xla: bool = False
     dry: bool = False
+    _share: Any = 1.0  # of the rows at hand in the batch, while a step is traced
     _forward: Callable[..., Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
@@ -75,9 +79,8 @@ class Model(keras.Model):
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One optimizer step; the loss over all replicas, and whether all was finite."""
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
+        total = self._all_reduce([self._units(x, weight)])[0]
         with seeds.of_replica(self):
-            units = self._units(x, weight)
-            total = self._all_reduce([units])[0]
             loss, gradients = self._micro_batches(x, y, weight, total, micro)
         loss, *gradients = self._all_reduce([loss, *gradients])
         finite = tf.math.is_finite(loss)
@@ -119,7 +122,7 @@ class Model(keras.Model):
 
     def _gradient_function(self) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
         # One for each replica: compiled code holds the variables of the replica it was traced in.
-        if not self.jit_compile or self.run_eagerly:
+        if self.run_eagerly or not (self.jit_compile or self.xla):
             return self._gradients
         return tf.function(self._gradients, jit_compile=True, reduce_retracing=True)
 
@@ -137,7 +140,8 @@ class Model(keras.Model):
         )
         if self.metrics:
             self._update_metrics(x, y, y_pred, weight, loss, total)
-        # Dense: the norm of a sparse gradient would count repeated rows apart.
+        # Dense: a sparse gradient holds a token that comes twice as two rows, which Keras' clipping
+        # and the second moment of its Adam take for two gradients.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
     def _share_of_loss(

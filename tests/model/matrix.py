@@ -1,0 +1,144 @@
+"""Trains one model in many settings, on the replicas or workers it is started with.
+
+    python -m tests.model.matrix --checkpoint=FOLDER --out=FILE [--replicas=2] [--steps=20]
+
+Started with TF_CONFIG it is one of several workers. `test_matrix.py` compares what it writes: the
+weights after the steps, the loss of every epoch and the figures of `evaluate`.
+"""
+
+import argparse
+import dataclasses
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfft import backbones, distribute, masks, optim
+from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
+from tfft.model import assemble, rematerialise, stages
+from tfft.spec import Rule
+from tfft.tasks import TASKS
+
+BATCH, TOKENS, EPOCHS = 16, 12, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One cell's row: what differs from plain AdamW."""
+
+    optimizer: dict = dataclasses.field(default_factory=dict)
+    compile: dict = dataclasses.field(default_factory=dict)
+    rules: tuple = (Rule("*", True),)
+    rows: int = 0  # of the last batch; 0: it is full
+    lora: bool = False
+    remat: bool = False
+    xla: bool = False
+    precision: str = "float32"
+    dropout: float = 0.0
+
+
+SETTINGS = {
+    "adamw": Setting(),
+    "sgd": Setting({"name": "sgd", "learning_rate": 0.01}),
+    "clipping": Setting({"name": "sgd", "learning_rate": 0.1, "clip_norm": 0.05}),
+    "accumulation": Setting(compile={"micro_batch": 4}),
+    "ema": Setting({"ema": 0.9}),
+    "steps_per_execution": Setting(compile={"steps_per_execution": 8}),
+    "partial": Setting(rows=5),
+    "layer_wise": Setting(
+        rules=(
+            Rule("embeddings", False),
+            Rule("block_0", True, 0.25),
+            Rule("block_*", True, 0.5),
+            Rule("*", True),
+        )
+    ),
+    "lora": Setting(lora=True),
+    "remat": Setting(remat=True),
+    "xla": Setting(xla=True),
+    "bfloat16": Setting(precision="mixed_bfloat16"),
+    "float16": Setting(precision="mixed_float16"),
+}
+
+
+def data(setting: Setting, steps: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    generator = np.random.default_rng(0)
+    rows = steps // EPOCHS * BATCH
+    rows = rows - BATCH + setting.rows if setting.rows else rows
+    lengths = generator.integers(3, TOKENS + 1, rows)
+    mask = (np.arange(TOKENS)[None, :] < lengths[:, None]).astype(np.int32)
+    inputs = {
+        "token_ids": generator.integers(5, 60, (rows, TOKENS)).astype(np.int32) * mask,
+        "padding_mask": mask,
+        "segment_ids": np.zeros((rows, TOKENS), np.int32),
+    }
+    return inputs, generator.integers(0, 3, rows)
+
+
+def build(checkpoint: str, setting: Setting) -> keras.Model:
+    task = TASKS["text_classification"]
+    config = TaskConfig(dropout=setting.dropout, pooling="pooled")
+    model_config = ModelConfig(backbone=f"hf:{checkpoint}", dropout=setting.dropout)
+    backbone = backbones.load(model_config, setting.precision)
+    model = assemble(backbone, task, config, list("abc"))
+    every = stages(backbone, model)
+    mask = masks.apply(model, every, setting.rules)
+    if setting.lora:  # variables that were not in the checkpoint
+        for layer in model._flatten_layers():
+            if layer.name == "qkv":
+                layer.enable_lora(4)
+    if setting.remat:
+        assert rematerialise(model, [s for s in every if s.name.startswith("block")])
+    optimizer = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
+    made = optim.build(optimizer, mask, 10, 20, setting.precision)
+    options = {"jit_compile": False, **setting.compile}
+    model.compile(made, task.loss(config), metrics=["accuracy"], **options)
+    model.xla = setting.xla
+    return model
+
+
+def run(checkpoint: str, setting: Setting, steps: int, strategy) -> dict[str, np.ndarray]:
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        model = build(checkpoint, setting)
+    x, y = data(setting, steps)
+    history = model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0).history
+    figures = model.evaluate(x, y, batch_size=BATCH, verbose=0)
+    found = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+    found["history"] = np.array([history["loss"], history["accuracy"]])
+    found["figures"] = np.array(figures)
+    found["predicted"] = model.predict(x, batch_size=BATCH, verbose=0)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--replicas", type=int, default=1)
+    parser.add_argument("--steps", type=int, default=20)
+    flags = parser.parse_args()
+    config = {"strategy": "auto"}
+    if flags.replicas > 1:
+        devices = [f"CPU:{i}" for i in range(flags.replicas)]
+        config = {"strategy": "mirrored", "devices": devices}
+    strategy = distribute.setup(DistributeConfig(**config), 0, True)
+    arrays = {}
+    for name, setting in SETTINGS.items():
+        found = run(flags.checkpoint, setting, flags.steps, strategy)
+        arrays |= {f"{name}|{path}": value for path, value in found.items()}
+        keras.backend.clear_session()
+        print(name, flush=True)
+    if distribute.workers().first:
+        np.savez(flags.out, **arrays)
+    else:
+        np.savez(f"{flags.out}.{distribute.workers().index}.npz", **arrays)
+    tf.get_logger().setLevel("ERROR")
+
+
+if __name__ == "__main__":
+    main()
