@@ -124,7 +124,9 @@ class Model(keras.Model):
         # One for each replica: compiled code holds the variables of the replica it was traced in.
         if self.run_eagerly or not (self.jit_compile or self.xla):
             return self._gradients
-        return tf.function(self._gradients, jit_compile=True, reduce_retracing=True)
+        return tf.function(
+            self._gradients, jit_compile=True, reduce_retracing=True, autograph=False
+        )
 
     def _gradients(
         self, x: Any, y: Any, weight: Any, total: tf.Tensor
