@@ -94,8 +94,11 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
     together = partial(distribute.sum_over_workers, model.distribute_strategy)
     with callbacks.Interrupt(state, keep, result.workdir, together) as interrupt:
         watchers = _watchers(result, feed, state, keep)
-        _run(model, feed, state, keras.callbacks.CallbackList([*watchers, interrupt], model=model))
-        keep.wait()
+        try:
+            every = keras.callbacks.CallbackList([*watchers, interrupt], model=model)
+            _run(model, feed, state, every)
+        finally:
+            keep.wait()
         if interrupt.asked and state.step < plan.total and not state.stopped:
             raise Interrupted(
                 f"interrupted at step {state.step:,} of {plan.total:,}, which is saved; the same "
@@ -248,7 +251,8 @@ def prepare(result: Run, feed: Feed) -> None:
 
 def _rehearse(model: Model, feed: Feed) -> None:
     """One step that computes all and changes nothing: not weights, optimizer, seeds, metrics."""
-    kept = [v for v in model.variables if not v.trainable or v.path not in _moving(model)]
+    moving = {id(v) for v in model.trainable_variables}
+    kept = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in moving]
     before = [np.array(keras.ops.convert_to_numpy(v)) for v in kept]
     model.dry = True
     try:
@@ -258,10 +262,6 @@ def _rehearse(model: Model, feed: Feed) -> None:
         model.dry = False
         for variable, value in zip(kept, before, strict=True):
             variable.assign(value)
-
-
-def _moving(model: Model) -> set[str]:
-    return {v.path for v in model.trainable_variables}
 
 
 def _largest(model: Model, feed: Feed, rows: int) -> int | None:

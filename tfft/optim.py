@@ -88,7 +88,7 @@ def build(
 def averaged(model: keras.Model) -> Iterator[None]:
     """Within: the model has its averaged weights, where the optimizer keeps averages."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema or int(optimizer.iterations) == 0:
+    if not optimizer.use_ema or ops.convert_to_numpy(optimizer.iterations) == 0:
         yield
         return
     variables = optimizer._trainable_variables

@@ -178,7 +178,9 @@ class Model(keras.Model):
     ) -> None:
         share = self._share
         mean = loss if self._sums_loss() else tf.math.divide_no_nan(loss, share)
-        self._loss_tracker.update_state(mean, sample_weight=share * total)
+        finite = tf.math.is_finite(mean)  # a batch that is left out leaves the mean alone too
+        units = tf.where(finite, share * total, 0.0)
+        self._loss_tracker.update_state(tf.where(finite, mean, 0.0), sample_weight=units)
         self.compute_metrics(x, y, y_pred, weight)
 
     def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:

@@ -1,0 +1,311 @@
+"""The loop: strategies, several steps at once, micro-batches, guards, files, rehearsal."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfft
+from tfft import loop, memory
+from tfft.callbacks import Interrupt, Save
+from tfft.data import batches
+from tfft.errors import Interrupted, UserError
+from tfft.model import Model
+
+MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
+
+
+@pytest.fixture
+def config(config):
+    """Without dropout, and with a partial last batch: 96 training rows, 20 a batch."""
+    config["model"]["dropout"] = 0.0
+    config["task"] = {"dropout": 0.0}
+    config["train"]["batch_size"] = 20
+    return config
+
+
+def run(config, workdir, **changes):
+    return tfft.train(config, workdir=workdir, **changes)
+
+
+def weights(result):
+    return {v.path: np.array(v.numpy()) for v in result.model.weights}
+
+
+def largest_difference(a, b):
+    a, b = weights(a), weights(b)
+    assert a.keys() == b.keys()
+    return max(np.abs(a[path] - b[path]).max() for path in a)
+
+
+def logged(result):
+    lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
+    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+
+
+def test_two_replicas_make_the_same_model(config, tmp_path):
+    config["export"] = {"enabled": True}
+    one = run(config, tmp_path / "one")
+    two = run(config, tmp_path / "two", distribute=MIRRORED)
+    assert largest_difference(one, two) < 1e-5
+    assert two.metrics["test/accuracy"] == one.metrics["test/accuracy"]
+    assert two.metrics["test/log_loss"] == pytest.approx(one.metrics["test/log_loss"], abs=1e-5)
+    for a, b in zip(logged(one), logged(two), strict=True):
+        assert a == pytest.approx(b, abs=1e-5)
+    facts = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert facts["device"]["replicas"] == 2
+    assert (tmp_path / "two" / "export" / "1" / "saved_model.pb").is_file()
+    rows = ["a red sky", "the blue apple", "green"]
+    np.testing.assert_allclose(two.logits(rows), one.logits(rows), atol=1e-5)
+    np.testing.assert_allclose(tfft.load(two.workdir).logits(rows), one.logits(rows), atol=1e-5)
+
+
+@pytest.mark.parametrize("changes", [{}, MIRRORED], ids=["one", "mirrored"])
+def test_interrupted_and_resumed_with_averages_and_dropout(config, tmp_path, monkeypatch, changes):
+    config["model"]["dropout"] = 0.1
+    config["optimizer"]["ema"] = 0.8
+    config["distribute"] = changes
+    whole = run(config, tmp_path / "whole")
+    original = Interrupt.on_train_batch_end
+
+    def stop_at_7(self, batch, logs=None):
+        self.asked |= self._state.step == 7
+        original(self, batch, logs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Interrupt, "on_train_batch_end", stop_at_7)
+        with pytest.raises(Interrupted, match="interrupted at step 7 of 10"):
+            run(config, tmp_path / "parts")
+    parts = run(config, tmp_path / "parts")
+    bound = 1e-5 if changes else 0
+    assert largest_difference(whole, parts) <= bound
+    for a, b in zip(logged(whole), logged(parts), strict=True):
+        assert a == pytest.approx(b, abs=1e-12 + bound)
+
+
+def test_averages_are_what_is_kept(config, tmp_path):
+    plain = run(config, tmp_path / "plain")
+    mean = run(config, tmp_path / "mean", optimizer={"ema": 0.9})
+    assert largest_difference(plain, mean) > 1e-4
+    assert largest_difference(tfft.load(tmp_path / "mean"), mean) == 0
+
+
+def test_several_steps_at_once_are_the_same_steps(config, tmp_path):
+    changes = {"validate_every": "4 steps", "checkpoint": {"every": "3 steps", "keep": 9}}
+    one = run(config, tmp_path / "one", train=changes)
+    many = run(config, tmp_path / "many", train={**changes, "steps_per_execution": 7})
+    assert largest_difference(one, many) == 0
+    kept = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (one, many)]
+    assert kept[0] == kept[1] and len(kept[0]) == 4  # 3, 6, 9, 10
+
+    def validated(result):
+        return [line for line in logged(result) if "validation/accuracy" in line]
+
+    assert validated(one) == validated(many) and len(validated(one)) == 3  # 4, 8, 10
+
+
+def test_micro_batches_change_nothing_but_memory(config, tmp_path):
+    whole = run(config, tmp_path / "whole")
+    cut = run(config, tmp_path / "cut", train={"micro_batch": 7})
+    assert cut.model.micro_batch == 7
+    assert largest_difference(whole, cut) < 1e-5
+
+
+def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
+    """The peak of a row is made up, the search and the training with what it finds are real."""
+    peaks = []
+
+    def peak_of(function):
+        function()
+        peaks.append(1)
+        return 1000 + 100 * (1 if len(peaks) == 1 else 2)
+
+    monkeypatch.setattr(memory, "_resident", lambda name: 1000)
+    monkeypatch.setattr(memory, "peak_of", peak_of)
+    monkeypatch.setattr(memory, "available", lambda: 300)
+    result = run(config, tmp_path / "run", train={"batch_size": "auto"})
+    assert result.config.train.batch_size == 32  # the default: `auto` is about the pieces
+    assert result.model.micro_batch == 4  # 100 + 50 * (4 - 2) <= 240 < 100 + 50 * (8 - 2)
+    assert "micro-batch: 4 of 32 rows" in capfd.readouterr().err
+
+
+def test_rows_that_fit_by_the_growth_of_the_peak(monkeypatch):
+    monkeypatch.setattr(memory, "_resident", lambda name: 0)
+    monkeypatch.setattr(memory, "available", lambda: 1000)
+    tried = []
+
+    def run(size):
+        tried.append(size)
+        return True
+
+    monkeypatch.setattr(memory, "peak_of", lambda function: function() and 100 + 50 * tried[-1])
+    assert memory.by_measuring(run, 64) == 8  # 100 + 50 * 8 <= 800 < 100 + 50 * 16
+    assert tried == [4, 8]
+    monkeypatch.setattr(memory, "available", lambda: 100)
+    with pytest.raises(UserError, match="not even one row fits"):
+        memory.by_measuring(run, 64)
+
+
+def test_the_peak_is_seen():
+    def use():
+        return np.ones(30_000_000).sum()  # 240 MB
+
+    quiet, used = memory.peak_of(lambda: None), memory.peak_of(use)
+    assert used - quiet > 200e6
+    assert memory.available() > 100e6
+
+
+def test_rows_that_fit_by_trying():
+    assert memory.by_trying(lambda size: size <= 5, 32) == 4
+    with pytest.raises(UserError, match="not even one row fits"):
+        memory.by_trying(lambda size: False, 32)
+
+
+def test_out_of_memory_is_a_line_with_what_works(config, tmp_path, monkeypatch):
+    original = Model._gradients
+
+    def hungry(self, x, y, weight, total):
+        """Needs more than there is, for more than 5 rows."""
+        rows = tf.shape(y)[0]
+        size = tf.where(rows > 5, 1 << 46, 1)
+        kept = tf.reduce_sum(tf.random.stateless_uniform([size], [1, 2]))
+        loss, gradients = original(self, x, y, weight, total)
+        return loss + tf.minimum(kept, 0.0), gradients
+
+    monkeypatch.setattr(Model, "_gradients", hungry)
+    with pytest.raises(UserError) as error:
+        run(config, tmp_path / "run")
+    text = str(error.value)
+    assert "out of memory with 20 rows of 1" in text
+    assert "the largest size that worked is 5: set train.micro_batch: 5, or auto" in text
+    result = run(config, tmp_path / "less", train={"micro_batch": 5})
+    assert result.metrics["steps"] == 10
+
+
+def test_the_rehearsal_changes_nothing(config, tmp_path, monkeypatch):
+    config["model"]["dropout"] = 0.1
+    with_it = run(config, tmp_path / "with")
+    monkeypatch.setattr(loop, "_rehearse", lambda model, feed: None)
+    assert largest_difference(with_it, run(config, tmp_path / "without")) == 0
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """The third batch of an iteration has weights that are not numbers."""
+    original = batches.dataset
+
+    def dataset(*arguments):
+        def poison(at, element):
+            inputs, labels, weight = element
+            return inputs, labels, tf.where(at == 2, float("nan"), weight)
+
+        return original(*arguments).enumerate().map(poison)
+
+    monkeypatch.setattr(batches, "dataset", dataset)
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_rows(config, tmp_path, poisoned):
+    changes = {"checkpoint": {"every": "2 steps"}}
+    with pytest.raises(UserError) as error:
+        run(config, tmp_path / "run", train=changes)
+    assert "the loss is nan at step 3; lower optimizer.learning_rate" in str(error.value)
+    assert "The last checkpoint is kept (the batch: rows " in str(error.value)
+    kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert kept == ["step_00000002"]
+
+
+def test_it_may_be_left_out(config, tmp_path, poisoned, capfd):
+    result = run(config, tmp_path / "run", train={"skip_non_finite": 1})
+    assert (
+        "the loss is nan at step 3: left out, 1 of at most 1 (the batch" in capfd.readouterr().err
+    )
+    assert result.metrics["steps"] == 10
+    assert all(np.isfinite(value).all() for value in weights(result).values())
+    assert all(np.isfinite(list(line.values())).all() for line in logged(result))
+
+
+def appears(monkeypatch, name, step, workdir):
+    """A file in the run directory after a step."""
+    original = Save.on_train_batch_end
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self._state.step == step:
+            (workdir / name).touch()
+        original(self, batch, logs)
+
+    monkeypatch.setattr(Interrupt, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(Save, "on_train_batch_end", on_train_batch_end)
+
+
+def test_a_file_stops_the_run(config, tmp_path, monkeypatch):
+    whole, workdir = run(config, tmp_path / "whole"), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        appears(patch, "STOP", 3, workdir)
+        with pytest.raises(Interrupted, match="interrupted at step 3 of 10, which is saved"):
+            run(config, workdir)
+    assert not (workdir / "STOP").exists()
+    assert largest_difference(whole, run(config, workdir)) == 0
+
+
+def test_a_file_saves_the_run(config, tmp_path, monkeypatch, capfd):
+    workdir = tmp_path / "run"
+    appears(monkeypatch, "SAVE", 3, workdir)
+    run(config, workdir, train={"checkpoint": {"keep": 9}})
+    assert "saved at step 3, as asked" in capfd.readouterr().err
+    names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+    assert names == [f"step_{step:08d}" for step in (3, 5, 10)]
+
+
+def test_checkpoints_by_the_clock(config, tmp_path):
+    every = {"every": "0.00001 minutes", "keep": 99}
+    run(config, tmp_path / "run", train={"checkpoint": every})
+    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 10
+
+
+def test_a_profile_of_some_steps(config, tmp_path, caplog):
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    run(config, tmp_path / "run", train={"profile": [2, 3]})
+    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+
+
+def test_remat_and_xla_from_the_config(config, tmp_path, capfd):
+    config["model"]["dropout"] = 0.1
+    plain = run(config, tmp_path / "plain")
+    remat = run(config, tmp_path / "remat", train={"remat": ["block_0", "block_1"]})
+    assert "remat: block_0, block_1" in capfd.readouterr().err
+    assert largest_difference(plain, remat) < 1e-5
+    xla = run(config, tmp_path / "xla", train={"jit": True})
+    assert xla.model.xla
+    assert largest_difference(plain, xla) < 1e-4
+    with pytest.raises(UserError, match=r"train\.remat: no stage 'block_7'; did you mean 'block_"):
+        run(config, tmp_path / "typo", train={"remat": ["block_7"]})
+
+
+def test_without_determinism_it_trains_the_same(config, tmp_path):
+    plain = run(config, tmp_path / "plain")
+    loose = run(config, tmp_path / "loose", train={"deterministic": False})
+    assert largest_difference(plain, loose) < 1e-5
+
+
+def test_a_static_shape_keeps_the_mean(config, tmp_path):
+    """What a TPU would get: one shape, filler rows that count nothing."""
+    data = run(config, tmp_path / "run").datasets
+    train = data.train
+    plan = batches.plan(train.lengths, 20, batches.widths(train.lengths, 1), 0, 0)
+    shape = (10, 16)
+    for replica in range(2):
+        pieces = batches.Pieces((replica,), 2)
+        made = batches.dataset(train, plan, 0, None, pieces, shape)
+        assert made.element_spec[0]["token_ids"].shape == shape
+        elements = list(made)
+        assert len(elements) == len(plan)
+        for batch, (inputs, labels, weight) in zip(plan, elements, strict=True):
+            own = next(pieces.cut(batch)).positions
+            assert inputs["token_ids"].shape == shape
+            assert (inputs["padding_mask"].numpy().sum(axis=1) > 0).all()
+            # The mean over all 20 places is that over the rows that there are.
+            assert weight.numpy().sum() / 20 == pytest.approx(len(own) / len(batch.positions))
+            assert (weight.numpy()[len(own) :] == 0).all()
+            np.testing.assert_array_equal(labels[: len(own)], train.labels[own])
