@@ -8,6 +8,7 @@ weights after the steps, the loss of every epoch and the figures of `evaluate`.
 
 import argparse
 import dataclasses
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -132,6 +133,7 @@ def main() -> None:
         found = run(flags.checkpoint, setting, flags.steps, strategy)
         arrays |= {f"{name}|{path}": value for path, value in found.items()}
         keras.backend.clear_session()
+        gc.collect()  # a model and its functions hold each other
         print(name, flush=True)
     if distribute.workers().first:
         np.savez(flags.out, **arrays)
