@@ -277,8 +277,19 @@ def _largest(model: Model, feed: Feed, rows: int) -> int | None:
 
     model.micro_batch = rows
     model.make_train_function(force=True)
-    find = memory.by_trying if distribute.accelerated() else memory.by_measuring
-    size = find(runs, rows)
+    workers = distribute.workers()
+    if not distribute.accelerated():
+        size = memory.by_measuring(runs, rows)
+    elif workers.count == 1:
+        size = memory.by_trying(runs, rows)
+    else:  # the one that runs out of memory would leave the others waiting
+        raise UserError(
+            "train.micro_batch: auto tries sizes out, on GPUs of one worker only; run it with one "
+            "worker and give the number that it finds"
+        )
+    sizes = np.zeros(workers.count, np.int32)
+    sizes[workers.index] = size
+    size = int(distribute.sum_over_workers(model.distribute_strategy, sizes).min())
     log.say(f"micro-batch: {size} of {rows} rows a device fit in its memory")
     return size if size < rows else None
 
@@ -298,7 +309,9 @@ def _memory_told(feed: Feed, step: int | None) -> Iterator[None]:
         rows = -(-len(batch.positions) // feed.replicas)
         model = feed._result.model
         rows = min(rows, model.micro_batch or rows)
-        worked = _largest_that_works(model, feed, rows)
+        # To try smaller ones takes all workers, and the others wait for this one.
+        alone = distribute.workers().count == 1
+        worked = _largest_that_works(model, feed, rows) if alone else "lower train.micro_batch"
         raise UserError(
             f"out of memory with {rows} rows of {batch.width} tokens at once on a device; "
             f"{worked}. The last checkpoint is kept"

@@ -128,7 +128,7 @@ def memory(config: Config, mask: Mask) -> str:
     parts = {
         "weights": total,
         "gradients": moving,
-        "optimizer": moving * slots[config.optimizer.name],
+        "optimizer": moving * (slots[config.optimizer.name] + (config.optimizer.ema is not None)),
     }
     shown = ", ".join(f"{name} {4 * count / 2**20:,.0f} MiB" for name, count in parts.items())
     return f"memory: {shown}; activations come on top, with the batch and its length"

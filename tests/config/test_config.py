@@ -69,12 +69,36 @@ def test_all_errors_at_once(tmp_path):
         ({"data": {"train": "data.bin"}}, "cannot tell the format"),
         ({"task": {"loss": "focal", "label_smoothing": 0.1}}, "cross_entropy only"),
         ({"distribute": {"devices": ["GPU:0"]}}, "`devices` must be one device"),
+        (
+            {"distribute": {"strategy": "mirrored", "devices": ["GPU:0", "GPU:0"]}},
+            "distribute: `devices` must be different devices",
+        ),
+        (
+            {"distribute": {"strategy": "tpu", "precision": "mixed_float16"}},
+            "must be float32 or mixed_bfloat16 on a TPU",
+        ),
+        ({"distribute": {"tpu": "x"}}, "`tpu` is for strategy: tpu only"),
+        ({"train": {"checkpoint": {"every": "0 minutes"}}}, "must be more than 0 minutes"),
+        ({"train": {"checkpoint": {"every": "5 mins"}}}, "or '10 minutes'; received '5 mins'"),
+        ({"train": {"validate_every": "5 minutes"}}, "train.validate_every: must be a number"),
+        ({"train": {"profile": [20, 10]}}, "train.profile: must be two steps in order"),
+        ({"train": {"micro_batch": "all"}}, "train.micro_batch"),
+        ({"train": {"batch_size": "large"}}, "train.batch_size"),
     ],
 )
 def test_error_line(changes, expected):
     with pytest.raises(UserError, match=r".") as error:
         parse(GOOD, changes=changes)
     assert expected in str(error.value)
+
+
+def test_auto_batch_and_minutes():
+    train = parse(GOOD, changes={"train": {"batch_size": "auto"}}).train
+    assert (train.batch_size, train.micro_batch) == (32, "auto")
+    every = {"checkpoint": {"every": "2.5 minutes"}}
+    config = parse(GOOD, changes={"train": every})
+    assert config.train.checkpoint.every.seconds == 150
+    assert parse(yaml.safe_load(dump(config))) == config
 
 
 @pytest.mark.parametrize(
