@@ -280,7 +280,7 @@ class Interrupt(keras.callbacks.Callback):
         """Save and stop, if asked."""
         save = self._look()
         stop, save = self._together(np.array([self.asked, save], np.int32))
-        self.asked = bool(stop)
+        self.asked |= bool(stop)  # a signal may have come meanwhile: it counts at the next step
         if stop or save:
             self._checkpoints.save(self.model, self._state)
         if save:
