@@ -319,13 +319,10 @@ def _memory_told(feed: Feed, step: int | None) -> Iterator[None]:
 
 
 def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
-    size, made = rows, False
+    model.micro_batch = size = rows
+    model.make_train_function(force=True)
     while size > 1:
-        size //= 2
-        if not made:
-            model.micro_batch, made = size, True
-            model.make_train_function(force=True)
-        model.micro_batch = size
+        model.micro_batch = size = size // 2
         try:
             _rehearse(model, feed)
         except tf.errors.ResourceExhaustedError:
