@@ -200,7 +200,7 @@ class Noisy(keras.layers.Layer):
 
     def call(self, x, training=False):
         self.again += 1
-        return self.drop(self.dense(self.drop(x, training=training)), training=training)
+        return self.drop(self.dense(x), training=training)
 
 
 def test_dropout_is_the_same_when_computed_again():
@@ -209,7 +209,7 @@ def test_dropout_is_the_same_when_computed_again():
         keras.utils.set_random_seed(0)
         x = keras.Input([8])
         noisy = Noisy()
-        model = Model(x, keras.layers.Dense(1)(noisy(x)))
+        model = Model(x, keras.layers.Dense(1, name="out")(noisy(x)))
         model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
         if remat:
             assert rematerialise(model, [Stage("all", "noisy/")]) == ["noisy"]
@@ -220,8 +220,8 @@ def test_dropout_is_the_same_when_computed_again():
         found.append(weights(model))
         calls.append(noisy.again)
     assert calls[1] > calls[0]  # it was computed again
-    kernel = "noisy/dense/kernel"
-    assert np.isfinite(found[1][kernel]).all()
+    for path, value in found[0].items():  # with another mask the gradients would be others
+        np.testing.assert_allclose(found[1][path], value, atol=1e-6, err_msg=path)
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
