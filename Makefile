@@ -26,7 +26,7 @@ quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m ''
