@@ -46,7 +46,7 @@ class _Group:
         self._asked = False
         addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
         self._workers = [
-            _start(command, {"cluster": {"worker": addresses}, "task": _task(index)})
+            _start(command, {"cluster": {"worker": addresses}, "task": _task(index)}, workers)
             for index in range(workers)
         ]
         self._readers = [
@@ -106,8 +106,11 @@ class _Group:
                 worker.wait()
 
 
-def _start(command: Sequence[str], cluster: dict[str, Any]) -> subprocess.Popen[str]:
+def _start(command: Sequence[str], cluster: dict[str, Any], workers: int) -> subprocess.Popen[str]:
     environment = {**os.environ, "TF_CONFIG": json.dumps(cluster)}
+    # Each takes its share of the cores: left alone, every worker would take them all.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    environment.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (cores or 1) // workers)))
     # A session of its own: the terminal's Ctrl-C reaches the launcher, which hands it on once.
     return subprocess.Popen(
         [sys.executable, "-m", "tfft.bin", *command],
