@@ -159,7 +159,11 @@ def dataset(
     inputs = {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
     rows = shape[:1]
     spec = (inputs, tf.TensorSpec(rows, tf.int32), tf.TensorSpec(rows, tf.float32))
-    return tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+    # There is nothing to tune, and the tuner's thread keeps an iterator from ending for a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    made = tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+    return made.with_options(options)
 
 
 def _filled(
