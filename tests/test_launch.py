@@ -105,8 +105,8 @@ def test_two_workers_killed_and_started_again(setting, tmp_path):
         assert_close(tmp_path / "one", workdir, 1e-3)  # after 300 steps of 1e-3, not 20 of 5e-5
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_without_a_launcher_the_other_worker_ends_by_itself(setting, tmp_path, victim):
+@pytest.mark.parametrize(("victim", "by"), [(0, "TF_CONFIG"), (1, "flags")])
+def test_without_a_launcher_the_other_worker_ends_by_itself(setting, tmp_path, victim, by):
     workdir = tmp_path / "run"
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
     started = []
@@ -114,6 +114,9 @@ def test_without_a_launcher_the_other_worker_ends_by_itself(setting, tmp_path, v
         task = {"type": "worker", "index": index}
         cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
         command = ["train", f"--config={setting}", f"--workdir={workdir}"]
+        if by == "flags":
+            command += [f"--workers={','.join(addresses)}", f"--worker={index}"]
+            cluster = ""
         started.append(Started(*command, environment={"TF_CONFIG": cluster}))
     wait_for(lambda: steps(workdir) >= 14, started[0].process)
     started[victim].process.kill()

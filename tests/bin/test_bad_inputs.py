@@ -254,6 +254,25 @@ def test_other_verbs(arguments, expected, tmp_path):
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--workers=a:1,b:1", "--worker=2"], "--worker: must be below 2"),
+        (["--workers=a,b:1"], "--workers: must be HOST:PORT,HOST:PORT,...; received 'a'"),
+        (["--worker=-1"], "worker"),
+        (["--set=distribute.strategy=multi_worker"], "multi_worker needs TF_CONFIG with two"),
+        (["--set=distribute.strategy=tpu"], "no TPU is seen"),
+        (["--set=train.remat=[blok_1]"], "train.remat: no stage 'blok_1'; did you mean 'block_1'?"),
+        (["--set=train.profile=[3, 1]"], "train.profile: must be two steps in order"),
+    ],
+)
+def test_devices_workers_and_steps(setting, given, expected):
+    path, _, workdir = setting
+    code, _, err = tfft("train", f"--config={path}", f"--workdir={workdir}", *given)
+    assert code == 2, err
+    assert expected in err and "Traceback" not in err
+
+
 def test_every_verb_has_a_binary_and_short_help():
     folder = Path(console.__file__).parent
     files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "cli"}
