@@ -152,7 +152,7 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     if not wanted:
         return
     stages = {stage.name: stage for stage in model_room.stages(backbone, model)}
-    # The embeddings and the head keep little; recomputing the head gains nothing.
+    # Recomputing the head, which keeps little, gains nothing.
     names = [n for n in stages if n != "head"] if wanted is True else wanted
     for name in names:
         if name not in stages:
