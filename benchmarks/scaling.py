@@ -72,6 +72,7 @@ def work(flags: argparse.Namespace) -> None:
     from tfft import backbones, distribute, optim
     from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
     from tfft.model import assemble
+    from tfft.phases import single
     from tfft.spec import Mask
     from tfft.tasks import TASKS
 
@@ -84,7 +85,7 @@ def work(flags: argparse.Namespace) -> None:
     with strategy.scope():
         backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
         model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
-        optimizer = optim.build(OptimizerConfig(), Mask(()), 100, 1000)
+        optimizer = optim.build(OptimizerConfig(), single(Mask(()), 1000), 100)
         model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
     rows = flags.rows * strategy.num_replicas_in_sync
     generator = np.random.default_rng(0)

@@ -22,6 +22,7 @@ import tensorflow as tf
 from tfft import backbones, optim
 from tfft.config import ModelConfig, OptimizerConfig, TaskConfig
 from tfft.model import assemble
+from tfft.phases import single
 from tfft.spec import Mask
 from tfft.tasks import TASKS
 
@@ -78,7 +79,7 @@ def ours(folder: Path) -> keras.Model:
     task = TASKS["text_classification"]
     backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
     model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
-    optimizer = optim.build(OptimizerConfig(), Mask(()), 100, 1000)
+    optimizer = optim.build(OptimizerConfig(), single(Mask(()), 1000), 100)
     model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
     return model
 

@@ -306,7 +306,9 @@ def test_a_static_shape_keeps_the_mean(config, tmp_path):
     shape = (10, 16)
     for replica in range(2):
         pieces = batches.Pieces((replica,), 2)
-        made = batches.dataset(train, plan, 0, None, pieces, shape)
+        weights = np.ones(len(train), np.float32)
+        rows = batches.Tokens(train, 0)
+        made = batches.dataset(rows, train.labels, weights, plan, 0, pieces, shape)
         assert made.element_spec[0]["token_ids"].shape == shape
         elements = list(made)
         assert len(elements) == len(plan)

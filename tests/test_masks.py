@@ -72,15 +72,15 @@ def test_a_variable_of_no_stage_is_a_fault_of_the_backbone():
     ],
 )
 def test_methods(method, expected):
-    rules = METHODS[method].apply(STAGES, Config())
-    assert moving(masks.decide(VARIABLES, STAGES, rules)) == expected
+    (phase,) = METHODS[method].apply(None, STAGES, Config())
+    assert moving(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
 
 
 def test_too_many_stages():
     config = Config()
     config.stages = 3
     with pytest.raises(UserError, match="2 blocks; received 3"):
-        METHODS["top"].apply(STAGES, config)
+        METHODS["top"].apply(None, STAGES, config)
 
 
 def test_table_counts():

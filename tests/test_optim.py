@@ -6,12 +6,13 @@ import pytest
 
 from tfft import optim
 from tfft.config import OptimizerConfig
+from tfft.phases import single
 from tfft.spec import Mask
 
 
 def build(mask=None, **settings):
     settings = {"schedule": "constant", "warmup": "0 steps", "clip_norm": None, **settings}
-    return optim.build(OptimizerConfig(**settings), mask or Mask(()), 10, 100)
+    return optim.build(OptimizerConfig(**settings), single(mask or Mask(()), 100), 10)
 
 
 @pytest.mark.parametrize("kind", ["constant", "linear", "cosine"])

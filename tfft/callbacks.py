@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfft import log
 from tfft.checkpoints import Checkpoints, State
 from tfft.errors import UserError, require
+from tfft.soup import Soup
 
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
@@ -122,6 +123,13 @@ class History(keras.callbacks.Callback):
         self.model.reset_metrics()
 
 
+def gain(metric: str, value: float, best: float | None) -> float:
+    """How much better a value is than the best so far, in the metric's own direction."""
+    if best is None:
+        return math.inf
+    return best - value if metric in LOWER_IS_BETTER else value - best
+
+
 class Validate(keras.callbacks.Callback):
     """Figures of the validation split every so often; keeps the best weights; stops early."""
 
@@ -130,6 +138,7 @@ class Validate(keras.callbacks.Callback):
         state: State,
         history: History,
         evaluate: Callable[[], AbstractContextManager[tuple[dict[str, float], Callable[[], None]]]],
+        soup: Soup | None,
         metric: str,
         every: int,
         total: int,
@@ -138,7 +147,7 @@ class Validate(keras.callbacks.Callback):
     ):
         super().__init__()
         self._state, self._history = state, history
-        self._evaluate = evaluate
+        self._evaluate, self._soup = evaluate, soup
         self._metric, self._every, self._total = metric, max(1, every), total
         self._patience, self._min_delta = patience, min_delta
 
@@ -150,6 +159,10 @@ class Validate(keras.callbacks.Callback):
         with self._evaluate() as (figures, save):
             if self._judge(figures):
                 save()
+            if self._soup is not None:
+                value = figures[self._metric]
+                worth = -value if self._metric in LOWER_IS_BETTER else value
+                self._soup.offer(self.model, state.step, worth)
 
     def _judge(self, figures: dict[str, float]) -> bool:
         """Whether they are the best so far; stops where they have not been for too long."""
@@ -172,8 +185,7 @@ class Validate(keras.callbacks.Callback):
     def _better(self, value: float) -> bool:
         if self._state.best is None:
             return True
-        gain = value - self._state.best
-        return (-gain if self._metric in LOWER_IS_BETTER else gain) > self._min_delta
+        return gain(self._metric, value, self._state.best) > self._min_delta
 
 
 class Save(keras.callbacks.Callback):

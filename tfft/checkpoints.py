@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -53,10 +53,16 @@ class Checkpoints:
 
     They are written by a thread of their own, from a copy: the training goes on meanwhile. Of
     several workers only the first writes.
+
+    Args:
+        kept: paths of the weights that a checkpoint holds; the others are the pretrained ones.
+            None: all.
     """
 
-    def __init__(self, folder: Path, keep: int, writes: bool = True):
-        self._folder, self._keep, self._writes = folder, keep, writes
+    def __init__(
+        self, folder: Path, keep: int, writes: bool = True, kept: Collection[str] | None = None
+    ):
+        self._folder, self._keep, self._writes, self._kept = folder, keep, writes, kept
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -73,7 +79,7 @@ class Checkpoints:
         if target.exists():
             return
         text = json.dumps(asdict(state))
-        self._pending = self._pool.submit(self._write, target, _arrays(model), text)
+        self._pending = self._pool.submit(self._write, target, _arrays(model, self._kept), text)
 
     def wait(self) -> None:
         """Until everything is written.
@@ -108,7 +114,7 @@ class Checkpoints:
             except (SafetensorError, OSError, ValueError, TypeError) as error:
                 log.say(f"warning: {folder} is torn ({error}); trying the one before")
                 continue
-            _assign(model, values, folder)
+            _assign(model, values, folder, self._kept)
             if self._writes:
                 self._drop_unfinished()
             return state
@@ -127,17 +133,23 @@ class Checkpoints:
         return iter(sorted(found, reverse=True))
 
 
-def save_weights(model: keras.Model, path: Path, metadata: Mapping[str, str]) -> None:
-    """All weights by their variable paths, as safetensors, atomically."""
+def save_weights(
+    model: keras.Model,
+    path: Path,
+    metadata: Mapping[str, str],
+    kept: Collection[str] | None = None,
+) -> None:
+    """Weights by their variable paths, as safetensors, atomically; `kept` as in `Checkpoints`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")
-    values = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+    chosen = [v for v in model.weights if kept is None or v.path in kept]
+    values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in chosen}
     save_file(values, temporary, metadata=dict(metadata))
     os.replace(temporary, path)
 
 
-def load_weights(model: keras.Model, path: Path) -> None:
-    """What `save_weights` wrote.
+def load_weights(model: keras.Model, path: Path, kept: Collection[str] | None = None) -> None:
+    """What `save_weights` wrote, with the same `kept`.
 
     Raises:
         UserError: the file is missing or torn, or is of another model.
@@ -147,6 +159,8 @@ def load_weights(model: keras.Model, path: Path) -> None:
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     for variable in model.weights:
+        if kept is not None and variable.path not in kept:
+            continue
         value = values.get(variable.path)
         if value is None or value.shape != tuple(variable.shape):
             raise UserError(f"{path}: does not fit the model at {variable.path}")
@@ -158,14 +172,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def _variables(model: keras.Model) -> dict[str, Any]:
-    """Every variable by a name that is the same in each process.
+def _variables(model: keras.Model, kept: Collection[str] | None) -> dict[str, Any]:
+    """Every variable that is kept by a name that is the same in each process.
 
     Weights have paths; seeds and the optimizer's variables are numbered in order, because their
     own names carry a count that depends on what else the process has built.
     """
     paths = {v.path for v in model.weights}
-    named: dict[str, Any] = {v.path: v for v in model.weights}
+    named: dict[str, Any] = {v.path: v for v in model.weights if kept is None or v.path in kept}
     metrics = {id(v) for v in model.metrics_variables}
     others: Sequence[Any] = [
         v for v in model.variables if v.path not in paths and id(v) not in metrics
@@ -179,14 +193,19 @@ def _variables(model: keras.Model) -> dict[str, Any]:
     return named
 
 
-def _arrays(model: keras.Model) -> dict[str, np.ndarray]:
+def _arrays(model: keras.Model, kept: Collection[str] | None) -> dict[str, np.ndarray]:
     """Copies: TensorFlow's own memory changes with the next step."""
-    variables = _variables(model).items()
+    variables = _variables(model, kept).items()
     return {name: np.array(keras.ops.convert_to_numpy(v), order="C") for name, v in variables}
 
 
-def _assign(model: keras.Model, values: Mapping[str, np.ndarray], folder: Path) -> None:
-    variables = _variables(model)
+def _assign(
+    model: keras.Model,
+    values: Mapping[str, np.ndarray],
+    folder: Path,
+    kept: Collection[str] | None,
+) -> None:
+    variables = _variables(model, kept)
     if set(variables) != set(values):
         differing = sorted(set(variables) ^ set(values))
         raise UserError(f"{folder}: is of another model; it differs at {differing[0]}")

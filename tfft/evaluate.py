@@ -15,7 +15,6 @@ from tfft import distribute, log, metrics
 from tfft.config import EvaluateConfig
 from tfft.data import Dataset, batches
 from tfft.errors import UserError, require
-from tfft.preprocess import TextInputs
 from tfft.spec import Task
 
 BASELINE_ROWS = 50_000  # rows that the TF-IDF baseline learns from at most
@@ -49,14 +48,14 @@ class Evaluation:
         return flat
 
 
-def predict(model: keras.Model, split: Dataset, inputs: TextInputs, batch_size: int) -> np.ndarray:
+def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: int) -> np.ndarray:
     """Logits of every row, float32 [N, C], in the split's order; workers share the batches."""
     strategy = model.distribute_strategy
     shared = strategy.num_replicas_in_sync > 1
     workers = distribute.workers() if shared else distribute.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
     for batch in batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]:
-        out = model.predict_on_batch(batches.arrays(split, batch, inputs.pad_id))
+        out = model.predict_on_batch(rows.arrays(batch))
         logits[batch.positions] = out
     return distribute.sum_over_workers(strategy, logits) if shared else logits
 

@@ -7,7 +7,6 @@ memory in seconds and changes nothing.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,14 +14,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft import callbacks, distribute, evaluate, log, memory, optim
+from tfft import callbacks, distribute, evaluate, log, masks, memory, optim, prefix, soup
+from tfft.callbacks import LOWER_IS_BETTER
 from tfft.checkpoints import Checkpoints, State
-from tfft.config import Config, TrainConfig
-from tfft.data import Datasets, batches
+from tfft.config import TrainConfig
+from tfft.data import Datasets
+from tfft.data.prepare import default_cache
 from tfft.errors import Interrupted, UserError
+from tfft.feed import Feed, Plan
 from tfft.model import Model
+from tfft.phases import Course
 from tfft.run import Run
 
+MUCH = 0.1  # of the model's products must be below for the cached prefix to pay
 LOG_EVERY = 10  # steps between two entries of metrics.jsonl, at least
 
 # What XLA says of a model that it cannot compile.
@@ -34,49 +38,10 @@ _NOT_COMPILED = (
 )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The batches of a training.
-
-    Attributes:
-        buckets: the widths that batches are padded to.
-        per_epoch: steps of an epoch; `total` of the whole training.
-    """
-
-    buckets: tuple[int, ...]
-    per_epoch: int
-    total: int
-
-    @classmethod
-    def make(cls, config: Config, data: Datasets, static: bool = False) -> "Plan":
-        """Choose the widths for the lengths that there are, and say what they cost.
-
-        `static`: one width, the largest, as a TPU wants it.
-        """
-        train = config.train
-        buckets = batches.widths(data.train.lengths, 1 if static else train.buckets)
-        first = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
-        share = batches.padding_share(data.train.lengths, first)
-        log.say(
-            f"batches: {len(first):,} an epoch, widths {', '.join(map(str, buckets))}, "
-            f"{share:.1%} padding"
-        )
-        return cls(buckets, len(first), len(first) * train.epochs)
-
-    def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
-        """The batches of an epoch, in order."""
-        lengths = data.train.lengths
-        return batches.plan(lengths, train.batch_size, self.buckets, train.seed, epoch)
-
-    def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
-        """All batches from a step on."""
-        for epoch in range(step // self.per_epoch, train.epochs):
-            skipped = step % self.per_epoch if epoch == step // self.per_epoch else 0
-            yield from self.epoch(data, train, epoch)[skipped:]
-
-
-def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints) -> None:
-    """Train from `state` to the end of the plan.
+def fit(
+    result: Run, data: Datasets, plan: Plan, course: Course, state: State, keep: Checkpoints
+) -> None:
+    """Train from `state` to the end of the plan, stretch by stretch of the course.
 
     Raises:
         UserError: the memory does not suffice, or the loss is not finite.
@@ -90,13 +55,12 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
     if state.best is None and first:
         result.save()  # best/ is whole from here on; a resumed run's may be better than now
     feed = Feed(result, data, plan)
-    prepare(result, feed)
     together = partial(distribute.sum_over_workers, model.distribute_strategy)
     with callbacks.Interrupt(state, keep, result.workdir, together) as interrupt:
         watchers = _watchers(result, feed, state, keep)
         try:
             every = keras.callbacks.CallbackList([*watchers, interrupt], model=model)
-            _run(model, feed, state, every)
+            _run(result, feed, course, state, every)
         finally:
             keep.wait()
         if interrupt.asked and state.step < plan.total and not state.stopped:
@@ -107,89 +71,37 @@ def fit(result: Run, data: Datasets, plan: Plan, state: State, keep: Checkpoints
         if state.best is None and first:  # nothing was validated: the last weights are the best
             with optim.averaged(model):
                 result.save_weights()
+        if first and (kept := _soup(result)) is not None:
+            _cook(result, feed, state, kept)
         together(np.zeros(1, np.int32))  # best/ is written when the other workers read it
 
 
-class Feed:
-    """The batches of a run as the strategy wants them.
-
-    Attributes:
-        replicas: all replicas of the run.
-    """
-
-    def __init__(self, result: Run, data: Datasets, plan: Plan):
-        self.data, self.plan, self._result = data, plan, result
-        self.train = result.config.train
-        self._strategy = result.model.distribute_strategy
-        self.replicas = self._strategy.num_replicas_in_sync
-        self._weights = result.task.sample_weights(
-            result.config.task, data.labels, data.train.labels
-        )
-
-    def after(self, step: int) -> Any:
-        """An iterator over the batches from a step on."""
-        return iter(self._distributed(lambda: self.plan.after(self.data, self.train, step)))
-
-    def widest(self) -> tuple[batches.Batch, Any]:
-        """The batch that needs the most memory, and an iterator that gives it alone."""
-        every = self.plan.epoch(self.data, self.train, 0)
-        chosen = max(every, key=lambda batch: (len(batch.positions) * batch.width, batch.width))
-        return chosen, iter(self._distributed(lambda: iter([chosen])))
-
-    def rows(self, step: int) -> str:
-        """Names the rows of the batch that a step took."""
-        epoch, at = divmod(step - 1, self.plan.per_epoch)
-        positions = self.plan.epoch(self.data, self.train, epoch)[at].positions
-        rows = sorted(int(self.data.train.rows[p]) + 1 for p in positions)
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        return f" (the batch: rows {', '.join(map(str, rows[:8]))}{more} of the training data)"
-
-    def _distributed(self, made: Any) -> Any:
-        pad_id = self._result.inputs.pad_id
-        static = isinstance(self._strategy, tf.distribute.TPUStrategy)
-        shape = self.static_shape() if static else (None, None)
-
-        def of(pieces: batches.Pieces) -> tf.data.Dataset:
-            source = _Again(made)
-            return batches.dataset(self.data.train, source, pad_id, self._weights, pieces, shape)
-
-        if self.replicas == 1:
-            return of(batches.Pieces())
-
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            local = self.replicas // context.num_input_pipelines
-            first = context.input_pipeline_id * local
-            return of(batches.Pieces(range(first, first + local), self.replicas))
-
-        return self._strategy.distribute_datasets_from_function(of_worker)
-
-    def static_shape(self) -> tuple[int, int]:
-        """Rows and width of what a replica gets, where every element must have the same."""
-        return -(-self.train.batch_size // self.replicas), self.plan.buckets[-1]
-
-
-class _Again:
-    """Calls `made` for each iteration."""
-
-    def __init__(self, made: Any):
-        self._made = made
-
-    def __iter__(self) -> Iterator[batches.Batch]:
-        return self._made()
-
-
-def _run(model: Model, feed: Feed, state: State, watchers: keras.callbacks.CallbackList) -> None:
-    plan, train = feed.plan, feed.train
-    function = model.make_train_function()
-    iterator = feed.after(state.step)
+def _run(
+    result: Run, feed: Feed, course: Course, state: State, watchers: keras.callbacks.CallbackList
+) -> None:
+    model, plan = result.model, feed.plan
     model.stop_training = False
     watchers.on_train_begin()
     if state.step % plan.per_epoch == 0:
         watchers.on_epoch_begin(state.step // plan.per_epoch)
     while state.step < plan.total and not model.stop_training:
+        _enter(result, feed, course, state.step)
+        _stretch(model, feed, course.until(state.step), state, watchers)
+    watchers.on_train_end()
+
+
+def _stretch(
+    model: Model, feed: Feed, end: int, state: State, watchers: keras.callbacks.CallbackList
+) -> None:
+    """Train to a step, with one mask."""
+    plan, train = feed.plan, feed.train
+    function = model.make_train_function()
+    iterator = feed.after(state.step)
+    while state.step < end and not model.stop_training:
         watchers.on_train_batch_begin(state.step)
+        steps = min(_steps_at_once(plan, train, state.step), end - state.step)
         with _memory_told(feed, state.step):
-            logs = function(iterator, _steps_at_once(plan, train, state.step))
+            logs = function(iterator, steps)
         state.step += model.report.steps
         watchers.on_train_batch_end(state.step - 1, logs)
         if state.step % plan.per_epoch == 0:
@@ -197,7 +109,75 @@ def _run(model: Model, feed: Feed, state: State, watchers: keras.callbacks.Callb
             watchers.on_epoch_end(epoch - 1, logs)
             if state.step < plan.total and not model.stop_training:
                 watchers.on_epoch_begin(epoch)
-    watchers.on_train_end()
+
+
+def _enter(result: Run, feed: Feed, course: Course, step: int) -> None:
+    """Let move what moves from this step on, and start above the cached prefix if there is one."""
+    model, mask = result.model, course.at(step).mask
+    masks.set_trainable(model, mask)
+    optim.enter(model.optimizer, course, step)
+    if len(course.stretches) > 1:
+        moving = masks.parameters(mask)[1]
+        log.say(f"from step {step + 1:,} on {moving:,} parameters move")
+    feed.read_tokens()
+    model.start_above(None)
+    _start_above(result, feed, course, step)
+    prepare(result, feed)
+
+
+def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
+    """Store what the frozen stages put out, if that is wanted and pays; says what was decided.
+
+    Raises:
+        UserError: it is wanted and cannot be.
+    """
+    train, model = feed.train, result.model
+    if train.cache is False:
+        return
+    made = prefix.cut(model)
+    reason = made if isinstance(made, str) else _not_worth(result, feed, made, course, step)
+    if reason or isinstance(made, str):
+        if train.cache is True:
+            raise UserError(f"train.cache: {reason}")
+        if not isinstance(made, str) or not reason.startswith("the lowest stage moves"):
+            log.say(f"cache: off: {reason}")
+        return
+    splits = [s for s in (feed.data.train, feed.data.validation) if s is not None]
+    size = prefix.size(made, splits, train.cache_type)
+    log.say(
+        f"cache: on: what is below {made.lowest} is stored as {train.cache_type}, "
+        f"{size / 2**20:,.1f} MiB"
+    )
+    config = result.config
+    folder = default_cache(config.data.cache_dir)
+    keep = partial(prefix.store, made, dtype=train.cache_type, folder=folder)
+    key = config.distribute.precision
+    feed.train_rows = keep(feed.data.train, feed.train_rows, key=key)
+    if feed.data.validation is not None and feed.validation_rows is not None:
+        feed.validation_rows = keep(feed.data.validation, feed.validation_rows, key=key)
+    model.start_above(made.above)
+
+
+def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: int) -> str:
+    """Why the prefix is not stored; empty where it is."""
+    train = feed.train
+    if distribute.workers().count > 1:
+        return "each of several workers would need its own copy"
+    if result.config.regularization.adversarial is not None:
+        return "adversarial training changes the embeddings"
+    if train.cache is True:
+        return ""
+    if made.share < MUCH:
+        return f"what is below {made.lowest} computes {made.share:.0%} of the model only"
+    epochs = (course.until(step) - step) / feed.plan.per_epoch
+    if epochs < 2:
+        return f"it would be read for {epochs:.1f} epochs only"
+    splits = [s for s in (feed.data.train, feed.data.validation) if s is not None]
+    size = prefix.size(made, splits, train.cache_type)
+    free = prefix.room(default_cache(result.config.data.cache_dir))
+    if size > free:
+        return f"it needs {size / 2**30:,.1f} GiB of disk; {free / 2**30:,.1f} GiB may be taken"
+    return ""
 
 
 def _steps_at_once(plan: Plan, train: TrainConfig, step: int) -> int:
@@ -353,7 +333,8 @@ def _watchers(
             callbacks.Validate(
                 state,
                 history,
-                partial(_validation_figures, result, data, first),
+                partial(_validation_figures, result, feed, first),
+                _soup(result) if first else None,
                 train.metric,
                 train.validate_every.steps(plan.per_epoch, plan.total),
                 plan.total,
@@ -376,11 +357,33 @@ def _watchers(
 
 @contextmanager
 def _validation_figures(
-    result: Run, data: Datasets, first: bool
+    result: Run, feed: Feed, first: bool
 ) -> Iterator[tuple[dict[str, float], Any]]:
     """The figures, and what saves the weights that they are of: the averages, if there are."""
-    split, size = data.validation, result.config.evaluate.batch_size
     with optim.averaged(result.model):
-        logits = evaluate.predict(result.model, split, result.inputs, size)
         save = result.save_weights if first else (lambda: None)
-        yield result.task.metrics(logits, split.labels), save
+        yield _figures(result, feed), save
+
+
+def _figures(result: Run, feed: Feed) -> dict[str, float]:
+    split, size = feed.data.validation, result.config.evaluate.batch_size
+    logits = evaluate.predict(result.model, split, feed.validation_rows, size)
+    return result.task.metrics(logits, split.labels)
+
+
+def _soup(result: Run) -> soup.Soup | None:
+    size = result.config.train.soup
+    return soup.Soup(result.workdir / "soup", size, result.trained) if size else None
+
+
+def _cook(result: Run, feed: Feed, state: State, kept: soup.Soup) -> None:
+    """Average the best weights greedily; they are the run's if that is better."""
+    if feed.data.validation is None or distribute.workers().count > 1:
+        return
+    metric = feed.train.metric
+    value = kept.cook(
+        result.model, lambda: _figures(result, feed)[metric], metric not in LOWER_IS_BETTER
+    )
+    if value is not None and callbacks.gain(metric, value, state.best) >= 0:
+        result.save_weights()
+        state.best = value

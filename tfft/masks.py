@@ -11,7 +11,8 @@ is off too, and what it puts out does not change from step to step.
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import keras
 
@@ -25,14 +26,50 @@ def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) ->
     Raises:
         UserError: a rule matches nothing, a variable is covered by none, or nothing would move.
     """
-    mask = decide([(v.path, _size(v)) for v in model.weights], stages, rules)
-    frozen_paths = {entry.path for entry in mask.entries if not entry.trainable}
-    model.trainable = True
-    _set_layers(model, {entry.path for entry in mask.entries if entry.trainable})
-    for variable in model.weights:
-        if variable.path in frozen_paths:
-            variable.trainable = False
+    mask = decide(variables(model), stages, rules)
+    set_trainable(model, mask)
     return mask
+
+
+def variables(model: keras.Model) -> list[tuple[str, int]]:
+    """Path and size of every variable, in the model's order."""
+    return [(v.path, _size(v)) for v in model.weights]
+
+
+def set_trainable(model: keras.Model, mask: Mask) -> None:
+    """Let `model` be as a mask says: parents, leaves and variables in one pass."""
+    moving = {entry.path for entry in mask.entries if entry.trainable}
+    model.trainable = True
+    _set_layers(model, moving)
+    for variable in model.weights:
+        # Codes and statistics are never trainable in Keras' sense; setting it would not hold.
+        if variable.path not in moving:
+            variable.trainable = False
+
+
+def layer_decay(mask: Mask, stages: Sequence[Stage], decay: float) -> Mask:
+    """Lower rates for lower stages: `decay` to the power of the distance from the head.
+
+    The head and what stands between it and the top block keep their rate; the top block has
+    `decay`, the embeddings decay ** (blocks + 1). Sun et al. 2019, "How to Fine-Tune BERT for
+    Text Classification?", section 5.3.4; counted as in Bao et al. 2022 (BEiT).
+    """
+    at = blocks(stages)
+    depth = {stage.name: max(0, at[-1] + 1 - i) for i, stage in enumerate(stages)}
+    entries = tuple(
+        replace(entry, learning_rate=entry.learning_rate * decay ** depth[entry.stage])
+        for entry in mask.entries
+    )
+    return Mask(entries, _rates(entries))
+
+
+def union(masks: Sequence[Mask]) -> Mask:
+    """What moves in any of the masks, at its last rate."""
+    entries = []
+    for found in zip(*(mask.entries for mask in masks), strict=True):
+        moving = [entry for entry in found if entry.trainable]
+        entries.append((moving or found)[-1])
+    return Mask(tuple(entries), _rates(entries))
 
 
 def decide(
@@ -51,24 +88,35 @@ def decide(
     )
     if not any(entry.trainable for entry in entries):
         raise UserError("mask: nothing would move: every variable is frozen")
-    rates = {e.path: e.learning_rate for e in entries if e.trainable and e.learning_rate != 1}
-    return Mask(entries, rates)
+    return Mask(entries, _rates(entries))
 
 
-def table(mask: Mask) -> str:
-    """The mask as text: a line for each stage, then the totals."""
+def _rates(entries: Sequence[MaskEntry]) -> dict[str, float]:
+    return {e.path: e.learning_rate for e in entries if e.trainable and e.learning_rate != 1}
+
+
+def table(mask: Mask, starts: Mapping[str, int] | None = None) -> str:
+    """The mask as text: a line for each stage, then the totals.
+
+    `starts` maps a variable's path to the step at which it begins to move, where that is not the
+    first; the stage's line shows the first of them.
+    """
+    starts = starts or {}
     rows = [("stage", "variables", "parameters", "trainable", "lr factor")]
     for stage in dict.fromkeys(entry.stage for entry in mask.entries):
         entries = [e for e in mask.entries if e.stage == stage]
         moving = [e for e in entries if e.trainable]
         rates = sorted({e.learning_rate for e in moving})
+        shown = ", ".join(f"{rate:.3g}" for rate in rates) or "frozen"
+        if start := min((starts.get(e.path, 0) for e in moving), default=0):
+            shown += f" from step {start:,}"
         rows.append(
             (
                 stage,
                 str(len(entries)),
                 f"{sum(e.size for e in entries):,}",
                 f"{sum(e.size for e in moving):,}",
-                ", ".join(f"{rate:g}" for rate in rates) or "frozen",
+                shown,
             )
         )
     total, moving = parameters(mask)
@@ -84,6 +132,18 @@ def table(mask: Mask) -> str:
         for row in rows
     ]
     return "\n".join([*lines, f"{moving:,} of {total:,} parameters move ({moving / total:.2%})"])
+
+
+def by_stage(model: keras.Model, stages: Sequence[Stage]) -> dict[str, list[keras.Variable]]:
+    """The variables of each stage, in the model's order."""
+    patterns = {stage.name: re.compile(stage.pattern) for stage in stages}
+    return {n: [v for v in model.weights if p.match(v.path)] for n, p in patterns.items()}
+
+
+def blocks(stages: Sequence[Stage]) -> list[int]:
+    """Places of the backbone's blocks, bottom to top; of all its stages where it has none."""
+    found = [i for i, stage in enumerate(stages[:-1]) if stage.name.startswith("block_")]
+    return found or list(range(len(stages) - 1))
 
 
 def parameters(mask: Mask) -> tuple[int, int]:

@@ -1,19 +1,22 @@
 """A finished run: what `tfft.train` and `tfft.load` return."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tfft import backbones, checkpoints, evaluate, export, metrics, preprocess
+from tfft import backbones, checkpoints, evaluate, export, log, metrics, preprocess
 from tfft import model as model_room
-from tfft.config import Config, EvaluateConfig, Source, load
-from tfft.data import Dataset, Datasets, build
+from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
+from tfft.data import Dataset, Datasets, batches, build
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
+from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import TextInputs
 from tfft.spec import Backbone, Task
@@ -32,7 +35,12 @@ class Run:
         model: a plain `keras.Model`: `{token_ids, padding_mask, segment_ids}` -> logits [B, C].
         inputs: the tokenizer.
         labels: class names in the order of the outputs.
+        trained: paths of the variables that are not as the backbone's files have them; those
+            alone are saved. None: all.
+        targets: of the training rows, where they are more than the labels (distillation).
     """
+
+    targets: np.ndarray | None = None
 
     def __init__(
         self,
@@ -42,8 +50,10 @@ class Run:
         backbone: Backbone,
         inputs: TextInputs,
         labels: Sequence[str],
+        trained: Collection[str] | None = None,
     ):
         self.workdir, self.config = workdir, config
+        self.trained = None if trained is None else frozenset(trained)
         self.model, self.backbone, self.inputs = model, backbone, inputs
         self.labels = list(labels)
         self.task: Task = TASKS[config.task.name]
@@ -94,7 +104,8 @@ class Run:
         self, split: Dataset, config: EvaluateConfig, train: Dataset | None
     ) -> Evaluation:
         """The figures of a split."""
-        logits = evaluate.predict(self.model, split, self.inputs, config.batch_size)
+        rows = batches.Tokens(split, self.inputs.pad_id)
+        logits = evaluate.predict(self.model, split, rows, config.batch_size)
         seed = self.config.train.seed
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
 
@@ -106,17 +117,38 @@ class Run:
             return plain.export(folder)
         train = self.datasets.train
         sample = [train.texts(at) for at in range(min(len(train), export.PARITY_ROWS))]
-        path, _ = export.publish(
-            self.model,
-            self.inputs,
-            self.task,
-            self.labels,
-            sample,
-            folder or self.workdir / "export",
-            self.config.export.verify_rows,
-            self.config.distribute.precision,
-        )
+        with self._merged(sample[: self.config.export.verify_rows]):
+            path, _ = export.publish(
+                self.model,
+                self.inputs,
+                self.task,
+                self.labels,
+                sample,
+                folder or self.workdir / "export",
+                self.config.export.verify_rows,
+                self.config.distribute.precision,
+            )
         return path
+
+    @contextmanager
+    def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:
+        """Within: additions are merged into the kernels, where that is exact; checked on rows.
+
+        Raises:
+            UserError: the merged model's probabilities are not the model's.
+        """
+        before = metrics.softmax(self.logits(sample))
+        with self.model.merged() as layers:
+            if layers:
+                difference = np.abs(metrics.softmax(self.logits(sample)) - before).max()
+                bound = export.BOUNDS[self.config.distribute.precision]
+                if not difference <= bound:
+                    raise UserError(
+                        f"export: merging the {self.config.method.name} additions changes a "
+                        f"probability by {difference:.1e}; the bound is {bound:.0e}. Not published"
+                    )
+                log.say(f"export: {len(layers)} layers merged (difference {difference:.1e})")
+            yield
 
     def export_huggingface(self, folder: Path) -> Path:
         """Write the model as a Hugging Face checkpoint, tokenizer included.
@@ -126,7 +158,8 @@ class Run:
         """
         if self.backbone.description["provider"] != "hf":
             raise UserError("export: only hf: backbones can be written as a checkpoint")
-        backbones.huggingface.save(self.model, self.backbone, self.labels, folder)
+        with self.model.merged():
+            backbones.huggingface.save(self.model, self.backbone, self.labels, folder)
         (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
         return folder
 
@@ -136,12 +169,13 @@ class Run:
         return build.build(self.config.data, self.inputs, self.config.train.seed, self.labels)
 
     def save(self) -> None:
-        """Write `best/`: weights, architecture, labels and tokenizer, so that nothing else of
-        the backbone is needed to load it."""
+        """Write `best/`: what was trained, labels, tokenizer, architecture and the backbone's
+        fingerprint. Where all was trained nothing else of the backbone is needed to load it."""
         folder = self.workdir / "best"
         folder.mkdir(parents=True, exist_ok=True)
         description = {"backbone": dict(self.backbone.description), "labels": self.labels}
         description["fingerprint"] = self.backbone.fingerprint
+        description["trained"] = None if self.trained is None else sorted(self.trained)
         text = json.dumps(description, ensure_ascii=False, indent=1)
         (folder / DESCRIPTION).write_text(text, encoding="utf-8")
         self.inputs.save(folder)
@@ -150,33 +184,73 @@ class Run:
     def save_weights(self) -> None:
         """Write the weights of `best/` anew."""
         path = self.workdir / "best" / WEIGHTS
-        checkpoints.save_weights(self.model, path, {"format": "tfft"})
+        checkpoints.save_weights(self.model, path, {"format": "tfft"}, self.trained)
 
     def load_weights(self) -> None:
         """Take the weights of `best/`."""
-        checkpoints.load_weights(self.model, self.workdir / "best" / WEIGHTS)
+        checkpoints.load_weights(self.model, self.workdir / "best" / WEIGHTS, self.trained)
 
 
-def load_run(workdir: str | Path) -> Run:
+def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
     """The run in a directory, with its best weights.
 
+    Args:
+        backbone: where the backbone's files are now, as in `model.backbone`; default: where they
+            were. They are needed if not all of it was trained.
+
     Raises:
-        UserError: the directory holds no run, or one without weights.
+        UserError: the directory holds no run, or one without weights, or the backbone is not the
+            one that the run was trained on.
     """
     workdir = Path(workdir)
+    config, description = _described(workdir)
+    if backbone is not None:
+        model = config.model.model_dump() | {"backbone": backbone}
+        config = config.model_copy(update={"model": ModelConfig(**model)})
+    if description["trained"] is None:
+        loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
+        loaded = replace(loaded, fingerprint=description["fingerprint"])
+    else:
+        loaded = backbones.load(config.model, config.distribute.precision)
+        same_backbone(loaded.fingerprint, description["fingerprint"], workdir)
+    return on_backbone(workdir, config, description, loaded)
+
+
+def on_backbone(
+    workdir: Path, config: Config, description: dict[str, Any], backbone: Backbone
+) -> Run:
+    """The run of a directory on a backbone that is already loaded."""
+    task, labels = TASKS[config.task.name], description["labels"]
+    model = model_room.assemble(backbone, task, config.task, labels)
+    stages = model_room.stages(backbone, model)
+    METHODS[config.method.name].apply(model, stages, config.method)  # what it adds, not yet trained
+    inputs = preprocess.restore(workdir / "best")
+    run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
+    run.load_weights()
+    return run
+
+
+def same_backbone(found: str, expected: str, workdir: Path) -> None:
+    """What a run trained fits the weights that it was trained on, and no others.
+
+    Raises:
+        UserError: the fingerprints differ.
+    """
+    if found != expected:
+        raise UserError(
+            f"{workdir}: was trained on another backbone (fingerprint {expected}, this one has "
+            f"{found}); load it with the files it was trained on"
+        )
+
+
+def _described(workdir: Path) -> tuple[Config, dict[str, Any]]:
     if not (workdir / "config.yaml").is_file():
         raise UserError(f"{workdir}: holds no run (no config.yaml)")
     folder = workdir / "best"
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
-    config = load(workdir / "config.yaml")
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-    backbone = backbones.rebuild(description["backbone"], config.distribute.precision)
-    task, labels = TASKS[config.task.name], description["labels"]
-    model = model_room.assemble(backbone, task, config.task, labels)
-    run = Run(workdir, config, model, backbone, preprocess.restore(folder), labels)
-    run.load_weights()
-    return run
+    return load(workdir / "config.yaml"), {"trained": None, **description}
 
 
 def as_row(row: str | Sequence[str], pair: bool) -> tuple[str, ...]:

@@ -94,7 +94,8 @@ class Task:
     Attributes:
         name: as in the YAML.
         columns: the text columns that it may read, in order.
-        head: (backbone, TaskConfig, labels, dtype) -> (layer, name of the feature it reads).
+        head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T]) -> logits;
+            its variables have paths below `head/`.
         loss: (TaskConfig) -> keras loss over (labels, logits), one value a row.
         sample_weights: (TaskConfig, labels, class ids of the training rows) -> a weight for each
             class, or None.
@@ -105,7 +106,7 @@ class Task:
 
     name: str
     columns: tuple[str, ...]
-    head: Callable[..., tuple["keras.layers.Layer", str]]
+    head: Callable[..., Callable[..., "keras.KerasTensor"]]
     loss: Callable[..., "keras.losses.Loss"]
     sample_weights: Callable[..., "np.ndarray | None"]
     metrics: Callable[..., dict[str, float]]
@@ -114,15 +115,38 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """A part of the training with a mask of its own.
+
+    Attributes:
+        rules: first match first.
+        start: a `config.Duration` from the start of the training; None: its start.
+        learning_rate: the peak rate, None for the optimizer's.
+        anew: whether the schedule starts again here, and ends where the next such phase begins.
+    """
+
+    rules: tuple[Rule, ...]
+    start: Any = None
+    learning_rate: float | None = None
+    anew: bool = False
+
+
+@dataclass(frozen=True)
 class Method:
     """A way of fine-tuning.
 
-    `apply(stages, config)` returns the mask rules, first match first. `stages` are those of the
-    whole model, the head last.
+    Attributes:
+        name: as in the YAML.
+        apply: (model, its stages, the head last, the method's section) -> the phases in order.
+            It may attach layers and change weights first.
+        identity: whether the model's output is at first what it was before `apply`.
+        positions: (the method's section) -> positions that it takes before the text.
     """
 
     name: str
-    apply: Callable[[tuple[Stage, ...], Any], tuple[Rule, ...]]
+    apply: Callable[["keras.Model", tuple[Stage, ...], Any], tuple[Phase, ...]]
+    identity: bool = True
+    positions: Callable[[Any], int] = lambda _: 0
 
 
 @dataclass(frozen=True)

@@ -6,34 +6,44 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 import yaml
 
 from tfft import (
     backbones,
+    batch_norm,
     distribute,
+    estimate,
     evaluate,
     log,
     loop,
     masks,
     optim,
+    phases,
     preprocess,
+    regularizers,
     report,
+    surgery,
 )
 from tfft import model as model_room
 from tfft.checkpoints import Checkpoints, State
-from tfft.config import Config, dump, load, parse
+from tfft.config import Config, TrainConfig, dump, load, parse
 from tfft.data import Datasets, build
 from tfft.errors import UserError, nearest, require
 from tfft.evaluate import Evaluation
+from tfft.feed import Plan
 from tfft.methods import METHODS
 from tfft.model import Model
+from tfft.phases import Course
+from tfft.regularizers import distillation
 from tfft.run import Run, load_run
 from tfft.spec import Backbone, Mask, Rule
 from tfft.tasks import TASKS
@@ -62,36 +72,89 @@ def run(config: Config, workdir: Path) -> Run:
 
     seed, train = config.train.seed, config.train
     strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
-    task = TASKS[config.task.name]
     with strategy.scope():  # every variable is born here
         backbone = backbones.load(config.model, config.distribute.precision)
         inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
-        check_vocabulary(backbone, inputs)
+        check_inputs(config, backbone, inputs)
         data = build.build(config.data, inputs, seed, stored_labels(backbone))
-        plan = loop.Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
-        model = model_room.assemble(backbone, task, config.task, data.labels)
-        mask = decide_mask(config, model, backbone)
-        rematerialise(config, model, backbone)
-        precision = config.distribute.precision
-        optimizer = optim.build(config.optimizer, mask, plan.per_epoch, plan.total, precision)
-        model.compile(optimizer, task.loss(config.task), jit_compile=False)
-        optimizer.build(model.trainable_variables)
-    result = Run(workdir, config, model, backbone, inputs, data.labels)
+        plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
+        built = build_model(config, backbone, data.labels, plan)
+    model, course = built.model, built.course
+    result = Run(workdir, config, model, backbone, inputs, data.labels, built.trained)
     result.datasets = data
+    result.targets = teachers_targets(config, data)
     if workers.first:
-        describe(result, data, mask)
+        describe(result, data, course)
 
     with distribute.lost_workers_told(workdir):
-        keep = Checkpoints(workdir / "checkpoints", train.checkpoint.keep, workers.first)
+        keep = Checkpoints(
+            workdir / "checkpoints", train.checkpoint.keep, workers.first, built.trained
+        )
         state = keep.restore(model)  # 1. this run's checkpoint  2. the pretrained weights
-        loop.fit(result, data, plan, state, keep)
+        loop.fit(result, data, plan, course, state, keep)
         result.load_weights()  # the best of the run, not the last
-        conclude(result, data, mask, state)
+        conclude(result, data, course, state)
         distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole
     return result
 
 
-def conclude(result: Run, data: Datasets, mask: Mask, state: State) -> None:
+@dataclass(frozen=True)
+class Built:
+    """A compiled model, what moves in it when, and the paths that differ from the backbone's files
+    (None: all)."""
+
+    model: Model
+    course: Course
+    trained: frozenset[str] | None
+
+
+def build_model(config: Config, backbone: Backbone, labels: Sequence[str], plan: Plan) -> Built:
+    """Backbone and head -> surgery -> method -> masks -> optimizer -> regularization."""
+    task = TASKS[config.task.name]
+    model = model_room.assemble(backbone, task, config.task, labels)
+    stages = model_room.stages(backbone, model)
+    changed = surgery.apply(model, stages, config.model.surgery, config.train.seed)
+    method = METHODS[config.method.name].apply(model, stages, config.method)  # may attach layers
+    own = [Rule(r.match, r.trainable, r.learning_rate) for r in config.mask]
+    course = phases.resolve(
+        model, stages, method, own, config.optimizer, plan.per_epoch, plan.total
+    )
+    masks.set_trainable(model, course.mask)  # whatever moves at some time has a slot
+    if config.train.batch_norm == "frozen":
+        batch_norm.freeze(model)
+    rematerialise(config, model, backbone)
+    precision = config.distribute.precision
+    optimizer = optim.build(config.optimizer, course, plan.per_epoch, precision)
+    loss = task.loss(config.task)
+    if (taught := config.regularization.distillation) is not None:
+        loss = distillation.Distilled(loss, taught.temperature, taught.weight)
+    model.compile(optimizer, loss, jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    regularizers.attach(model, course.mask, changed, config.regularization)
+    return Built(model, course, trained_paths(model, course.mask, changed))
+
+
+def trained_paths(model: Model, mask: Mask, changed: Collection[str]) -> frozenset[str] | None:
+    """What a run saves: the variables that are not as the backbone's files have them; None: all."""
+    moving = {entry.path for entry in mask.entries if entry.trainable}
+    kept = moving | set(changed) | {e.path for e in mask.entries if e.stage == "head"}
+    return None if kept >= {v.path for v in model.weights} else frozenset(kept)
+
+
+def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
+    """The labels of the training rows with the teacher's logits beside them, if there is one."""
+    taught = config.regularization.distillation
+    if taught is None:
+        return None
+    teacher = load_run(taught.teacher)
+    if teacher.inputs.pair != (config.data.text_pair is not None):
+        raise UserError("regularization.distillation.teacher: reads another number of texts")
+    log.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
+    logits = teacher.logits([data.train.texts(at) for at in range(len(data.train))])
+    return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
+
+
+def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
     """Evaluate, export, report: what a run leaves behind."""
     config, workdir = result.config, result.workdir
     evaluations = {
@@ -104,7 +167,7 @@ def conclude(result: Run, data: Datasets, mask: Mask, state: State) -> None:
     if not distribute.workers().first:
         return
     exported = result.export() if config.export.enabled else None
-    report.write(workdir, config, state.history, evaluations, masks.table(mask), data, exported)
+    report.write(workdir, config, state.history, evaluations, table(course), data, exported)
     finish(result, evaluations, state)
 
 
@@ -112,34 +175,24 @@ def preview(config: Config) -> str:
     """The mask table and the memory estimate of a config, as text; trains nothing."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs = preprocess.load(config.model, config.data)
-    check_vocabulary(backbone, inputs)
+    check_inputs(config, backbone, inputs)
     data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
-    loop.Plan.make(config, data)
-    task = TASKS[config.task.name]
-    model = model_room.assemble(backbone, task, config.task, data.labels)
-    mask = decide_mask(config, model, backbone)
-    return f"{masks.table(mask)}\n\n{memory(config, mask)}"
+    plan = Plan.make(config, data)
+    built = build_model(config, backbone, data.labels, plan)
+    rows, width = micro_rows(config.train), plan.buckets[-1]
+    needed = estimate.text(estimate.step(built.model, rows, width), rows, width)
+    return f"{table(built.course)}\n\n{needed}"
 
 
-def memory(config: Config, mask: Mask) -> str:
-    """Bytes that weights, gradients and the optimizer take, exactly; activations come on top."""
-    total, moving = masks.parameters(mask)
-    slots = {"adamw": 2, "adam": 2, "sgd": int(config.optimizer.momentum > 0)}
-    parts = {
-        "weights": total,
-        "gradients": moving,
-        "optimizer": moving * (slots[config.optimizer.name] + (config.optimizer.ema is not None)),
-    }
-    shown = ", ".join(f"{name} {4 * count / 2**20:,.0f} MiB" for name, count in parts.items())
-    return f"memory: {shown}; activations come on top, with the batch and its length"
+def micro_rows(train: TrainConfig) -> int:
+    """Rows that a device holds at once, on one device; all of the batch where that is automatic."""
+    given = train.micro_batch
+    return min(given, train.batch_size) if isinstance(given, int) else train.batch_size
 
 
-def decide_mask(config: Config, model: Model, backbone: Backbone) -> Mask:
-    """The config's own rules first, then the method's."""
-    stages = model_room.stages(backbone, model)
-    own = tuple(Rule(r.match, r.trainable, r.learning_rate) for r in config.mask)
-    rules = METHODS[config.method.name].apply(stages, config.method)
-    return masks.apply(model, stages, own + rules)
+def table(course: Course) -> str:
+    """The mask as text."""
+    return masks.table(course.mask, course.starts)
 
 
 def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
@@ -168,11 +221,11 @@ def stored_labels(backbone: Backbone) -> tuple[str, ...] | None:
     return backbone.head.labels if backbone.head is not None else None
 
 
-def check_vocabulary(backbone: Backbone, inputs: preprocess.TextInputs) -> None:
-    """The tokenizer must not give ids that the embeddings lack.
+def check_inputs(config: Config, backbone: Backbone, inputs: preprocess.TextInputs) -> None:
+    """The embeddings must have a row for every id of the tokenizer, and every position.
 
     Raises:
-        UserError: it does; the files are of two different models.
+        UserError: they do not.
     """
     tables = [v.shape[0] for v in backbone.model.weights if v.path.endswith("embeddings")]
     if tables and inputs.vocabulary_size > max(tables):
@@ -180,10 +233,12 @@ def check_vocabulary(backbone: Backbone, inputs: preprocess.TextInputs) -> None:
             f"model.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "
             f"{max(tables):,}: the files are of two different models"
         )
+    taken = METHODS[config.method.name].positions(config.method)
     limit = backbone.max_length
-    if limit is not None and inputs.max_length > limit:
+    if limit is not None and inputs.max_length + taken > limit:
+        own = f", of which method {config.method.name} takes {taken}" if taken else ""
         raise UserError(
-            f"data.max_length: the backbone has positions for {limit} tokens; "
+            f"data.max_length: the backbone has positions for {limit} tokens{own}; "
             f"received {inputs.max_length}"
         )
 
@@ -223,12 +278,12 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
 
 
-def describe(result: Run, data: Datasets, mask: Mask) -> None:
+def describe(result: Run, data: Datasets, course: Course) -> None:
     """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
     write_atomic(result.workdir / "config.yaml", dump(result.config))
-    table = masks.table(mask)
-    log.say(table)
-    write_atomic(result.workdir / "mask.txt", table + "\n")
+    text = table(course)
+    log.say(text)
+    write_atomic(result.workdir / "mask.txt", text + "\n")
     packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
     facts = {
         "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},

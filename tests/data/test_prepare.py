@@ -156,9 +156,11 @@ def test_padding_share():
 def test_arrays_and_weights(config):
     data, inputs = splits(config)
     plan = batches.in_order(data.test.lengths, 8)
-    weights = np.array([1.0, 2.0, 3.0])
+    weights = np.array([1.0, 2.0, 3.0], np.float32)
+    rows, of_rows = batches.Tokens(data.test, inputs.pad_id), weights[data.test.labels]
     seen = 0
-    for inputs_, labels, weight in batches.dataset(data.test, plan, inputs.pad_id, weights):
+    made = batches.dataset(rows, data.test.labels, of_rows, plan, inputs.pad_id)
+    for inputs_, labels, weight in made:
         np.testing.assert_array_equal(weight, weights[labels])
         mask = inputs_["padding_mask"].numpy()
         assert (inputs_["token_ids"].numpy()[mask == 0] == inputs.pad_id).all()

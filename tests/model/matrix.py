@@ -21,6 +21,7 @@ import tensorflow as tf
 from tfft import backbones, distribute, masks, optim
 from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
 from tfft.model import assemble, rematerialise, stages
+from tfft.phases import single
 from tfft.spec import Rule
 from tfft.tasks import TASKS
 
@@ -95,7 +96,7 @@ def build(checkpoint: str, setting: Setting) -> keras.Model:
     if setting.remat:
         assert rematerialise(model, [s for s in every if s.name.startswith("block")])
     optimizer = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
-    made = optim.build(optimizer, mask, 10, 20, setting.precision)
+    made = optim.build(optimizer, single(mask, 20), 10, setting.precision)
     options = {"jit_compile": False, **setting.compile}
     model.compile(made, task.loss(config), metrics=["accuracy"], **options)
     model.xla = setting.xla

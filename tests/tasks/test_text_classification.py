@@ -10,7 +10,7 @@ from tfft.errors import UserError
 from tfft.metrics import softmax
 from tfft.spec import Backbone, HeadStyle
 from tfft.tasks import TASKS
-from tfft.tasks.text_classification import ClassificationHead, CrossEntropy
+from tfft.tasks.text_classification import ClassificationHead, CrossEntropy, Pooling
 
 TASK = TASKS["text_classification"]
 
@@ -68,7 +68,11 @@ def test_class_weights():
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
 def test_pooling_ignores_padding(pooling):
-    head = ClassificationHead(3, pooling, "tanh", 0.0, name="head")
+    last = ClassificationHead(3, "tanh", 0.0, name="head")
+
+    def head(x, mask):
+        return last(Pooling(pooling)(x, mask))
+
     x = np.random.default_rng(0).normal(size=(2, 5, 4)).astype(np.float32)
     mask = np.array([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
     a = np.asarray(head(x, mask))
@@ -76,8 +80,8 @@ def test_pooling_ignores_padding(pooling):
     changed[0, 3:] = 9.0
     np.testing.assert_array_equal(a, head(changed, mask))
     vector = x[:, 0] if pooling == "first" else (x * mask[:, :, None]).sum(1) / mask.sum(1)[:, None]
-    hidden = np.tanh(vector @ np.asarray(head.dense.kernel) + np.asarray(head.dense.bias))
-    expected = hidden @ np.asarray(head.logits.kernel) + np.asarray(head.logits.bias)
+    hidden = np.tanh(vector @ np.asarray(last.dense.kernel) + np.asarray(last.dense.bias))
+    expected = hidden @ np.asarray(last.logits.kernel) + np.asarray(last.logits.bias)
     np.testing.assert_allclose(a, expected, atol=1e-5)
 
 

@@ -45,6 +45,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "dropout": config.dropout,
             "pooler": all(tensors.has(entry) for entry in poolers),
             "pooling": _stored_pooling(folder) if config.head == "new" else None,
+            "dropped": sorted(config.surgery.drop),
         }
         backbone = rebuild(description, precision)
         _assign(backbone.model.weights, table, tensors, settings["model_type"])
@@ -60,6 +61,8 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if description["dropout"] is not None:
         rate = description["dropout"]
         a = replace(a, dropout=rate, attention_dropout=rate)
+    if dropped := description.get("dropped"):
+        a = replace(a, dropped=_known_blocks(dropped, a))
     if not description["pooler"]:
         if style.pooling == "pooled":  # a fresh pooler, as part of the head
             style = HeadStyle("first", a.pooler)
@@ -78,6 +81,17 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     )
 
 
+def _known_blocks(names_: Sequence[str], a: encoder.Architecture) -> frozenset[str]:
+    for name in names_:
+        if name not in a.blocks:
+            raise UserError(f"model.surgery.drop: no block {name!r}{nearest(name, a.blocks)}")
+    if a.groups is not None:
+        raise UserError("model.surgery.drop: this backbone's layers share their blocks")
+    if len(set(names_)) == len(a.blocks):
+        raise UserError("model.surgery.drop: one block must be left at least")
+    return frozenset(names_)
+
+
 def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: Path) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -85,6 +99,8 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
         UserError: the head is not of the form that the family's own classifier has.
     """
     settings = dict(backbone.description["config"])
+    if backbone.description.get("dropped"):
+        raise UserError("export: a backbone without some of its blocks is not written yet")
     family = _family(settings)
     table = {**family.names(family.architecture(settings)), **family.head_names}
     head = {v.path: v for v in model.weights if v.path.startswith("head/")}
@@ -94,6 +110,9 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
             f"the head ({', '.join(sorted(head))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
+    foreign = [v.path for v in model.weights if v.path not in table]
+    if foreign:
+        raise UserError(f"export: {foreign[0]} has no form in transformers' {family.classifier}")
     tensors: dict[str, np.ndarray] = {}
     for variable in model.weights:
         prefix = "" if variable.path in head else family.prefixes[0]

@@ -3,12 +3,13 @@
 from tfft.config.base import Duration, Interval, Section
 from tfft.config.data import DataConfig, Fraction, Source
 from tfft.config.load import Config, dump, load, parse, schema
+from tfft.config.methods import MethodConfig
+from tfft.config.regularization import RegularizationConfig, SurgeryConfig
 from tfft.config.sections import (
     DistributeConfig,
     EvaluateConfig,
     ExportConfig,
     MaskRule,
-    MethodConfig,
     ModelConfig,
     OptimizerConfig,
     TaskConfig,
@@ -28,8 +29,10 @@ __all__ = [
     "MethodConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "RegularizationConfig",
     "Section",
     "Source",
+    "SurgeryConfig",
     "TaskConfig",
     "TrainConfig",
     "dump",

@@ -8,9 +8,10 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, Field, ValidationError
 
-from tfft.config import sections
+from tfft.config import methods, sections
 from tfft.config.base import Section
 from tfft.config.data import DataConfig
+from tfft.config.regularization import RegularizationConfig
 from tfft.errors import UserError, nearest
 
 
@@ -20,10 +21,11 @@ class Config(Section):
     data: DataConfig
     model: sections.ModelConfig
     task: sections.TaskConfig = sections.TaskConfig()
-    method: sections.MethodConfig = sections.FullMethod()
+    method: methods.MethodConfig = methods.FullMethod()
     mask: list[sections.MaskRule] = Field(default_factory=list)
     optimizer: sections.OptimizerConfig = sections.OptimizerConfig()
     train: sections.TrainConfig = sections.TrainConfig()
+    regularization: RegularizationConfig = RegularizationConfig()
     distribute: sections.DistributeConfig = sections.DistributeConfig()
     evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
     export: sections.ExportConfig = sections.ExportConfig()

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from tfft.config.base import Duration, Interval, Section
+from tfft.config.regularization import SurgeryConfig
 
 PROVIDERS = ("hf", "kerashub")
 
@@ -19,6 +20,7 @@ class ModelConfig(Section):
         "new", description="checkpoint: keep the classification head and labels stored there"
     )
     dropout: float | None = Field(None, ge=0, lt=1, description="overrides the checkpoint's rates")
+    surgery: SurgeryConfig = SurgeryConfig()
 
     @field_validator("backbone")
     @classmethod
@@ -36,6 +38,8 @@ class ModelConfig(Section):
                     raise ValueError(f"`{name}` is for hf: backbones only")
             if self.head == "checkpoint":
                 raise ValueError("`head: checkpoint` is for hf: backbones only")
+            if self.surgery.drop:
+                raise ValueError("`surgery.drop` is for hf: backbones only")
         return self
 
 
@@ -47,8 +51,13 @@ class TaskConfig(Section):
         "auto", description="auto: the checkpoint's own (its pooler, else the first token)"
     )
     dropout: float = Field(0.1, ge=0, lt=1, description="before the logits")
-    loss: Literal["cross_entropy", "focal"] = "cross_entropy"
+    loss: Literal["cross_entropy", "focal", "mse", "smooth_l1", "huber"] = Field(
+        "cross_entropy", description="the last three: of the probabilities"
+    )
     focal_gamma: float = Field(2.0, ge=0, description="for loss: focal")
+    delta: float = Field(
+        0.5, gt=0, description="where smooth_l1 and huber turn from square to straight"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
         None, description="balanced: n / (classes * n_class); or a weight for each class name"
@@ -56,31 +65,9 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _loss_options(self) -> "TaskConfig":
-        if self.loss == "focal" and self.label_smoothing:
+        if self.loss != "cross_entropy" and self.label_smoothing:
             raise ValueError("`label_smoothing` is for loss: cross_entropy only")
         return self
-
-
-class FullMethod(Section):
-    """Every variable moves."""
-
-    name: Literal["full"] = "full"
-
-
-class HeadMethod(Section):
-    """The head alone moves."""
-
-    name: Literal["head"]
-
-
-class TopMethod(Section):
-    """The head and the top stages of the backbone move."""
-
-    name: Literal["top"]
-    stages: int = Field(ge=1, description="stages of the backbone, counted from the top block")
-
-
-MethodConfig = Annotated[FullMethod | HeadMethod | TopMethod, Field(discriminator="name")]
 
 
 class MaskRule(Section):
@@ -97,22 +84,64 @@ class MaskRule(Section):
         return self
 
 
-class OptimizerConfig(Section):
-    """The optimizer, its schedule, decay and clipping."""
+class Swa(Section):
+    """Stochastic weight averaging: the mean of the weights at some steps."""
 
-    name: Literal["adamw", "adam", "sgd"] = "adamw"
+    start: Duration = Duration(75, "%")
+    every: Duration = Field(Duration(1, "epochs"), description="between two weights in the mean")
+
+
+class OptimizerConfig(Section):
+    """The optimizer, its schedule, decay, clipping and averages."""
+
+    name: Literal[
+        "adadelta",
+        "adafactor",
+        "adagrad",
+        "adam",
+        "adamax",
+        "adamw",
+        "ftrl",
+        "lamb",
+        "lion",
+        "muon",
+        "nadam",
+        "rmsprop",
+        "schedule_free_adamw",
+        "sgd",
+    ] = "adamw"
     learning_rate: float = Field(5e-5, gt=0, description="the peak, after warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "polynomial", "slanted_triangular", "constant"] = "linear"
     warmup: Duration = Duration(10, "%")
+    end: float = Field(
+        0.0, ge=0, le=1, description="the last rate, as a share of the peak; ULMFiT: 1/32"
+    )
+    power: float = Field(2.0, gt=0, description="schedule: polynomial only")
+    layer_decay: float = Field(
+        1.0, gt=0, le=1, description="factor on the rate for each stage below the head"
+    )
     weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
     beta_1: float = Field(0.9, ge=0, lt=1)
     beta_2: float = Field(0.999, ge=0, lt=1)
     epsilon: float = Field(1e-8, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1, description="sgd only")
+    options: dict[str, float | int | bool | str | list[str]] = Field(
+        default_factory=dict, description="further arguments of the Keras optimizer"
+    )
     clip_norm: float | None = Field(1.0, gt=0, description="of all gradients together")
+    clip_value: float | None = Field(None, gt=0, description="of each element of the gradients")
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of averaged weights, which are validated and kept"
     )
+    swa: Swa | None = Field(None, description="mean of the weights, which is validated and kept")
+
+    @model_validator(mode="after")
+    def _one_of_each(self) -> "OptimizerConfig":
+        if self.ema is not None and self.swa is not None:
+            raise ValueError("one of `ema` and `swa`, not both")
+        if self.clip_value is not None and self.clip_norm is not None:
+            raise ValueError("one of `clip_norm` and `clip_value`, not both; clip_norm: null")
+        return self
 
 
 class Early(Section):
@@ -143,6 +172,19 @@ class TrainConfig(Section):
     jit: bool | Literal["auto"] = Field(
         "auto",
         description="XLA. auto: on a GPU or TPU with deterministic: false, if the model compiles",
+    )
+    cache: bool | Literal["auto"] = Field(
+        "auto", description="store what frozen stages put out, where that pays"
+    )
+    cache_type: Literal["float16", "bfloat16", "float32"] = Field(
+        "float16", description="in which it is stored"
+    )
+    soup: int = Field(
+        0, ge=0, description="the best weights by validation, so many, are averaged greedily"
+    )
+    batch_norm: Literal["frozen", "train", "adapt"] = Field(
+        "frozen",
+        description="statistics of BatchNorm: kept, trained, or set anew and trained",
     )
     remat: bool | list[str] = Field(
         False, description="stages that compute their activations again instead of keeping them"

@@ -6,6 +6,7 @@ a run resumes at batch k by making the plan again and leaving out its first k ba
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import tensorflow as tf
@@ -92,17 +93,39 @@ def padding_share(lengths: np.ndarray, batches: Sequence[Batch]) -> float:
     return 1 - int(lengths.sum()) / max(1, tokens)
 
 
-def arrays(split: Dataset, batch: Batch, pad_id: int) -> dict[str, np.ndarray]:
-    """A batch's `{token_ids, padding_mask, segment_ids}`, int32 [B, width]."""
-    shape = (len(batch.positions), batch.width)
-    tokens, mask = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32)
-    segments = np.zeros(shape, np.int32)
-    for at, position in enumerate(batch.positions):
-        ids, segment = split.prepared.tokens(int(split.rows[position]))
-        tokens[at, : len(ids)] = ids
-        segments[at, : len(ids)] = segment
-        mask[at, : len(ids)] = 1
-    return {"token_ids": tokens, "padding_mask": mask, "segment_ids": segments}
+class Rows(Protocol):
+    """The inputs of the rows of a split, batch by batch."""
+
+    def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Inputs by name, each [B, ...]."""
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Shapes and types of `arrays`, for B rows of some width; None: not known."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token ids of a split's rows: `{token_ids, padding_mask, segment_ids}`."""
+
+    split: Dataset
+    pad_id: int
+
+    def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Each int32 [B, width]."""
+        shape = (len(batch.positions), batch.width)
+        tokens, mask = np.full(shape, self.pad_id, np.int32), np.zeros(shape, np.int32)
+        segments = np.zeros(shape, np.int32)
+        for at, position in enumerate(batch.positions):
+            ids, segment = self.split.prepared.tokens(int(self.split.rows[position]))
+            tokens[at, : len(ids)] = ids
+            segments[at, : len(ids)] = segment
+            mask[at, : len(ids)] = 1
+        return {"token_ids": tokens, "padding_mask": mask, "segment_ids": segments}
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Of `arrays`."""
+        ids = tf.TensorSpec([rows, width], tf.int32)
+        return {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
 
 
 @dataclass(frozen=True)
@@ -125,18 +148,21 @@ class Pieces:
 
 
 def dataset(
-    split: Dataset,
+    rows: Rows,
+    targets: np.ndarray,
+    weights: np.ndarray,
     batches: Iterable[Batch],
     pad_id: int,
-    class_weights: np.ndarray | None = None,
     pieces: Pieces | None = None,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
-    """Batches as `tf.data`: (inputs, class ids [B], weights [B]), read ahead of the step.
+    """Batches as `tf.data`: (inputs, targets [B, ...], weights [B]), read ahead of the step.
 
     Args:
+        rows: the inputs.
+        targets: of every row of the split, [N] or [N, ...].
+        weights: of every row, float32 [N].
         batches: read once for each iteration over the data set.
-        class_weights: a weight for each class, default 1.
         pieces: which parts of the batches; default: all of each.
         shape: rows and width of every element where they are fixed (TPU): smaller ones are filled
             up with rows of weight 0, and the others' weights raised so that the mean stays.
@@ -146,19 +172,19 @@ def dataset(
     def elements() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
         for whole in batches:
             for batch in pieces.cut(whole):
-                labels = split.labels[batch.positions]
-                weights = np.ones(len(labels)) if class_weights is None else class_weights[labels]
-                element = arrays(split, batch, pad_id), labels, weights.astype(np.float32)
+                element = rows.arrays(batch), targets[batch.positions], weights[batch.positions]
                 if shape[0] is None:
                     yield element
                 else:
-                    rows = len(whole.positions) / pieces.of  # that a piece stands for
-                    yield _filled(element, pad_id, shape, shape[0] / rows)
+                    count = len(whole.positions) / pieces.of  # rows that a piece stands for
+                    yield _filled(element, pad_id, shape, shape[0] / count)
 
-    ids = tf.TensorSpec(shape, tf.int32)
-    inputs = {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
-    rows = shape[:1]
-    spec = (inputs, tf.TensorSpec(rows, tf.int32), tf.TensorSpec(rows, tf.float32))
+    count = shape[0]
+    spec = (
+        rows.spec(*shape),
+        tf.TensorSpec([count, *targets.shape[1:]], targets.dtype),
+        tf.TensorSpec([count], tf.float32),
+    )
     # There is nothing to tune, and the tuner's thread keeps an iterator from ending for a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -172,20 +198,22 @@ def _filled(
     shape: tuple[int | None, int | None],
     factor: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    inputs, labels, weights = element
-    missing = [size - have for size, have in zip(shape, inputs["token_ids"].shape, strict=True)]
-    wider = {
-        name: np.pad(
-            value,
-            [(0, missing[0]), (0, missing[1])],
-            constant_values=pad_id if name == "token_ids" else 0,
-        )
-        for name, value in inputs.items()
-    }
+    inputs, targets, weights = element
+    rows, width = shape
+    missing = rows - len(weights)
+    filled = {}
+    for name, value in inputs.items():
+        # Tokens of a row stand on the second axis; a stored vector has none.
+        wider = [(0, width - value.shape[1])] if name in _BY_TOKEN or value.ndim == 3 else []
+        pads = [(0, missing), *wider, *[(0, 0)] * (value.ndim - 1 - len(wider))]
+        filled[name] = np.pad(value, pads, constant_values=pad_id if name == "token_ids" else 0)
     # A row of nothing but padding has no token to attend to: it gets one, which counts nothing.
-    wider["padding_mask"][len(labels) :, 0] = 1
+    filled["padding_mask"][len(weights) :, 0] = 1
     return (
-        wider,
-        np.pad(labels, (0, missing[0])),
-        np.pad(weights * np.float32(factor), (0, missing[0])),
+        filled,
+        np.pad(targets, [(0, missing), *[(0, 0)] * (targets.ndim - 1)]),
+        np.pad(weights * np.float32(factor), (0, missing)),
     )
+
+
+_BY_TOKEN = ("token_ids", "padding_mask", "segment_ids")

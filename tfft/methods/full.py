@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from tfft.spec import Method, Rule, Stage
+from tfft.spec import Method, Phase, Rule
 
 
-def apply(stages: tuple[Stage, ...], _: Any) -> tuple[Rule, ...]:
+def apply(*_: Any) -> tuple[Phase, ...]:
     """One rule for all."""
-    return (Rule("*", trainable=True, origin="method full"),)
+    return (Phase((Rule("*", trainable=True, origin="method full"),)),)
 
 
 METHOD = Method("full", apply)

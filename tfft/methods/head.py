@@ -2,14 +2,18 @@
 
 from typing import Any
 
-from tfft.spec import Method, Rule, Stage
+from tfft.spec import Method, Phase, Rule, Stage
 
 
-def apply(stages: tuple[Stage, ...], _: Any) -> tuple[Rule, ...]:
+def apply(_: Any, stages: tuple[Stage, ...], *__: Any) -> tuple[Phase, ...]:
     """The last stage moves, the rest is frozen."""
     return (
-        Rule(stages[-1].name, trainable=True, origin="method head"),
-        Rule("*", trainable=False, origin="method head"),
+        Phase(
+            (
+                Rule(stages[-1].name, trainable=True, origin="method head"),
+                Rule("*", trainable=False, origin="method head"),
+            )
+        ),
     )
 
 

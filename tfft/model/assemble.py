@@ -12,15 +12,16 @@ from tfft.spec import Backbone, Stage, Task
 
 def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]) -> Model:
     """Backbone and head: `{token_ids, padding_mask, segment_ids}` [B, T] -> logits [B, C]."""
-    head, feature = task.head(backbone, config, labels)
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}
-    # Only what the feature needs: a pooler that nothing reads would have no gradient.
-    encoder = keras.Model(inputs, backbone.model.output[feature], name="encoder")
-    logits = head(encoder(inputs), inputs["padding_mask"])
+    head = task.head(backbone, config, labels)
+    # One flat graph of the layers that the logits need: a pooler that nothing reads would have no
+    # gradient, and a graph can be cut where it begins to move (`prefix`).
+    logits = head(backbone.model.output, inputs["padding_mask"])
     model = Model(inputs, logits, name=task.name)
     if backbone.head is not None:
-        for variable in head.weights:
-            variable.assign(backbone.head.weights[variable.path])
+        for variable in model.weights:
+            if variable.path.startswith("head/"):
+                variable.assign(backbone.head.weights[variable.path])
     return model
 
 

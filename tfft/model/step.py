@@ -12,7 +12,8 @@ Keras optimizer.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,6 +23,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
+from tfft import inject
 from tfft.model import seeds, updates
 
 
@@ -53,17 +55,37 @@ class Model(keras.Model):
             while op determinism is on.
         dry: the steps compute everything and change no weight and no optimizer variable.
         report: what the last call of the train function did.
+        above: the part of the model above its cached prefix (`prefix.Cut`), or None. The model then
+            takes the stored tensors in place of the tokens, wherever it takes inputs.
+        consistency: gives the loss of a batch in place of the plain one (`regularizers.r_drop`).
+        adversary: makes several passes over a batch (`regularizers.adversarial`).
+        penalties: what is added to the gradients (`regularizers.penalties`).
+
+    All of these are read while a function is traced.
     """
 
     micro_batch: int | None = None
     xla: bool = False
     dry: bool = False
+    consistency: Any = None
+    adversary: Any = None
     _share: Any = 1.0  # of the rows at hand in the batch, while a step is traced
     _forward: Callable[..., Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.report = StepReport()
+        # Not attributes that Keras tracks: the layers are the model's own already.
+        self.__dict__["above"] = None
+        self.__dict__["penalties"] = []
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model`'s; the inputs may be those of `above`."""
+        inputs = args[0] if args else None
+        above = self.above
+        if above is not None and isinstance(inputs, dict) and set(inputs) >= set(above.input):
+            return above({name: inputs[name] for name in above.input}, *args[1:], **kwargs)
+        return super().__call__(*args, **kwargs)
 
     def compile(self, *args: Any, micro_batch: int | None = None, **kwargs: Any) -> None:
         """As `keras.Model.compile`; `micro_batch` as in the class."""
@@ -71,6 +93,23 @@ class Model(keras.Model):
         self.micro_batch = micro_batch
         if self.optimizer is not None:
             updates.make_local(self.optimizer)
+
+    def start_above(self, above: keras.Model | None) -> None:
+        """Let the model take the inputs of its upper part, or (None) its own alone."""
+        self.__dict__["above"] = above
+        self.forget_functions()
+
+    def forget_functions(self) -> None:
+        """Have every function traced anew: the layers compute something else now."""
+        self.train_function = self.test_function = self.predict_function = self._forward = None
+
+    @contextmanager
+    def merged(self) -> Iterator[list[str]]:
+        """As `inject.merged`, its functions being traced anew."""
+        with inject.merged(self) as layers:
+            self.forget_functions()
+            yield layers
+        self.forget_functions()
 
     # --- the step, in a replica ---
 
@@ -83,6 +122,7 @@ class Model(keras.Model):
         with seeds.of_replica(self):
             loss, gradients = self._micro_batches(x, y, weight, total, micro)
         loss, *gradients = self._all_reduce([loss, *gradients])
+        gradients = self._penalised(gradients)
         finite = tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # A loss scaler looks at the gradients itself, and lowers the scale.
@@ -133,18 +173,42 @@ class Model(keras.Model):
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """The share in the loss and in the gradients of some rows, dense."""
         variables = [v.value for v in self.trainable_variables]
-        with tf.GradientTape() as tape:
-            y_pred = self(x, training=True)
-            loss = self._share_of_loss(x, y, y_pred, weight, total)
-            scaled = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(
-            scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
-        )
+
+        def loss_of() -> tuple[tf.Tensor, tf.Tensor]:
+            return self._loss_of(x, y, weight, total)
+
+        if self.adversary is not None:
+            loss, gradients, y_pred = self.adversary.gradients(self, loss_of, variables)
+        else:
+            with tf.GradientTape() as tape:
+                loss, y_pred = loss_of()
+                scaled = self.optimizer.scale_loss(loss)
+            gradients = tape.gradient(
+                scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
+            )
         if self.metrics:
             self._update_metrics(x, y, y_pred, weight, loss, total)
         # Dense: a sparse gradient holds a token that comes twice as two rows, which Keras' clipping
         # and the second moment of its Adam take for two gradients.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
+
+    def _loss_of(
+        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """The share of some rows in the loss, and the output for them."""
+        if self.consistency is not None:
+            return self.consistency.loss(self, x, y, weight, total)
+        y_pred = self(x, training=True)
+        return self._share_of_loss(x, y, y_pred, weight, total), y_pred
+
+    def _penalised(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """The gradients with those of the penalties, scaled as they are."""
+        for penalty in self.penalties:
+            for i, variable in enumerate(self.trainable_variables):
+                more = penalty(variable.path, tf.convert_to_tensor(variable.value))
+                if more is not None:
+                    gradients[i] = gradients[i] + self.optimizer.scale_loss(more)
+        return gradients
 
     def _share_of_loss(
         self, x: Any, y: Any, y_pred: Any, weight: Any, total: tf.Tensor, training: bool = True

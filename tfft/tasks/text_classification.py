@@ -1,6 +1,6 @@
 """One class for each text, or for each pair of texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -13,64 +13,72 @@ from tfft.errors import UserError, nearest
 from tfft.spec import Backbone, Task
 
 
+class Pooling(keras.layers.Layer):
+    """One float32 vector [B, D] of the features.
+
+    Args:
+        kind: `pooled` takes [B, D] as it is, `first` the first token of [B, T, D], `mean` the
+            mean over the tokens that are not padding.
+    """
+
+    def __init__(self, kind: str, **kwargs):
+        super().__init__(dtype="float32", **kwargs)
+        self._kind = kind
+
+    def call(self, features, mask):
+        """[B, D] or [B, T, D], and the mask [B, T] -> [B, D]."""
+        x = ops.cast(features, "float32")
+        if self._kind == "first":
+            return x[:, 0]
+        if self._kind == "mean":
+            weights = ops.cast(mask, "float32")[:, :, None]
+            return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
+        return x
+
+
 class ClassificationHead(keras.layers.Layer):
-    """One vector of the features, perhaps a dense layer, dropout, logits; all in float32.
+    """Perhaps a dense layer, dropout, logits; all in float32.
 
     Args:
         classes: C.
-        pooling: `pooled` takes [B, D] as it is, `first` the first token of [B, T, D], `mean` the
-            mean over the tokens that are not padding.
         activation: of a dense layer D -> D before the logits, None for no such layer.
         dropout: rate before the logits.
     """
 
-    def __init__(
-        self, classes: int, pooling: str, activation: str | None, dropout: float, **kwargs
-    ):
+    def __init__(self, classes: int, activation: str | None, dropout: float, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        self._pooling = pooling
         self._activation = activation
-        # 0.02 is what these models' own heads begin with (Devlin et al. 2019, appendix A.2).
-        small = keras.initializers.TruncatedNormal(stddev=0.02)
-        self.logits = keras.layers.Dense(
-            classes, kernel_initializer=small, dtype="float32", name="logits"
-        )
-        self.dense = None
-        if activation is not None:
-            self.dense = True  # its width is the input's, known in `build`
+        self.logits = _dense(classes, None, "logits")
+        self.dense: keras.layers.Dense | None = None
         self.dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
 
-    def build(self, features_shape, mask_shape=None):
+    def build(self, shape):
         """Create the dense layers."""
-        width = features_shape[-1]
-        if self.dense is True:
-            self.dense = keras.layers.Dense(
-                width,
-                activation=self._activation,
-                kernel_initializer=keras.initializers.TruncatedNormal(stddev=0.02),
-                dtype="float32",
-                name="dense",
-            )
+        width = shape[-1]
+        if self._activation is not None:
+            self.dense = _dense(width, self._activation, "dense")
             self.dense.build((None, width))
         self.logits.build((None, width))
         self.built = True
 
-    def call(self, features, mask, training: bool = False):
-        """[B, D] or [B, T, D], and the mask [B, T] -> logits [B, C]."""
-        x = ops.cast(features, "float32")
-        if self._pooling == "first":
-            x = x[:, 0]
-        elif self._pooling == "mean":
-            weights = ops.cast(mask, "float32")[:, :, None]
-            x = ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
+    def call(self, x, training: bool = False):
+        """[B, D] -> logits [B, C]."""
         if self.dense is not None:
             x = self.dense(x)
         return self.logits(self.dropout(x, training=training))
 
 
+def _dense(width: int, activation: str | None, name: str) -> keras.layers.Dense:
+    # 0.02 is what these models' own heads begin with (Devlin et al. 2019, appendix A.2).
+    small = keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.layers.Dense(
+        width, activation=activation, kernel_initializer=small, dtype="float32", name=name
+    )
+
+
 def _head(
     backbone: Backbone, config: TaskConfig, labels: Sequence[str]
-) -> tuple[keras.layers.Layer, str]:
+) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor], keras.KerasTensor]:
     style = backbone.head_style
     pooling = style.pooling if config.pooling == "auto" else config.pooling
     feature = "pooled" if pooling == "pooled" else "sequence"
@@ -80,8 +88,9 @@ def _head(
             f"it has {', '.join(backbone.features)}: use first or mean"
         )
     activation = style.activation if pooling == style.pooling else None
-    head = ClassificationHead(len(labels), pooling, activation, config.dropout, name="head")
-    return head, feature
+    pool = Pooling(pooling, name="pooling")
+    head = ClassificationHead(len(labels), activation, config.dropout, name="head")
+    return lambda features, mask: head(pool(features[feature], mask))
 
 
 class CrossEntropy(keras.losses.Loss):
@@ -111,9 +120,35 @@ class CrossEntropy(keras.losses.Loss):
         return loss
 
 
+class ProbabilityError(keras.losses.Loss):
+    """An error of the probabilities against the one-hot class, summed over classes; one a row.
+
+    `mse` is Brier's score (1950), a proper one: the probabilities stay calibrated. `huber`
+    (Huber 1964) is e^2 / 2 within `delta` and delta * (|e| - delta / 2) beyond; `smooth_l1`
+    (Girshick 2015) is that divided by `delta`.
+    """
+
+    def __init__(self, kind: str, delta: float, name: str = "loss"):
+        super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
+        self.kind, self.delta = kind, delta
+
+    def call(self, y_true, y_pred):
+        """Class ids [B], logits [B, C] -> [B]."""
+        p = ops.softmax(ops.cast(y_pred, "float32"), axis=-1)
+        target = ops.one_hot(ops.cast(ops.reshape(y_true, [-1]), "int32"), ops.shape(y_pred)[-1])
+        error = ops.abs(p - target)
+        if self.kind == "mse":
+            return ops.sum(ops.square(error), axis=-1)
+        square, straight = 0.5 * ops.square(error), self.delta * (error - 0.5 * self.delta)
+        huber = ops.sum(ops.where(error <= self.delta, square, straight), axis=-1)
+        return huber / self.delta if self.kind == "smooth_l1" else huber
+
+
 def _loss(config: TaskConfig) -> keras.losses.Loss:
     if config.loss == "focal":
         return CrossEntropy(gamma=config.focal_gamma)
+    if config.loss != "cross_entropy":
+        return ProbabilityError(config.loss, config.delta)
     return CrossEntropy(label_smoothing=config.label_smoothing)
 
 

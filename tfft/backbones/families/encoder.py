@@ -20,6 +20,7 @@ class Architecture:
         embedding_width: where it differs from `width` (ALBERT), else None.
         pad_id: where positions count real tokens and begin after this id (RoBERTa), else None.
         pooler: activation of the pooler, None where there is none.
+        dropped: names of blocks that are left out; the others keep their names.
     """
 
     vocabulary: int
@@ -38,6 +39,7 @@ class Architecture:
     per_group: int = 1
     pad_id: int | None = None
     pooler: str | None = "tanh"
+    dropped: frozenset[str] = frozenset()
 
     @property
     def blocks(self) -> list[str]:
@@ -93,7 +95,10 @@ def build(a: Architecture, precision: str) -> keras.Model:
     x = embeddings(inputs["token_ids"], inputs["segment_ids"])
     bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
     for index in a.block_order():
+        if a.blocks[index] in a.dropped:
+            continue
         x = blocks[index](x, bias)
+    x = WithoutPrompt(name="without_prompt")(x)
     features = {"sequence": x}
     if a.pooler is not None:
         pooler = keras.layers.Dense(a.width, activation=a.pooler, dtype=precision, name="pooler")
@@ -103,7 +108,8 @@ def build(a: Architecture, precision: str) -> keras.Model:
 
 def stages(a: Architecture) -> tuple[Stage, ...]:
     """Bottom to top."""
-    names = ["embeddings", *a.blocks, *(["pooler"] if a.pooler is not None else [])]
+    kept = [name for name in a.blocks if name not in a.dropped]
+    names = ["embeddings", *kept, *(["pooler"] if a.pooler is not None else [])]
     return tuple(Stage(name, f"{name}/") for name in names)
 
 
@@ -113,11 +119,32 @@ def features(a: Architecture) -> Mapping[str, int]:
 
 
 class AttentionBias(keras.layers.Layer):
-    """Padding mask, int [B, T] -> float32 [B, 1, 1, T]: 0 where there is a token, else -1e9."""
+    """Padding mask, int [B, T] -> float32 [B, 1, 1, P + T]: 0 where there is a token, else -1e9.
+
+    Attributes:
+        prompt: P, how many vectors stand before the text.
+    """
+
+    prompt = 0
 
     def __init__(self, **kwargs):
         super().__init__(dtype="float32", **kwargs)
 
     def call(self, mask):
         """See the class."""
-        return (1.0 - ops.cast(mask, "float32")[:, None, None, :]) * -1e9
+        bias = (1.0 - ops.cast(mask, "float32")[:, None, None, :]) * -1e9
+        return ops.pad(bias, [(0, 0), (0, 0), (0, 0), (self.prompt, 0)]) if self.prompt else bias
+
+
+class WithoutPrompt(keras.layers.Layer):
+    """[B, P + T, D] -> [B, T, D]: what the blocks made of the text alone.
+
+    Attributes:
+        prompt: P, how many vectors stand before the text.
+    """
+
+    prompt = 0
+
+    def call(self, x):
+        """See the class."""
+        return x[:, self.prompt :] if self.prompt else x

@@ -50,6 +50,8 @@ class Dropout(keras.layers.Layer):
         rate: the share that is dropped, in [0, 1).
     """
 
+    off_where_frozen = True  # what `prefix` looks for
+
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
@@ -125,6 +127,7 @@ class Embeddings(keras.layers.Layer):
         self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name="norm")
         self.dropout = Dropout(dropout, dtype=dtype, name="dropout")
         self.project = keras.layers.Dense(project, dtype=dtype, name="project") if project else None
+        self.prompt: keras.layers.Layer | None = None  # gives vectors [P, D] before the text
         self._width = width
 
     def build(self, _):
@@ -138,8 +141,10 @@ class Embeddings(keras.layers.Layer):
         self.built = True
 
     def call(self, token_ids, segment_ids, training: bool = False):
-        """Int [B, T] twice -> [B, T, D]."""
+        """Int [B, T] twice -> [B, P + T, D], P being 0 where there is no prompt."""
         x = self.token(token_ids)
+        if self.prompt is not None:
+            x, token_ids, segment_ids = self._prompted(x, token_ids, segment_ids)
         if self._pad_id is None:
             x = x + self.position(ops.arange(ops.shape(token_ids)[1]))
         else:
@@ -149,6 +154,30 @@ class Embeddings(keras.layers.Layer):
             x = x + self.segment(segment_ids)
         x = self.dropout(self.norm(x), training=training)
         return x if self.project is None else self.project(x)
+
+    def _prompted(self, x, token_ids, segment_ids):
+        """The prompt before the text: real tokens (of no id) of the first segment."""
+        prompt = self.prompt(x)  # [B, P, D]
+        ones = ops.ones(ops.shape(prompt)[:2], "int32")
+        unlike_padding = ones * ((self._pad_id or 0) + 1)
+        return (
+            ops.concatenate([prompt, x], axis=1),
+            ops.concatenate([unlike_padding, ops.cast(token_ids, "int32")], axis=1),
+            ops.concatenate([ones * 0, ops.cast(segment_ids, "int32")], axis=1),
+        )
+
+
+class FusedDense(keras.layers.Dense):
+    """One product for several projections of the same width, side by side.
+
+    Args:
+        parts: their names, in the order of the columns.
+        width: of each.
+    """
+
+    def __init__(self, parts: tuple[str, ...], width: int, **kwargs):
+        super().__init__(len(parts) * width, **kwargs)
+        self.parts = parts
 
 
 class SelfAttention(keras.layers.Layer):
@@ -163,11 +192,15 @@ class SelfAttention(keras.layers.Layer):
             raise UserError(
                 f"config.json: hidden size {width} is no multiple of its {heads} attention heads"
             )
-        self._width, self._heads = width, heads
+        self.heads, self.size = heads, width // heads  # H, d
+        self._width = width
         self._scale = (width // heads) ** -0.5
-        self.qkv = keras.layers.Dense(3 * width, dtype=self.dtype_policy, name="qkv")
+        parts = ("query", "key", "value")
+        self.qkv = FusedDense(parts, width, dtype=self.dtype_policy, name="qkv")
         self.out = keras.layers.Dense(width, dtype=self.dtype_policy, name="out")
         self.dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
+        # (keys, values) [B, H, T, d], bias -> the same with more to attend to before them
+        self.prefix: keras.layers.Layer | None = None
 
     def build(self, _):
         """Create the two products."""
@@ -178,9 +211,10 @@ class SelfAttention(keras.layers.Layer):
     def call(self, x, bias, training: bool = False):
         """[B, T, D] and an additive [B, 1, 1, T] -> [B, T, D]."""
         rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
-        size = self._width // self._heads
-        qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self._heads, size])
+        qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self.heads, self.size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
+        if self.prefix is not None:
+            key, value, bias = self.prefix(key, value, bias)
         scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
         # The bias came through Keras' casting of inputs: 0 or -1e9, whatever the precision.
         scores = ops.cast(scores, "float32") + ops.cast(bias, "float32")
