@@ -52,7 +52,7 @@ def by_measuring(run: Callable[[int], bool], rows: int) -> int:
     if rows < 4 or not (_SELF / "clear_refs").exists():
         return rows
     free = available()
-    resident = _resident("VmRSS")
+    resident = resident("VmRSS")
     peaks = [peak_of(lambda size=size: run(size)) for size in (small, larger)]
     a_row = max(0.0, (peaks[1] - peaks[0]) / (larger - small))
 
@@ -67,10 +67,11 @@ def peak_of(run: Callable[[], object]) -> int:
     with contextlib.suppress(OSError):
         (_SELF / "clear_refs").write_text("5")  # forgets the peak so far
     run()
-    return _resident("VmHWM")
+    return resident("VmHWM")
 
 
-def _resident(name: str) -> int:
+def resident(name: str = "VmRSS") -> int:
+    """Bytes that this process holds now; `VmHWM`: at most so far."""
     text = (_SELF / "status").read_text(encoding="ascii", errors="replace")
     match = re.search(rf"{name}:\s+(\d+) kB", text)
     return int(match[1]) * 1024 if match else 0

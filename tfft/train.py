@@ -7,7 +7,6 @@ import platform
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -73,24 +72,15 @@ def run(config: Config, workdir: Path) -> Run:
     seed, train = config.train.seed, config.train
     strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
     with strategy.scope():  # every variable is born here
-        backbone = backbones.load(config.model, config.distribute.precision)
-        inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
-        check_inputs(config, backbone, inputs)
-        data = build.build(config.data, inputs, seed, stored_labels(backbone))
-        plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
-        built = build_model(config, backbone, data.labels, plan)
-    model, course = built.model, built.course
-    result = Run(workdir, config, model, backbone, inputs, data.labels, built.trained)
-    result.datasets = data
-    result.targets = teachers_targets(config, data)
+        result, data, plan, course = prepare(config, workdir)
     if workers.first:
         describe(result, data, course)
 
     with distribute.lost_workers_told(workdir):
         keep = Checkpoints(
-            workdir / "checkpoints", train.checkpoint.keep, workers.first, built.trained
+            workdir / "checkpoints", train.checkpoint.keep, workers.first, result.trained
         )
-        state = keep.restore(model)  # 1. this run's checkpoint  2. the pretrained weights
+        state = keep.restore(result.model)  # 1. this run's checkpoint  2. the pretrained weights
         loop.fit(result, data, plan, course, state, keep)
         result.load_weights()  # the best of the run, not the last
         conclude(result, data, course, state)
@@ -98,18 +88,29 @@ def run(config: Config, workdir: Path) -> Run:
     return result
 
 
-@dataclass(frozen=True)
-class Built:
-    """A compiled model, what moves in it when, and the paths that differ from the backbone's files
-    (None: all)."""
+def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]:
+    """Everything before the first step: backbone, tokenizer, data, and a compiled model."""
+    backbone = backbones.load(config.model, config.distribute.precision)
+    inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
+    check_inputs(config, backbone, inputs)
+    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
+    strategy = tf.distribute.get_strategy()
+    plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
+    model, course, changed = build_model(config, backbone, data.labels, plan)
+    trained = trained_paths(model, course.mask, changed)
+    result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
+    result.datasets = data
+    result.targets = teachers_targets(config, data)
+    return result, data, plan, course
 
-    model: Model
-    course: Course
-    trained: frozenset[str] | None
 
+def build_model(
+    config: Config, backbone: Backbone, labels: Sequence[str], plan: Plan
+) -> tuple[Model, Course, set[str]]:
+    """Backbone and head -> surgery -> method -> masks -> optimizer -> regularization.
 
-def build_model(config: Config, backbone: Backbone, labels: Sequence[str], plan: Plan) -> Built:
-    """Backbone and head -> surgery -> method -> masks -> optimizer -> regularization."""
+    Returns the compiled model, what moves in it when, and the paths that surgery changed.
+    """
     task = TASKS[config.task.name]
     model = model_room.assemble(backbone, task, config.task, labels)
     stages = model_room.stages(backbone, model)
@@ -131,7 +132,7 @@ def build_model(config: Config, backbone: Backbone, labels: Sequence[str], plan:
     model.compile(optimizer, loss, jit_compile=False)
     optimizer.build(model.trainable_variables)
     regularizers.attach(model, course.mask, changed, config.regularization)
-    return Built(model, course, trained_paths(model, course.mask, changed))
+    return model, course, changed
 
 
 def trained_paths(model: Model, mask: Mask, changed: Collection[str]) -> frozenset[str] | None:
@@ -173,15 +174,10 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
 
 def preview(config: Config) -> str:
     """The mask table and the memory estimate of a config, as text; trains nothing."""
-    backbone = backbones.load(config.model, config.distribute.precision)
-    inputs = preprocess.load(config.model, config.data)
-    check_inputs(config, backbone, inputs)
-    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
-    plan = Plan.make(config, data)
-    built = build_model(config, backbone, data.labels, plan)
+    result, _, plan, course = prepare(config, Path("runs"))
     rows, width = micro_rows(config.train), plan.buckets[-1]
-    needed = estimate.text(estimate.step(built.model, rows, width), rows, width)
-    return f"{table(built.course)}\n\n{needed}"
+    needed = estimate.text(estimate.step(result.model, rows, width), rows, width)
+    return f"{table(course)}\n\n{needed}"
 
 
 def micro_rows(train: TrainConfig) -> int:

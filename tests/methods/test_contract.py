@@ -44,7 +44,7 @@ def changed(config, name, **more):
 
 
 def built(tiny, name, **more):
-    """A model before and after `apply`: (model, its stages, phases, output before, output after)."""
+    """(model, its stages, phases, output before `apply`, output after it, inputs)."""
     keras.utils.set_random_seed(0)
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
     model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))

@@ -11,6 +11,7 @@ VERBS = {
     "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
     "export": "publish a SavedModel: --workdir=DIR [--format=saved_model|huggingface]",
     "show": "resolved config, mask and memory, training nothing: --config=FILE",
+    "lr-find": "loss at rising learning rates, with a plot: --config=FILE",
     "data": "profile of a data set: --config=FILE",
     "launch": "several workers on this machine: --workers=N [--restarts=R] train --config=...",
     "doctor": "what is installed and whether it works",
@@ -33,7 +34,7 @@ def main() -> None:
     if verb not in VERBS:
         print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(2)
-    module = importlib.import_module(f"tfft.bin.{verb}")
+    module = importlib.import_module(f"tfft.bin.{verb.replace('-', '_')}")
     module.main([f"tfft {verb}", *arguments[1:]])
 
 

@@ -1,5 +1,6 @@
 """The page that a run leaves behind."""
 
-from tfft.report.page import write
+from tfft.report import svg
+from tfft.report.page import write, write_page
 
-__all__ = ["write"]
+__all__ = ["svg", "write", "write_page"]

@@ -54,6 +54,15 @@ def write(
     return path
 
 
+def write_page(path: Path, title: str, plot: str, text: str) -> None:
+    """A page with one plot and a text."""
+    path.write_text(
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{plot}<pre>{escape(text)}</pre></html>\n",
+        encoding="utf-8",
+    )
+
+
 def _section(title: str, body: str) -> str:
     return f"<h2>{escape(title)}</h2>{body}"
 
