@@ -4,10 +4,10 @@
     python benchmarks/methods.py --out=results.jsonl --table        # the table of what is there
 
 Each row trains in a process of its own, once for each seed; the same seed draws the same examples
-for every row. There is no validation split: the last weights count. Accuracy is that of the 500 test
-questions, with the mean and its 95 % interval over the seeds (Student's t). Step time (median) and
-peak memory are of `--cost`: 30 steps of 32 rows, nothing else running. Rates are those found best on
-other training rows with one seed (`--sweep`).
+for every row. There is no validation split: the last weights count. Accuracy is that of the 500
+test questions, with the mean and its 95 % interval over the seeds (Student's t). Step time (median)
+and peak memory are of `--cost`: 30 steps of 32 rows, nothing else running. Rates are those found
+best on other training rows with one seed (`--sweep`).
 """
 
 import argparse
@@ -56,6 +56,7 @@ TRAIN = {100: (16, 20), 500: (16, 10), 5452: (32, 3)}
 
 
 def merged(*changes: dict) -> dict:
+    """Nested mappings, later ones over earlier ones; a named section is taken whole."""
     out: dict = {}
     for change in changes:
         for key, value in change.items():
@@ -80,6 +81,7 @@ def sample(path: Path, size: int, seed: int, folder: Path, other: bool = False) 
 
 
 def config(flags: argparse.Namespace, size: int, seed: int, folder: Path, changes: dict) -> dict:
+    """The config of one run."""
     batch, epochs = TRAIN[size]
     test = Path(flags.data) / "test.tsv"
     if flags.sweep:
@@ -127,10 +129,9 @@ def child(flags: argparse.Namespace) -> None:
 
 def cost(made: dict, folder: Path) -> None:
     """Step time, peak memory and parameters of 30 steps at a fixed shape."""
-    from tfft import estimate, masks, memory, train
+    from tfft import distribute, estimate, masks, memory, train
     from tfft.config import parse
     from tfft.feed import Feed
-    from tfft import distribute, loop
 
     made = merged(made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache": False}})
     parsed = parse(made)
@@ -162,6 +163,7 @@ def cost(made: dict, folder: Path) -> None:
 
 
 def run_child(flags: argparse.Namespace, name: str, size: int, lr: float | None = None) -> list:
+    """What a process of its own says of a row, a mapping for each seed."""
     command = [sys.executable, __file__, f"--data={flags.data}", f"--backbone={flags.backbone}"]
     command += [f"--child={json.dumps(ROWS[name])}", f"--sizes={size}", f"--seeds={flags.seeds}"]
     command += [f"--first-seed={flags.first_seed}"]
@@ -211,6 +213,7 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
+    """Run what the flags ask for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="trec")
     parser.add_argument("--backbone", default="hf:sentence-transformers/all-MiniLM-L6-v2")

@@ -52,12 +52,12 @@ def by_measuring(run: Callable[[int], bool], rows: int) -> int:
     if rows < 4 or not (_SELF / "clear_refs").exists():
         return rows
     free = available()
-    resident = resident("VmRSS")
+    held = resident()
     peaks = [peak_of(lambda size=size: run(size)) for size in (small, larger)]
     a_row = max(0.0, (peaks[1] - peaks[0]) / (larger - small))
 
     def fits(size: int) -> bool:
-        return peaks[0] - resident + a_row * (size - small) <= SHARE * free
+        return peaks[0] - held + a_row * (size - small) <= SHARE * free
 
     return by_trying(fits, rows)
 
