@@ -16,23 +16,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tfft.adapters import Adapters
     from tfft.run import Run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "train"]
+__all__ = ["Adapters", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # `tfft.train` is the module with the road in it, and can be called: see its last lines.
     if name == "train":
         return importlib.import_module("tfft.train")
+    if name == "Adapters":
+        return importlib.import_module("tfft.adapters").Adapters
     raise AttributeError(f"module 'tfft' has no attribute {name!r}")
 
 
-def load(workdir: str | Path) -> Run:
+def load(workdir: str | Path, backbone: str | None = None) -> Run:
     """The run in a directory, with its best weights.
 
+    Args:
+        backbone: where the backbone's files are now, as in `model.backbone`, if they are not where
+            they were; a run that did not train all of it needs them.
+
     Raises:
-        tfft.errors.UserError: the directory holds no run with weights.
+        tfft.errors.UserError: the directory holds no run with weights, or the backbone is another.
     """
-    return importlib.import_module("tfft.run").load_run(workdir)
+    return importlib.import_module("tfft.run").load_run(workdir, backbone)

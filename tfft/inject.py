@@ -124,21 +124,46 @@ def attach(targets: Sequence[Projection], make: Callable[[Projection], Addition]
     return made
 
 
-def detach(model: keras.Model) -> list[tuple[Any, list[tuple[Projection, Addition]]]]:
-    """Take every addition off; `reattach` puts them back."""
-    record = []
+def fit(layer: keras.layers.Layer, attribute: str, part: Any) -> None:
+    """Set an attribute that a layer looks at (a prefix, a prompt), so that `detach` finds it."""
+    fitted = layer.__dict__.setdefault("_tfft_fitted", {})
+    fitted[attribute] = (getattr(layer, attribute), part)
+    _set(layer, attribute, part)
+
+
+def detach(model: keras.Model) -> "Record":
+    """Take every addition and fitted part off; `reattach` puts them back."""
+    hooked = []
     for hook in _hooks(model):
-        record.append((hook, hook.additions))
+        hooked.append((hook, hook.additions))
         hook.additions = []
         hook.track()
-    return record
+    fitted = []
+    for layer in model._flatten_layers(include_self=False):
+        for attribute, (before, part) in layer.__dict__.pop("_tfft_fitted", {}).items():
+            fitted.append((layer, attribute, part))
+            _set(layer, attribute, before)
+    return hooked, fitted
 
 
-def reattach(record: list[tuple[Any, list[tuple[Projection, Addition]]]]) -> None:
+def reattach(record: "Record") -> None:
     """Put back what `detach` took off."""
-    for hook, additions in record:
+    hooked, fitted = record
+    for hook, additions in hooked:
         hook.additions = additions
         hook.track()
+    for layer, attribute, part in fitted:
+        fit(layer, attribute, part)
+
+
+def _set(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
+    """Set an attribute; the layer owns it if it is a layer, and no longer owns what was there."""
+    before = getattr(layer, attribute)
+    if isinstance(before, keras.layers.Layer):
+        layer._layers.remove(before)
+    if isinstance(value, keras.layers.Layer):
+        layer._layers.append(value)
+    layer.__dict__[attribute] = value
 
 
 @contextmanager
@@ -189,16 +214,6 @@ def stand_in(
     with scoped(path(layer)):
         value = np.array(ops.convert_to_numpy(hook.kernel()), np.float32)
         hook.stand_in(make(hook.own_kernel, value))
-
-
-@contextmanager
-def unlocked(layer: keras.layers.Layer) -> Iterator[None]:
-    """Within: a built layer takes new layers as attributes."""
-    layer._tracker.unlock()
-    try:
-        yield
-    finally:
-        layer._tracker.lock()
 
 
 class Hook:
@@ -370,3 +385,9 @@ def scoped(where: str) -> Iterator[None]:
         for part in where.split("/"):
             stack.enter_context(keras.name_scope(part))
         yield
+
+
+Record = tuple[
+    list[tuple[Hook, list[tuple[Projection, Addition]]]],
+    list[tuple[keras.layers.Layer, str, Any]],
+]

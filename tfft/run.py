@@ -203,7 +203,7 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
             one that the run was trained on.
     """
     workdir = Path(workdir)
-    config, description = _described(workdir)
+    config, description = described(workdir)
     if backbone is not None:
         model = config.model.model_dump() | {"backbone": backbone}
         config = config.model_copy(update={"model": ModelConfig(**model)})
@@ -243,7 +243,12 @@ def same_backbone(found: str, expected: str, workdir: Path) -> None:
         )
 
 
-def _described(workdir: Path) -> tuple[Config, dict[str, Any]]:
+def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
+    """The config of a run and what `best/` says of its model.
+
+    Raises:
+        UserError: the directory holds no run, or one without weights.
+    """
     if not (workdir / "config.yaml").is_file():
         raise UserError(f"{workdir}: holds no run (no config.yaml)")
     folder = workdir / "best"

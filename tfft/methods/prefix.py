@@ -49,14 +49,15 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
         raise UserError("method: prefix is for hf: backbones only")
     for attention in found:
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
-        with inject.scoped(path), inject.unlocked(attention):
-            attention.prefix = Prefix(
+        with inject.scoped(path):
+            prefix = Prefix(
                 config.length,
                 attention.heads,
                 attention.size,
                 dtype=attention.dtype_policy,
                 name="prefix",
             )
+        inject.fit(attention, "prefix", prefix)
     return lora.rules(stages, "prefix", "prefix")
 
 

@@ -49,13 +49,12 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
             ids = keras.random.randint([config.length], 0, vocabulary)
             return ops.cast(ops.take(embeddings.token.embeddings, ids, axis=0), dtype)
 
-    with inject.scoped("embeddings"), inject.unlocked(embeddings):
-        embeddings.prompt = Prompt(
-            config.length, width, start, dtype=embeddings.dtype_policy, name="prompt"
-        )
+    with inject.scoped("embeddings"):
+        prompt = Prompt(config.length, width, start, dtype=embeddings.dtype_policy, name="prompt")
+    inject.fit(embeddings, "prompt", prompt)
     for layer in layers:
         if isinstance(layer, AttentionBias | WithoutPrompt):
-            layer.prompt = config.length
+            inject.fit(layer, "prompt", config.length)
     return lora.rules(stages, "prompt", "prompt")
 
 
