@@ -13,6 +13,33 @@ from tfft.config import OptimizerConfig
 from tfft.errors import UserError, nearest
 from tfft.phases import Course
 
+
+class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
+    """Keras' optimizer with the update of its paper.
+
+    Keras 3.15 on TensorFlow takes the old z after it has been changed, so that the average is not
+    one. Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5, with weights c = 1 / t.
+    """
+
+    def update_step(self, gradient, variable, learning_rate):
+        """One variable's update; the variable is y."""
+        at = self._get_variable_index(variable)
+        z, second = self._momentums[at], self._velocities[at]
+        rate, gradient = ops.cast(learning_rate, z.dtype), ops.cast(gradient, z.dtype)
+        step = ops.cast(self.iterations + 1, z.dtype)
+        if self.warmup_steps:
+            rate = rate * ops.minimum(step / self.warmup_steps, 1.0)
+        second_new = self.beta_2 * second + (1 - self.beta_2) * ops.square(gradient)
+        scale = ops.sqrt(second_new / (1 - ops.power(self.beta_2, step))) + self.epsilon
+        z_new = z - rate * gradient / scale
+        beta = self.beta_1
+        x = (ops.convert_to_tensor(variable) - (1 - beta) * z) / beta
+        x_new = x + (z_new - x) / step
+        self.assign(second, second_new)
+        self.assign(variable, (1 - beta) * z_new + beta * x_new)
+        self.assign(z, z_new)
+
+
 OPTIMIZERS: Mapping[str, type[keras.optimizers.Optimizer]] = {
     "adadelta": keras.optimizers.Adadelta,
     "adafactor": keras.optimizers.Adafactor,
@@ -26,7 +53,7 @@ OPTIMIZERS: Mapping[str, type[keras.optimizers.Optimizer]] = {
     "muon": keras.optimizers.Muon,
     "nadam": keras.optimizers.Nadam,
     "rmsprop": keras.optimizers.RMSprop,
-    "schedule_free_adamw": keras.optimizers.ScheduleFreeAdamW,
+    "schedule_free_adamw": ScheduleFreeAdamW,
     "sgd": keras.optimizers.SGD,
 }
 # Fields of the section that some optimizers take; others refuse them.
