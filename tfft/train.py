@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Collection, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,7 @@ import tensorflow as tf
 import yaml
 
 from tfft import (
+    advisor,
     backbones,
     batch_norm,
     distribute,
@@ -25,6 +27,7 @@ from tfft import (
     log,
     loop,
     masks,
+    memory,
     optim,
     phases,
     preprocess,
@@ -35,7 +38,7 @@ from tfft import (
 from tfft import model as model_room
 from tfft.checkpoints import Checkpoints, State
 from tfft.config import Config, TrainConfig, dump, load, parse
-from tfft.data import Datasets, build
+from tfft.data import Datasets, batches, build
 from tfft.errors import UserError, nearest, require
 from tfft.evaluate import Evaluation
 from tfft.feed import Plan
@@ -61,6 +64,7 @@ def run(config: Config, workdir: Path) -> Run:
     """
     workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
     log.quiet(not workers.first)
+    config = advised(config, workdir)
     if workers.first:
         open_workdir(config, workdir)
     if (workdir / "metrics.json").is_file():
@@ -172,6 +176,63 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
     finish(result, evaluations, state)
 
 
+def advised(config: Config, workdir: Path | None) -> Config:
+    """The plain config that `method: auto` stands for; what was decided in `workdir` stays.
+
+    Raises:
+        UserError: the run directory is of another config.
+    """
+    if config.method.name != "auto":
+        return config
+    if distribute.workers().count > 1:
+        raise UserError(
+            "method: auto measures the device, so several workers would not agree; run tfft show "
+            "and train the config that it prints"
+        )
+    text = dump(config)
+    given = workdir / "config.given.yaml" if workdir is not None else None
+    if given is not None and given.is_file() and (given.parent / "config.yaml").is_file():
+        check_same(given, text)
+        return load(given.parent / "config.yaml")
+    plain, reasons = advisor.advise(config, facts(config))
+    log.say("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
+    if workdir is not None and given is not None:
+        open_workdir(plain, workdir)
+        write_atomic(given, text)
+        write_atomic(workdir / "config.yaml", dump(plain))
+        write_atomic(workdir / "advice.txt", "\n".join(reasons) + "\n")
+    return plain
+
+
+def facts(config: Config) -> advisor.Facts:
+    """What the advice rests on: counted, and a forward pass timed."""
+    backbone = backbones.load(config.model, config.distribute.precision)
+    inputs = preprocess.load(config.model, config.data)
+    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
+    planned = batches.in_order(data.train.lengths, 32)
+    batch = planned[len(planned) // 2]
+    arrays = batches.Tokens(data.train, inputs.pad_id).arrays(batch)
+    backbone.model.predict_on_batch(arrays)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        backbone.model.predict_on_batch(arrays)
+        times.append(time.perf_counter() - began)
+    blocks = [s for s in backbone.stages if s.name.startswith("block_")]
+    accelerated = distribute.accelerated()
+    return advisor.Facts(
+        rows=len(data.train),
+        classes=len(data.labels),
+        tokens=float(data.train.lengths.mean()),
+        parameters=backbone.model.count_params(),
+        blocks=len(blocks),
+        device=tf.config.list_logical_devices()[-1].device_type,
+        memory=None if accelerated else memory.available(),
+        row_seconds=min(times) / len(batch.positions),
+        seconds=config.method.time.seconds if config.method.time is not None else None,
+    )
+
+
 def preview(config: Config) -> str:
     """The mask table and the memory estimate of a config, as text; trains nothing."""
     result, _, plan, course = prepare(config, Path("runs"))
@@ -248,14 +309,9 @@ def open_workdir(config: Config, workdir: Path) -> None:
     Raises:
         UserError: it holds a run of another config, or something that is no run.
     """
-    path, text = workdir / "config.yaml", dump(config)
+    path = workdir / "config.yaml"
     if path.is_file():
-        changed = _differences(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
-        if changed:
-            raise UserError(
-                f"{workdir}: holds a run with another config ({'; '.join(changed[:5])}); "
-                "choose another --workdir"
-            )
+        check_same(path, dump(config))
         return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file; --workdir must be a folder")
@@ -265,6 +321,20 @@ def open_workdir(config: Config, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+
+
+def check_same(path: Path, text: str) -> None:
+    """The run directory's config must be this one.
+
+    Raises:
+        UserError: it is another; some of the differences are named.
+    """
+    changed = _differences(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
+    if changed:
+        raise UserError(
+            f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
+            "choose another --workdir"
+        )
 
 
 def _differences(old: Any, new: Any, path: str = "") -> list[str]:

@@ -9,10 +9,14 @@ cli.define_config()
 def verb() -> None:
     """Resolve, assemble, print."""
     config = cli.config()
-    print(dump(config))
+    if config.method.name != "auto":
+        print(dump(config))
     cli.load_tensorflow()
-    from tfft.train import preview
+    from tfft.train import advised, preview
 
+    if config.method.name == "auto":
+        config = advised(config, None)
+        print(dump(config))
     print(preview(config))
 
 

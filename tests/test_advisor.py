@@ -1,0 +1,76 @@
+"""Which config `auto` stands for: the rules, and that a run is that of the plain config."""
+
+import dataclasses
+
+import pytest
+
+import tfft
+from tfft.advisor import Facts, advise
+from tfft.config import parse
+from tfft.errors import UserError
+
+RAW = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x"}, "method": {"name": "auto"}}
+FACTS = Facts(5000, 6, 12.0, 22_000_000, 6, "CPU", 16 * 2**30, 0.002)
+
+
+def advised(raw=None, **facts):
+    return advise(parse({**RAW, **(raw or {})}), dataclasses.replace(FACTS, **facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "method", "epochs", "batch"),
+    [
+        ({"rows": 100}, "full", 30, 16),
+        ({"rows": 900}, "full", 6, 16),
+        ({}, "full", 4, 32),
+        ({"rows": 50_000}, "full", 3, 32),
+        ({"rows": 900_000}, "full", 1, 64),
+        ({"memory": 2**28}, "lora", 4, 32),
+        ({"seconds": 600.0}, "full", 4, 32),
+        ({"seconds": 100.0}, "full", 3, 32),
+        ({"seconds": 52.0}, "top", 4, 32),
+        ({"seconds": 20.0}, "head", 20, 32),
+    ],
+)
+def test_rules(facts, method, epochs, batch):
+    config, reasons = advised(**facts)
+    assert config.method.name == method
+    assert (config.train.epochs, config.train.batch_size) == (epochs, batch)
+    assert len(reasons) >= 3 and all(": " in line or ";" in line for line in reasons)
+
+
+def test_rates_by_size_and_method():
+    assert advised()[0].optimizer.learning_rate == 1e-4
+    assert advised(parameters=110_000_000)[0].optimizer.learning_rate == 3e-5
+    assert advised(memory=2**28)[0].optimizer.learning_rate == pytest.approx(1e-3)
+    assert advised()[0].optimizer.layer_decay == 0.9
+    assert advised(rows=50_000)[0].optimizer.layer_decay == 1.0
+
+
+def test_what_is_given_is_kept():
+    config, reasons = advised({"train": {"epochs": 7}, "optimizer": {"learning_rate": 1e-5}})
+    assert config.train.epochs == 7 and config.optimizer.learning_rate == 1e-5
+    assert "kept as given: train.epochs" in reasons
+    assert "kept as given: optimizer.learning_rate" in reasons
+
+
+def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
+    config["method"] = {"name": "auto", "time": "5 minutes"}
+    config["train"] = {"epochs": 2}
+    run = tfft.train(config, workdir=tmp_path / "auto")
+    assert "method auto:" in capfd.readouterr().err
+    assert run.config.method.name == "full"
+    for name in ("advice.txt", "config.given.yaml", "config.yaml"):
+        assert (run.workdir / name).is_file()
+    again = tfft.train(config, workdir=tmp_path / "auto")  # finished: the same command returns it
+    assert again.metrics == run.metrics
+    plain = tfft.train(run.workdir / "config.yaml", workdir=tmp_path / "plain")
+    for a, b in zip(run.model.weights, plain.model.weights, strict=True):
+        assert (a.numpy() == b.numpy()).all()
+    with pytest.raises(UserError, match="another config"):
+        tfft.train({**config, "train": {"epochs": 3}}, workdir=tmp_path / "auto")
+
+
+def test_time_is_in_minutes():
+    with pytest.raises(UserError, match="must be minutes"):
+        parse({**RAW, "method": {"name": "auto", "time": "3 epochs"}})

@@ -1,0 +1,188 @@
+"""`method: {name: auto}`: method, rates, epochs and batch from the data, the backbone and the time.
+
+The rules are published ones where there are such, and measured ones (README, "Which method") where
+those were tried on small data. Whatever the config sets itself is kept. The outcome is a plain
+config: a run that was advised is the run of that config.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from tfft.config import Config, parse
+
+# Rows of the training split.
+FEW, SMALL, MEDIUM, LARGE = 200, 1_000, 20_000, 500_000
+STEPS = 300  # optimizer steps that little data gets at least
+SMALL_BACKBONE = 50_000_000  # parameters; below it rates are higher
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the advice rests on.
+
+    Attributes:
+        rows: of the training split, after validation is held out.
+        classes: C.
+        tokens: a row, in the mean.
+        parameters: of the backbone.
+        blocks: that it has.
+        device: `CPU`, `GPU` or `TPU`.
+        memory: bytes free on it, None where that is not known.
+        row_seconds: a forward pass of one row takes.
+        seconds: allowed for the training, None for any.
+    """
+
+    rows: int
+    classes: int
+    tokens: float
+    parameters: int
+    blocks: int
+    device: str
+    memory: int | None
+    row_seconds: float
+    seconds: float | None = None
+
+
+@dataclass
+class Advice:
+    """Changes to a config and why."""
+
+    method: dict[str, Any] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def because(self, what: str, why: str) -> None:
+        """One reason, `what` it led to first."""
+        self.reasons.append(f"{what}: {why}")
+
+
+def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
+    """The plain config that `auto` stands for, and its reasons, a line each."""
+    advice = Advice()
+    advice.reasons.append(
+        f"{facts.rows:,} training rows of {facts.tokens:.0f} tokens, {facts.classes} classes; a "
+        f"backbone of {facts.parameters / 1e6:.1f} M parameters in {facts.blocks} blocks; "
+        f"{facts.device}, {1000 * facts.row_seconds:.1f} ms forward a row"
+    )
+    _length(advice, facts)
+    _method(advice, facts)
+    _memory(advice, facts)
+    _time(advice, facts, config)
+    return _applied(config, advice)
+
+
+def _length(advice: Advice, facts: Facts) -> None:
+    """Batch and epochs, by the number of rows."""
+    rows, batch = facts.rows, 16 if facts.rows < SMALL else 32
+    if rows < SMALL:
+        epochs = min(30, max(5, math.ceil(STEPS * batch / rows)))
+        why = (
+            f"at least {STEPS} steps on little data; instability of fine-tuning is mostly too few "
+            "steps (Mosbach 2021; Zhang 2021, section 5)"
+        )
+    elif rows < MEDIUM:
+        epochs, why = 4, "3 to 5 epochs (Devlin 2019, appendix A.3)"
+    elif rows < LARGE:
+        epochs, why = 3, "2 to 4 epochs on large data (Devlin 2019, appendix A.3)"
+    else:
+        epochs, batch, why = 1, 64, "one pass over this many rows"
+    advice.train |= {"epochs": epochs, "batch_size": batch}
+    advice.because(f"epochs {epochs}, batch {batch}", why)
+
+
+def _method(advice: Advice, facts: Facts) -> None:
+    """Method and rate, by the number of rows and the size of the backbone."""
+    small = facts.parameters < SMALL_BACKBONE
+    rate = 1e-4 if small else 3e-5
+    advice.method = {"name": "full"}
+    advice.optimizer = {"learning_rate": rate}
+    advice.because(
+        f"learning rate {rate:g}",
+        "best of 5e-5 to 4e-4 on MiniLM, TREC (benchmarks/methods.py --sweep)"
+        if small
+        else "2e-5 to 5e-5 for backbones of BERT-base's size and more (Devlin 2019, appendix A.3)",
+    )
+    advice.because(
+        "method full",
+        "no other was better by more than its interval at any size of TREC "
+        "(README, Which method); cheaper ones come in only where memory or time demands it",
+    )
+    if facts.rows < MEDIUM:
+        advice.optimizer["layer_decay"] = 0.9
+        advice.because("layer decay 0.9", "below 20,000 rows (Zhang 2021; AutoGluon's default)")
+
+
+def _memory(advice: Advice, facts: Facts) -> None:
+    """LoRA where weights, gradients and Adam's moments would take most of the memory."""
+    if facts.memory is None:
+        return
+    needed = 16 * facts.parameters
+    if needed <= 0.6 * facts.memory:
+        return
+    advice.method = {"name": "lora"}
+    rate = 10 * advice.optimizer["learning_rate"]
+    advice.optimizer = {"learning_rate": rate}
+    advice.because(
+        f"method lora, learning rate {rate:g}",
+        f"weights, gradients and moments of all need {needed / 2**30:.1f} GiB, more than 60 % of "
+        f"the {facts.memory / 2**30:.1f} GiB that are free (Hu 2022; ten times the rate of full)",
+    )
+
+
+def _time(advice: Advice, facts: Facts, config: Config) -> None:
+    """Fewer epochs, then fewer moving blocks with a cached prefix, until the time suffices."""
+    if facts.seconds is None:
+        return
+    epochs = config.train.epochs if "epochs" in config.train.model_fields_set else None
+    epochs = epochs or advice.train["epochs"]
+    one_pass = facts.rows * facts.row_seconds
+    allowed = f"{facts.seconds / 60:g} minutes"
+    # Forward and backward cost three times the forward pass (Kaplan 2020, section 2.1).
+    if 3 * one_pass * epochs <= facts.seconds:
+        advice.because(f"about {_minutes(3 * one_pass * epochs)}", f"within the {allowed} allowed")
+        return
+    least = max(1, epochs // 2)
+    fitting = int(facts.seconds / (3 * one_pass))
+    if fitting >= least and advice.method["name"] != "lora":
+        advice.train["epochs"] = fitting
+        advice.because(f"epochs {fitting}", f"{epochs} would take longer than {allowed}")
+        return
+    top = min(2, facts.blocks)
+    share = top / max(1, facts.blocks)
+    if one_pass * (1 + 3 * share * epochs) <= facts.seconds and facts.blocks > top:
+        advice.method = {"name": "top", "stages": top}
+        rate = 2 * advice.optimizer["learning_rate"]
+        advice.optimizer = {"learning_rate": rate}
+        why = f"all blocks would take longer than {allowed}; the rest is computed once and cached"
+        advice.because(f"method top, {top} blocks, rate {rate:g}", f"{why} (Lee 2019)")
+        return
+    advice.method = {"name": "head"}
+    advice.optimizer = {"learning_rate": 3e-3}
+    advice.train["epochs"] = max(20, epochs)
+    advice.because(
+        "method head, 20 epochs or more",
+        f"nothing else fits in {allowed}: one pass over the rows takes {_minutes(one_pass)}, and "
+        "the epochs after it read its cached features",
+    )
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} s"
+
+
+def _applied(config: Config, advice: Advice) -> tuple[Config, list[str]]:
+    """The config with the advice where it sets nothing itself."""
+    raw = config.model_dump(mode="json")
+    raw["method"] = advice.method
+    reasons = list(advice.reasons)
+    for name in ("optimizer", "train"):
+        own: set[str] = getattr(config, name).model_fields_set
+        changes: Mapping[str, Any] = getattr(advice, name)
+        kept = sorted(own & set(changes))
+        if kept:
+            reasons.append(f"kept as given: {', '.join(f'{name}.{key}' for key in kept)}")
+        raw[name] |= {key: value for key, value in changes.items() if key not in own}
+    return parse(raw), reasons
