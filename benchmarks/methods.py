@@ -23,19 +23,19 @@ import time
 from pathlib import Path
 
 T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # of n seeds
-FULL, BIG = 1e-4, 1e-3
+FULL = 1e-4
 # name -> what differs from `method: full`
 ROWS = {
-    "head": {"method": {"name": "head"}, "optimizer": {"learning_rate": 1e-2}},
-    "top 2": {"method": {"name": "top", "stages": 2}, "optimizer": {"learning_rate": 2e-4}},
+    "head": {"method": {"name": "head"}, "optimizer": {"learning_rate": 3e-3}},
+    "top 2": {"method": {"name": "top", "stages": 2}, "optimizer": {"learning_rate": 5e-4}},
     "full": {},
     "layer decay 0.8": {"optimizer": {"layer_decay": 0.8, "learning_rate": 2e-4}},
     "gradual": {"method": {"name": "gradual", "every": "10%"}},
-    "lp_ft": {"method": {"name": "lp_ft", "probe_learning_rate": 1e-2}},
-    "lora": {"method": {"name": "lora"}, "optimizer": {"learning_rate": 2e-3}},
-    "dora": {"method": {"name": "dora"}, "optimizer": {"learning_rate": 2e-3}},
+    "lp_ft": {"method": {"name": "lp_ft", "probe_learning_rate": 3e-3}},
+    "lora": {"method": {"name": "lora"}, "optimizer": {"learning_rate": 1e-3}},
+    "dora": {"method": {"name": "dora"}, "optimizer": {"learning_rate": 1e-3}},
     "adapter": {"method": {"name": "adapter"}, "optimizer": {"learning_rate": 1e-3}},
-    "bitfit": {"method": {"name": "bitfit"}, "optimizer": {"learning_rate": 2e-3}},
+    "bitfit": {"method": {"name": "bitfit"}, "optimizer": {"learning_rate": 3e-3}},
     "ia3": {"method": {"name": "ia3"}, "optimizer": {"learning_rate": 1e-2}},
     "re-init 1": {"model": {"surgery": {"reinitialize": 1}}},
     "R-Drop": {"regularization": {"r_drop": {"alpha": 1.0}}},

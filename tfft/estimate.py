@@ -99,7 +99,7 @@ def _update_peak(model: Model) -> int:
 
 def peak(graph: Any) -> int:
     """The most bytes alive at once in a graph, its variables apart."""
-    operations = list(graph.get_operations())
+    operations = _needed(graph)
     roots: dict[str, str] = {}
     last: dict[str, int] = {}
     size: dict[str, int] = {}
@@ -117,6 +117,21 @@ def peak(graph: Any) -> int:
     for tensor in (graph.structured_outputs and _tensors(graph.structured_outputs)) or []:
         last[roots.get(tensor.name, tensor.name)] = len(operations)
     return _walk(operations, roots, last, size)
+
+
+def _needed(graph: Any) -> list[Any]:
+    """The operations that TensorFlow runs: those behind an output or a side effect, in order."""
+    operations = list(graph.get_operations())
+    wanted = [tensor.op for tensor in _tensors(graph.structured_outputs)]
+    wanted += [o for o in operations if o.type.startswith(("Assign", "Resource"))]
+    wanted += list(graph.control_outputs)
+    found: set[Any] = set()
+    while wanted:
+        operation = wanted.pop()
+        if operation not in found:
+            found.add(operation)
+            wanted += [t.op for t in operation.inputs] + list(operation.control_inputs)
+    return [o for o in operations if o in found]
 
 
 def _walk(

@@ -180,7 +180,9 @@ class Model(keras.Model):
         if self.adversary is not None:
             loss, gradients, y_pred = self.adversary.gradients(self, loss_of, variables)
         else:
-            with tf.GradientTape() as tape:
+            # Watching what moves, and that alone, ends the backward pass at the lowest of it.
+            with tf.GradientTape(watch_accessed_variables=False) as tape:
+                tape.watch(variables)
                 loss, y_pred = loss_of()
                 scaled = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(

@@ -83,7 +83,9 @@ class Adversary:
     def _pass(
         self, model: Any, loss_of: Any, variables: Any, given: Any = None
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        with tf.GradientTape() as tape, self._seam.within(tape, given) as seam:
+        watching = tf.GradientTape(watch_accessed_variables=False)
+        with watching as tape, self._seam.within(tape, given) as seam:
+            tape.watch(variables)
             loss, y_pred = loss_of()
             scaled = model.optimizer.scale_loss(loss)
             offset = seam.offset
