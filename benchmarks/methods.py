@@ -156,7 +156,7 @@ def cost(made: dict, folder: Path) -> None:
     found: dict = {}
     keep: list = []
     peak = memory.peak_of(steps) - before
-    expected = sum(estimate.step(keep[0].model, 32, found["width"]).values())
+    expected = estimate.process(estimate.step(keep[0].model, 32, found["width"]))
     found |= {"ms": round(1000 * statistics.median(times[5:]), 1)}
     found |= {"peak_mib": round(peak / 2**20), "estimate_mib": round(expected / 2**20)}
     print(json.dumps(found), flush=True)

@@ -125,7 +125,7 @@ def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
         peaks.append(1)
         return 1000 + 100 * (1 if len(peaks) == 1 else 2)
 
-    monkeypatch.setattr(memory, "resident", lambda name: 1000)
+    monkeypatch.setattr(memory, "resident", lambda name="VmRSS": 1000)
     monkeypatch.setattr(memory, "peak_of", peak_of)
     monkeypatch.setattr(memory, "available", lambda: 300)
     result = run(config, tmp_path / "run", train={"batch_size": "auto"})
@@ -135,7 +135,7 @@ def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
 
 
 def test_rows_that_fit_by_the_growth_of_the_peak(monkeypatch):
-    monkeypatch.setattr(memory, "resident", lambda name: 0)
+    monkeypatch.setattr(memory, "resident", lambda name="VmRSS": 0)
     monkeypatch.setattr(memory, "available", lambda: 1000)
     tried = []
 

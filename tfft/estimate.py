@@ -3,6 +3,9 @@
 The gradient and the update are traced for the widest batch; a walk over their operations, in the
 order in which they were made, adds up what is alive at each. Weights, gradients and the optimizer's
 variables are exact; what is alive between them is the peak of that walk.
+
+A process that trains on a CPU holds more: what was loaded, traced and not yet given back. `process`
+is that, by two numbers fitted to measured peaks (MiniLM, 32 rows, `benchmarks/methods.py --cost`).
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,9 @@ import tensorflow as tf
 
 from tfft import optim
 from tfft.model import Model
+
+RUNTIME = 175 * 2**20  # bytes that a process takes beside the model and the step
+HELD = 1.45  # times the peak of the walk is what a process holds at the peak of a step
 
 # Their output is their input's memory.
 _VIEWS = {
@@ -66,11 +72,20 @@ def step(model: Model, rows: int, width: int) -> dict[str, int]:
     }
 
 
+def process(found: dict[str, int]) -> int:
+    """Bytes that a process grows by when it trains on a CPU, of what `step` found."""
+    alive = found["gradients"] + found["activations"]
+    return round(found["weights"] + found["optimizer"] + RUNTIME + HELD * alive)
+
+
 def text(found: dict[str, int], rows: int, width: int) -> str:
-    """The estimate as a line."""
+    """The estimate as lines."""
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in found.items())
     total = sum(found.values()) / 2**20
-    return f"memory: {total:,.0f} MiB a device, with {rows} rows of {width} tokens ({parts})"
+    return (
+        f"memory: {total:,.0f} MiB a device, with {rows} rows of {width} tokens ({parts})\n"
+        f"        on a CPU the process grows by about {process(found) / 2**20:,.0f} MiB"
+    )
 
 
 def _gradient_peak(model: Model, rows: int, width: int) -> int:
