@@ -129,7 +129,7 @@ def peak(graph: Any) -> int:
                 size[tensor.name] = 0
             else:
                 size[tensor.name] = _tensor_bytes(tensor)
-    for tensor in (graph.structured_outputs and _tensors(graph.structured_outputs)) or []:
+    for tensor in _tensors(graph.structured_outputs):
         last[roots.get(tensor.name, tensor.name)] = len(operations)
     return _walk(operations, roots, last, size)
 

@@ -82,11 +82,14 @@ class Addition(keras.layers.Layer):
 
 def projections(model: keras.Model) -> list[Projection]:
     """Every linear map of a model, bottom to top, heads included; each layer once."""
-    found = []
-    for layer in model._flatten_layers(include_self=False):
-        if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense) and layer.built:
-            found += _of_layer(layer)
-    return found
+    place = {variable.path: at for at, variable in enumerate(model.weights)}
+    linear = [
+        layer
+        for layer in model._flatten_layers(include_self=False)
+        if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense) and layer.built
+    ]
+    linear.sort(key=lambda layer: place.get(layer.variables[0].path, len(place)))
+    return [projection for layer in linear for projection in _of_layer(layer)]
 
 
 def chosen(model: keras.Model, pattern: str, key: str) -> list[Projection]:

@@ -13,6 +13,7 @@ import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import keras
 
@@ -218,4 +219,19 @@ def _set_layers(parent: keras.layers.Layer, moving: set[str]) -> None:
             child.trainable = any(variable.path in moving for variable in child.weights)
         else:
             child.trainable = parent.trainable
+        if isinstance(child, keras.layers.Dropout):
+            _off_where_frozen(child)
         _set_layers(child, moving)
+
+
+def _off_where_frozen(dropout: keras.layers.Dropout) -> None:
+    """Keras' own dropout goes on where nothing moves; here it is as in inference."""
+    if "off_where_frozen" in dropout.__dict__:
+        return
+    original = dropout.call
+
+    def call(inputs: Any, training: bool = False) -> Any:
+        return original(inputs, training=training and dropout.trainable)
+
+    dropout.call = call
+    dropout.__dict__["off_where_frozen"] = True

@@ -50,6 +50,8 @@ from tfft.run import Run, load_run
 from tfft.spec import Backbone, Mask, Rule
 from tfft.tasks import TASKS
 
+ADAPTED = 50  # batches that BatchNorm's statistics are set anew from
+
 
 def run(config: Config, workdir: Path) -> Run:
     """Fine-tune as configured; everything that is found out stands in `workdir`.
@@ -101,6 +103,12 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     strategy = tf.distribute.get_strategy()
     plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, course, changed = build_model(config, backbone, data.labels, plan)
+    if config.train.batch_norm == "adapt":
+        rows = batches.Tokens(data.train, inputs.pad_id)
+        planned = plan.epoch(data, config.train, 0)[:ADAPTED]
+        batch_norm.adapt(model, [rows.arrays(batch) for batch in planned])
+    if config.train.batch_norm != "frozen":  # their statistics move, or have moved
+        changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
     trained = trained_paths(model, course.mask, changed)
     result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     result.datasets = data

@@ -74,3 +74,52 @@ def test_tokenizer(presets, name):
 def test_no_such_preset():
     with pytest.raises(UserError, match="cannot be loaded"):
         backbones.load(ModelConfig(backbone="kerashub:./nowhere"))
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "ia3", "adapter", "qlora", "bitfit", "norm"])
+def test_methods(presets, name):
+    """On KerasHub's EinsumDense layers: the identity at first, exact merging, one stage each."""
+    from pydantic import TypeAdapter
+
+    from tfft import masks
+    from tfft.config import MethodConfig, TaskConfig
+    from tfft.methods import METHODS
+    from tfft.model import assemble, stages
+    from tfft.tasks import TASKS
+
+    backbone = backbones.load(ModelConfig(backbone=f"kerashub:{presets[0] / 'bert'}"))
+    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
+    ids = np.array([[2, 5, 6, 3], [2, 7, 3, 4]], np.int32)
+    inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
+    before = np.asarray(model(inputs, training=False))
+    every = stages(backbone, model)
+    more = {"targets": "query|value|attention_output|feedforward"} if name in ("lora",) else {}
+    config = TypeAdapter(MethodConfig).validate_python({"name": name, **more})
+    (phase,) = METHODS[name].apply(model, every, config)
+    mask = masks.apply(model, every, phase.rules)
+    assert any(e.trainable and e.stage == "block_1" for e in mask.entries)
+    after = np.asarray(model(inputs, training=False))
+    np.testing.assert_allclose(after, before, atol=1e-6 if METHODS[name].identity else 1e-2)
+    if name not in ("lora", "dora", "ia3"):
+        return
+    for variable in model.weights:
+        if f"/{name}/" in variable.path:
+            variable.assign(variable + 0.5)
+    live = np.asarray(model(inputs, training=False))
+    assert np.abs(live - before).max() > 1e-7
+    with model.merged() as layers:
+        assert layers
+        np.testing.assert_allclose(model(inputs, training=False), live, atol=1e-5)
+
+
+def test_what_needs_our_own_encoder(presets):
+    from pydantic import TypeAdapter
+
+    from tfft.config import MethodConfig
+    from tfft.methods import METHODS
+
+    backbone = backbones.load(ModelConfig(backbone=f"kerashub:{presets[0] / 'bert'}"))
+    for name in ("prefix", "prompt"):
+        config = TypeAdapter(MethodConfig).validate_python({"name": name})
+        with pytest.raises(UserError, match=f"{name} is for hf: backbones only"):
+            METHODS[name].apply(backbone.model, backbone.stages, config)

@@ -126,6 +126,81 @@ WRONG = {
         lambda s: edited(s, lambda c: c.update(distribute={"precision": "mixed_float16"})),
         "distribute.precision: mixed_float16 needs a GPU",
     ),
+    # methods and what goes with them
+    "targets that find nothing": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "lora", "targets": "querry"})),
+        "method.targets: 'querry' finds nothing in block_0/attention/query, ",
+    ),
+    "targets that are no expression": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "dora", "targets": "("})),
+        "method.targets: '(' is no regular expression",
+    ),
+    "a rank of none": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "lora", "rank": 0})),
+        "method.rank: input should be greater than or equal to 1; received 0",
+    ),
+    "a key of another method": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "ia3", "rank": 4})),
+        "method.rank: unknown key; valid: name, targets, feedforward",
+    ),
+    "a plan that does not begin": (
+        lambda s: edited(
+            s,
+            lambda c: c.update(
+                method={"name": "gradual", "plan": [{"at": "1 epochs", "stages": ["head"]}]}
+            ),
+        ),
+        "`plan` must begin at 0",
+    ),
+    "a plan that goes back": (
+        lambda s: edited(
+            s,
+            lambda c: c.update(
+                method={
+                    "name": "gradual",
+                    "plan": [
+                        {"at": "0 steps", "stages": ["head"]},
+                        {"at": "5 steps", "stages": ["block_1"]},
+                        {"at": "2 steps", "stages": ["block_0"]},
+                    ],
+                }
+            ),
+        ),
+        "a phase at step 2 does not come after the one at step 5",
+    ),
+    "rules that leave some out": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "mask"}, mask=[{"match": "head"}])),
+        "mask: no rule covers embeddings/token/embeddings",
+    ),
+    "a prompt beyond the positions": (
+        lambda s: edited(s, lambda c: c.update(method={"name": "prompt", "length": 20})),
+        "the backbone has positions for 24 tokens, of which method prompt takes 20",
+    ),
+    "no such block to drop": (
+        lambda s: edited(s, lambda c: c["model"].update(surgery={"drop": ["block_9"]})),
+        "model.surgery.drop: no block 'block_9'; did you mean 'block_",
+    ),
+    "an option of another optimizer": (
+        lambda s: edited(
+            s, lambda c: c.update(optimizer={"name": "lion", "options": {"momentum": 0.9}})
+        ),
+        "optimizer.options: lion has no 'momentum'",
+    ),
+    "averages of two kinds": (
+        lambda s: edited(s, lambda c: c.update(optimizer={"ema": 0.9, "swa": {}})),
+        "one of `ema` and `swa`, not both",
+    ),
+    "no teacher": (
+        lambda s: edited(
+            s,
+            lambda c: c.update(regularization={"distillation": {"teacher": "runs/none"}}),
+        ),
+        "runs/none: holds no run",
+    ),
+    "a cache that cannot be": (
+        lambda s: edited(s, lambda c: c["train"].update(cache=True)),
+        "train.cache: the lowest stage moves",
+    ),
     # file
     "no such table": (
         lambda s: edited(s, lambda c: c["data"].update(train=c["data"]["train"] + "x.csv")),
@@ -244,6 +319,8 @@ def test_set_is_checked_too(setting):
         (["export"], "--workdir: required and not given"),
         (["export", "--workdir={}", "--format=onnx"], "should be one of"),
         (["show"], "--config: required"),
+        (["lr-find"], "--config: required"),
+        (["lr-find", "--steps=3"], "steps"),
         (["data"], "--config: required"),
     ],
 )
@@ -276,7 +353,7 @@ def test_devices_workers_and_steps(setting, given, expected):
 def test_every_verb_has_a_binary_and_short_help():
     folder = Path(console.__file__).parent
     files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "cli"}
-    assert files == set(console.VERBS)
+    assert files == {verb.replace("-", "_") for verb in console.VERBS}
     for verb in console.VERBS:
         code, out, _ = tfft(verb, "--help")
         assert code == 0 and len(out.splitlines()) < 24
@@ -319,7 +396,10 @@ def test_the_verbs_on_a_real_run(setting, tmp_path):
     code, out, err = tfft("export", f"--workdir={workdir}", "--format=huggingface")
     assert code == 0 and out.strip() == str(workdir / "huggingface"), err
     code, out, _ = tfft("show", f"--config={path}")
-    assert code == 0 and "parameters move" in out and "memory: weights" in out
+    assert code == 0 and "parameters move" in out and "MiB a device, with" in out
+    page = tmp_path / "rates.html"
+    code, out, err = tfft("lr-find", f"--config={path}", "--steps=20", f"--output={page}")
+    assert code == 0 and "try --set=optimizer.learning_rate=" in out and page.is_file(), err
     code, out, _ = tfft("data", f"--config={path}", f"--output={tmp_path / 'p.json'}")
     assert code == 0 and "leaks between splits" in out
     assert set(json.loads((tmp_path / "p.json").read_text())) >= {"classes", "lengths", "leaks"}

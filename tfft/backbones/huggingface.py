@@ -99,10 +99,16 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
         UserError: the head is not of the form that the family's own classifier has.
     """
     settings = dict(backbone.description["config"])
-    if backbone.description.get("dropped"):
-        raise UserError("export: a backbone without some of its blocks is not written yet")
     family = _family(settings)
-    table = {**family.names(family.architecture(settings)), **family.head_names}
+    numbers = family.architecture(settings)
+    renamed: dict[str, str] = {}
+    if dropped := backbone.description.get("dropped"):
+        left = [name for name in numbers.blocks if name not in dropped]
+        renamed = {name: f"block_{i}" for i, name in enumerate(left)}
+        layers = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
+        settings[layers] = len(left)
+        numbers = family.architecture(settings)
+    table = {**family.names(numbers), **family.head_names}
     head = {v.path: v for v in model.weights if v.path.startswith("head/")}
     pooled = any(v.path.startswith("pooler/") for v in model.weights)
     if set(head) != set(family.head_names) or pooled != (family.head_style.pooling == "pooled"):
@@ -110,13 +116,14 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
             f"the head ({', '.join(sorted(head))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
-    foreign = [v.path for v in model.weights if v.path not in table]
+    paths = {v.path: _renamed(v.path, renamed) for v in model.weights}
+    foreign = [path for path in paths.values() if path not in table]
     if foreign:
         raise UserError(f"export: {foreign[0]} has no form in transformers' {family.classifier}")
     tensors: dict[str, np.ndarray] = {}
     for variable in model.weights:
         prefix = "" if variable.path in head else family.prefixes[0]
-        entry = table[variable.path]
+        entry = table[paths[variable.path]]
         values = names.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     settings["architectures"] = [family.classifier]
@@ -125,6 +132,11 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _renamed(path: str, blocks: Mapping[str, str]) -> str:
+    first, _, rest = path.partition("/")
+    return f"{blocks.get(first, first)}/{rest}"
 
 
 def _family(settings: Mapping[str, Any]) -> Family:
