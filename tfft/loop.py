@@ -99,7 +99,7 @@ def _stretch(
     iterator = feed.after(state.step)
     while state.step < end and not model.stop_training:
         watchers.on_train_batch_begin(state.step)
-        steps = min(_steps_at_once(plan, train, state.step), end - state.step)
+        steps = min(_steps_at_once(model, plan, train, state.step), end - state.step)
         with _memory_told(feed, state.step):
             logs = function(iterator, steps)
         state.step += model.report.steps
@@ -180,7 +180,7 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
     return ""
 
 
-def _steps_at_once(plan: Plan, train: TrainConfig, step: int) -> int:
+def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> int:
     """At most `steps_per_execution`, and none beyond where something is due."""
     every = [
         _log_every(train),
@@ -193,11 +193,15 @@ def _steps_at_once(plan: Plan, train: TrainConfig, step: int) -> int:
     for mark in (train.profile[0] - 1, train.profile[1]) if train.profile else ():
         if mark > step:
             until.append(mark - step)
-    return min(train.steps_per_execution, *until)
+    at_once = train.steps_per_execution
+    if at_once == "auto":  # above a cached prefix a step is shorter than the look
+        at_once = 1 if model.above is None else LOG_EVERY
+    return min(at_once, *until)
 
 
 def _log_every(train: TrainConfig) -> int:
-    return -(-LOG_EVERY // train.steps_per_execution) * train.steps_per_execution
+    given = train.steps_per_execution
+    return LOG_EVERY if given == "auto" else -(-LOG_EVERY // given) * given
 
 
 # --- before the first step ---

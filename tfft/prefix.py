@@ -7,7 +7,7 @@ and of the rows), and the train step reads it in place of the tokens.
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +21,7 @@ import tensorflow as tf
 from tfft import log
 from tfft.data import Dataset, batches
 
-BATCH = 64  # rows at once while it is computed
+BATCH = 128  # rows at once while it is computed
 SHARE = 0.5  # of the free disk that `auto` may fill
 
 
@@ -32,6 +32,7 @@ class Cut:
     Attributes:
         below: the model's inputs -> the tensors that are stored, by name.
         above: those tensors, and the inputs that it still needs -> the model's output.
+        compute: `below` as a function that is traced once for all widths.
         shapes: name -> shape of one row of what is stored; None stands for its tokens.
         weights: those of `below`.
         lowest: name of the lowest layer above.
@@ -40,6 +41,7 @@ class Cut:
 
     below: keras.Model
     above: keras.Model
+    compute: Callable[[dict[str, np.ndarray]], dict[str, tf.Tensor]]
     shapes: dict[str, tuple[int | None, ...]]
     weights: Sequence[keras.Variable]
     lowest: str
@@ -77,9 +79,14 @@ def cut(model: keras.Model) -> Cut | str:
         needed[id(tensor)] = tensor
     above = {**{t.name: t for t in needed.values()}, **named}
     below = keras.Model(inputs, named, name="below")
+    specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
+    compute = tf.function(
+        lambda x: below(x, training=False), input_signature=[specs], autograph=False
+    )
     return Cut(
         below,
         keras.Model(above, model.output, name="above"),
+        compute,
         {name: tuple(t.shape[1:]) for name, t in named.items()},
         below.weights,
         lowest,
@@ -226,9 +233,9 @@ def _compute(
     }
     planned = batches.in_order(split.lengths, BATCH)
     for number, batch in enumerate(planned, 1):
-        values = made.below.predict_on_batch(rows.arrays(batch))
+        values = made.compute(rows.arrays(batch))
         for name, file in files.items():
-            found = np.asarray(values[name]).astype(dtype)
+            found = values[name].numpy().astype(dtype)
             found = found.view(np.uint16) if dtype == "bfloat16" else found
             if name not in ragged:
                 file[batch.positions] = found

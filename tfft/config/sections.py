@@ -168,7 +168,10 @@ class TrainConfig(Section):
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None, description="rows that a device holds at once; auto: as many as fit in its memory"
     )
-    steps_per_execution: int = Field(1, ge=1, description="steps between two looks from Python")
+    steps_per_execution: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="steps between two looks from Python; auto: 1, 10 above a cached prefix",
+    )
     jit: bool | Literal["auto"] = Field(
         "auto",
         description="XLA. auto: on a GPU or TPU with deterministic: false, if the model compiles",

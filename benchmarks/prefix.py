@@ -1,0 +1,93 @@
+"""The cached prefix: training the head alone, beside one forward pass and beside no cache.
+
+    python benchmarks/prefix.py --data=trec/ --backbone=hf:FOLDER [--epochs=20] [--top=0]
+
+In one process: the time of one forward pass over the training and validation rows, then that of the
+training (`loop.fit`: the cache is computed in it, every epoch is validated), with the cache and
+without it, and the test accuracy of both.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+
+def main() -> None:
+    """Measure, print a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", default="trec")
+    parser.add_argument("--backbone", default="hf:sentence-transformers/all-MiniLM-L6-v2")
+    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--top", type=int, default=0, help="blocks that move; 0: the head alone")
+    parser.add_argument("--only-cached", action="store_true")
+    flags = parser.parse_args()
+
+    import tensorflow as tf
+
+    from tfft import distribute, evaluate, log, loop, train
+    from tfft.checkpoints import Checkpoints
+    from tfft.config import parse
+    from tfft.data import batches
+
+    log.quiet(True)
+    method = {"name": "top", "stages": flags.top} if flags.top else {"name": "head"}
+    rate = 5e-4 if flags.top else 3e-3
+
+    def config(cache: bool, folder: Path) -> dict:
+        return {
+            "data": {
+                "train": str(Path(flags.data) / "train.tsv"),
+                "test": str(Path(flags.data) / "test.tsv"),
+                "text": "question",
+                "label": "type",
+                "cache_dir": str(folder / "cache"),
+            },
+            "model": {"backbone": flags.backbone},
+            "method": method,
+            "optimizer": {"learning_rate": rate},
+            "train": {
+                "epochs": flags.epochs,
+                "cache": cache,
+            },
+            "evaluate": {"bootstrap": 0, "baselines": False},
+        }
+
+    found: dict = {"method": method, "epochs": flags.epochs}
+    for cache in (True,) if flags.only_cached else (True, False):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            parsed = parse(config(cache, folder))
+            distribute.setup(parsed.distribute, 0, parsed.train.deterministic)
+            result, data, plan, course = train.prepare(parsed, folder)
+            (folder / "checkpoints").mkdir()
+            splits = [data.train, data.validation]
+            rows = [batches.Tokens(split, result.inputs.pad_id) for split in splits]
+            if cache:
+                for key in ("forward_traced_s", "forward_s"):  # the first traces, as the training
+                    began = time.perf_counter()
+                    for split, tokens in zip(splits, rows, strict=True):
+                        evaluate.predict(result.model, split, tokens, 64)
+                    found[key] = round(time.perf_counter() - began, 2)
+            keep = Checkpoints(folder / "checkpoints", 1, kept=result.trained)
+            state = keep.restore(result.model)
+            began = time.perf_counter()
+            loop.fit(result, data, plan, course, state, keep)
+            key = "cached" if cache else "plain"
+            found[f"{key}_s"] = round(time.perf_counter() - began, 2)
+            result.load_weights()
+            test = result.evaluate("test", bootstrap=0, baselines=False)
+            found[f"{key}_accuracy"] = round(test.figures["accuracy"], 4)
+        tf.keras.backend.clear_session()
+    found["cached_to_forward"] = round(found["cached_s"] / found["forward_s"], 2)
+    if not flags.only_cached:
+        found["plain_to_cached"] = round(found["plain_s"] / found["cached_s"], 2)
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
