@@ -154,20 +154,28 @@ class Stored:
 
     Args:
         arrays: name -> [N, D], or [tokens of all rows, D] one row after another.
-        offsets: first token of each row, [N + 1].
+        ragged: the names of the latter.
+        masked: whether the part above asks for the padding mask.
+
+    Attributes:
+        uniform: whether batches of as many rows have the same shapes, whatever their width.
     """
 
-    def __init__(self, split: Dataset, arrays: dict[str, np.ndarray], ragged: set[str]):
-        self._arrays, self._ragged = arrays, ragged
+    def __init__(
+        self, split: Dataset, arrays: dict[str, np.ndarray], ragged: set[str], masked: bool
+    ):
+        self._arrays, self._ragged, self._masked = arrays, ragged, masked
+        self.uniform = not ragged and not masked
         self._lengths = split.lengths
         self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
-        """A batch: the stored tensors, float32, and its `padding_mask`, int32 [B, width]."""
+        """A batch: the stored tensors, float32, and perhaps `padding_mask`, int32 [B, width]."""
         positions, width = batch.positions, batch.width
-        lengths = self._lengths[positions]
-        mask = (np.arange(width)[None, :] < lengths[:, None]).astype(np.int32)
-        out = {"padding_mask": mask}
+        out = {}
+        if self._masked:
+            lengths = self._lengths[positions]
+            out["padding_mask"] = (np.arange(width) < lengths[:, None]).astype(np.int32)
         for name, values in self._arrays.items():
             if name not in self._ragged:
                 out[name] = values[positions].astype(np.float32)
@@ -181,7 +189,7 @@ class Stored:
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Of `arrays`."""
-        specs = {"padding_mask": tf.TensorSpec([rows, width], tf.int32)}
+        specs = {"padding_mask": tf.TensorSpec([rows, width], tf.int32)} if self._masked else {}
         for name, values in self._arrays.items():
             middle = [width] if name in self._ragged else []
             specs[name] = tf.TensorSpec([rows, *middle, values.shape[-1]], tf.float32)
@@ -212,7 +220,7 @@ def store(
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in made.shapes}
     if dtype == "bfloat16":  # numpy's files know no such type: they hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
-    return Stored(split, arrays, ragged)
+    return Stored(split, arrays, ragged, "padding_mask" in made.above.input)
 
 
 def _compute(

@@ -6,13 +6,15 @@ a run resumes at batch k by making the plan again and leaving out its first k ba
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import tensorflow as tf
+from keras import tree
 
 from tfft.data.split import Dataset
 
+STACKED = 16  # batches that come from Python at once, where they have the same shapes
 MULTIPLE = 8  # widths are multiples of it: tensor cores and vector units like that
 
 
@@ -94,7 +96,13 @@ def padding_share(lengths: np.ndarray, batches: Sequence[Batch]) -> float:
 
 
 class Rows(Protocol):
-    """The inputs of the rows of a split, batch by batch."""
+    """The inputs of the rows of a split, batch by batch.
+
+    Attributes:
+        uniform: whether batches of as many rows have the same shapes, whatever their width.
+    """
+
+    uniform: bool
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Inputs by name, each [B, ...]."""
@@ -109,6 +117,7 @@ class Tokens:
 
     split: Dataset
     pad_id: int
+    uniform = False
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Each int32 [B, width]."""
@@ -188,8 +197,32 @@ def dataset(
     # There is nothing to tune, and the tuner's thread keeps an iterator from ending for a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
-    made = tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+    if rows.uniform:
+        # An element that comes from Python costs more than a small step: many come at once.
+        several = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
+        made = tf.data.Dataset.from_generator(
+            lambda: _stacked(elements()), output_signature=several
+        )
+        made = made.prefetch(2).unbatch().prefetch(4)
+    else:
+        made = tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
     return made.with_options(options)
+
+
+def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
+    """Up to `STACKED` consecutive elements of the same shapes as one, stacked."""
+
+    def shapes(element: Any) -> list[tuple[int, ...]]:
+        return [value.shape for value in tree.flatten(element)]
+
+    group: list[Any] = []
+    for element in elements:
+        if group and (len(group) == STACKED or shapes(element) != shapes(group[0])):
+            yield tree.map_structure(lambda *values: np.stack(values), *group)
+            group = []
+        group.append(element)
+    if group:
+        yield tree.map_structure(lambda *values: np.stack(values), *group)
 
 
 def _filled(
@@ -208,7 +241,8 @@ def _filled(
         pads = [(0, missing), *wider, *[(0, 0)] * (value.ndim - 1 - len(wider))]
         filled[name] = np.pad(value, pads, constant_values=pad_id if name == "token_ids" else 0)
     # A row of nothing but padding has no token to attend to: it gets one, which counts nothing.
-    filled["padding_mask"][len(weights) :, 0] = 1
+    if "padding_mask" in filled:
+        filled["padding_mask"][len(weights) :, 0] = 1
     return (
         filled,
         np.pad(targets, [(0, missing), *[(0, 0)] * (targets.ndim - 1)]),

@@ -26,6 +26,8 @@ from keras import tree
 from tfft import inject
 from tfft.model import seeds, updates
 
+TIMED = 8  # steps between two of which the wait for input is timed, at most
+
 
 @dataclass
 class StepReport:
@@ -365,11 +367,22 @@ def _looped(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[...,
     """At most `limit` batches of an iterator, without going back to Python between them."""
 
     def several(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
-        def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
+        # Asking for the time costs more than a small step: of many, every eighth is timed.
+        every = tf.minimum(limit, TIMED)
+
+        def timed() -> tuple[Any, tf.Tensor]:
             began = _now()
             data = iterator.get_next_as_optional()
+            with tf.control_dependencies([data.has_value()]):
+                return data, (_now() - began) * tf.cast(every, tf.float64)
+
+        def untimed() -> tuple[Any, tf.Tensor]:
+            return iterator.get_next_as_optional(), tf.constant(0.0, tf.float64)
+
+        def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
+            data, waited = tf.cond(count % every == 0, timed, untimed)
             more = data.has_value()
-            wait += _now() - began
+            wait += waited
 
             def step() -> tuple[tf.Tensor, ...]:
                 found, finite = one(data.get_value(), *flags)
