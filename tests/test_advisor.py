@@ -44,6 +44,8 @@ def test_rates_by_size_and_method():
     assert advised(parameters=110_000_000)[0].optimizer.learning_rate == 3e-5
     assert advised(memory=2**28)[0].optimizer.learning_rate == pytest.approx(1e-3)
     assert advised()[0].optimizer.layer_decay == 0.9
+    few = advised(rows=300)[0].optimizer
+    assert (few.learning_rate, few.layer_decay) == (2e-4, 0.8)
     assert advised(rows=50_000)[0].optimizer.layer_decay == 1.0
 
 
