@@ -37,6 +37,8 @@ ROWS = {
     "adapter": {"method": {"name": "adapter"}, "optimizer": {"learning_rate": 1e-3}},
     "bitfit": {"method": {"name": "bitfit"}, "optimizer": {"learning_rate": 3e-3}},
     "ia3": {"method": {"name": "ia3"}, "optimizer": {"learning_rate": 1e-2}},
+    "qlora": {"method": {"name": "qlora", "bits": 4}, "optimizer": {"learning_rate": 1e-3}},
+    "prefix": {"method": {"name": "prefix"}, "optimizer": {"learning_rate": 1e-2}},
     "re-init 1": {"model": {"surgery": {"reinitialize": 1}}},
     "R-Drop": {"regularization": {"r_drop": {"alpha": 1.0}}},
     "FGM": {"regularization": {"adversarial": {"name": "fgm", "epsilon": 1.0}}},

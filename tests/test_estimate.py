@@ -22,6 +22,16 @@ def test_weights_gradients_and_slots_are_exact(config, tmp_path):
     assert 0 < found["optimizer"] - 8 * parameters < 64
 
 
+def test_a_student_and_a_doubled_batch(config, tmp_path):
+    plain, _ = of(config, tmp_path, name="full")
+    config["regularization"] = {"distillation": {"teacher": "runs/none"}}
+    student, _ = of(config, tmp_path, name="full")
+    assert student["activations"] == pytest.approx(plain["activations"], rel=0.05)
+    config["regularization"] = {"r_drop": {}}
+    doubled, _ = of(config, tmp_path, name="full")
+    assert doubled["activations"] > 1.5 * plain["activations"]
+
+
 def test_less_where_less_moves(config, tmp_path):
     full, _ = of(config, tmp_path, name="full")
     top, _ = of(config, tmp_path, name="top", stages=1)

@@ -11,6 +11,7 @@ from tfft.errors import UserError
 
 
 def test_it_climbs_and_plots(config, tmp_path):
+    config["method"] = {"name": "auto"}  # what it stands for is tried
     found = lr_find.find(parse(config), 1e-5, 10.0, 40)
     assert 10 <= len(found.rates) <= 40
     assert found.rates[0] == pytest.approx(1e-5)

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from tfft import optim
 from tfft.model import Model
+from tfft.regularizers.distillation import Distilled
 
 RUNTIME = 175 * 2**20  # bytes that a process takes beside the model and the step
 HELD = 1.45  # times the peak of the walk is what a process holds at the peak of a step
@@ -92,8 +93,8 @@ def _gradient_peak(model: Model, rows: int, width: int) -> int:
     ids = tf.TensorSpec([rows, width], tf.int32)
     x = {tensor.name: ids for tensor in model.inputs}
     targets = tf.TensorSpec([rows], tf.int32)
-    if (more := getattr(model.loss, "extra_targets", 0)) > 0:
-        targets = tf.TensorSpec([rows, 1 + more], tf.float32)
+    if isinstance(model.loss, Distilled):
+        targets = tf.TensorSpec([rows, 1 + model.output_shape[-1]], tf.float32)
     weight = tf.TensorSpec([rows], tf.float32)
     traced = tf.function(
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False

@@ -47,6 +47,8 @@ def fit(
         UserError: the memory does not suffice, or the loss is not finite.
         Interrupted: a signal or a file asked for it; the state is saved.
     """
+    if result.config.train.soup and (data.validation is None or distribute.workers().count > 1):
+        raise UserError("train.soup: needs a validation split, and one worker")
     if state.step >= plan.total or state.stopped:
         return
     if state.step:
@@ -169,7 +171,8 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
         return ""
     if made.share < MUCH:
         return f"what is below {made.lowest} computes {made.share:.0%} of the model only"
-    epochs = (course.until(step) - step) / feed.plan.per_epoch
+    # Of the whole stretch, wherever a resumed run stands in it: it must decide the same.
+    epochs = (course.until(step) - course.at(step).start) / feed.plan.per_epoch
     if epochs < 2:
         return f"it would be read for {epochs:.1f} epochs only"
     splits = [s for s in (feed.data.train, feed.data.validation) if s is not None]
@@ -382,8 +385,6 @@ def _soup(result: Run) -> soup.Soup | None:
 
 def _cook(result: Run, feed: Feed, state: State, kept: soup.Soup) -> None:
     """Average the best weights greedily; they are the run's if that is better."""
-    if feed.data.validation is None or distribute.workers().count > 1:
-        return
     metric = feed.train.metric
     value = kept.cook(
         result.model, lambda: _figures(result, feed)[metric], metric not in LOWER_IS_BETTER

@@ -76,11 +76,13 @@ def find(config: Config, low: float, high: float, steps: int) -> Found:
     """
     if not 0 < low < high:
         raise UserError(f"--low, --high: must be 0 < low < high; received {low:g}, {high:g}")
+    config = train.advised(config, None)
     more = config.train.model_copy(update={"cache": False})
     config = config.model_copy(update={"train": more})
     strategy = distribute.setup(config.distribute, config.train.seed, config.train.deterministic)
     with strategy.scope():
         result, data, plan, course = train.prepare(config, Path("runs"))
+        result.targets = train.teachers_targets(config, data)
         optim.inner(result.model.optimizer).learning_rate = Ramp(low, high, steps)
     train.masks.set_trainable(result.model, course.at(0).mask)
     feed = Feed(result, data, plan)

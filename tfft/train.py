@@ -79,6 +79,7 @@ def run(config: Config, workdir: Path) -> Run:
     strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
     with strategy.scope():  # every variable is born here
         result, data, plan, course = prepare(config, workdir)
+    result.targets = teachers_targets(config, data)
     if workers.first:
         describe(result, data, course)
 
@@ -112,7 +113,6 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     trained = trained_paths(model, course.mask, changed)
     result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     result.datasets = data
-    result.targets = teachers_targets(config, data)
     return result, data, plan, course
 
 
@@ -269,6 +269,8 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     wanted = config.train.remat
     if not wanted:
         return
+    if config.regularization.adversarial is not None:
+        raise UserError("train.remat: does not go with regularization.adversarial")
     stages = {stage.name: stage for stage in model_room.stages(backbone, model)}
     # Recomputing the head, which keeps little, gains nothing.
     names = [n for n in stages if n != "head"] if wanted is True else wanted

@@ -197,6 +197,22 @@ WRONG = {
         ),
         "runs/none: holds no run",
     ),
+    "a soup of nothing": (
+        lambda s: edited(
+            s, lambda c: (c["data"].update(validation=None), c["train"].update(soup=2))
+        ),
+        "train.soup: needs a validation split",
+    ),
+    "remat of what an adversary looks into": (
+        lambda s: edited(
+            s,
+            lambda c: (
+                c.update(regularization={"adversarial": {"name": "fgm"}}),
+                c["train"].update(remat=True),
+            ),
+        ),
+        "train.remat: does not go with regularization.adversarial",
+    ),
     "a cache that cannot be": (
         lambda s: edited(s, lambda c: c["train"].update(cache=True)),
         "train.cache: the lowest stage moves",
