@@ -5,9 +5,10 @@
 
 Each row trains in a process of its own, once for each seed; the same seed draws the same examples
 for every row. There is no validation split: the last weights count. Accuracy is that of the 500
-test questions, with the mean and its 95 % interval over the seeds (Student's t). Step time (median)
-and peak memory are of `--cost`: 30 steps of 32 rows, nothing else running. Rates are those found
-best on other training rows with one seed (`--sweep`).
+test questions, with the mean and its 95 % interval over the seeds (Student's t), and in brackets
+the difference from `full` on the same examples, with its interval. Step time (median) and peak
+memory are of `--cost`: 30 steps of 32 rows of 40 tokens, no cached prefix, nothing else running.
+Rates are those found best on other training rows with one seed (`--sweep`).
 """
 
 import argparse
@@ -201,9 +202,13 @@ def table(path: Path) -> str:
     for name in ROWS:
         cells = [name]
         for size in TRAIN:
-            values = [100 * v for v in found.get((name, size), {}).values()]
-            mean = f"{statistics.mean(values):.1f}" if values else ""
-            cells.append(f"{mean} ± {interval(values):.1f}" if len(values) > 1 else mean)
+            own, full = found.get((name, size), {}), found.get(("full", size), {})
+            values = [100 * v for v in own.values()]
+            apart = [100 * (own[s] - full[s]) for s in own if s in full and name != "full"]
+            cell = f"{statistics.mean(values):.1f} ± {interval(values):.1f}" if values else ""
+            if apart:
+                cell += f" ({statistics.mean(apart):+.1f} ± {interval(apart):.1f})"
+            cells.append(cell)
         more = found.get((name, "cost"))
         cells += (
             [f"{more['trainable']:,}", f"{more['ms']:.0f}", f"{more['peak_mib']:,}"]

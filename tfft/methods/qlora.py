@@ -53,16 +53,33 @@ class Codes(keras.layers.Layer):
 
         @ops.custom_gradient
         def product(x):
-            kernel = ops.cast(decode(codes, scales, *settings), x.dtype)
+            kernel = ops.cast(decode(_after(x, codes), scales, *settings), x.dtype)
 
             def gradient(*args, upstream=None):
                 upstream = args[0] if upstream is None else upstream
-                kernel = ops.cast(decode(codes, scales, *settings), upstream.dtype)
+                kernel = ops.cast(
+                    decode(_after(upstream, codes), scales, *settings), upstream.dtype
+                )
                 return ops.matmul(upstream, ops.transpose(kernel))
 
             return ops.matmul(x, kernel), gradient
 
         return product(x)
+
+
+def _after(needed, codes):
+    """The codes, read once `needed` is there.
+
+    Else TensorFlow decodes every kernel as the step begins, since nothing keeps it from that, and
+    takes the forward pass's kernel in the backward pass, since it is the same computation: all
+    kernels would be there in full.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return codes
+    import tensorflow as tf
+
+    with tf.control_dependencies([needed]):
+        return tf.identity(codes)
 
 
 def encode(kernel: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:
