@@ -78,6 +78,9 @@ def test_another_backbone_is_refused(tiny, runs, tmp_path):
 def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
+    gone = f"hf:{tmp_path / 'gone'}"
+    with pytest.raises(UserError, match="saved only what it trained and needs its backbone"):
+        tfft.load(runs["lora"].workdir, backbone=gone)
     again = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
     np.testing.assert_allclose(again.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
 

@@ -211,7 +211,13 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
         loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
         loaded = replace(loaded, fingerprint=description["fingerprint"])
     else:
-        loaded = backbones.load(config.model, config.distribute.precision)
+        try:
+            loaded = backbones.load(config.model, config.distribute.precision)
+        except UserError as error:
+            raise UserError(
+                f"{error}. {workdir} saved only what it trained and needs its backbone's files: "
+                "--backbone=hf:FOLDER (backbone= in Python) says where they are now"
+            ) from None
         same_backbone(loaded.fingerprint, description["fingerprint"], workdir)
     return on_backbone(workdir, config, description, loaded)
 

@@ -31,6 +31,11 @@ def define_workdir(text: str = "run directory") -> None:
     flags.DEFINE_alias("model_dir", "workdir")
 
 
+def define_backbone() -> None:
+    """`--backbone`, for runs that saved only what they trained."""
+    flags.DEFINE_string("backbone", None, "where the run's backbone is now, e.g. hf:FOLDER")
+
+
 def config() -> Config:
     """The config that the flags name.
 

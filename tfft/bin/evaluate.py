@@ -12,6 +12,7 @@ from tfft.bin import cli
 from tfft.errors import UserError, nearest
 
 cli.define_workdir()
+cli.define_backbone()
 flags.DEFINE_string("split", "test", "split of the run's config: train, validation or test")
 flags.DEFINE_string("data", None, "a file to evaluate on instead: csv, tsv, jsonl or parquet")
 flags.DEFINE_string("output", None, "JSON file for the figures")
@@ -30,7 +31,7 @@ def verb() -> None:
     from tfft.config import Source
     from tfft.run import load_run
 
-    run = load_run(f.workdir)
+    run = load_run(f.workdir, f.backbone)
     if f.data is not None:
         name = Path(f.data).name
         try:

@@ -8,6 +8,7 @@ from tfft.bin import cli
 from tfft.errors import UserError
 
 cli.define_workdir()
+cli.define_backbone()
 flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR/huggingface")
 flags.DEFINE_enum("format", "saved_model", ["saved_model", "huggingface"], "what is written")
 
@@ -20,7 +21,7 @@ def verb() -> None:
     cli.load_tensorflow()
     from tfft.run import load_run
 
-    run = load_run(f.workdir)
+    run = load_run(f.workdir, f.backbone)
     folder = Path(f.output) if f.output is not None else None
     if f.format == "huggingface":
         print(run.export_huggingface(folder or Path(f.workdir) / "huggingface"))

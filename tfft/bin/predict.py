@@ -17,6 +17,7 @@ from tfft.bin import cli
 from tfft.errors import UserError
 
 cli.define_workdir()
+cli.define_backbone()
 flags.DEFINE_string("export", None, "a SavedModel, or the folder of its numbered versions")
 flags.DEFINE_string("input", "-", "file of rows; -: standard input")
 flags.DEFINE_integer("batch_size", 64, "rows at once", lower_bound=1)
@@ -41,7 +42,7 @@ def verb() -> None:
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
             return run.answers(served.probabilities(rows, f.batch_size), labels)
     else:
-        loaded = run.load_run(f.workdir)
+        loaded = run.load_run(f.workdir, f.backbone)
         data = loaded.config.data
         names, pair = (str(data.text), str(data.text_pair)), loaded.inputs.pair
         predict = loaded.predict
