@@ -1,7 +1,7 @@
 """The ways of fine-tuning beside each other: TREC-6 with few and with all examples.
 
     python benchmarks/methods.py --data=trec/ --backbone=hf:FOLDER [--rows=full,lora] [--sizes=100]
-    python benchmarks/methods.py --out=results.jsonl --table        # the table of what is there
+    python benchmarks/methods.py --out=benchmarks/methods.jsonl --table   # of what is there
 
 Each row trains in a process of its own, once for each seed; the same seed draws the same examples
 for every row. There is no validation split: the last weights count. Accuracy is that of the 500
