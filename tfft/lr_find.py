@@ -14,7 +14,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import distribute, log, optim, report, train
+from tfft import distribute, log, masks, optim, report, train
 from tfft.config import Config
 from tfft.errors import UserError
 from tfft.feed import Feed
@@ -84,7 +84,7 @@ def find(config: Config, low: float, high: float, steps: int) -> Found:
         result, data, plan, course = train.prepare(config, Path("runs"))
         result.targets = train.teachers_targets(config, data)
         optim.inner(result.model.optimizer).learning_rate = Ramp(low, high, steps)
-    train.masks.set_trainable(result.model, course.at(0).mask)
+    masks.set_trainable(result.model, course.at(0).mask)
     feed = Feed(result, data, plan)
     return _found(_climb(result.model, feed, steps), low, high, steps)
 

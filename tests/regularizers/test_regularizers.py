@@ -136,6 +136,15 @@ def test_freelb_is_the_mean_over_its_steps_within_the_ball():
         np.testing.assert_allclose(a, b / 3, atol=1e-6)
 
 
+def test_freelb_starts_elsewhere_at_each_step():
+    model = small()
+    model.adversary = adversarial.build(model, FreeLb(name="freelb"))
+    first = np.asarray(model.adversary._first(tf.zeros([4, 5, 4])))
+    np.testing.assert_array_equal(first, model.adversary._first(tf.zeros([4, 5, 4])))
+    model.optimizer.iterations.assign(1)
+    assert np.abs(first - model.adversary._first(tf.zeros([4, 5, 4]))).max() > 0.01
+
+
 def test_a_model_without_embeddings_has_no_adversary():
     inputs = keras.Input([3])
     model = Model(inputs, keras.layers.Dense(1)(inputs))

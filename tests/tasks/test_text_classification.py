@@ -99,3 +99,16 @@ def test_decode(case):
         np.asarray(tf.cast(tf.constant(logits, tf.bfloat16), tf.float32)).argmax(1)
     ]
     assert [v.decode() for v in out["label"].numpy()] == expected.tolist()
+
+
+@pytest.mark.parametrize("kind", ["mse", "smooth_l1", "huber"])
+def test_errors_of_the_probabilities_against_numpy(kind):
+    generator = np.random.default_rng(6)
+    logits, ids = generator.normal(0, 2, (8, 4)).astype(np.float32), generator.integers(0, 4, 8)
+    found = TASK.loss(TaskConfig(loss=kind, delta=0.3)).call(ids, logits)
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    error = np.abs(p - np.eye(4)[ids])
+    huber = np.where(error <= 0.3, error**2 / 2, 0.3 * (error - 0.15)).sum(1)
+    expected = {"mse": (error**2).sum(1), "huber": huber, "smooth_l1": huber / 0.3}[kind]
+    assert (error > 0.3).any()
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)

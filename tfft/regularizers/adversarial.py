@@ -33,7 +33,7 @@ def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
     seam = Seam(max(tables, key=lambda table: table.input_dim))
     if isinstance(config, Fgm):
         return FastGradient(seam, config.epsilon, config.weight)
-    return FreeLarge(seam, config.steps, config.step_size, config.epsilon)
+    return FreeLarge(model, seam, config.steps, config.step_size, config.epsilon)
 
 
 class Seam:
@@ -113,8 +113,11 @@ class FastGradient(Adversary):
 class FreeLarge(Adversary):
     """FreeLB; see the module."""
 
-    def __init__(self, seam: Seam, steps: int, step_size: float, epsilon: float):
+    def __init__(
+        self, model: keras.Model, seam: Seam, steps: int, step_size: float, epsilon: float
+    ):
         super().__init__(seam)
+        self._model = model
         self.steps, self.step_size, self.epsilon = steps, step_size, epsilon
 
     def gradients(self, model, loss_of, variables):
@@ -137,7 +140,11 @@ class FreeLarge(Adversary):
         """Uniform, of the length epsilon at most: epsilon / sqrt(T D) * U(-1, 1)."""
         shape = tf.shape(y)
         size = tf.cast(shape[1] * shape[2], y.dtype)
-        seed = tf.constant([17, 0], tf.int32)
+        # By the step, so that a resumed run draws the same; by the replica, so that they differ.
+        step = tf.cast(tf.convert_to_tensor(self._model.optimizer.iterations), tf.int32)
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        seed = tf.stack([step, tf.cast(replica, tf.int32)])
         uniform = tf.random.stateless_uniform(shape, seed, -1.0, 1.0, tf.float32)
         return tf.cast(uniform, y.dtype) * self.epsilon * tf.math.rsqrt(size)
 
