@@ -18,7 +18,7 @@ from typing import Any
 import keras
 
 from tfft.errors import UserError, nearest
-from tfft.spec import Mask, MaskEntry, Rule, Stage
+from tfft.spec import Mask, MaskEntry, Phase, Rule, Stage
 
 
 def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) -> Mask:
@@ -133,6 +133,17 @@ def table(mask: Mask, starts: Mapping[str, int] | None = None) -> str:
         for row in rows
     ]
     return "\n".join([*lines, f"{moving:,} of {total:,} parameters move ({moving / total:.2%})"])
+
+
+def head_and(stages: Sequence[Stage], match: str, method: str) -> tuple[Phase, ...]:
+    """One phase: the head moves and what `match` finds; the rest is frozen."""
+    origin = f"method {method}"
+    rules = (
+        Rule(stages[-1].name, trainable=True, origin=origin),
+        Rule(match, trainable=True, origin=origin),
+        Rule("*", trainable=False, origin=origin),
+    )
+    return (Phase(rules),)
 
 
 def by_stage(model: keras.Model, stages: Sequence[Stage]) -> dict[str, list[keras.Variable]]:

@@ -9,10 +9,9 @@ projections of attention and feed-forward, before the sum with the residual. Pfe
 import keras
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.config.methods import AdapterMethod
 from tfft.inject import Addition, Projection
-from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
 
 _ATTENTION = r"(^|/)(attention/out|attention_output)$"
@@ -59,7 +58,7 @@ def apply(
                 config.width, config.activation, dtype=target.policy, name="adapter"
             ),
         )
-    return lora.rules(stages, "adapter", "adapter")
+    return masks.head_and(stages, "re:/adapter/[^/]+$", "adapter")
 
 
 METHOD = Method("adapter", apply)

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.config.methods import DoraMethod
 from tfft.inject import Projection
 from tfft.methods import lora
@@ -54,7 +54,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: DoraMethod) -> 
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="dora"
         ),
     )
-    return lora.rules(stages, "dora", "dora")
+    return masks.head_and(stages, "re:/dora/[^/]+$", "dora")
 
 
 METHOD = Method("dora", apply)

@@ -8,11 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.config.methods import Ia3Method
 from tfft.errors import UserError
 from tfft.inject import Addition, Projection
-from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
 
 
@@ -63,7 +62,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: Ia3Method) -> t
     outer = [target for target in outer if target.name not in names]
     inject.attach(outer, lambda target: OutputScale(dtype=target.policy, name="ia3"))
     inject.attach(inner, lambda target: InputScale(dtype=target.policy, name="ia3"))
-    return lora.rules(stages, "ia3", "ia3")
+    return masks.head_and(stages, "re:/ia3/[^/]+$", "ia3")
 
 
 METHOD = Method("ia3", apply)

@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.config.methods import LoraMethod
 from tfft.inject import Addition, Projection
-from tfft.spec import Method, Phase, Rule, Stage
+from tfft.spec import Method, Phase, Stage
 
 
 class LowRank(Addition):
@@ -66,20 +66,6 @@ def scale(config: LoraMethod) -> float:
     return config.alpha / (config.rank**0.5 if root else config.rank)
 
 
-def rules(stages: tuple[Stage, ...], name: str, addition: str) -> tuple[Phase, ...]:
-    """The additions called `addition` move, and the head; biases do not."""
-    origin = f"method {name}"
-    return (
-        Phase(
-            (
-                Rule(stages[-1].name, trainable=True, origin=origin),
-                Rule(f"re:/{addition}/[^/]+$", trainable=True, origin=origin),
-                Rule("*", trainable=False, origin=origin),
-            )
-        ),
-    )
-
-
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: LoraMethod) -> tuple[Phase, ...]:
     """Attach an addition to every target."""
     inject.attach(
@@ -88,7 +74,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: LoraMethod) -> 
             config.rank, scale(config), config.dropout, dtype=target.policy, name="lora"
         ),
     )
-    return rules(stages, "lora", "lora")
+    return masks.head_and(stages, "re:/lora/[^/]+$", "lora")
 
 
 METHOD = Method("lora", apply)

@@ -6,19 +6,13 @@ Frankle, Schwab & Morcos 2021, "Training BatchNorm and Only BatchNorm"; for tran
 
 from typing import Any
 
-from tfft.spec import Method, Phase, Rule, Stage
-
-_ORIGIN = "method norm"
+from tfft import masks
+from tfft.spec import Method, Phase, Stage
 
 
 def apply(_: Any, stages: tuple[Stage, ...], *__: Any) -> tuple[Phase, ...]:
     """One rule for the norms, one for the head."""
-    rules = (
-        Rule(stages[-1].name, trainable=True, origin=_ORIGIN),
-        Rule("re:/(gamma|beta)$", trainable=True, origin=_ORIGIN),
-        Rule("*", trainable=False, origin=_ORIGIN),
-    )
-    return (Phase(rules),)
+    return masks.head_and(stages, "re:/(gamma|beta)$", "norm")
 
 
 METHOD = Method("norm", apply)

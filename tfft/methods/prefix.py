@@ -7,11 +7,10 @@ without reparametrization Liu et al. 2022, "P-Tuning v2".
 import keras
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.backbones.families.layers import SelfAttention
 from tfft.config.methods import PrefixMethod
 from tfft.errors import UserError
-from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
 
 
@@ -58,7 +57,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
                 name="prefix",
             )
         inject.fit(attention, "prefix", prefix)
-    return lora.rules(stages, "prefix", "prefix")
+    return masks.head_and(stages, "re:/prefix/[^/]+$", "prefix")
 
 
 METHOD = Method("prefix", apply, identity=False)

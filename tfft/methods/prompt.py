@@ -8,12 +8,11 @@ that the first token is still the first of the text.
 import keras
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.backbones.families.encoder import AttentionBias, WithoutPrompt
 from tfft.backbones.families.layers import Embeddings
 from tfft.config.methods import PromptMethod
 from tfft.errors import UserError
-from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
 
 
@@ -55,7 +54,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
     for layer in layers:
         if isinstance(layer, AttentionBias | WithoutPrompt):
             inject.fit(layer, "prompt", config.length)
-    return lora.rules(stages, "prompt", "prompt")
+    return masks.head_and(stages, "re:/prompt/[^/]+$", "prompt")
 
 
 METHOD = Method("prompt", apply, identity=False, positions=lambda config: config.length)

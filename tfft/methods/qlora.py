@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject
+from tfft import inject, masks
 from tfft.config.methods import QloraMethod
 from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
@@ -129,7 +129,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) ->
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="lora"
         ),
     )
-    return lora.rules(stages, "qlora", "lora")
+    return masks.head_and(stages, "re:/lora/[^/]+$", "qlora")
 
 
 METHOD = Method("qlora", apply, identity=False)
