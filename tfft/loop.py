@@ -184,9 +184,12 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
 
 
 def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> int:
-    """At most `steps_per_execution`, and none beyond where something is due."""
+    """Steps until Python looks again; none beyond where something is due."""
+    at_once = train.steps_per_execution
+    if at_once == "auto":
+        at_once = _short_steps(model)
     every = [
-        _log_every(train),
+        -(-LOG_EVERY // at_once) * at_once,
         plan.per_epoch,
         plan.total,
         train.validate_every.steps(plan.per_epoch, plan.total),
@@ -196,10 +199,18 @@ def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> i
     for mark in (train.profile[0] - 1, train.profile[1]) if train.profile else ():
         if mark > step:
             until.append(mark - step)
-    at_once = train.steps_per_execution
-    if at_once == "auto":  # above a cached prefix a step is shorter than the look
-        at_once = 1 if model.above is None else LOG_EVERY
     return min(at_once, *until)
+
+
+def _short_steps(model: Model) -> int:
+    """Steps between two looks that take no longer than the looks: 1 but above a cached prefix.
+
+    A multiple of LOG_EVERY or a divisor of it.
+    """
+    if model.above is None:
+        return 1
+    vectors = all(len(tensor.shape) == 2 for tensor in model.above.inputs)
+    return 5 * LOG_EVERY if vectors else LOG_EVERY
 
 
 def _log_every(train: TrainConfig) -> int:

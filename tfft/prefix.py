@@ -8,7 +8,9 @@ and of the rows), and the train step reads it in place of the tokens.
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ import tensorflow as tf
 from tfft import log
 from tfft.data import Dataset, batches
 
-BATCH = 128  # rows at once while it is computed
+BATCH = 64  # rows at once while it is computed
+AT_ONCE = 2  # batches at work together: where one waits for a core, the other computes
 SHARE = 0.5  # of the free disk that `auto` may fill
 
 
@@ -46,6 +49,15 @@ class Cut:
     weights: Sequence[keras.Variable]
     lowest: str
     share: float
+
+    @cached_property
+    def digest(self) -> bytes:
+        """A hash of the values of `weights`, as they were when it was first asked for."""
+        found = hashlib.sha256()
+        for variable in self.weights:
+            found.update(variable.path.encode())
+            found.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).data)
+        return found.digest()
 
 
 def cut(model: keras.Model) -> Cut | str:
@@ -240,7 +252,8 @@ def _compute(
         for name, shape in made.shapes.items()
     }
     planned = batches.in_order(split.lengths, BATCH)
-    for number, batch in enumerate(planned, 1):
+
+    def put(batch: batches.Batch) -> None:
         values = made.compute(rows.arrays(batch))
         for name, file in files.items():
             found = values[name].numpy().astype(dtype)
@@ -251,7 +264,12 @@ def _compute(
             for at, position in enumerate(batch.positions):
                 first, last = offsets[position : position + 2]
                 file[first:last] = found[at, : last - first]
-        log.progress(f"cache: {number:,} of {len(planned):,} batches", last=number == len(planned))
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:  # each batch has rows of its own in the files
+        for number, _ in enumerate(pool.map(put, planned), 1):
+            log.progress(
+                f"cache: {number:,} of {len(planned):,} batches", last=number == len(planned)
+            )
     for file in files.values():
         file.flush()
     (folder / "whole").touch()
@@ -263,7 +281,5 @@ def _name(made: Cut, split: Dataset, dtype: str, key: str) -> str:
     digest.update(split.prepared.folder.name.encode())
     digest.update(np.ascontiguousarray(split.rows).tobytes())
     digest.update(",".join(layer.name for layer in made.below.layers).encode())
-    for variable in made.weights:
-        digest.update(variable.path.encode())
-        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+    digest.update(made.digest)
     return digest.hexdigest()[:24]

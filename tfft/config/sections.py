@@ -170,7 +170,7 @@ class TrainConfig(Section):
     )
     steps_per_execution: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
-        description="steps between two looks from Python; auto: 1, 10 above a cached prefix",
+        description="steps between two looks from Python; auto: 1; above a cached prefix 10 or 50",
     )
     jit: bool | Literal["auto"] = Field(
         "auto",
