@@ -206,6 +206,7 @@ def replace_kernel(layer: keras.layers.Layer, make: Callable[[np.ndarray], Any])
     with scoped(path(layer)):
         hook.stand_in(make(np.array(ops.convert_to_numpy(hook.kernel()), np.float32)))
     layer._untrack_variable(layer._kernel)
+    layer._delete_tracking("_kernel")  # TensorFlow's own list, which would keep it in memory
     layer._kernel = None
 
 

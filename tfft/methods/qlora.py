@@ -8,6 +8,7 @@ the forward and in the backward pass, and is never kept in full.
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras import ops
 
 from tfft import inject, masks
@@ -60,7 +61,7 @@ class Codes(keras.layers.Layer):
                 kernel = ops.cast(
                     decode(_after(upstream, codes), scales, *settings), upstream.dtype
                 )
-                return ops.matmul(upstream, ops.transpose(kernel))
+                return tf.linalg.matmul(upstream, kernel, transpose_b=True)
 
             return ops.matmul(x, kernel), gradient
 
@@ -74,10 +75,6 @@ def _after(needed, codes):
     takes the forward pass's kernel in the backward pass, since it is the same computation: all
     kernels would be there in full.
     """
-    if keras.backend.backend() != "tensorflow":
-        return codes
-    import tensorflow as tf
-
     with tf.control_dependencies([needed]):
         return tf.identity(codes)
 
@@ -109,11 +106,16 @@ def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
     """`encode`, backwards, as float32 [inputs, outputs]."""
     inputs, outputs = shape
     if bits == 4:
-        codes = ops.cast(codes, "int32")
-        pair = ops.stack([codes % 16, codes // 16], axis=1)  # [inputs / 2, 2, outputs]
-        codes = ops.reshape(pair, [-1, outputs])[:inputs] - 8
-    rows = ops.repeat(scales, group, axis=0)[:inputs] if scales.shape[0] > 1 else scales
-    return ops.cast(codes, "float32") * rows
+        # As bytes for as long as can be: what is decoded here is there beside the kernel.
+        pair = ops.stack([ops.bitwise_and(codes, 15), ops.right_shift(codes, 4)], axis=1)
+        codes = ops.reshape(pair, [-1, outputs])[:inputs]
+    values = ops.cast(codes, "float32")
+    if bits == 4:
+        values -= 8
+    if inputs % group:  # the last group is shorter
+        return values * ops.repeat(scales, group, axis=0)[:inputs]
+    grouped = ops.reshape(values, [-1, group, outputs]) * scales[:, None, :]
+    return ops.reshape(grouped, [inputs, outputs])
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) -> tuple[Phase, ...]:
