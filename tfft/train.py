@@ -159,7 +159,10 @@ def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
     taught = config.regularization.distillation
     if taught is None:
         return None
-    teacher = load_run(taught.teacher)
+    try:
+        teacher = load_run(taught.teacher)
+    except UserError as error:
+        raise UserError(f"regularization.distillation.teacher: {error}") from None
     if teacher.inputs.pair != (config.data.text_pair is not None):
         raise UserError("regularization.distillation.teacher: reads another number of texts")
     log.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
@@ -313,15 +316,16 @@ def check_inputs(config: Config, backbone: Backbone, inputs: preprocess.TextInpu
 def open_workdir(config: Config, workdir: Path) -> None:
     """Create the run directory, or check that it is this config's.
 
-    `describe` writes the config there, once data and model are known to be good: a mistake found
-    before that leaves an empty folder, which the mended config may use.
+    `describe` writes the config there, once data and model are known to be good. A mistake that is
+    found before the first steps leaves nothing to lose: the mended config may use the folder.
 
     Raises:
         UserError: it holds a run of another config, or something that is no run.
     """
     path = workdir / "config.yaml"
     if path.is_file():
-        check_same(path, dump(config))
+        if not _untrained(workdir):
+            check_same(path, dump(config))
         return
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file; --workdir must be a folder")
@@ -331,6 +335,17 @@ def open_workdir(config: Config, workdir: Path) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+
+
+def _untrained(workdir: Path) -> bool:
+    """Whether a run was described there and ended before anything of its training was kept."""
+    entries = workdir / "metrics.jsonl"
+    return (
+        (workdir / "run.json").is_file()
+        and not (workdir / "metrics.json").is_file()
+        and not any((workdir / "checkpoints").glob("step_*"))
+        and not (entries.is_file() and entries.stat().st_size)
+    )
 
 
 def check_same(path: Path, text: str) -> None:

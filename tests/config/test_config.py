@@ -59,6 +59,15 @@ def test_all_errors_at_once(tmp_path):
     [
         ({"method": {"name": "hed"}}, "method.name: unknown method; received 'hed'; did you"),
         ({"method": {"name": "top"}}, "method.stages: required"),
+        (
+            {"method": {"name": "qlora", "bits": 3}},
+            "method.bits: must be one of 4, 8; received 3",
+        ),
+        ({"train": {"cache": "of"}}, "train.cache: must be true or false, or auto; received 'of'"),
+        (
+            {"train": {"micro_batch": "autoo"}},
+            "train.micro_batch: must be an integer, or auto; received 'autoo'; did you mean",
+        ),
         ({"method": {"name": "top", "stagse": 2}}, "method.stagse: unknown key; did you mean"),
         ({"train": {"epochs": "three"}}, "train.epochs"),
         ({"train": {"checkpoint": {"every": 5}}}, "train.checkpoint.every: must be a number with"),

@@ -1,7 +1,7 @@
 """YAML and overrides in, a `Config` or all of its mistakes at once out."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -97,8 +97,8 @@ def parse(
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = [_explain(item, raw) for item in error.errors()]
-        raise UserError("\n".join(f"{where}: {line}" for line in dict.fromkeys(lines))) from None
+        lines = _explained(error.errors(), raw)
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def dump(config: Config) -> str:
@@ -154,6 +154,35 @@ def _override(raw: dict[str, Any], override: str) -> None:
     at[keys[-1]] = _yaml(text, f"--set {path}")
 
 
+# pydantic's name of a mistake -> what was wanted.
+_KINDS = {
+    "bool_parsing": "true or false",
+    "bool_type": "true or false",
+    "float_parsing": "a number",
+    "float_type": "a number",
+    "int_from_float": "an integer",
+    "int_parsing": "an integer",
+    "int_type": "an integer",
+}
+
+
+def _explained(errors: Sequence[Mapping[str, Any]], raw: Any) -> list[str]:
+    """A line for each mistake; of a key that may be a number or a word pydantic makes two."""
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for item in errors:
+        groups.setdefault(tuple(_real_path(item["loc"], raw)), []).append(item)
+    lines = []
+    for items in groups.values():
+        kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
+        words = [item for item in items if item["type"] == "literal_error"]
+        if len(items) == 2 and kinds and words:
+            line = _explain(words[0], raw)
+            lines.append(line.replace("must be one of ", f"must be {kinds[0]}, or "))
+        else:
+            lines += [_explain(item, raw) for item in items]
+    return list(dict.fromkeys(lines))
+
+
 def _explain(item: Mapping[str, Any], raw: Any) -> str:
     """One pydantic error as `path: what must hold; received ...; nearest valid name`."""
     loc = list(_real_path(item["loc"], raw))
@@ -165,7 +194,8 @@ def _explain(item: Mapping[str, Any], raw: Any) -> str:
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
-        options = re.findall(r"'([^']*)'", message)
+        options = re.findall(r"'([^']*)'|(?<![\w'])(\d+)(?![\w'])", message)
+        options = [text or number for text, number in options]
         return f"{path}: must be one of {', '.join(options)}; received {item['input']!r}" + (
             nearest(item["input"], options) if "mean" in nearest(item["input"], options) else ""
         )

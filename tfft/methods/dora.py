@@ -14,6 +14,8 @@ from tfft.inject import Projection
 from tfft.methods import lora
 from tfft.spec import Method, Phase, Stage
 
+_TINY = 1e-12  # the norm of a column of zeros counts as this
+
 
 class Decomposed(lora.LowRank):
     """LoRA of the direction, with a magnitude for each output."""
@@ -35,6 +37,7 @@ class Decomposed(lora.LowRank):
         product = ops.matmul(ops.cast(self.a, "float32"), ops.cast(self.b, "float32"))
         whole = kernel + self.scale * product
         norms = ops.stop_gradient(ops.sqrt(ops.sum(ops.square(whole), axis=0)))
+        norms = ops.maximum(norms, _TINY)
         share = ops.cast(ops.cast(self.magnitude, "float32") / norms, self.compute_dtype)
         bias = ops.cast(self._bias_of(), self.compute_dtype)
         return share * (y - bias + self.product(x, training)) + bias
@@ -42,7 +45,8 @@ class Decomposed(lora.LowRank):
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """m (W + s A B) / |W + s A B|; the bias stays."""
         whole = (kernel + self.delta()).astype(np.float64)
-        share = ops.convert_to_numpy(self.magnitude) / np.linalg.norm(whole, axis=0)
+        norms = np.maximum(np.linalg.norm(whole, axis=0), _TINY)
+        share = ops.convert_to_numpy(self.magnitude) / norms
         return (whole * share).astype(np.float32), bias
 
 
