@@ -100,13 +100,17 @@ def prefix_entries() -> dict[str, tuple]:
     }
 
 
-def save(name: str, features: torch.Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
-    """Values, features, and gradients of the sum of features * weights over real tokens."""
-    generator = np.random.default_rng(11)
-    weights = generator.normal(size=tuple(features.shape)).astype(np.float32)
+def backward(features: torch.Tensor) -> dict[str, np.ndarray]:
+    """The features, and random weights of their sum over real tokens, whose gradient is taken."""
+    weights = np.random.default_rng(11).normal(size=tuple(features.shape)).astype(np.float32)
     weights *= np.load(BERT / "expected.npz")["padding_mask"][:, :, None]
     (features * torch.tensor(weights)).sum().backward()
-    arrays = {"sequence": features.detach().numpy(), "weights": weights}
+    return {"sequence": features.detach().numpy(), "weights": weights}
+
+
+def save(name: str, features: torch.Tensor, parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Values, features, and gradients of a weighted sum of them."""
+    arrays = backward(features)
     for theirs, parameter in parameters.items():
         for ours, of in entries(theirs, parameter).items():
             arrays[f"value|{ours}"] = np.ascontiguousarray(of(parameter.detach().numpy()))
@@ -187,11 +191,7 @@ def adapter(name: str, places: list[str]) -> None:
 
             dense.register_forward_hook(hook)
     features = base(**inputs()).last_hidden_state
-    generator = np.random.default_rng(11)
-    weights = generator.normal(size=tuple(features.shape)).astype(np.float32)
-    weights *= np.load(BERT / "expected.npz")["padding_mask"][:, :, None]
-    (features * torch.tensor(weights)).sum().backward()
-    arrays = {"sequence": features.detach().numpy(), "weights": weights}
+    arrays = backward(features)
     for path, own in made.items():
         for key, parameter in own.items():
             arrays[f"value|{path}/adapter/{key}"] = parameter.detach().numpy()
