@@ -4,6 +4,7 @@ Only data is fetched (JSON, safetensors, vocabularies): nothing that could run.
 """
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ def folder(name: str, revision: str | None = None) -> Path:
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         siblings = local.parent.iterdir() if local.parent.is_dir() else ()
-        hint = nearest(local.name, (p.name for p in siblings if p.is_dir()))
+        checkpoints = (p.name for p in siblings if os.path.isfile(p / "config.json"))
+        hint = nearest(local.name, checkpoints)
         raise UserError(f"model.backbone: no such folder: {name}{hint}")
     return _download(name, revision)
 
