@@ -174,7 +174,7 @@ def merged(model: keras.Model) -> Iterator[list[str]]:
     """Within: additions that can be are part of the kernels, and are not attached.
 
     Gives the paths of the layers. Afterwards kernels, biases and additions are what they were, to
-    the bit. Functions that were traced before must be traced anew, within and afterwards.
+    the bit. Functions that were traced outside are wrong within, and the other way round.
     """
     kept = []
     for hook in _hooks(model):

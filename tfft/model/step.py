@@ -72,7 +72,6 @@ class Model(keras.Model):
     consistency: Any = None
     adversary: Any = None
     _share: Any = 1.0  # of the rows at hand in the batch, while a step is traced
-    _forward: Callable[..., Any] | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -80,6 +79,7 @@ class Model(keras.Model):
         # Not attributes that Keras tracks: the layers are the model's own already.
         self.__dict__["above"] = None
         self.__dict__["penalties"] = []
+        self.__dict__["_forward"] = {}  # names of inputs -> the function that takes them
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model`'s; the inputs may be those of `above`."""
@@ -103,15 +103,23 @@ class Model(keras.Model):
 
     def forget_functions(self) -> None:
         """Have every function traced anew: the layers compute something else now."""
-        self.train_function = self.test_function = self.predict_function = self._forward = None
+        self.train_function = self.test_function = self.predict_function = None
+        self._forward.clear()
 
     @contextmanager
     def merged(self) -> Iterator[list[str]]:
-        """As `inject.merged`, its functions being traced anew."""
-        with inject.merged(self) as layers:
+        """As `inject.merged`, with functions of its own."""
+        names = ("train_function", "test_function", "predict_function")
+        kept, forward = {name: getattr(self, name) for name in names}, dict(self._forward)
+        try:
+            with inject.merged(self) as layers:
+                self.forget_functions()
+                yield layers
+        finally:  # those of before are right again
             self.forget_functions()
-            yield layers
-        self.forget_functions()
+            self._forward.update(forward)
+            for name, function in kept.items():
+                setattr(self, name, function)
 
     # --- the step, in a replica ---
 
@@ -299,7 +307,7 @@ class Model(keras.Model):
         another."""
         strategy = self.distribute_strategy
         if strategy.num_replicas_in_sync == 1:
-            return super().predict_on_batch(x)
+            return self._predict_on_one(x)
         local = len(strategy.extended.worker_devices)
         parts = [
             tree.map_structure(lambda t, at=at: np.array_split(np.asarray(t), local)[at], x)
@@ -308,14 +316,29 @@ class Model(keras.Model):
         shared = strategy.experimental_distribute_values_from_function(
             lambda context: parts[context.replica_id_in_sync_group % local]
         )
-        if self._forward is None:
-            self._forward = tf.function(
+        if "" not in self._forward:
+            self._forward[""] = tf.function(
                 lambda values: strategy.run(self, args=(values,), kwargs={"training": False}),
                 reduce_retracing=True,
                 autograph=False,
             )
-        results = strategy.experimental_local_results(self._forward(shared))
+        results = strategy.experimental_local_results(self._forward[""](shared))
         return tree.map_structure(lambda *ts: np.concatenate([t.numpy() for t in ts]), *results)
+
+    def _predict_on_one(self, x: Any) -> Any:
+        """On one replica, by a function that is traced once for all widths and numbers of rows."""
+        takers = [model for model in (self.above, self) if _takes(model, x)]
+        if not takers or self.run_eagerly or self.jit_compile:
+            return super().predict_on_batch(x)
+        inputs = takers[0].input
+        key = " ".join(sorted(inputs))
+        if key not in self._forward:
+            specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
+            self._forward[key] = tf.function(
+                lambda values: self(values, training=False), [specs], autograph=False
+            )
+        given = {n: keras.ops.convert_to_tensor(x[n], t.dtype) for n, t in inputs.items()}
+        return tree.map_structure(lambda t: t.numpy(), self._forward[key](given))
 
     def _loop(self, replica_function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
         """`replica_function` over the batches of an iterator, on every replica."""
@@ -351,6 +374,12 @@ class Model(keras.Model):
             return logs
 
         return function
+
+
+def _takes(model: Any, x: Any) -> bool:
+    """Whether a model's inputs are those of a batch, by name."""
+    inputs = getattr(model, "input", None)
+    return isinstance(x, dict) and isinstance(inputs, dict) and set(x) == set(inputs)
 
 
 def _once(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., Any]:
