@@ -40,13 +40,19 @@ def test_rules(facts, method, epochs, batch):
 
 
 def test_rates_by_size_and_method():
-    assert advised()[0].optimizer.learning_rate == 1e-4
-    assert advised(parameters=110_000_000)[0].optimizer.learning_rate == 3e-5
-    assert advised(memory=2**28)[0].optimizer.learning_rate == pytest.approx(1e-3)
-    assert advised()[0].optimizer.layer_decay == 0.9
-    few = advised(rows=300)[0].optimizer
-    assert (few.learning_rate, few.layer_decay) == (2e-4, 0.8)
-    assert advised(rows=50_000)[0].optimizer.layer_decay == 1.0
+    def found(**facts):
+        optimizer = advised(**facts)[0].optimizer
+        return optimizer.learning_rate, optimizer.layer_decay
+
+    large = {"parameters": 110_000_000}
+    assert found(rows=300) == found() == (2e-4, 0.8)
+    assert found(rows=50_000) == (1e-4, 1.0)
+    assert found(rows=300, **large) == (6e-5, 0.8)
+    assert found(**large) == (3e-5, 0.9)
+    assert found(rows=50_000, **large) == (3e-5, 1.0)
+    assert found(memory=2**28) == (pytest.approx(1e-3), 1.0)
+    assert found(seconds=52.0) == (pytest.approx(5e-4), 1.0)
+    assert found(seconds=20.0) == (3e-3, 1.0)
 
 
 def test_what_is_given_is_kept():
