@@ -79,6 +79,18 @@ def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
         tfft.train({**config, "train": {"epochs": 3}}, workdir=tmp_path / "auto")
 
 
+def test_advice_that_was_not_followed_is_forgotten(config, tmp_path):
+    config["train"] = {"epochs": 1, "cache": True}
+    with pytest.raises(UserError, match=r"train\.cache"):
+        tfft.train({**config, "method": {"name": "auto"}}, workdir=tmp_path / "run")
+    assert (tmp_path / "run" / "config.given.yaml").is_file()
+    config["train"] = {"epochs": 1}
+    run = tfft.train(config, workdir=tmp_path / "run")
+    assert run.metrics["steps"] > 0
+    assert not (run.workdir / "config.given.yaml").exists()
+    assert not (run.workdir / "advice.txt").exists()
+
+
 def test_time_is_in_minutes():
     with pytest.raises(UserError, match="must be minutes"):
         parse({**RAW, "method": {"name": "auto", "time": "3 epochs"}})

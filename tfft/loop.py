@@ -8,7 +8,7 @@ memory in seconds and changes nothing.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import keras
 import numpy as np
@@ -189,7 +189,7 @@ def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> i
     if at_once == "auto":
         at_once = _short_steps(model)
     every = [
-        -(-LOG_EVERY // at_once) * at_once,
+        _log_every(at_once),
         plan.per_epoch,
         plan.total,
         train.validate_every.steps(plan.per_epoch, plan.total),
@@ -213,9 +213,10 @@ def _short_steps(model: Model) -> int:
     return 5 * LOG_EVERY if vectors else LOG_EVERY
 
 
-def _log_every(train: TrainConfig) -> int:
-    given = train.steps_per_execution
-    return LOG_EVERY if given == "auto" else -(-LOG_EVERY // given) * given
+def _log_every(at_once: int | Literal["auto"]) -> int:
+    """Steps between two entries of metrics.jsonl: LOG_EVERY, or the next multiple of `at_once`."""
+    at_once = 1 if at_once == "auto" else at_once
+    return -(-LOG_EVERY // at_once) * at_once
 
 
 # --- before the first step ---
@@ -339,7 +340,7 @@ def _watchers(
     train, plan, data = feed.train, feed.plan, feed.data
     first = distribute.workers().first
     path = result.workdir / "metrics.jsonl" if first else None
-    history = callbacks.History(state, path, _log_every(train), plan.per_epoch)
+    history = callbacks.History(state, path, _log_every(train.steps_per_execution), plan.per_epoch)
     watchers = [
         callbacks.NonFinite(state, train.skip_non_finite, feed.rows),
         callbacks.Progress(state, plan.per_epoch, plan.total, train.batch_size),
@@ -369,7 +370,9 @@ def _watchers(
     if first and train.profile:
         watchers.append(callbacks.Profile(state, result.workdir / "profile", *train.profile))
     if first and train.tensorboard:
-        watchers += callbacks.tensorboard(result.workdir / "tensorboard", _log_every(train))
+        watchers += callbacks.tensorboard(
+            result.workdir / "tensorboard", _log_every(train.steps_per_execution)
+        )
     return watchers
 
 

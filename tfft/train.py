@@ -193,6 +193,9 @@ def advised(config: Config, workdir: Path | None) -> Config:
     Raises:
         UserError: the run directory is of another config.
     """
+    if workdir is not None and distribute.workers().first and _untrained(workdir):
+        for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
+            (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":
         return config
     if distribute.workers().count > 1:
@@ -394,8 +397,10 @@ def describe(result: Run, data: Datasets, course: Course) -> None:
         "command": sys.argv,
     }
     write_atomic(result.workdir / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
+    bad = result.workdir / "bad_rows.txt"
+    bad.unlink(missing_ok=True)
     if data.bad_rows:
-        write_atomic(result.workdir / "bad_rows.txt", "\n".join(data.bad_rows) + "\n")
+        write_atomic(bad, "\n".join(data.bad_rows) + "\n")
 
 
 def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:

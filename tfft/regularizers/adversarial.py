@@ -133,7 +133,7 @@ class FreeLarge(Adversary):
                 first = loss, y_pred
             sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
             moved = self._within_ball(used + self.step_size * direction(by_offset))
-            offset = lambda y, moved=moved: moved  # noqa: E731
+            offset = _always(moved)
         return first[0], [g / self.steps for g in sums], first[1]
 
     def _first(self, y: Any) -> Any:
@@ -151,6 +151,10 @@ class FreeLarge(Adversary):
     def _within_ball(self, offset: tf.Tensor) -> tf.Tensor:
         length = norm(offset)
         return offset * tf.minimum(1.0, self.epsilon / tf.maximum(length, 1e-12))
+
+
+def _always(offset: tf.Tensor) -> Callable[[Any], tf.Tensor]:
+    return lambda _: offset
 
 
 def norm(offset: tf.Tensor) -> tf.Tensor:
