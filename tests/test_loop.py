@@ -308,7 +308,7 @@ def test_a_static_shape_keeps_the_mean(config, tmp_path):
         pieces = batches.Pieces((replica,), 2)
         weights = np.ones(len(train), np.float32)
         rows = batches.Tokens(train, 0)
-        made = batches.dataset(rows, train.labels, weights, plan, 0, pieces, shape)
+        made = batches.dataset(rows, train.labels, weights, plan, pieces, shape)
         assert made.element_spec[0]["token_ids"].shape == shape
         elements = list(made)
         assert len(elements) == len(plan)

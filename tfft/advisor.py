@@ -25,7 +25,7 @@ class Facts:
     Attributes:
         rows: of the training split, after validation is held out.
         classes: C.
-        tokens: a row, in the mean.
+        tokens: a row, in the mean; None where rows are pictures.
         parameters: of the backbone.
         blocks: that it has.
         device: `CPU`, `GPU` or `TPU`.
@@ -36,7 +36,7 @@ class Facts:
 
     rows: int
     classes: int
-    tokens: float
+    tokens: float | None
     parameters: int
     blocks: int
     device: str
@@ -63,8 +63,9 @@ class Advice:
 def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     """The plain config that `auto` stands for, and its reasons, a line each."""
     advice = Advice()
+    of_tokens = f" of {facts.tokens:.0f} tokens" if facts.tokens is not None else ""
     advice.reasons.append(
-        f"{facts.rows:,} training rows of {facts.tokens:.0f} tokens, {facts.classes} classes; a "
+        f"{facts.rows:,} training rows{of_tokens}, {facts.classes} classes; a "
         f"backbone of {facts.parameters / 1e6:.1f} M parameters in {facts.blocks} blocks; "
         f"{facts.device}, {1000 * facts.row_seconds:.1f} ms forward a row"
     )

@@ -58,9 +58,9 @@ _IN_PLACE = {
 }
 
 
-def step(model: Model, rows: int, width: int) -> dict[str, int]:
+def step(model: Model, rows: int, width: int | None = None) -> dict[str, int]:
     """Bytes of `weights`, `gradients`, `optimizer` and `activations` (all else that is
-    alive at the peak), with `rows` of `width` tokens at once."""
+    alive at the peak), with `rows` of `width` tokens at once, or (None) of pictures."""
     weights = sum(_bytes(v) for v in model.weights)
     moving = sum(_bytes(v) for v in model.trainable_variables)
     slots = sum(_bytes(v) for v in optim.inner(model.optimizer).variables)
@@ -79,19 +79,19 @@ def process(found: dict[str, int]) -> int:
     return round(found["weights"] + found["optimizer"] + RUNTIME + HELD * alive)
 
 
-def text(found: dict[str, int], rows: int, width: int) -> str:
+def text(found: dict[str, int], rows: int, width: int | None = None) -> str:
     """The estimate as lines."""
     parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in found.items())
     total = sum(found.values()) / 2**20
+    of = f"rows of {width} tokens" if width is not None else "pictures"
     return (
-        f"memory: {total:,.0f} MiB a device, with {rows} rows of {width} tokens ({parts})\n"
+        f"memory: {total:,.0f} MiB a device, with {rows} {of} ({parts})\n"
         f"        on a CPU the process grows by about {process(found) / 2**20:,.0f} MiB"
     )
 
 
-def _gradient_peak(model: Model, rows: int, width: int) -> int:
-    ids = tf.TensorSpec([rows, width], tf.int32)
-    x = {tensor.name: ids for tensor in model.inputs}
+def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
+    x = {t.name: tf.TensorSpec(_shape(t, rows, width), t.dtype) for t in model.inputs}
     targets = tf.TensorSpec([rows], tf.int32)
     if isinstance(model.loss, Distilled):
         targets = tf.TensorSpec([rows, 1 + model.output_shape[-1]], tf.float32)
@@ -100,6 +100,10 @@ def _gradient_peak(model: Model, rows: int, width: int) -> int:
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False
     )
     return peak(traced.get_concrete_function(x, targets, weight).graph)
+
+
+def _shape(tensor: Any, rows: int, width: int | None) -> list[int | None]:
+    return [rows, *(width if size is None else size for size in tensor.shape[1:])]
 
 
 def _update_peak(model: Model) -> int:

@@ -4,7 +4,9 @@ One function for the loop, for offline use and for an export: it takes logits, h
 made.
 """
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from tfft.data import Dataset, batches
 from tfft.errors import UserError, require
 from tfft.spec import Task
 
+AHEAD = 2  # batches whose inputs are made before they are asked for
 BASELINE_ROWS = 50_000  # rows that the TF-IDF baseline learns from at most
 
 
@@ -54,10 +57,25 @@ def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: 
     shared = strategy.num_replicas_in_sync > 1
     workers = distribute.workers() if shared else distribute.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
-    for batch in batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]:
-        out = model.predict_on_batch(rows.arrays(batch))
-        logits[batch.positions] = out
+    planned = batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]
+    for batch, arrays in _ahead(rows, planned):
+        logits[batch.positions] = model.predict_on_batch(arrays)
     return distribute.sum_over_workers(strategy, logits) if shared else logits
+
+
+def _ahead(
+    rows: batches.Rows, planned: Sequence[batches.Batch]
+) -> Iterator[tuple[batches.Batch, dict[str, np.ndarray]]]:
+    """Each batch with its inputs, which are made while the one before is answered."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: deque[tuple[batches.Batch, Any]] = deque()
+        for batch in planned:
+            waiting.append((batch, pool.submit(rows.arrays, batch)))
+            if len(waiting) > AHEAD:
+                before, made = waiting.popleft()
+                yield before, made.result()
+        for batch, made in waiting:
+            yield batch, made.result()
 
 
 def evaluate(
@@ -112,7 +130,7 @@ def _worst(
     chosen = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
     return [
         {
-            "texts": split.texts(int(at)),
+            "row": split.raw(int(at)),
             "label": labels[split.labels[at]],
             "predicted": labels[int(probabilities[at].argmax())],
             "confidence": float(probabilities[at].max()),
@@ -125,31 +143,43 @@ def _worst(
 def _baselines(
     train: Dataset, split: Dataset, task: Task, classes: int
 ) -> dict[str, dict[str, float]]:
-    """The class frequencies, and TF-IDF with logistic regression."""
+    """The class frequencies, and logistic regression on words or on tiny pictures."""
     counts = np.bincount(train.labels, minlength=classes)
     prior = np.log((counts + 1) / (counts.sum() + classes)).astype(np.float32)
     majority = np.tile(prior, (len(split), 1))
     result = {"majority": dict(task.metrics(majority, split.labels))}
+    name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        result["tfidf"] = dict(task.metrics(_tfidf(train, split, classes), split.labels))
+        logits = _linear(features, train, split, classes)
+        result[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
-        log.say(f"no TF-IDF baseline: {error}")
+        log.say(f"no {name} baseline: {error}")
     return result
 
 
-def _tfidf(train: Dataset, split: Dataset, classes: int) -> np.ndarray:
-    """Log-probabilities of logistic regression over words, with scikit-learn's defaults, [N, C]."""
-    features = require("sklearn.feature_extraction.text", "baselines")
+def _linear(features: Any, train: Dataset, split: Dataset, classes: int) -> np.ndarray:
+    """Log-probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
     linear = require("sklearn.linear_model", "baselines")
-    vectorizer = features.TfidfVectorizer()
     at = np.arange(len(train))
     if len(at) > BASELINE_ROWS:
         at = np.sort(np.random.default_rng(0).choice(at, BASELINE_ROWS, replace=False))
     seen = np.unique(train.labels[at])
-    learned = vectorizer.fit_transform(" ".join(train.texts(int(i))) for i in at)
+    learned, held = features(train, at, split)
     model = linear.LogisticRegression(max_iter=1000)
     model.fit(learned, train.labels[at])
     out = np.full((len(split), classes), -30.0, np.float32)
-    held = vectorizer.transform(" ".join(split.texts(i)) for i in range(len(split)))
     out[:, seen] = model.predict_log_proba(held).clip(-30.0)
     return out
+
+
+def _tfidf(train: Dataset, at: np.ndarray, split: Dataset) -> tuple[Any, Any]:
+    """Weights of the words of some training rows, and of the split."""
+    vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
+    learned = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in at)
+    return learned, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))
+
+
+def _tiny(train: Dataset, at: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """The pictures at 8 x 8 (Torralba et al. 2008, "80 million tiny images"), from 0 to 1."""
+    learned, held = (s.prepared.tiny[s.rows] / 255 for s in (train.take(at), split))
+    return learned, held

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfft import log
 from tfft.config import Config, TrainConfig
-from tfft.data import Datasets, batches
+from tfft.data import Datasets, batches, rows
 from tfft.run import Run
 
 
@@ -18,7 +18,7 @@ class Plan:
     """The batches of a training.
 
     Attributes:
-        buckets: the widths that batches are padded to.
+        buckets: the widths that batches are padded to; one, that means nothing, for pictures.
         per_epoch: steps of an epoch; `total` of the whole training.
     """
 
@@ -35,11 +35,11 @@ class Plan:
         train = config.train
         buckets = batches.widths(data.train.lengths, 1 if static else train.buckets)
         first = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
-        share = batches.padding_share(data.train.lengths, first)
-        log.say(
-            f"batches: {len(first):,} an epoch, widths {', '.join(map(str, buckets))}, "
-            f"{share:.1%} padding"
-        )
+        told = ""
+        if config.task.modality == "text":
+            share = batches.padding_share(data.train.lengths, first)
+            told = f", widths {', '.join(map(str, buckets))}, {share:.1%} padding"
+        log.say(f"batches: {len(first):,} an epoch{told}")
         return cls(buckets, len(first), len(first) * train.epochs)
 
     def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
@@ -72,15 +72,18 @@ class Feed:
         ones = np.ones(len(data.train), np.float32)
         self._weights = ones if by_class is None else by_class[data.train.labels].astype(np.float32)
         self._targets = data.train.labels if result.targets is None else result.targets
-        self.read_tokens()
+        self.read_rows()
 
-    def read_tokens(self) -> None:
-        """Take the token ids as inputs."""
-        pad_id, data = self._result.inputs.pad_id, self.data
-        self.train_rows: batches.Rows = batches.Tokens(data.train, pad_id)
+    def read_rows(self) -> None:
+        """Take what was prepared of the rows as inputs; training pictures changed as configured."""
+        result, data = self._result, self.data
+        config, inputs = result.config, result.inputs
+        self.train_rows: batches.Rows = rows.changed(
+            data.train, inputs, config.augmentation, len(data.labels), self.train.seed
+        )
         self.validation_rows: batches.Rows | None = None
         if data.validation is not None:
-            self.validation_rows = batches.Tokens(data.validation, pad_id)
+            self.validation_rows = rows.plain(data.validation, inputs)
 
     def after(self, step: int) -> Any:
         """An iterator over the batches from a step on."""
@@ -96,19 +99,18 @@ class Feed:
         """Names the rows of the batch that a step took."""
         epoch, at = divmod(step - 1, self.plan.per_epoch)
         positions = self.plan.epoch(self.data, self.train, epoch)[at].positions
-        rows = sorted(int(self.data.train.rows[p]) + 1 for p in positions)
-        more = f" and {len(rows) - 8} more" if len(rows) > 8 else ""
-        return f" (the batch: rows {', '.join(map(str, rows[:8]))}{more} of the training data)"
+        numbers = sorted(int(self.data.train.rows[p]) + 1 for p in positions)
+        more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
+        return f" (the batch: rows {', '.join(map(str, numbers[:8]))}{more} of the training data)"
 
     def _distributed(self, made: Any) -> Any:
-        pad_id = self._result.inputs.pad_id
         static = isinstance(self._strategy, tf.distribute.TPUStrategy)
         shape = self.static_shape() if static else (None, None)
 
         def of(pieces: batches.Pieces) -> tf.data.Dataset:
             source = _Again(made)
             return batches.dataset(
-                self.train_rows, self._targets, self._weights, source, pad_id, pieces, shape
+                self.train_rows, self._targets, self._weights, source, pieces, shape
             )
 
         if self.replicas == 1:

@@ -18,8 +18,8 @@ from tfft import callbacks, distribute, evaluate, log, masks, memory, optim, pre
 from tfft.callbacks import LOWER_IS_BETTER
 from tfft.checkpoints import Checkpoints, State
 from tfft.config import TrainConfig
-from tfft.data import Datasets
-from tfft.data.prepare import default_cache
+from tfft.data import Datasets, batches
+from tfft.data.prepared import default_cache
 from tfft.errors import Interrupted, UserError
 from tfft.feed import Feed, Plan
 from tfft.model import Model
@@ -121,7 +121,7 @@ def _enter(result: Run, feed: Feed, course: Course, step: int) -> None:
     if len(course.stretches) > 1:
         moving = masks.parameters(mask)[1]
         log.say(f"from step {step + 1:,} on {moving:,} parameters move")
-    feed.read_tokens()
+    feed.read_rows()
     model.start_above(None)
     _start_above(result, feed, course, step)
     prepare(result, feed)
@@ -167,6 +167,8 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
         return "each of several workers would need its own copy"
     if result.config.regularization.adversarial is not None:
         return "adversarial training changes the embeddings"
+    if result.config.augmentation.any:
+        return "augmentation changes the pictures in every epoch"
     if train.cache is True:
         return ""
     if made.share < MUCH:
@@ -312,7 +314,7 @@ def _memory_told(feed: Feed, step: int | None) -> Iterator[None]:
         alone = distribute.workers().count == 1
         worked = _largest_that_works(model, feed, rows) if alone else "lower train.micro_batch"
         raise UserError(
-            f"out of memory with {rows} rows of {batch.width} tokens at once on a device; "
+            f"out of memory with {rows} rows{_of_tokens(feed, batch)} at once on a device; "
             f"{worked}. The last checkpoint is kept"
         ) from None
 
@@ -327,7 +329,13 @@ def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
         except tf.errors.ResourceExhaustedError:
             continue
         return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
-    return "not even one row works: lower data.max_length, or set train.remat: true"
+    smaller = {"text": "data.max_length", "image": "model.image_size"}
+    lower = smaller[feed._result.config.task.modality]
+    return f"not even one row works: lower {lower}, or set train.remat: true"
+
+
+def _of_tokens(feed: Feed, batch: batches.Batch) -> str:
+    return f" of {batch.width} tokens" if feed._result.config.task.modality == "text" else ""
 
 
 # --- what watches ---

@@ -27,7 +27,7 @@ def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) ->
     Raises:
         UserError: a rule matches nothing, a variable is covered by none, or nothing would move.
     """
-    mask = decide(variables(model), stages, rules)
+    mask = decide(variables(model), stages, rules, statistics(model))
     set_trainable(model, mask)
     return mask
 
@@ -37,13 +37,18 @@ def variables(model: keras.Model) -> list[tuple[str, int]]:
     return [(v.path, _size(v)) for v in model.weights]
 
 
+def statistics(model: keras.Model) -> frozenset[str]:
+    """Paths of the variables that no gradient ever moves: BatchNorm's statistics, and codes."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Layer)]
+    return frozenset(v.path for layer in layers for v in layer._non_trainable_variables)
+
+
 def set_trainable(model: keras.Model, mask: Mask) -> None:
     """Let `model` be as a mask says: parents, leaves and variables in one pass."""
     moving = {entry.path for entry in mask.entries if entry.trainable}
     model.trainable = True
     _set_layers(model, moving)
     for variable in model.weights:
-        # Codes and statistics are never trainable in Keras' sense; setting it would not hold.
         if variable.path not in moving:
             variable.trainable = False
 
@@ -74,16 +79,26 @@ def union(masks: Sequence[Mask]) -> Mask:
 
 
 def decide(
-    variables: Sequence[tuple[str, int]], stages: Sequence[Stage], rules: Sequence[Rule]
+    variables: Sequence[tuple[str, int]],
+    stages: Sequence[Stage],
+    rules: Sequence[Rule],
+    fixed: frozenset[str] = frozenset(),
 ) -> Mask:
-    """The same decision for (path, size) pairs, setting nothing."""
+    """The same decision for (path, size) pairs, setting nothing; what is `fixed` never moves."""
     paths = [path for path, _ in variables]
     stage_of = _assign_stages(paths, stages)
     matched = {id(rule): _matches(rule, paths, stages) for rule in rules}
     owner = {p: next((r for r in rules if p in matched[id(r)]), None) for p in paths}
     _audit(rules, matched, owner, stages)
     entries = tuple(
-        MaskEntry(path, stage_of[path], size, rule.trainable, rule.learning_rate, rule)
+        MaskEntry(
+            path,
+            stage_of[path],
+            size,
+            rule.trainable and path not in fixed,
+            rule.learning_rate,
+            rule,
+        )
         for path, size in variables
         if (rule := owner[path]) is not None
     )
@@ -230,12 +245,17 @@ def _set_layers(parent: keras.layers.Layer, moving: set[str]) -> None:
             child.trainable = any(variable.path in moving for variable in child.weights)
         else:
             child.trainable = parent.trainable
-        if isinstance(child, keras.layers.Dropout):
+        if isinstance(child, keras.layers.Dropout) or (child._seed_generators and _simple(child)):
             _off_where_frozen(child)
         _set_layers(child, moving)
 
 
-def _off_where_frozen(dropout: keras.layers.Dropout) -> None:
+def _simple(layer: keras.layers.Layer) -> bool:
+    """Whether a layer is of the kind of dropout: no weights, one input, `training`."""
+    return not layer.weights and not layer._layers and layer._call_has_training_arg
+
+
+def _off_where_frozen(dropout: keras.layers.Layer) -> None:
     """Keras' own dropout goes on where nothing moves; here it is as in inference."""
     if "off_where_frozen" in dropout.__dict__:
         return

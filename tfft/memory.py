@@ -34,8 +34,8 @@ def by_trying(run: Callable[[int], bool], rows: int) -> int:
     while not run(size):
         if size == 1:
             raise UserError(
-                "train.micro_batch: not even one row fits in the memory; lower data.max_length, "
-                "freeze more (method), or set train.remat: true"
+                "train.micro_batch: not even one row fits in the memory; lower data.max_length (or "
+                "model.image_size), freeze more (method), or set train.remat: true"
             )
         size = max(1, size // 2)
     return size

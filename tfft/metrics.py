@@ -112,6 +112,12 @@ def resampled(
     return {**{n: counts[n] for n in names}, "log_loss": loss, "calibration_error": calibration}
 
 
+def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
+    """Whether the true class is among the k with the largest logits, bool [N]."""
+    best = np.argpartition(-logits, k - 1, axis=1)[:, :k]
+    return (best == labels[:, None]).any(axis=1)
+
+
 def interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     """The central percentile interval of bootstrap samples."""
     tail = (1 - confidence) / 2

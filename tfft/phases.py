@@ -64,7 +64,7 @@ def resolve(
     Raises:
         UserError: a mask does not hold, or the phases are not in order.
     """
-    variables = masks.variables(model)
+    variables, fixed = masks.variables(model), masks.statistics(model)
     stretches: list[Stretch] = []
     for phase in phases:
         start = 0 if phase.start is None else phase.start.steps(per_epoch, total)
@@ -79,7 +79,7 @@ def resolve(
                 f"{total:,} steps"
             )
             break
-        mask = masks.decide(variables, stages, [*own, *phase.rules])
+        mask = masks.decide(variables, stages, [*own, *phase.rules], fixed)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
         stretches.append(Stretch(start, mask, phase.learning_rate, phase.anew))

@@ -82,8 +82,8 @@ def cut(model: keras.Model) -> Cut | str:
     if not crossing:
         return reason
     named = {f"below_{i}": tensor for i, tensor in enumerate(crossing.values())}
-    if any(len(t.shape) not in (2, 3) for t in named.values()):
-        return "what crosses the cut is neither a vector nor a sequence for each row"
+    if any(None in t.shape[2:] for t in named.values()):
+        return "what crosses the cut has no fixed size but for its tokens"
     for name, tensor in named.items():
         tensor.name = name  # as Keras wants the keys of a dict of inputs
     inputs = {tensor.name: tensor for tensor in model.inputs}
@@ -161,11 +161,11 @@ def _inputs_above(model: keras.Model, place: dict[int, str]) -> list[Any]:
     return list(found.values())
 
 
-class Stored:
+class Stored(batches.Whole):
     """The stored tensors of a split, as rows of batches (`data.batches.Rows`).
 
     Args:
-        arrays: name -> [N, D], or [tokens of all rows, D] one row after another.
+        arrays: name -> [N, ...], or [tokens of all rows, D] one row after another.
         ragged: the names of the latter.
         masked: whether the part above asks for the padding mask.
 
@@ -204,14 +204,17 @@ class Stored:
         specs = {"padding_mask": tf.TensorSpec([rows, width], tf.int32)} if self._masked else {}
         for name, values in self._arrays.items():
             middle = [width] if name in self._ragged else []
-            specs[name] = tf.TensorSpec([rows, *middle, values.shape[-1]], tf.float32)
+            specs[name] = tf.TensorSpec([rows, *middle, *values.shape[1:]], tf.float32)
         return specs
 
 
 def size(made: Cut, splits: Sequence[Dataset], dtype: str) -> int:
     """Bytes that the stored tensors of some splits take."""
     rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)
-    counts = [(tokens if len(shape) == 2 else rows) * shape[-1] for shape in made.shapes.values()]
+    counts = [
+        (tokens if shape[0] is None else rows) * int(np.prod([n for n in shape if n is not None]))
+        for shape in made.shapes.values()
+    ]
     return sum(counts) * np.dtype(dtype).itemsize
 
 
@@ -226,7 +229,7 @@ def store(
 ) -> Stored:
     """The stored tensors of a split: from the cache, or computed and put there."""
     folder = folder / "prefix" / _name(made, split, dtype, key)
-    ragged = {name for name, shape in made.shapes.items() if len(shape) == 2}
+    ragged = {name for name, shape in made.shapes.items() if shape[0] is None}
     if not (folder / "whole").is_file():
         _compute(made, split, rows, dtype, folder, ragged)
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in made.shapes}
@@ -247,7 +250,7 @@ def _compute(
             folder / f"{name}.npy",
             mode="w+",
             dtype=kind,
-            shape=(int(offsets[-1]) if name in ragged else len(split), shape[-1]),
+            shape=(int(offsets[-1]), shape[-1]) if name in ragged else (len(split), *shape),
         )
         for name, shape in made.shapes.items()
     }

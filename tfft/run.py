@@ -13,12 +13,12 @@ import numpy as np
 from tfft import backbones, checkpoints, evaluate, export, log, metrics, preprocess
 from tfft import model as model_room
 from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
-from tfft.data import Dataset, Datasets, batches, build
+from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
 from tfft.methods import METHODS
 from tfft.model import Model
-from tfft.preprocess import TextInputs
+from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
 
@@ -32,8 +32,8 @@ class Run:
     Attributes:
         workdir: the run directory.
         config: as the run was configured.
-        model: a plain `keras.Model`: `{token_ids, padding_mask, segment_ids}` -> logits [B, C].
-        inputs: the tokenizer.
+        model: a plain `keras.Model`: the inputs of `spec.Backbone.model` -> logits [B, C].
+        inputs: what turns raw rows into them.
         labels: class names in the order of the outputs.
         trained: paths of the variables that are not as the backbone's files have them; those
             alone are saved. None: all.
@@ -48,7 +48,7 @@ class Run:
         config: Config,
         model: Model,
         backbone: Backbone,
-        inputs: TextInputs,
+        inputs: Inputs,
         labels: Sequence[str],
         trained: Collection[str] | None = None,
     ):
@@ -64,21 +64,22 @@ class Run:
         path = self.workdir / "metrics.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
-    def logits(self, rows: Iterable[str | Sequence[str]], batch_size: int = 64) -> np.ndarray:
-        """Logits [N, C] of raw rows, each a text or a pair of texts."""
-        rows = [as_row(row, self.inputs.pair) for row in rows]
+    def logits(self, rows: Iterable[Any], batch_size: int = 64) -> np.ndarray:
+        """Logits [N, C] of raw rows: each a text or a pair of texts; or a picture, as the path of
+        its file or the file's bytes."""
+        inputs = self.inputs
+        rows = [inputs.row(row) for row in rows]
         out = np.zeros((len(rows), len(self.labels)), np.float32)
-        order = sorted(range(len(rows)), key=lambda i: sum(map(len, rows[i])))
+        order = sorted(range(len(rows)), key=lambda i: inputs.cost(rows[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
-            batch = self.inputs.batch(*zip(*(rows[i] for i in chosen), strict=True))
+            batch = inputs.batch(*zip(*(rows[i] for i in chosen), strict=True))
             out[chosen] = self.model.predict_on_batch(batch)
         return out
 
-    def predict(
-        self, rows: Iterable[str | Sequence[str]], batch_size: int = 64
-    ) -> list[dict[str, Any]]:
-        """The decoded answer to each raw row: its label and the probability of every class."""
+    def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
+        """The decoded answer to each raw row (as for `logits`): its label and the probability of
+        every class."""
         return answers(metrics.softmax(self.logits(rows, batch_size)), self.labels)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
@@ -97,15 +98,15 @@ class Run:
     def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
         """The figures of a file that is not part of the config."""
         data = self.config.data.model_copy(update={"test": source})
-        chosen = build.of_source(data, "test", source, self.inputs, self.labels)
+        chosen = build.of_source(data, "test", source, self.inputs, build.Want(labels=self.labels))
         return self.evaluate_on(chosen, config, None)
 
     def evaluate_on(
         self, split: Dataset, config: EvaluateConfig, train: Dataset | None
     ) -> Evaluation:
         """The figures of a split."""
-        rows = batches.Tokens(split, self.inputs.pad_id)
-        logits = evaluate.predict(self.model, split, rows, config.batch_size)
+        plain = rows.plain(split, self.inputs)
+        logits = evaluate.predict(self.model, split, plain, config.batch_size)
         seed = self.config.train.seed
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
 
@@ -116,7 +117,7 @@ class Run:
             plain.datasets = self.datasets
             return plain.export(folder)
         train = self.datasets.train
-        sample = [train.texts(at) for at in range(min(len(train), export.PARITY_ROWS))]
+        sample = [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
         with self._merged(sample[: self.config.export.verify_rows]):
             path, _ = export.publish(
                 self.model,
@@ -127,8 +128,15 @@ class Run:
                 folder or self.workdir / "export",
                 self.config.export.verify_rows,
                 self.config.distribute.precision,
+                self._trained_on,
             )
         return path
+
+    def _trained_on(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """What the model was given for some training rows, unchanged."""
+        train = self.datasets.train
+        batch = batches.Batch(positions, int(train.lengths[positions].max()))
+        return rows.plain(train, self.inputs).arrays(batch)
 
     @contextmanager
     def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:
@@ -166,7 +174,10 @@ class Run:
     @cached_property
     def datasets(self) -> Datasets:
         """The splits of the config, from the cache where they are prepared."""
-        return build.build(self.config.data, self.inputs, self.config.train.seed, self.labels)
+        want = build.Want(
+            self.config.train.seed, self.labels, whole=self.config.augmentation.crop is not None
+        )
+        return build.build(self.config.data, self.inputs, want)
 
     def save(self) -> None:
         """Write `best/`: what was trained, labels, tokenizer, architecture and the backbone's
@@ -262,19 +273,6 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
     description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     return load(workdir / "config.yaml"), {"trained": None, **description}
-
-
-def as_row(row: str | Sequence[str], pair: bool) -> tuple[str, ...]:
-    """A raw row as a tuple of its texts.
-
-    Raises:
-        UserError: it is a pair where a text is needed, or the other way round.
-    """
-    texts = (row,) if isinstance(row, str) else tuple(row)
-    if len(texts) != 1 + pair or not all(isinstance(text, str) for text in texts):
-        wanted = "a pair of texts" if pair else "one text"
-        raise UserError(f"a row must be {wanted}. Received: {row!r}")
-    return texts
 
 
 def answers(probabilities: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:

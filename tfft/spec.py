@@ -1,7 +1,7 @@
 """The contracts between the rooms, as small frozen dataclasses. Loads no TensorFlow.
 
 Rooms on one level do not import each other; what they hand to one another is defined here.
-Shapes: B rows, T tokens, D features, C classes.
+Shapes: B rows, T tokens, H and W pixels, D features, C classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,19 +62,39 @@ class HeadStyle:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """The pictures that a backbone reads.
+
+    Attributes:
+        size: height and width in pixels.
+        resize: how a picture of another shape gets there: `crop` (the shorter side is resized and
+            the middle is kept), `stretch`, or `pad` (the longer side is resized, the rest black).
+        interpolation: `bilinear`, `bicubic` or `nearest`; when it gets smaller, with antialiasing.
+        keep: with `crop`, the share of the resized shorter side that the middle is.
+    """
+
+    size: tuple[int, int]
+    resize: str = "crop"
+    interpolation: str = "bilinear"
+    keep: float = 1.0
+
+
+@dataclass(frozen=True)
 class Backbone:
     """A pretrained Keras model and what the rest of tfft must know of it.
 
     Attributes:
-        model: takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; returns the
-            features by name.
+        model: of texts, takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; of
+            pictures, `{image}`, float32 [B, H, W, 3] from 0 to 255, RGB: what its authors scaled
+            and centred is done inside. Returns the features by name.
         stages: bottom to top; every variable belongs to exactly one.
-        features: name -> width: `pooled` [B, D], `sequence` [B, T, D].
+        features: name -> width: `pooled` [B, D], `sequence` [B, T, D], `map` [B, h, w, D].
         head_style: what the checkpoint's family does before its logits.
         fingerprint: of the pretrained weights and the architecture.
         description: plain data that rebuilds the architecture (`backbones.rebuild`).
         head: the classification head stored in the checkpoint, where there is one.
         max_length: tokens that it has positions for, None where there is no such bound.
+        picture: what pictures it reads; None where it reads text.
     """
 
     model: "keras.Model"
@@ -85,6 +105,12 @@ class Backbone:
     description: Mapping[str, Any]
     head: StoredHead | None = None
     max_length: int | None = None
+    picture: Picture | None = None
+
+    @property
+    def modality(self) -> str:
+        """`text` or `image`."""
+        return "text" if self.picture is None else "image"
 
 
 @dataclass(frozen=True)
@@ -93,9 +119,10 @@ class Task:
 
     Attributes:
         name: as in the YAML.
-        columns: the text columns that it may read, in order.
-        head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T]) -> logits;
-            its variables have paths below `head/`.
+        modality: `text` or `image`: what a row is.
+        columns: that it may read, in order.
+        head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T] or None) ->
+            logits; its variables have paths below `head/`.
         loss: (TaskConfig) -> keras loss over (labels, logits), one value a row.
         sample_weights: (TaskConfig, labels, class ids of the training rows) -> a weight for each
             class, or None.
@@ -105,6 +132,7 @@ class Task:
     """
 
     name: str
+    modality: str
     columns: tuple[str, ...]
     head: Callable[..., Callable[..., "keras.KerasTensor"]]
     loss: Callable[..., "keras.losses.Loss"]

@@ -28,7 +28,11 @@ def apply(
     """
     generator = np.random.default_rng([seed, 0x5A])
     changed: set[str] = set()
-    backbone = masks.by_stage(model, stages[:-1])
+    fixed = masks.statistics(model)  # of the data, not learned: they stay
+    backbone = {
+        name: [v for v in variables if v.path not in fixed]
+        for name, variables in masks.by_stage(model, stages[:-1]).items()
+    }
     if config.shrink is not None:
         # Ash & Adams 2020, "On Warm-Starting Neural Network Training", section 4.1.
         for variables in backbone.values():

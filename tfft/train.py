@@ -38,13 +38,14 @@ from tfft import (
 from tfft import model as model_room
 from tfft.checkpoints import Checkpoints, State
 from tfft.config import Config, TrainConfig, dump, load, parse
-from tfft.data import Datasets, batches, build
+from tfft.data import Datasets, batches, build, rows
 from tfft.errors import UserError, nearest, require
 from tfft.evaluate import Evaluation
 from tfft.feed import Plan
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.phases import Course
+from tfft.preprocess import Inputs
 from tfft.regularizers import distillation
 from tfft.run import Run, load_run
 from tfft.spec import Backbone, Mask, Rule
@@ -98,22 +99,42 @@ def run(config: Config, workdir: Path) -> Run:
 def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]:
     """Everything before the first step: backbone, tokenizer, data, and a compiled model."""
     backbone = backbones.load(config.model, config.distribute.precision)
-    inputs = preprocess.load(config.model, config.data)  # the tokenizer: host and graph
-    check_inputs(config, backbone, inputs)
-    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
+    inputs, data = read(config, backbone)
     strategy = tf.distribute.get_strategy()
     plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, course, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
-        rows = batches.Tokens(data.train, inputs.pad_id)
+        plain = rows.plain(data.train, inputs)
         planned = plan.epoch(data, config.train, 0)[:ADAPTED]
-        batch_norm.adapt(model, [rows.arrays(batch) for batch in planned])
+        batch_norm.adapt(model, (plain.arrays(batch) for batch in planned))
     if config.train.batch_norm != "frozen":  # their statistics move, or have moved
         changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
     trained = trained_paths(model, course.mask, changed)
     result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     result.datasets = data
     return result, data, plan, course
+
+
+def read(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
+    """The preparation of raw rows, on the host and in the graph; and the rows, prepared.
+
+    Raises:
+        UserError: the task, the backbone and the tokenizer do not fit together.
+    """
+    if backbone.modality != config.task.modality:
+        raise UserError(
+            f"task.name: {config.task.name} reads {config.task.modality}s, the backbone "
+            f"{config.model.backbone} {backbone.modality}s"
+        )
+    inputs = preprocess.load(config.model, config.data, backbone.picture)
+    if isinstance(inputs, preprocess.TextInputs):
+        check_tokens(config, backbone, inputs)
+    want = build.Want(
+        config.train.seed,
+        backbone.head.labels if backbone.head is not None else None,
+        whole=config.augmentation.crop is not None,
+    )
+    return inputs, build.build(config.data, inputs, want)
 
 
 def build_model(
@@ -163,10 +184,11 @@ def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
         teacher = load_run(taught.teacher)
     except UserError as error:
         raise UserError(f"regularization.distillation.teacher: {error}") from None
-    if teacher.inputs.pair != (config.data.text_pair is not None):
-        raise UserError("regularization.distillation.teacher: reads another number of texts")
+    same = teacher.config.task.modality == config.task.modality
+    if not same or teacher.inputs.pair != (config.data.text_pair is not None):
+        raise UserError("regularization.distillation.teacher: reads rows of another kind")
     log.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
-    logits = teacher.logits([data.train.texts(at) for at in range(len(data.train))])
+    logits = teacher.logits([data.train.raw(at) for at in range(len(data.train))])
     return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
 
 
@@ -183,7 +205,13 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
     if not distribute.workers().first:
         return
     exported = result.export() if config.export.enabled else None
-    report.write(workdir, config, state.history, evaluations, table(course), data, exported)
+    page = report.Shown()
+    if config.task.modality == "image":
+        changed = rows.changed(
+            data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
+        )
+        page = report.shown(result.model, result.inputs, data, changed, evaluations)
+    report.write(workdir, config, state.history, evaluations, table(course), data, exported, page)
     finish(result, evaluations, state)
 
 
@@ -221,11 +249,10 @@ def advised(config: Config, workdir: Path | None) -> Config:
 def facts(config: Config) -> advisor.Facts:
     """What the advice rests on: counted, and a forward pass timed."""
     backbone = backbones.load(config.model, config.distribute.precision)
-    inputs = preprocess.load(config.model, config.data)
-    data = build.build(config.data, inputs, config.train.seed, stored_labels(backbone))
+    inputs, data = read(config, backbone)
     planned = batches.in_order(data.train.lengths, 32)
     batch = planned[len(planned) // 2]
-    arrays = batches.Tokens(data.train, inputs.pad_id).arrays(batch)
+    arrays = rows.plain(data.train, inputs).arrays(batch)
     backbone.model.predict_on_batch(arrays)
     times = []
     for _ in range(3):
@@ -237,7 +264,7 @@ def facts(config: Config) -> advisor.Facts:
     return advisor.Facts(
         rows=len(data.train),
         classes=len(data.labels),
-        tokens=float(data.train.lengths.mean()),
+        tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
         parameters=backbone.model.count_params(),
         blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,
@@ -250,8 +277,9 @@ def facts(config: Config) -> advisor.Facts:
 def preview(config: Config) -> str:
     """The mask table and the memory estimate of a config, as text; trains nothing."""
     result, _, plan, course = prepare(config, Path("runs"))
-    rows, width = micro_rows(config.train), plan.buckets[-1]
-    needed = estimate.text(estimate.step(result.model, rows, width), rows, width)
+    count = micro_rows(config.train)
+    width = plan.buckets[-1] if config.task.modality == "text" else None
+    needed = estimate.text(estimate.step(result.model, count, width), count, width)
     return f"{table(course)}\n\n{needed}"
 
 
@@ -289,12 +317,7 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     log.say(f"remat: {', '.join(found)}")
 
 
-def stored_labels(backbone: Backbone) -> tuple[str, ...] | None:
-    """The labels of a head that came with the checkpoint."""
-    return backbone.head.labels if backbone.head is not None else None
-
-
-def check_inputs(config: Config, backbone: Backbone, inputs: preprocess.TextInputs) -> None:
+def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInputs) -> None:
     """The embeddings must have a row for every id of the tokenizer, and every position.
 
     Raises:

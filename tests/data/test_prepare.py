@@ -10,7 +10,7 @@ from tests.conftest import write_csv
 from tfft import preprocess
 from tfft.config import parse
 from tfft.data import batches
-from tfft.data.build import build
+from tfft.data.build import Want, build
 from tfft.data.split import stratified
 from tfft.errors import UserError
 
@@ -18,14 +18,14 @@ from tfft.errors import UserError
 def splits(config, **changes):
     parsed = parse(config, changes={"data": changes})
     inputs = preprocess.load(parsed.model, parsed.data)
-    return build(parsed.data, inputs, parsed.train.seed), inputs
+    return build(parsed.data, inputs, Want(parsed.train.seed)), inputs
 
 
 def test_rows_come_back(config):
     data, inputs = splits(config)
     split = data.test
     for at in (0, 7, len(split) - 1):
-        texts = split.texts(at)
+        texts = split.raw(at)
         ids, segments = split.prepared.tokens(int(split.rows[at]))
         (expected, expected_segments, _), *_ = inputs.encode(list(texts))
         assert ids.tolist() == expected and segments.tolist() == expected_segments
@@ -159,7 +159,7 @@ def test_arrays_and_weights(config):
     weights = np.array([1.0, 2.0, 3.0], np.float32)
     rows, of_rows = batches.Tokens(data.test, inputs.pad_id), weights[data.test.labels]
     seen = 0
-    made = batches.dataset(rows, data.test.labels, of_rows, plan, inputs.pad_id)
+    made = batches.dataset(rows, data.test.labels, of_rows, plan)
     for inputs_, labels, weight in made:
         np.testing.assert_array_equal(weight, weights[labels])
         mask = inputs_["padding_mask"].numpy()
@@ -172,7 +172,8 @@ def test_arrays_and_weights(config):
 MEMORY = """
 import re, sys
 from tfft.config import Source
-from tfft.data.prepare import Request, prepare
+from tfft.data.prepared import Request
+from tfft.data.tokens import prepare
 from tfft.preprocess import TextInputs
 from pathlib import Path
 inputs = TextInputs(Path(sys.argv[1]).read_text(), 16)

@@ -1,7 +1,7 @@
 """Answer raw rows: one text a line, or jsonl objects, in; jsonl out on standard output.
 
-A jsonl object holds the columns of the config (or `text` and `text_pair`). Rows of a pair must be
-jsonl. The model is a run directory, or an exported SavedModel (which needs nothing of the run).
+A picture is the path of its file. A jsonl object holds the columns of the config (or `text` and
+`text_pair`, or `image`). Rows of a pair must be jsonl. The model is a run directory, or an exported SavedModel (which needs nothing of the run).
 """
 
 import json
@@ -37,34 +37,39 @@ def verb() -> None:
 
     if f.export is not None:
         served = Served(Path(f.export))
-        names, pair, labels = ("text", "text_pair"), served.pair, served.labels
+        columns, labels = tuple(served.columns), served.labels
+        names = columns
 
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
             return run.answers(served.probabilities(rows, f.batch_size), labels)
     else:
         loaded = run.load_run(f.workdir, f.backbone)
-        data = loaded.config.data
-        names, pair = (str(data.text), str(data.text_pair)), loaded.inputs.pair
+        columns = loaded.inputs.columns
+        names = tuple(str(getattr(loaded.config.data, name)) for name in columns)
         predict = loaded.predict
 
-    rows = rows_of(path, names[: 1 + pair])
+    rows = rows_of(path, names, columns)
     while chunk := list(islice(rows, 16 * f.batch_size)):
         for row, answer in zip(chunk, predict(chunk), strict=True):
-            given = dict(zip(("text", "text_pair"), row, strict=False))
+            given = dict(zip(columns, row, strict=True))
             print(json.dumps({**given, **answer}, ensure_ascii=False))
 
 
-def rows_of(path: Path | None, names: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    """Rows of a file or of standard input."""
+def rows_of(
+    path: Path | None, names: tuple[str, ...], columns: tuple[str, ...]
+) -> Iterator[tuple[str, ...]]:
+    """Rows of a file or of standard input, by the config's names of the columns or tfft's."""
     place = path or "standard input"
     if path is None:
-        yield from _rows(sys.stdin, names, place)
+        yield from _rows(sys.stdin, names, columns, place)
         return
     with open(path, encoding="utf-8-sig") as file:
-        yield from _rows(file, names, place)
+        yield from _rows(file, names, columns, place)
 
 
-def _rows(file: Any, names: tuple[str, ...], place: Any) -> Iterator[tuple[str, ...]]:
+def _rows(
+    file: Any, names: tuple[str, ...], columns: tuple[str, ...], place: Any
+) -> Iterator[tuple[str, ...]]:
     json_lines = None
     try:
         for number, line in enumerate(file, 1):
@@ -73,12 +78,15 @@ def _rows(file: Any, names: tuple[str, ...], place: Any) -> Iterator[tuple[str, 
                 continue
             if json_lines is None:
                 json_lines = line.lstrip().startswith("{")
-            yield _row(line, names, f"{place}:{number}", json_lines)
+            yield _row(line, (names, columns), f"{place}:{number}", json_lines)
     except UnicodeDecodeError as error:
         raise UserError(f"{place}: not UTF-8 text: {error.reason}") from None
 
 
-def _row(line: str, names: tuple[str, ...], place: str, json_lines: bool) -> tuple[str, ...]:
+def _row(
+    line: str, keys: tuple[tuple[str, ...], ...], place: str, json_lines: bool
+) -> tuple[str, ...]:
+    names = keys[0]
     if not json_lines:
         if len(names) == 2:
             raise UserError(f"{place}: rows of a pair must be jsonl with {' and '.join(names)}")
@@ -87,10 +95,9 @@ def _row(line: str, names: tuple[str, ...], place: str, json_lines: bool) -> tup
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"{place}: not valid JSON: {error.msg}") from None
-    plain = ("text", "text_pair")[: len(names)]
-    for keys in (names, plain):
-        if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in keys):
-            return tuple(value[k] for k in keys)
+    for own in keys:
+        if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in own):
+            return tuple(value[k] for k in own)
     raise UserError(f"{place}: must be an object with text at {' and '.join(map(repr, names))}")
 
 

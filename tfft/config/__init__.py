@@ -1,5 +1,6 @@
 """The whole YAML as one typed, strict object. Importing this loads no TensorFlow."""
 
+from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Duration, Interval, Section
 from tfft.config.data import DataConfig, Fraction, Source
 from tfft.config.load import Config, dump, load, parse, schema
@@ -17,6 +18,7 @@ from tfft.config.sections import (
 )
 
 __all__ = [
+    "AugmentationConfig",
     "Config",
     "DataConfig",
     "DistributeConfig",

@@ -7,13 +7,20 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from tfft.config.base import Section
 
-SUFFIXES = {".csv": "csv", ".tsv": "tsv", ".txt": "tsv", ".jsonl": "jsonl", ".parquet": "parquet"}
+SUFFIXES = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".jsonl": "jsonl",
+    ".parquet": "parquet",
+    ".npz": "npz",
+}
 
 
 class Source(Section):
-    """One split's rows: a file, a glob, a list of them, or a prepared TFDS data set."""
+    """One split's rows: a file, a glob, a list of them, folders of pictures, or a TFDS set."""
 
-    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds"]
+    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz"]
     path: str | list[str] = Field(description="a path, a glob, a list; for tfds the set's name")
     split: str | None = Field(None, description="tfds only: the set's split, e.g. train[:80%]")
     data_dir: str | None = Field(None, description="tfds only: where sets are prepared")
@@ -26,6 +33,8 @@ class Source(Section):
         """`train: data.csv` and `train: tfds:trec` stand for the long form."""
         if not isinstance(value, str):
             return value
+        if value.endswith("/"):
+            return {"source": "images", "path": value}
         if value.startswith("tfds:"):
             return {"source": "tfds", "path": value.removeprefix("tfds:")}
         kind = SUFFIXES.get(PurePath(value).suffix.lower())
@@ -73,17 +82,28 @@ class DataConfig(Section):
     test: Split | None = None
     text: str | int = Field("text", description="column: a name, or a number (no header)")
     text_pair: str | int | None = Field(None, description="second text of a pair")
+    image: str | int = Field(
+        "image", description="column with the path of a picture, or, of tfds and npz, its pixels"
+    )
     label: str | int = "label"
     labels: list[str] | str | None = Field(
         None, description="class names in order, or a file with one a line; default: by appearance"
     )
     max_length: int = Field(128, ge=4, description="tokens a row, special tokens included")
+    resize: Literal["crop", "stretch", "pad"] | None = Field(
+        None, description="how a picture gets its size; default: as the backbone's authors did"
+    )
+    cache_images: bool | Literal["auto"] = Field(
+        "auto",
+        description="keep decoded pictures on disk; auto: up to 4 GiB, if no random crop is wanted",
+    )
     on_bad_row: Literal["stop", "skip"] = "stop"
     cache_dir: str | None = Field(None, description="default: $TFFT_CACHE or ~/.cache/tfft")
 
     @model_validator(mode="after")
     def _columns_agree(self) -> "DataConfig":
-        columns = [c for c in (self.text, self.text_pair, self.label) if c is not None]
+        first = self.image if "image" in self.model_fields_set else self.text
+        columns = [c for c in (first, self.text_pair, self.label) if c is not None]
         if len({type(c) for c in columns}) > 1:
             raise ValueError(f"columns must be all names or all numbers. Received: {columns}")
         if len(set(columns)) < len(columns):

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from tfft.config import methods, sections
+from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
-from tfft.config.data import DataConfig
+from tfft.config.data import DataConfig, Source
 from tfft.config.regularization import RegularizationConfig
 from tfft.errors import UserError, nearest
 
@@ -25,10 +26,29 @@ class Config(Section):
     mask: list[sections.MaskRule] = Field(default_factory=list)
     optimizer: sections.OptimizerConfig = sections.OptimizerConfig()
     train: sections.TrainConfig = sections.TrainConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
     regularization: RegularizationConfig = RegularizationConfig()
     distribute: sections.DistributeConfig = sections.DistributeConfig()
     evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
     export: sections.ExportConfig = sections.ExportConfig()
+
+    @model_validator(mode="after")
+    def _of_one_modality(self) -> "Config":
+        """What is for pictures is not given for texts, and the other way round."""
+        task, data = self.task, self.data
+        if task.modality == "text":
+            if self.augmentation.any:
+                raise ValueError(f"augmentation: is for pictures; task is {task.name}")
+            sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
+            for source in sources:
+                if source.source in ("images", "npz"):
+                    raise ValueError(
+                        f"data: source {source.source} is for pictures; task is {task.name} "
+                        "(task: {name: image_classification} classifies pictures)"
+                    )
+        elif data.text_pair is not None:
+            raise ValueError(f"data.text_pair: is for texts; task is {task.name}")
+        return self
 
 
 class _Loader(yaml.SafeLoader):

@@ -7,15 +7,30 @@ from pydantic import Field, field_validator, model_validator
 from tfft.config.base import Duration, Interval, Section
 from tfft.config.regularization import SurgeryConfig
 
-PROVIDERS = ("hf", "kerashub")
+# provider -> the keys of the section `model` that are for it
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    "hf": ("revision", "weights", "dropout", "head", "surgery.drop"),
+    "keras": ("weights", "image_size"),
+    "kerashub": (),
+}
 
 
 class ModelConfig(Section):
     """The pretrained backbone."""
 
-    backbone: str = Field(description="hf:REPO_OR_FOLDER or kerashub:PRESET_OR_FOLDER")
+    backbone: str = Field(
+        description="hf:REPO_OR_FOLDER, keras:NAME (of keras.applications) or "
+        "kerashub:PRESET_OR_FOLDER"
+    )
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
-    weights: str | None = Field(None, description="a safetensors file in place of the checkpoint's")
+    weights: str | None = Field(
+        None,
+        description="a file in place of the checkpoint's; for keras: `imagenet` (the default), "
+        "`none`, or a file",
+    )
+    image_size: Annotated[int, Field(ge=16, le=4096)] | None = Field(
+        None, description="height and width of pictures; default: what the backbone was trained on"
+    )
     head: Literal["new", "checkpoint"] = Field(
         "new", description="checkpoint: keep the classification head and labels stored there"
     )
@@ -31,22 +46,27 @@ class ModelConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _hf_only(self) -> "ModelConfig":
-        if self.backbone.startswith("kerashub:"):
-            for name in ("revision", "weights", "dropout"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`{name}` is for hf: backbones only")
-            if self.head == "checkpoint":
-                raise ValueError("`head: checkpoint` is for hf: backbones only")
-            if self.surgery.drop:
-                raise ValueError("`surgery.drop` is for hf: backbones only")
+    def _only_for_its_provider(self) -> "ModelConfig":
+        provider = self.backbone.partition(":")[0]
+        given = {
+            "revision": self.revision is not None,
+            "weights": self.weights is not None,
+            "image_size": self.image_size is not None,
+            "head": self.head != "new",
+            "dropout": self.dropout is not None,
+            "surgery.drop": bool(self.surgery.drop),
+        }
+        for name in (name for name, is_given in given.items() if is_given):
+            if name not in PROVIDERS[provider]:
+                others = [f"{p}:" for p, names in PROVIDERS.items() if name in names]
+                raise ValueError(f"`{name}` is for {' and '.join(others)} backbones only")
         return self
 
 
 class TaskConfig(Section):
     """What is predicted, and by which head and loss."""
 
-    name: Literal["text_classification"] = "text_classification"
+    name: Literal["text_classification", "image_classification"] = "text_classification"
     pooling: Literal["auto", "pooled", "first", "mean"] = Field(
         "auto", description="auto: the checkpoint's own (its pooler, else the first token)"
     )
@@ -62,6 +82,11 @@ class TaskConfig(Section):
     class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
         None, description="balanced: n / (classes * n_class); or a weight for each class name"
     )
+
+    @property
+    def modality(self) -> Literal["text", "image"]:
+        """What it reads."""
+        return "image" if self.name.startswith("image_") else "text"
 
     @model_validator(mode="after")
     def _loss_options(self) -> "TaskConfig":
@@ -229,6 +254,7 @@ class TrainConfig(Section):
     @classmethod
     def _plain_name(cls, value: str) -> str:
         names = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "calibration_error")
+        names += ("top_5_accuracy",)
         value = value.removeprefix("validation/")
         if value not in names:
             raise ValueError(f"must be one of {', '.join(names)}")
@@ -276,6 +302,9 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1)
     baselines: bool = Field(True, description="a majority and a TF-IDF baseline beside the model")
     worst: int = Field(20, ge=0, description="most wrong examples listed")
+    views: Literal["one", "mirrored"] = Field(
+        "one", description="mirrored: pictures are answered as they are and mirrored, and averaged"
+    )
 
 
 class ExportConfig(Section):

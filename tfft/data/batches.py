@@ -5,7 +5,7 @@ a run resumes at batch k by making the plan again and leaving out its first k ba
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -48,10 +48,16 @@ def widths(lengths: np.ndarray, count: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Batch:
-    """Positions in a split that go together, and the width that they are padded to."""
+    """Positions in a split that go together, and the width that they are padded to.
+
+    `draw` is a number of its own over the whole training, from which all that is random in it
+    follows; `piece` tells the parts of one batch apart.
+    """
 
     positions: np.ndarray
     width: int
+    draw: int = 0
+    piece: int = 0
 
 
 def plan(
@@ -75,7 +81,9 @@ def plan(
         left = members[full:]
     if len(left):
         batches.append(Batch(left, buckets[-1]))
-    return [batches[i] for i in generator.permutation(len(batches))]
+    order = generator.permutation(len(batches))
+    first = epoch * len(batches)
+    return [replace(batches[i], draw=first + at) for at, i in enumerate(order)]
 
 
 def in_order(lengths: np.ndarray, batch_size: int) -> list[Batch]:
@@ -98,11 +106,19 @@ def padding_share(lengths: np.ndarray, batches: Sequence[Batch]) -> float:
 class Rows(Protocol):
     """The inputs of the rows of a split, batch by batch.
 
+    `arrays` gives them whole. In training they may be made in two steps, so that the heavy one runs
+    in TensorFlow, ahead of the model and on many threads: `source` is what Python hands over, and
+    `finish` makes the inputs of it.
+
     Attributes:
         uniform: whether batches of as many rows have the same shapes, whatever their width.
+        pad_id: what fills up token ids.
+        at_once: batches that `finish` works on together; 0: there is no second step.
     """
 
     uniform: bool
+    pad_id: int
+    at_once: int
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
         """Inputs by name, each [B, ...]."""
@@ -110,13 +126,41 @@ class Rows(Protocol):
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Shapes and types of `arrays`, for B rows of some width; None: not known."""
 
+    def source(self, batch: Batch) -> dict[str, np.ndarray]:
+        """What `finish` takes."""
+
+    def source_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Of `source`."""
+
+    def finish(self, given: Any, targets: tf.Tensor) -> Any:
+        """What `source` gave, and the targets [B, ...] -> the inputs and the targets."""
+
+
+class Whole:
+    """Rows whose inputs are made in one step."""
+
+    pad_id = 0
+    at_once = 0
+
+    def source(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The inputs."""
+        return self.arrays(batch)
+
+    def source_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Theirs."""
+        return self.spec(rows, width)
+
+    def finish(self, given: Any, targets: tf.Tensor) -> Any:
+        """Nothing is left to do."""
+        return given, targets
+
 
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(Whole):
     """The token ids of a split's rows: `{token_ids, padding_mask, segment_ids}`."""
 
     split: Dataset
-    pad_id: int
+    pad_id: int = 0
     uniform = False
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
@@ -153,7 +197,7 @@ class Pieces:
         """The parts of a batch; they may be of different size, and empty."""
         parts = np.array_split(batch.positions, self.of)
         for replica in self.replicas:
-            yield Batch(parts[replica], batch.width)
+            yield replace(batch, positions=parts[replica], piece=replica)
 
 
 def dataset(
@@ -161,7 +205,6 @@ def dataset(
     targets: np.ndarray,
     weights: np.ndarray,
     batches: Iterable[Batch],
-    pad_id: int,
     pieces: Pieces | None = None,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
@@ -181,16 +224,16 @@ def dataset(
     def elements() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
         for whole in batches:
             for batch in pieces.cut(whole):
-                element = rows.arrays(batch), targets[batch.positions], weights[batch.positions]
+                element = rows.source(batch), targets[batch.positions], weights[batch.positions]
                 if shape[0] is None:
                     yield element
                 else:
                     count = len(whole.positions) / pieces.of  # rows that a piece stands for
-                    yield _filled(element, pad_id, shape, shape[0] / count)
+                    yield _filled(element, rows.pad_id, shape, shape[0] / count)
 
     count = shape[0]
     spec = (
-        rows.spec(*shape),
+        rows.source_spec(*shape),
         tf.TensorSpec([count, *targets.shape[1:]], targets.dtype),
         tf.TensorSpec([count], tf.float32),
     )
@@ -206,6 +249,12 @@ def dataset(
         made = made.prefetch(2).unbatch().prefetch(4)
     else:
         made = tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+    if rows.at_once:
+        made = made.map(
+            lambda given, y, weight: (*rows.finish(given, y), weight),
+            num_parallel_calls=rows.at_once,
+            deterministic=True,
+        ).prefetch(rows.at_once)
     return made.with_options(options)
 
 
@@ -236,6 +285,12 @@ def _filled(
     missing = rows - len(weights)
     filled = {}
     for name, value in inputs.items():
+        if value.shape[:1] != weights.shape:  # a seed is of the whole batch
+            filled[name] = value
+            continue
+        if value.dtype == object:  # a picture that is not there is like the last
+            filled[name] = np.pad(value, (0, missing), mode="edge")
+            continue
         # Tokens of a row stand on the second axis; a stored vector has none.
         wider = [(0, width - value.shape[1])] if name in _BY_TOKEN or value.ndim == 3 else []
         pads = [(0, missing), *wider, *[(0, 0)] * (value.ndim - 1 - len(wider))]

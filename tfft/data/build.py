@@ -1,6 +1,6 @@
 """From the section `data` to the three splits, with one list of class names for all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +8,11 @@ import numpy as np
 
 from tfft import log
 from tfft.config import DataConfig, Fraction, Source
-from tfft.data import sources
-from tfft.data.prepare import Prepared, Request, default_cache, prepare
+from tfft.data import pictures, sources, tokens
+from tfft.data.prepared import Request, default_cache
 from tfft.data.split import Dataset, stratified
 from tfft.errors import UserError, nearest
-from tfft.preprocess import TextInputs
+from tfft.preprocess import ImageInputs, Inputs
 
 
 @dataclass(frozen=True)
@@ -35,52 +35,125 @@ class Datasets:
         return [s for s in (self.train, self.validation, self.test) if s is not None]
 
 
-def build(
-    config: DataConfig, inputs: TextInputs, seed: int, labels: Sequence[str] | None = None
-) -> Datasets:
-    """Prepare every split; `labels` given here (by a checkpoint) come before the config's.
+@dataclass(frozen=True)
+class Want:
+    """What the rest of a config wants of its data.
+
+    Attributes:
+        seed: of the splits.
+        labels: that a checkpoint gives; they come before the config's.
+        several: whether a row may have several labels, or none.
+        whole: whether pictures are needed whole, and not at the model's size alone.
+    """
+
+    seed: int = 0
+    labels: Sequence[str] | None = None
+    several: bool = False
+    whole: bool = False
+
+
+def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
+    """Prepare every split.
 
     The test split is held out first, then validation; neither is used to choose the classes.
 
     Raises:
         UserError: a row is malformed, a label is unknown, or there is only one class.
     """
-    prepared = {"train": _prepare(config, "train", config.train, inputs)}
-    names = tuple(labels or _given_labels(config) or prepared["train"].names)
-    train = _dataset(prepared["train"], names, config, "train")
+    made = _Build(config, inputs, want)
+    prepared = made.prepare("train", config.train)
+    names = tuple(want.labels or _given_labels(config) or prepared.names)
+    train = made.dataset(prepared, names, "train", config.train)
     splits: dict[str, Dataset | None] = {}
     for key in ("test", "validation"):
         given = getattr(config, key)
         if isinstance(given, Source):
-            splits[key] = _dataset(_prepare(config, key, given, inputs), names, config, key)
+            splits[key] = made.dataset(made.prepare(key, given), names, key, given)
         elif isinstance(given, Fraction):
-            kept, held = stratified(train.labels, given.fraction, seed)
+            kept, held = stratified(train.labels, given.fraction, want.seed)
             splits[key], train = train.take(held), train.take(kept)
         else:
             splits[key] = None
-    if len(names) < 2:
+    if len(names) < 2 - want.several:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)
     _tell(result)
     return result
 
 
-def of_source(
-    config: DataConfig, key: str, source: Source, inputs: TextInputs, labels: Sequence[str]
-) -> Dataset:
-    """One split of known classes, for evaluation alone."""
-    return _dataset(_prepare(config, key, source, inputs), tuple(labels), config, key)
+def of_source(config: DataConfig, key: str, source: Source, inputs: Inputs, want: Want) -> Dataset:
+    """One split of known classes (`want.labels`), for evaluation alone."""
+    made = _Build(config, inputs, want)
+    return made.dataset(made.prepare(key, source), tuple(want.labels or ()), key, source)
 
 
-def columns(config: DataConfig) -> tuple[str | int, ...]:
-    """The columns that are read: text, its pair where there is one, and the label last."""
-    given = (config.text, config.text_pair, config.label)
-    return tuple(column for column in given if column is not None)
+def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
+    """The columns that are read: a picture, a text or a pair of them, and the label last."""
+    given = {"image": config.image, "text": config.text, "text_pair": config.text_pair}
+    return (*(given[name] for name in inputs.columns), config.label)
 
 
-def _prepare(config: DataConfig, key: str, source: Source, inputs: TextInputs) -> Prepared:
-    request = Request(source, columns(config), f"data.{key}", config.on_bad_row)
-    return prepare(request, inputs, default_cache(config.cache_dir))
+def request(config: DataConfig, key: str, source: Source, inputs: Inputs, several: bool) -> Request:
+    """What is asked of a source."""
+    separator = "|" if several else None
+    return Request(source, columns(config, inputs), f"data.{key}", config.on_bad_row, separator)
+
+
+def read(asked: Request, inputs: Inputs) -> Iterator[sources.Row | sources.BadRow]:
+    """The rows of a source, not looked at any further."""
+    if isinstance(inputs, ImageInputs):
+        return pictures.read(asked)
+    return sources.read(asked.source, asked.columns, asked.key, asked.separator is not None)
+
+
+@dataclass(frozen=True)
+class _Build:
+    config: DataConfig
+    inputs: Inputs
+    want: Want
+
+    def prepare(self, key: str, source: Source) -> tokens.Tokens | pictures.Pictures:
+        asked = request(self.config, key, source, self.inputs, self.want.several)
+        cache = default_cache(self.config.cache_dir)
+        if not isinstance(self.inputs, ImageInputs):
+            return tokens.prepare(asked, self.inputs, cache)
+        keep = self.config.cache_images
+        if keep == "auto" and self.want.whole and key == "train":
+            keep = False
+        return pictures.prepare(asked, self.inputs, cache, keep)
+
+    def dataset(
+        self,
+        prepared: tokens.Tokens | pictures.Pictures,
+        names: tuple[str, ...],
+        key: str,
+        source: Source,
+    ) -> Dataset:
+        ids = {name: i for i, name in enumerate(names)}
+        # A number that is no name itself is an index into the names.
+        given = self.config.labels is not None
+        indices = {str(i): i for i in range(len(names))} if given else {}
+        table = np.array([ids.get(n, indices.get(n, -1)) for n in prepared.names], np.int32)
+        if (table < 0).any():
+            unknown = prepared.names[int(np.flatnonzero(table < 0)[0])]
+            raise UserError(
+                f"{self._place_of(unknown, key, source)}: label {unknown!r} is not a class"
+                f"{nearest(unknown, names)}"
+            )
+        rows = np.arange(prepared.rows)
+        if not self.want.several:
+            return Dataset(prepared, rows, table[prepared.labels])
+        labels = np.zeros((prepared.rows, len(names)), np.float32)
+        labels[prepared.label_rows, table[prepared.labels]] = 1
+        return Dataset(prepared, rows, labels)
+
+    def _place_of(self, label: str, key: str, source: Source) -> str:
+        """Where a label stands first; read anew, as only an error asks for it."""
+        asked = request(self.config, key, source, self.inputs, self.want.several)
+        for row in read(asked, self.inputs):
+            if isinstance(row, sources.Row) and label in asked.labels(row.values[-1]):
+                return row.place
+        return f"data.{key}"
 
 
 def _given_labels(config: DataConfig) -> list[str] | None:
@@ -99,34 +172,14 @@ def _given_labels(config: DataConfig) -> list[str] | None:
     return names
 
 
-def _dataset(prepared: Prepared, names: tuple[str, ...], config: DataConfig, key: str) -> Dataset:
-    ids = {name: i for i, name in enumerate(names)}
-    # A number that is no name itself is an index into the names.
-    indices = {str(i): i for i in range(len(names))} if config.labels is not None else {}
-    table = np.array([ids.get(n, indices.get(n, -1)) for n in prepared.names], np.int32)
-    if (table < 0).any():
-        unknown = prepared.names[int(np.flatnonzero(table < 0)[0])]
-        raise UserError(
-            f"{_place_of(unknown, config, key)}: label {unknown!r} is not a class"
-            f"{nearest(unknown, names)}"
-        )
-    return Dataset(prepared, np.arange(prepared.rows), table[prepared.labels])
-
-
-def _place_of(label: str, config: DataConfig, key: str) -> str:
-    """Where a label stands first; read anew, as only an error asks for it."""
-    for row in sources.read(getattr(config, key), columns(config), f"data.{key}"):
-        if isinstance(row, sources.Row) and row.values[-1] == label:
-            return row.place
-    return f"data.{key}"
-
-
 def _tell(datasets: Datasets) -> None:
     sizes = [f"{len(datasets.train):,} train"]
     for name in ("validation", "test"):
         split = getattr(datasets, name)
         sizes.append(f"{len(split):,} {name}" if split is not None else f"no {name}")
-    log.say(f"data: {', '.join(sizes)}; {len(datasets.labels)} classes")
+    several = datasets.train.labels.ndim == 2
+    kind = "labels, of which a row may have several" if several else "classes"
+    log.say(f"data: {', '.join(sizes)}; {len(datasets.labels)} {kind}")
     for prepared in {id(s.prepared): s.prepared for s in datasets.given()}.values():
         if prepared.bad:
             log.say(f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}")

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from tfft.config import Config, Source
-from tfft.data import sources
-from tfft.data.build import build, columns
+from tfft.data import build
 from tfft.data.sources import BadRow
 from tfft.data.split import Dataset
 from tfft.preprocess import TextInputs
@@ -28,9 +27,9 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
 
     Bad rows are counted and listed whatever `on_bad_row` says: to find them is the point.
     """
-    bad = _bad_rows(config)
+    bad = _bad_rows(config, inputs)
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = build(data, inputs, config.train.seed)
+    datasets = build.build(data, inputs, build.Want(config.train.seed))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
@@ -85,14 +84,14 @@ def text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _bad_rows(config: Config) -> dict[str, dict[str, Any]]:
+def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
     found = {}
     for key in ("train", "validation", "test"):
         source = getattr(config.data, key)
         if not isinstance(source, Source):
             continue
         listed, count = [], 0
-        for row in sources.read(source, columns(config.data), f"data.{key}"):
+        for row in build.read(build.request(config.data, key, source, inputs, False), inputs):
             if isinstance(row, BadRow):
                 count += 1
                 if count <= 4 * SHOWN:
@@ -102,13 +101,13 @@ def _bad_rows(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _texts(split: Dataset) -> list[str]:
-    return ["\n".join(split.texts(at)) for at in range(len(split))]
+    return ["\n".join(split.raw(at)) for at in range(len(split))]
 
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
     lengths = np.zeros(len(split), np.int64)
     for start in range(0, len(split), 4096):
-        rows = [split.texts(at) for at in range(start, min(start + 4096, len(split)))]
+        rows = [split.raw(at) for at in range(start, min(start + 4096, len(split)))]
         lengths[start : start + len(rows)] = inputs.lengths(*zip(*rows, strict=True))
     over = np.maximum(lengths - max_length, 0)
     return {

@@ -1,12 +1,15 @@
 """Readers of rows: one function a format, streaming, each row with the place it came from.
 
-A row is a tuple of the wanted columns as text. A reader yields `Row`s and, for what it cannot
-read, `BadRow`s, so that one policy (`data.on_bad_row`) treats every format alike.
+A row is a tuple of the wanted columns as text; a picture is the path of its file, or its bytes. A
+reader yields `Row`s and, for what it cannot read, `BadRow`s, so that one policy
+(`data.on_bad_row`) treats every format alike.
 """
 
 import csv
 import glob
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +26,7 @@ class Row:
     """The wanted columns of one row, and where it stands."""
 
     place: str
-    values: tuple[str, ...]
+    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,8 @@ class BadRow:
 
 
 Columns = Sequence[str | int]
+SEVERAL = "\x1f"  # between the labels of a row whose source gives a list of them
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 # (source, columns, the source's key in the config) -> its rows
 Reader = Callable[[Source, Columns, str], Iterator[Row | BadRow]]
 
@@ -66,14 +71,58 @@ def paths(source: Source, key: str) -> list[Path]:
     return found
 
 
-def read(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """All rows of a source, every one with its columns present and its texts not empty."""
+def read(
+    source: Source, columns: Columns, key: str, several: bool = False
+) -> Iterator[Row | BadRow]:
+    """All rows of a source, every one with its columns present and its texts not empty.
+
+    `several`: whether a row may have several labels, or none.
+    """
     for row in SOURCES[source.source](source, columns, key):
-        yield _checked(row, columns) if isinstance(row, Row) else row
+        yield _checked(row, columns, several) if isinstance(row, Row) else row
 
 
-def _checked(row: Row, columns: Columns) -> Row | BadRow:
-    for column, value in zip(columns, row.values, strict=True):
+def content(source: Source, key: str) -> Iterator[bytes]:
+    """What changes when the rows could."""
+    if source.source == "tfds":
+        # Prepared sets do not change under a version; the name may carry one.
+        yield f"{source.path}|{key}".encode()
+        import tensorflow_datasets as tfds
+
+        try:
+            builder = tfds.builder(str(source.path), data_dir=source.data_dir)
+        except (tfds.core.registered.DatasetNotFoundError, ValueError, OSError):
+            return  # the reader says what is wrong
+        yield str(builder.info.full_name).encode()
+        yield str(builder.data_path).encode()
+        return
+    for path in paths(source, key):
+        with open(path, "rb") as file:
+            # The name stands in the messages of bad rows.
+            yield str(path).encode()
+            yield hashlib.file_digest(file, "sha256").digest()
+
+
+def with_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """Rows whose first column is the path of a picture: from the folder of the table that names it,
+    else from the working directory."""
+    for row in rows:
+        if isinstance(row, BadRow) or isinstance(row.values[0], bytes):
+            yield row
+            continue
+        path = Path(row.values[0]).expanduser()
+        table = Path(row.place.rpartition(":")[0])
+        near = table.parent / path
+        found = near if near.is_file() or not path.is_file() else path
+        yield Row(row.place, (str(found), *row.values[1:]))
+
+
+def _checked(row: Row, columns: Columns, several: bool) -> Row | BadRow:
+    for at, (column, value) in enumerate(zip(columns, row.values, strict=True)):
+        if isinstance(value, bytes) or (several and at == len(columns) - 1):
+            continue
+        if SEVERAL in value:
+            return BadRow(row.place, f"column {column!r} holds several labels; one is expected")
         if not value.strip():
             return BadRow(row.place, f"column {column!r} is empty; fill it or drop the row")
     return row
@@ -202,6 +251,9 @@ def _from_mapping(value: Mapping[str, Any], columns: Columns, place: str) -> Row
         if column not in value:
             return BadRow(place, f"no key {column!r}{nearest(column, value)}")
         cell = value[column]
+        if isinstance(cell, list) and all(isinstance(c, str | int) for c in cell):
+            cells.append(SEVERAL.join(map(str, cell)))
+            continue
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             kind = "null" if cell is None else type(cell).__name__
             return BadRow(place, f"{column!r} is {kind}; text or a number is expected")
@@ -242,7 +294,13 @@ def _tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         builder = tfds.builder(str(source.path), data_dir=source.data_dir)
         if not builder.is_prepared():
             builder.download_and_prepare()
-        dataset = builder.as_dataset(split=split, shuffle_files=False)
+        # Pictures are decoded here as everywhere, not by TFDS.
+        encoded = {
+            name: tfds.decode.SkipDecoding()
+            for name, feature in builder.info.features.items()
+            if isinstance(feature, tfds.features.Image)
+        }
+        dataset = builder.as_dataset(split=split, shuffle_files=False, decoders=encoded)
     except tfds.core.registered.DatasetNotFoundError as error:
         raise UserError(f"{key}.path: {str(error).splitlines()[0]}") from None
     except (ValueError, AssertionError, OSError, ConnectionError, RuntimeError) as error:
@@ -255,10 +313,71 @@ def _tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         yield Row(f"tfds:{source.path} [{split}]: row {number}", cells)
 
 
-def _tfds_cell(feature: Any, value: Any) -> str:
+def _tfds_cell(feature: Any, value: Any) -> Any:
+    if type(feature).__name__ == "Image":
+        return bytes(value)
     if hasattr(feature, "int2str") and getattr(feature, "num_classes", None):
         return feature.int2str(int(value)) if int(value) >= 0 else ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _images(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
+    """Folders with a folder for each class; what lies deeper in one is of that class."""
+    given = [source.path] if isinstance(source.path, str) else source.path
+    for item in given:
+        root = Path(item).expanduser()
+        if not root.is_dir():
+            near = root.parent.iterdir() if root.parent.is_dir() else ()
+            hint = nearest(root.name, (p.name for p in near if p.is_dir()))
+            raise UserError(f"{key}.path: no such folder: {item}{hint}")
+        classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not classes:
+            raise UserError(f"{key}.path: {item} holds no folder; each class needs one of its own")
+        for folder in classes:
+            for path in _files_below(folder):
+                yield Row(str(path), (str(path), folder.name))
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for where, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith(".") and name.lower().endswith(PICTURES):
+                yield Path(where) / name
+
+
+def _npz(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
+    """Arrays of pixels, [N, H, W] or [N, H, W, C], and of labels; each picture becomes a PNG."""
+    import numpy as np
+
+    for path in paths(source, key):
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                _by_name(list(file), columns, str(path))
+                arrays = [file[str(column)] for column in columns]
+        except (ValueError, OSError, EOFError) as error:
+            raise UserError(f"{path}: not an npz file of plain arrays: {error}") from None
+        images, labels = arrays[0], arrays[-1]
+        if len(images) != len(labels) or images.ndim not in (3, 4):
+            raise UserError(
+                f"{path}: {columns[0]} must be [N, H, W] or [N, H, W, C] and {columns[-1]} [N]; "
+                f"received {list(images.shape)} and {list(labels.shape)}"
+            )
+        if images.dtype != np.uint8:
+            raise UserError(
+                f"{path}: {columns[0]} must be uint8, from 0 to 255; received {images.dtype}"
+            )
+        if images.ndim == 4 and images.shape[-1] not in (1, 3, 4):
+            raise UserError(f"{path}: {columns[0]} must have 1, 3 or 4 channels")
+        for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+            name = label.decode() if isinstance(label, bytes) else str(label)
+            yield Row(f"{path}: row {number}", (_png(image), name))
+
+
+def _png(pixels: Any) -> bytes:
+    import tensorflow as tf
+
+    return tf.io.encode_png(pixels[..., None] if pixels.ndim == 2 else pixels).numpy()
 
 
 SOURCES: Mapping[str, Reader] = MappingProxyType(
@@ -268,5 +387,7 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
         "jsonl": _jsonl,
         "parquet": _parquet,
         "tfds": _tfds,
+        "images": _images,
+        "npz": _npz,
     }
 )

@@ -1,10 +1,12 @@
 """Views of prepared rows: a split is a set, the rows it takes, and their class ids."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from tfft.data.prepare import Prepared
+from tfft.data.pictures import Pictures
+from tfft.data.tokens import Tokens
 
 
 @dataclass(frozen=True)
@@ -12,12 +14,12 @@ class Dataset:
     """One split.
 
     Attributes:
-        prepared: the tokenised set; several splits may share one.
+        prepared: the prepared set; several splits may share one.
         rows: indices into it, [N].
-        labels: class id of each, int32 [N].
+        labels: class id of each, int32 [N]; where rows may have several, 0 or 1, float32 [N, C].
     """
 
-    prepared: Prepared
+    prepared: Tokens | Pictures
     rows: np.ndarray
     labels: np.ndarray
 
@@ -26,12 +28,13 @@ class Dataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, [N]."""
+        """Tokens of each row, [N]; one number for all where rows are pictures."""
         return self.prepared.lengths[self.rows]
 
-    def texts(self, at: int) -> tuple[str, ...]:
-        """The raw texts of the row at a position of this split."""
-        return self.prepared.texts(int(self.rows[at]))
+    def raw(self, at: int) -> tuple[Any, ...]:
+        """The raw values of the row at a position of this split: texts, or a picture's path or
+        bytes."""
+        return self.prepared.raw(int(self.rows[at]))
 
     def take(self, positions: np.ndarray) -> "Dataset":
         """The rows at some positions, as a split of their own."""
@@ -41,9 +44,12 @@ class Dataset:
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Positions kept and positions held out, each class in proportion; both sorted.
 
-    Every class keeps at least one row; one with a single row holds none out.
+    Every class keeps at least one row; one with a single row holds none out. Rows that may have
+    several labels ([N, C]) count for the rarest of theirs.
     """
     generator = np.random.default_rng([seed, round(fraction * 1e6)])
+    if labels.ndim == 2:
+        labels = _rarest(labels)
     held = []
     for label in np.unique(labels):
         positions = generator.permutation(np.flatnonzero(labels == label))
@@ -52,3 +58,10 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     out = np.sort(np.concatenate(held))
     kept = np.setdiff1d(np.arange(len(labels)), out, assume_unique=True)
     return kept, out
+
+
+def _rarest(labels: np.ndarray) -> np.ndarray:
+    """The rarest label of each row of [N, C], -1 for a row without one."""
+    counts = labels.sum(axis=0)
+    held = np.where(labels > 0, counts, np.inf)
+    return np.where(labels.any(axis=1), held.argmin(axis=1), -1)

@@ -1,17 +1,18 @@
-"""Writing a SavedModel: raw strings in, probabilities and labels out.
+"""Writing a SavedModel: raw texts or encoded pictures in, probabilities and labels out.
 
 It is written to a temporary name, loaded in a fresh process that has TensorFlow and
 tensorflow-text alone, compared there with the live model, and only then renamed to the next
 number, where TF Serving finds it.
 """
 
+import base64
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +23,45 @@ import tensorflow as tf
 from tfft import log, metrics
 from tfft.errors import UserError
 from tfft.export import served
-from tfft.preprocess import TextInputs
+from tfft.preprocess import ImageInputs, Inputs
 from tfft.spec import Task
 
 # How far served probabilities may be from the live model's, by precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
-PARITY_ROWS = 1000  # rows whose token ids are compared
+PARITY_ROWS = 1000  # rows whose preparation is compared
+CHECKED = 128  # of them at once
 _PROBE = Path(__file__).parent / "probe.py"
 
 
 def publish(
     model: keras.Model,
-    inputs: TextInputs,
+    inputs: Inputs,
     task: Task,
     labels: Sequence[str],
-    sample: Sequence[tuple[str, ...]],
+    sample: Sequence[tuple[Any, ...]],
     folder: Path,
     verify_rows: int,
     precision: str,
+    trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
 ) -> tuple[Path, float]:
     """Write `folder/<n>/` and return it with the largest difference that was found.
 
     Args:
-        sample: rows of the training data, each its texts; the first `verify_rows` are run.
+        sample: raw rows of the training data; the first `verify_rows` are run.
+        trained_on: positions in the sample -> what the model was given for these rows in training;
+            default: they are prepared again, on the host.
 
     Raises:
-        UserError: host and graph tokenize a row differently, or the served answers are further
-            from the live model's than the bound of the precision.
+        UserError: the graph prepares a row differently from the host, or the served answers are
+            further from the live model's than the bound of the precision.
     """
-    graph = inputs.graph()
-    _check_tokens(inputs, graph, sample[:PARITY_ROWS])
+    sent = _Sent(inputs, sample)
+    _check_prepared(inputs, sent, trained_on)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        _write(model, graph, task, labels, inputs.pair, temporary / "model")
-        rows = [sample[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
+        _write(model, inputs, task, labels, temporary / "model")
+        rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
         difference = _verify(model, inputs, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
@@ -72,48 +77,35 @@ def publish(
 
 
 class _Module(tf.Module):
-    """What is saved: the tokenizer's tables, the weights, two functions."""
+    """What is saved: the preparation's tables, the weights, two functions."""
 
-    def __init__(
-        self, model: keras.Model, graph: Any, task: Task, labels: Sequence[str], pair: bool
-    ):
+    def __init__(self, model: keras.Model, inputs: Inputs, task: Task, labels: Sequence[str]):
         super().__init__()
-        self._graph = graph
+        self._graph = inputs.graph()
         self._weights = [variable.value for variable in model.weights]
+        graph, served_inputs = self._graph, inputs.served()
 
-        def answer(tokens: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return task.decode(model(tokens, training=False), labels)
+        def answer(prepared: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+            return task.decode(model(prepared, training=False), labels)
 
-        if pair:
-            self.text = tf.function(
-                lambda text, text_pair: answer(graph(text, text_pair)),
-                input_signature=[
-                    tf.TensorSpec([None], tf.string, "text"),
-                    tf.TensorSpec([None], tf.string, "text_pair"),
-                ],
-            )
-        else:
-            self.text = tf.function(
-                lambda text: answer(graph(text)),
-                input_signature=[tf.TensorSpec([None], tf.string, "text")],
-            )
-        names = ("token_ids", "padding_mask", "segment_ids")
-        self.tokens = tf.function(
-            lambda *parts: answer(dict(zip(names, parts, strict=True))),
-            input_signature=[tf.TensorSpec([None, None], tf.int32, name) for name in names],
+        self.raw = tf.function(
+            lambda *columns: answer(graph(*columns)),
+            input_signature=[tf.TensorSpec([None], tf.string, name) for name in inputs.columns],
+            autograph=False,
+        )
+        self.prepared = tf.function(
+            lambda *parts: answer(dict(zip(served_inputs, parts, strict=True))),
+            input_signature=list(served_inputs.values()),
+            autograph=False,
         )
 
 
 def _write(
-    model: keras.Model,
-    graph: Any,
-    task: Task,
-    labels: Sequence[str],
-    pair: bool,
-    folder: Path,
+    model: keras.Model, inputs: Inputs, task: Task, labels: Sequence[str], folder: Path
 ) -> None:
-    module = _Module(model, graph, task, labels, pair)
-    signatures = {"serving_default": module.text, "tokens": module.tokens}
+    module = _Module(model, inputs, task, labels)
+    second = "tokens" if task.modality == "text" else "tensors"
+    signatures = {"serving_default": module.raw, second: module.prepared}
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
     tf.saved_model.save(
         module,
@@ -121,42 +113,79 @@ def _write(
         {name: function.get_concrete_function() for name, function in signatures.items()},
         options,
     )
-    served.describe(folder, labels, pair, task.name)
+    served.describe(folder, labels, inputs.columns, task.name)
 
 
-def _check_tokens(inputs: TextInputs, graph: Any, sample: Sequence[tuple[str, ...]]) -> None:
-    for start in range(0, len(sample), 256):
-        rows = sample[start : start + 256]
+class _Sent(Sequence[tuple[Any, ...]]):
+    """Raw rows as a client sends them; a picture's file is read when it is asked for."""
+
+    def __init__(self, inputs: Inputs, rows: Sequence[tuple[Any, ...]]):
+        self._inputs, self._rows = inputs, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self._inputs.sent(row) for row in self._rows[at]]
+        return self._inputs.sent(self._rows[at])
+
+
+def _check_prepared(
+    inputs: Inputs,
+    sample: Sequence[tuple[Any, ...]],
+    trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None,
+) -> None:
+    """What was trained on and what is served must be the same: id for id, pixel for pixel.
+
+    Raises:
+        UserError: they differ in a row.
+    """
+    graph = inputs.graph()
+    if isinstance(inputs, ImageInputs):
+        graph = tf.function(graph, [tf.TensorSpec([None], tf.string)], autograph=False)
+    for start in range(0, min(len(sample), PARITY_ROWS), CHECKED):
+        rows = sample[start : start + CHECKED]
         columns = list(zip(*rows, strict=True))
-        host = inputs.batch(*columns)
+        if trained_on is not None:
+            host = trained_on(np.arange(start, start + len(rows)))
+        else:
+            host = inputs.batch(*columns)
         made = graph(*(tf.constant(column) for column in columns))
+        made = {name: value.numpy() for name, value in made.items()}
         for at, row in enumerate(rows):
-            length = int(host["padding_mask"][at].sum())
-            same = all(
-                np.array_equal(host[name][at][:length], made[name][at].numpy()[:length])
-                for name in host
-            ) and length == int(made["padding_mask"][at].numpy().sum())
-            if not same:
+            if not _same(host, made, at):
+                shown = row if isinstance(row[0], str) else f"row {start + at + 1}"
                 raise UserError(
-                    f"export: host and graph tokenize {row!r} differently; not published "
+                    f"export: host and graph prepare {shown!r} differently; not published "
                     "(export: {enabled: false} trains without it)"
                 )
 
 
+def _same(host: dict[str, np.ndarray], made: dict[str, np.ndarray], at: int) -> bool:
+    """Whether a row is the same in both, apart from padding."""
+    if "padding_mask" not in host:
+        return all(np.array_equal(host[name][at], made[name][at]) for name in host)
+    length = int(host["padding_mask"][at].sum())
+    return length == int(made["padding_mask"][at].sum()) and all(
+        np.array_equal(host[name][at][:length], made[name][at][:length]) for name in host
+    )
+
+
 def _verify(
-    model: keras.Model, inputs: TextInputs, rows: Sequence[tuple[str, ...]], folder: Path
+    model: keras.Model, inputs: Inputs, rows: Sequence[tuple[Any, ...]], folder: Path
 ) -> float:
     """The largest difference of a served probability from the live model's.
 
-    In batches of 1, of 3 and of all rows, from text; and all rows from token ids.
+    In batches of 1, of 3 and of all rows, raw; and all rows prepared.
     """
     columns = list(zip(*rows, strict=True))
-    tokens = inputs.batch(*columns)
-    live = metrics.softmax(np.asarray(model.predict_on_batch(tokens), np.float32))
+    prepared = inputs.batch(*columns)
+    live = metrics.softmax(np.asarray(model.predict_on_batch(prepared), np.float32))
     request, response = folder / "request.npz", folder / "response.npz"
-    texts = dict(zip(("text", "text_pair"), columns, strict=False))
-    (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-    np.savez(request, **tokens)
+    raw = {name: list(map(_plain, c)) for name, c in zip(inputs.columns, columns, strict=True)}
+    (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
+    np.savez(request, **prepared)
     command = [sys.executable, "-I", str(_PROBE), str(folder)]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -165,3 +194,10 @@ def _verify(
         raise UserError(f"export: the SavedModel does not run in a fresh process: {last}")
     answers = np.load(response)
     return max(float(np.abs(answers[name] - live).max()) for name in answers.files)
+
+
+def _plain(value: str | bytes) -> str | dict[str, str]:
+    """A raw value in JSON, as TF Serving's REST interface takes it."""
+    if isinstance(value, str):
+        return value
+    return {"b64": base64.b64encode(value).decode()}

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,11 +12,11 @@ from tfft.errors import UserError
 _DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
 
 
-def describe(folder: Path, labels: Sequence[str], pair: bool, task: str) -> None:
+def describe(folder: Path, labels: Sequence[str], columns: Sequence[str], task: str) -> None:
     """Write beside the graph what its outputs mean."""
     path = folder / _DESCRIPTION
     path.parent.mkdir(exist_ok=True)
-    value = {"task": task, "labels": list(labels), "pair": pair}
+    value = {"task": task, "labels": list(labels), "columns": list(columns)}
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
@@ -31,7 +32,7 @@ def latest(folder: Path) -> Path | None:
 
 
 class Served:
-    """A loaded export: raw texts in, labels and probabilities out.
+    """A loaded export: raw texts or pictures in, labels and probabilities out.
 
     Raises:
         UserError: the folder holds no export of tfft's.
@@ -47,20 +48,41 @@ class Served:
             raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
         description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         self.labels: list[str] = description["labels"]
-        self.pair: bool = description["pair"]
+        self.columns: list[str] = description["columns"]
+        self.pair = len(self.columns) == 2
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 
         self._tf = tf
         self._model = tf.saved_model.load(str(folder))
 
-    def probabilities(self, rows: Sequence[tuple[str, ...]], batch_size: int) -> np.ndarray:
-        """[N, C] for rows of one text each, or two."""
+    def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
+        """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes."""
+        if self.columns == ["image"]:
+            from tfft.preprocess import image
+
+            rows = [(image.read(row[0]),) for row in rows]
         serve = self._model.signatures["serving_default"]
         parts = [np.zeros((0, len(self.labels)), np.float32)]
         for start in range(0, len(rows), batch_size):
             columns = zip(*rows[start : start + batch_size], strict=True)
-            named = dict(zip(("text", "text_pair"), columns, strict=False))
-            answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
+            named = dict(zip(self.columns, columns, strict=True))
+            try:
+                answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
+            except self._tf.errors.InvalidArgumentError as error:
+                raise UserError(self._bad(rows[start : start + batch_size], error)) from None
             parts.append(answer["probabilities"].numpy())
         return np.concatenate(parts)
+
+    def _bad(self, rows: Sequence[tuple[Any, ...]], error: Any) -> str:
+        """Which row it was, and why."""
+        from tfft.preprocess.graph import pictures
+
+        serve = self._model.signatures["serving_default"]
+        for at, row in enumerate(rows):
+            try:
+                named = dict(zip(self.columns, ([value] for value in row), strict=True))
+                serve(**{k: self._tf.constant(v) for k, v in named.items()})
+            except self._tf.errors.InvalidArgumentError as own:
+                return f"row {at + 1} of the batch: {pictures.reason(own)}"
+        return str(error.message).splitlines()[0]

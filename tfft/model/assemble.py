@@ -11,12 +11,12 @@ from tfft.spec import Backbone, Stage, Task
 
 
 def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]) -> Model:
-    """Backbone and head: `{token_ids, padding_mask, segment_ids}` [B, T] -> logits [B, C]."""
+    """Backbone and head: the backbone's inputs -> logits [B, C]."""
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}
     head = task.head(backbone, config, labels)
     # One flat graph of the layers that the logits need: a pooler that nothing reads would have no
     # gradient, and a graph can be cut where it begins to move (`prefix`).
-    logits = head(backbone.model.output, inputs["padding_mask"])
+    logits = head(backbone.model.output, inputs.get("padding_mask"))
     model = Model(inputs, logits, name=task.name)
     if backbone.head is not None:
         for variable in model.weights:

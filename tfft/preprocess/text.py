@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 from tfft.errors import UserError
 
 if TYPE_CHECKING:
+    import tensorflow as tf
+
     from tfft.preprocess.graph import GraphTokenizer
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
@@ -21,7 +23,7 @@ PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
 class TextInputs:
-    """A tokenizer and the length at which it cuts.
+    """A tokenizer and the length at which it cuts (an `Inputs`).
 
     Args:
         spec: the tokenizer's description (`tokenizer.json`).
@@ -42,6 +44,31 @@ class TextInputs:
         self._host.enable_truncation(max_length, strategy="longest_first")
         ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
         self.pad_id = next((i for i in ids if i is not None), 0)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """`text`, or `text` and `text_pair`."""
+        return ("text", "text_pair") if self.pair else ("text",)
+
+    def row(self, value: str | Sequence[str]) -> tuple[str, ...]:
+        """A raw row as a tuple of its texts.
+
+        Raises:
+            UserError: it is a pair where a text is needed, or the other way round.
+        """
+        texts = (value,) if isinstance(value, str) else tuple(value)
+        if len(texts) != 1 + self.pair or not all(isinstance(text, str) for text in texts):
+            wanted = "a pair of texts" if self.pair else "one text"
+            raise UserError(f"a row must be {wanted}. Received: {value!r}")
+        return texts
+
+    def sent(self, row: tuple[str, ...]) -> tuple[str, ...]:
+        """A row as a client of a served model sends it."""
+        return row
+
+    def cost(self, row: tuple[str, ...]) -> int:
+        """Grows with the tokens of a row: rows of like cost are padded little together."""
+        return sum(map(len, row))
 
     @property
     def vocabulary_size(self) -> int:
@@ -89,6 +116,13 @@ class TextInputs:
         from tfft.preprocess.graph import GraphTokenizer
 
         return GraphTokenizer(self.spec, self.max_length, self.pad_id)
+
+    def served(self) -> dict[str, "tf.TensorSpec"]:
+        """The prepared inputs by name, as a signature takes them."""
+        import tensorflow as tf
+
+        names = ("token_ids", "padding_mask", "segment_ids")
+        return {name: tf.TensorSpec([None, None], tf.int32, name) for name in names}
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""

@@ -1,6 +1,7 @@
 """The page that a run leaves behind."""
 
 from tfft.report import svg
-from tfft.report.page import write, write_page
+from tfft.report.page import Shown, write, write_page
+from tfft.report.pictures import shown
 
-__all__ = ["svg", "write", "write_page"]
+__all__ = ["Shown", "shown", "svg", "write", "write_page"]

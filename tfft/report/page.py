@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -19,6 +20,7 @@ table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .7em;border-bott
 text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:#f6f6f6;padding:.8em;overflow-x:auto;font-size:13px}
 svg{margin:.4em;max-width:100%}svg text{font:11px system-ui,sans-serif;fill:#333}
+.pictures{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
 svg text.t{font-weight:600;font-size:12px}
 """
 
@@ -31,13 +33,15 @@ def write(
     mask_table: str,
     data: Datasets,
     exported: Path | None,
+    shown: "Shown",
 ) -> Path:
     """Write `workdir/report.html` and return its path."""
     sections = [
         *(_figures(name, e, config) for name, e in evaluations.items()),
         _section("Training", _curves(history)),
-        *(_details(name, e, data.labels) for name, e in evaluations.items()),
-        _section("Data", _data(data, config.data.max_length)),
+        *(_details(name, e, data.labels, shown) for name, e in evaluations.items()),
+        *([_section("Training pictures", shown.batch)] if shown.batch else []),
+        _section("Data", _data(data, config)),
         _section("What moved", f"<pre>{escape(mask_table)}</pre>"),
         _section("Use it", f"<pre>{escape(_usage(workdir, config, exported))}</pre>"),
         _section("Config", f"<pre>{escape(dump(config))}</pre>"),
@@ -52,6 +56,19 @@ def write(
     temporary.write_text(page, encoding="utf-8")
     os.replace(temporary, path)
     return path
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Pictures for the page, as HTML; all empty where rows are texts.
+
+    Attributes:
+        batch: training pictures after augmentation.
+        worst: split -> its most wrong pictures.
+    """
+
+    batch: str = ""
+    worst: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_page(path: Path, title: str, plot: str, text: str) -> None:
@@ -108,7 +125,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def _details(name: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
+def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "Shown") -> str:
     by_class = evaluation.by_class
     rows = [
         [
@@ -124,42 +141,56 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
     )
     body += svg.reliability("reliability (bars: share of rows)", evaluation.reliability)
     if evaluation.worst:
-        wrong = [
-            [" | ".join(w["texts"])[:400], w["label"], w["predicted"], f"{w['confidence']:.3f}"]
-            for w in evaluation.worst
-        ]
         body += "<h3>Most wrong</h3>"
-        body += _table(["text", "label", "predicted", "confidence"], wrong, numbers=3)
+        if name in shown.worst:
+            body += shown.worst[name]
+        else:
+            wrong = [
+                [" | ".join(w["row"])[:400], w["label"], w["predicted"], f"{w['confidence']:.3f}"]
+                for w in evaluation.worst
+            ]
+            body += _table(["text", "label", "predicted", "confidence"], wrong, numbers=3)
     return _section(f"By class: {name}", body)
 
 
-def _data(data: Datasets, max_length: int) -> str:
+def _data(data: Datasets, config: Config) -> str:
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     rows = []
     for at, label in enumerate(data.labels):
         counts = (str(int((s.labels == at).sum())) if s else "" for s in splits.values())
         rows.append([label, *counts])
     rows.append(["all", *(str(len(s)) if s else "" for s in splits.values())])
-    lengths = np.asarray(data.train.lengths)
-    return _table(["class", *splits], rows) + svg.histogram(
-        "tokens a row (train)", lengths, "tokens; the line: max_length", float(max_length)
+    table = _table(["class", *splits], rows)
+    if config.task.modality == "image":
+        edges = np.sqrt(data.train.prepared.sizes[data.train.rows].prod(axis=1))
+        return table + svg.histogram(
+            "size of the training pictures", edges, "root of height times width, in pixels", None
+        )
+    return table + svg.histogram(
+        "tokens a row (train)",
+        np.asarray(data.train.lengths),
+        "tokens; the line: max_length",
+        float(config.data.max_length),
     )
 
 
 def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
-    pair = config.data.text_pair is not None
+    pair, images = config.data.text_pair is not None, config.task.modality == "image"
     row = '["first text", "second text"]' if pair else '"a text"'
+    row = '"picture.jpg"' if images else row
+    file, given = ("pictures.txt", "the path of a picture") if images else ("texts.txt", "a text")
     lines = [
         "# Python",
         "import tfft",
         f"run = tfft.load({str(workdir)!r})",
         f"run.predict([{row}])",
         "",
-        "# Command line: a text a line in, jsonl out",
-        f"tfft predict --workdir={workdir} --input=texts.txt",
+        f"# Command line: {given} a line in, jsonl out",
+        f"tfft predict --workdir={workdir} --input={file}",
     ]
     if exported is not None:
         instance = '{"text": "first", "text_pair": "second"}' if pair else '{"text": "a text"}'
+        instance = '{"image": {"b64": "..."}}' if images else instance
         lines += [
             "",
             "# TF Serving",

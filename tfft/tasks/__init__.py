@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfft.spec import Task
-from tfft.tasks import text_classification
+from tfft.tasks import image_classification, text_classification
 
-TASKS: Mapping[str, Task] = MappingProxyType({"text_classification": text_classification.TASK})
+_ROOMS = (text_classification, image_classification)
+TASKS: Mapping[str, Task] = MappingProxyType({room.TASK.name: room.TASK for room in _ROOMS})

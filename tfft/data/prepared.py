@@ -1,0 +1,188 @@
+"""What prepared sets have in common: a folder in the cache, written once, mapped into memory.
+
+The folder's name is a hash of all that could change it: the files, the columns, the preparation,
+and the version of the code that writes it. Rows stream through in chunks, so the memory needed does
+not depend on the size of the data.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from tfft.config import Source
+from tfft.data.sources import SEVERAL, BadRow, Row
+from tfft.errors import UserError
+
+LISTED = 1000  # bad rows remembered by name
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be prepared: a source, its columns (the label last) and how it is treated.
+
+    `separator` stands between the labels of a row, where it may have several.
+    """
+
+    source: Source
+    columns: tuple[str | int, ...]
+    key: str
+    on_bad_row: str
+    separator: str | None = None
+
+    def labels(self, value: str) -> list[str]:
+        """The labels of a row."""
+        if self.separator is None:
+            return [value]
+        found = value.replace(SEVERAL, self.separator).split(self.separator)
+        return list(dict.fromkeys(label.strip() for label in found if label.strip()))
+
+
+class Prepared:
+    """A prepared set: arrays mapped from files, nothing read until it is used.
+
+    Attributes:
+        folder: where the files lie.
+        rows: how many there are.
+        names: label names in order of appearance; `labels` are indices into it.
+        bad: rows that were skipped; `bad_listed` names the first of them.
+        cut: rows that lost something.
+    """
+
+    cut = 0
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.rows: int = self.meta["rows"]
+        self.names: list[str] = self.meta["names"]
+        self.bad: int = self.meta["bad"]
+        self.bad_listed: list[str] = self.meta["bad_listed"]
+
+    def map(self, name: str, dtype: Any) -> np.ndarray:
+        """The numbers of a file."""
+        path = self.folder / f"{name}.bin"
+        if path.stat().st_size == 0:
+            return np.zeros(0, dtype)
+        return np.memmap(path, dtype, "r")
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """Indices into `names`, int32: one for each row, or all rows' one after another."""
+        return np.array(self.map("labels", np.int32))
+
+    @cached_property
+    def label_rows(self) -> np.ndarray:
+        """The row that each of `labels` belongs to."""
+        ends = np.array(self.map("label_ends", np.int64))
+        return np.repeat(np.arange(self.rows), np.diff(ends, prepend=0))
+
+
+class Strings:
+    """Byte strings one after another in a file, and their ends in another."""
+
+    def __init__(self, prepared: Prepared, name: str):
+        self._raw, self._ends = prepared.map(name, np.uint8), prepared.map(f"{name}_ends", np.int64)
+
+    def __getitem__(self, at: int) -> bytes:
+        start = int(self._ends[at - 1]) if at else 0
+        return bytes(self._raw[start : int(self._ends[at])])
+
+
+class Writer:
+    """Appends to the files of a prepared set.
+
+    Args:
+        folder: where they are written.
+        names: of the files.
+    """
+
+    def __init__(self, folder: Path, request: Request, names: Sequence[str]):
+        self._request = request
+        names = (*names, "labels", "label_ends")
+        self._files: dict[str, BinaryIO] = {
+            name: open(folder / f"{name}.bin", "wb")  # noqa: SIM115 -- closed in `close`
+            for name in names
+        }
+        self._names: dict[str, int] = {}
+        self._bad: list[str] = []
+        self.rows = self.bad = self._labels = 0
+        self._ends: dict[str, int] = {}
+
+    def reject(self, row: BadRow) -> None:
+        """Count a row that cannot be used, or stop there."""
+        if self._request.on_bad_row == "stop":
+            raise UserError(
+                f"{row.place}: {row.reason} (data.on_bad_row: skip leaves such rows out)"
+            )
+        self.bad += 1
+        if len(self._bad) < LISTED:
+            self._bad.append(f"{row.place}: {row.reason}")
+
+    def count(self, rows: Sequence[Row]) -> None:
+        """Write the labels of some rows, which are now part of the set."""
+        found = [self._request.labels(row.values[-1]) for row in rows]
+        ids = [[self._names.setdefault(n, len(self._names)) for n in names] for names in found]
+        ends = self._labels + np.cumsum([len(i) for i in ids], dtype=np.int64)
+        self.put("labels", np.array([i for own in ids for i in own], np.int32))
+        self.put("label_ends", ends)
+        self._labels = int(ends[-1]) if len(ends) else self._labels
+        self.rows += len(rows)
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """Append numbers."""
+        self._files[name].write(np.ascontiguousarray(array).data)
+
+    def put_strings(self, name: str, values: Sequence[bytes]) -> None:
+        """Append byte strings to a file, and where they end to another."""
+        ends = self._ends.get(name, 0) + np.cumsum([len(v) for v in values], dtype=np.int64)
+        self._files[name].write(b"".join(values))
+        self.put(f"{name}_ends", ends)
+        self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)
+
+    def close(self) -> None:
+        """Close the files."""
+        for file in self._files.values():
+            file.close()
+
+    def meta(self) -> dict[str, Any]:
+        """What `Prepared` reads."""
+        return {
+            "rows": self.rows,
+            "bad": self.bad,
+            "bad_listed": self._bad,
+            "names": list(self._names),
+        }
+
+
+def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+    """Have `write` fill a folder, unless it is there; a torn one is never read.
+
+    It fills a temporary one, which is renamed, and returns the meta data.
+    """
+    if (folder / "meta.json").is_file():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
+    try:
+        meta = write(temporary)
+        (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        try:
+            os.rename(temporary, folder)
+        except OSError:
+            if not (folder / "meta.json").is_file():  # else another process was first
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def default_cache(given: str | None) -> Path:
+    """The cache's folder: as configured, else $TFFT_CACHE, else ~/.cache/tfft."""
+    return Path(given or os.environ.get("TFFT_CACHE") or "~/.cache/tfft").expanduser()

@@ -1,0 +1,294 @@
+"""Encoded pictures to pixels, as TensorFlow ops: training and serving read by one function.
+
+JPEG (turned as its EXIF says), PNG, WebP, BMP, and the first frame of a GIF; grey and palettes
+become RGB, what is transparent is laid on white.
+"""
+
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfft.spec import Picture
+
+MAX_PIXELS = 100_000_000  # of one picture: a file of a few bytes can claim any size
+_HEAD = 32  # bytes that hold the size in all formats but JPEG
+_EXIF = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
+SIZE = "its size is not between"
+NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
+
+
+def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
+    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3]."""
+    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+    return lambda data: tf.map_fn(
+        lambda one: fit(decode(one), picture), data, fn_output_signature=spec
+    )
+
+
+def decode(data: tf.Tensor) -> tf.Tensor:
+    """One encoded picture, a scalar string -> uint8 [h, w, 3].
+
+    Raises:
+        tf.errors.InvalidArgumentError: it is of no known kind, broken, or has more than
+            `MAX_PIXELS`.
+    """
+    head = tf.strings.substr(tf.strings.substr(data, 0, _HEAD) + b"\0" * _HEAD, 0, _HEAD)
+    kind = _kind(head)
+    known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
+    with tf.control_dependencies([known]):
+        size = tf.switch_case(
+            kind,
+            [
+                lambda: tf.io.extract_jpeg_shape(data)[:2],
+                lambda: _png_size(head),
+                lambda: _gif_size(head),
+                lambda: _bmp_size(head),
+                lambda: _webp_size(head),
+            ],
+        )
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    small = tf.debugging.Assert(
+        (pixels > 0) & (pixels <= MAX_PIXELS),
+        [SIZE, size],
+    )
+    with tf.control_dependencies([small]):
+        found = tf.switch_case(
+            kind,
+            [
+                lambda: _jpeg(data),
+                lambda: _png(data, head),
+                lambda: tf.io.decode_gif(data)[0],
+                lambda: _bmp(data),
+                lambda: _webp(data, head),
+            ],
+        )
+    return tf.ensure_shape(found, [None, None, 3])
+
+
+def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
+    """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
+    height, width = picture.size
+    if picture.resize == "stretch":
+        return resize(pixels, tf.constant(picture.size), picture.interpolation)
+    now = tf.cast(tf.shape(pixels)[:2], tf.float32)
+    factors = tf.constant(picture.size, tf.float32) / now
+    if picture.resize == "pad":
+        scaled = tf.round(now * tf.reduce_min(factors))
+        scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, picture.size)
+        small = resize(pixels, scaled, picture.interpolation)
+        top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
+        return tf.image.pad_to_bounding_box(small, top, left, height, width)
+    scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / picture.keep), tf.int32)
+    scaled = tf.maximum(scaled, picture.size)
+    large = resize(pixels, scaled, picture.interpolation)
+    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
+    return tf.ensure_shape(large[top : top + height, left : left + width], [height, width, 3])
+
+
+def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """uint8 [h, w, 3] -> uint8 [H, W, 3]; with antialiasing, rounded as image libraries do."""
+    same = tf.reduce_all(tf.shape(pixels)[:2] == size)
+
+    def resized() -> tf.Tensor:
+        antialias = interpolation != "nearest"
+        made = tf.image.resize(pixels, size, interpolation, antialias=antialias)
+        return tf.saturate_cast(tf.round(tf.cast(made, tf.float32)), tf.uint8)
+
+    made = tf.cond(same, lambda: pixels, resized)
+    static = tf.get_static_value(size)
+    return tf.ensure_shape(made, [*(map(int, static) if static is not None else (None, None)), 3])
+
+
+def reason(error: tf.errors.InvalidArgumentError) -> str:
+    """What `decode` found wrong, in a few words."""
+    if NOT_A_PICTURE in error.message:
+        return NOT_A_PICTURE
+    if SIZE in error.message:
+        return f"{SIZE} 1 and {MAX_PIXELS:,} pixels"
+    if "WebP Animation" in error.message:
+        return "an animated WebP without transparency, which TensorFlow does not decode"
+    return "broken, cut off, or of a kind that TensorFlow does not decode"
+
+
+def grey_bits(pixels: tf.Tensor) -> tf.Tensor:
+    """The difference hash of a picture, bool [64]: like pictures differ in few bits.
+
+    Whether each of 8 x 9 grey fields is darker than the one to its right (N. Krawetz, "Kind of Like
+    That", 2013).
+    """
+    grey = tf.reduce_mean(tf.cast(pixels, tf.float32), axis=-1, keepdims=True)
+    small = tf.image.resize(grey, [8, 9], "area")[..., 0]
+    return tf.reshape(small[:, :-1] < small[:, 1:], [64])
+
+
+def tiny(pixels: tf.Tensor) -> tf.Tensor:
+    """The mean colours of 8 x 8 fields, uint8 [8, 8, 3]."""
+    small = tf.image.resize(tf.cast(pixels, tf.float32), [8, 8], "area")
+    return tf.saturate_cast(tf.round(small), tf.uint8)
+
+
+def _kind(head: tf.Tensor) -> tf.Tensor:
+    """Index into FORMATS; their number where there is none."""
+
+    def starts(magic: bytes) -> tf.Tensor:
+        return tf.strings.substr(head, 0, len(magic)) == magic
+
+    webp = starts(b"RIFF") & (tf.strings.substr(head, 8, 4) == b"WEBP")
+    found = [
+        starts(b"\xff\xd8\xff"),
+        starts(b"\x89PNG\r\n\x1a\n"),
+        starts(b"GIF8"),
+        starts(b"BM"),
+        webp,
+        tf.constant(True),
+    ]
+    return tf.argmax(tf.stack(found), output_type=tf.int32)
+
+
+def _number(head: tf.Tensor, at: int, count: int, big: bool = False) -> tf.Tensor:
+    """`count` bytes as an integer, int32."""
+    raw = tf.cast(tf.io.decode_raw(tf.strings.substr(head, at, count), tf.uint8), tf.int32)
+    powers = range(count)
+    factors = tf.constant([256**p for p in (reversed(powers) if big else powers)], tf.int32)
+    return tf.reduce_sum(raw * factors)
+
+
+def _png_size(head: tf.Tensor) -> tf.Tensor:
+    return tf.stack([_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)])
+
+
+def _gif_size(head: tf.Tensor) -> tf.Tensor:
+    return tf.stack([_number(head, 8, 2), _number(head, 6, 2)])
+
+
+def _bmp_size(head: tf.Tensor) -> tf.Tensor:
+    return tf.abs(tf.stack([_number(head, 22, 4), _number(head, 18, 4)]))
+
+
+def _webp_size(head: tf.Tensor) -> tf.Tensor:
+    """The three kinds of WebP keep it in three places (RFC 9649, section 2.5 to 2.7)."""
+    kind = tf.strings.substr(head, 12, 4)
+    packed = _number(head, 21, 4)
+    lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])
+    lossy = tf.stack([_number(head, 28, 2) % 2**14, _number(head, 26, 2) % 2**14])
+    extended = tf.stack([_number(head, 27, 3) + 1, _number(head, 24, 3) + 1])
+    return tf.where(kind == b"VP8L", lossless, tf.where(kind == b"VP8X", extended, lossy))
+
+
+def _on_white(pixels: tf.Tensor) -> tf.Tensor:
+    """RGB or RGBA [h, w, 3 or 4] -> RGB, what is transparent laid on white."""
+    colour = pixels[..., :3]
+
+    def laid() -> tf.Tensor:
+        alpha = tf.cast(pixels[..., 3:], tf.float32) / 255.0
+        mixed = tf.cast(colour, tf.float32) * alpha + 255.0 * (1.0 - alpha)
+        return tf.cast(tf.round(mixed), tf.uint8)
+
+    clear = tf.reduce_any(pixels[..., 3:] < 255)
+    return tf.cond(clear, laid, lambda: colour)
+
+
+def _png(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
+    pixels = tf.io.decode_png(data, channels=4)
+    # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does not
+    # give up to 2^bits - 1, not to 255.
+    depth = _number(head, 24, 1)
+    filled = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
+    unsaid = tf.reduce_all(pixels[..., 3] == filled)
+    return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
+
+
+def _webp(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
+    """The first frame. The op is told what the file holds: left to find out, it writes beyond its
+    buffer for an animation without opacity, which it refuses when told (TensorFlow 2.21)."""
+    lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
+    extended = tf.strings.substr(head, 12, 4) == b"VP8X"
+    clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
+    clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
+    return tf.cond(
+        clear,
+        lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
+        lambda: tf.io.decode_webp(data, channels=3)[0],
+    )
+
+
+def _bmp(data: tf.Tensor) -> tf.Tensor:
+    """A BMP of one byte a pixel holds indices into its palette, which TensorFlow does not look up.
+
+    The fourth byte of four is not opacity in the common kind, and is dropped.
+    """
+    head = tf.strings.substr(data, 0, 54)
+    pixels = tf.io.decode_bmp(data)
+
+    def looked_up() -> tf.Tensor:
+        given = _number(head, 46, 4)
+        count = tf.where(given == 0, 256, tf.minimum(given, 256))
+        raw = tf.strings.substr(data, 14 + _number(head, 14, 4), 4 * count)
+        palette = tf.gather(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 4]), [2, 1, 0], axis=1)
+        return tf.gather(palette, tf.cast(pixels[..., 0], tf.int32))
+
+    return tf.cond(tf.shape(pixels)[-1] == 1, looked_up, lambda: pixels[..., :3])
+
+
+def _jpeg(data: tf.Tensor) -> tf.Tensor:
+    # The exact inverse transform: the default is faster by little and off by a few levels.
+    pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    turn = _orientation(data)
+
+    def swapped(x: tf.Tensor) -> tf.Tensor:
+        return tf.transpose(x, [1, 0, 2])
+
+    def turned() -> tf.Tensor:
+        x = tf.cond(turn >= 5, lambda: swapped(pixels), lambda: pixels)
+        mirrored = tf.reduce_any(turn == [2, 3, 6, 7])
+        x = tf.cond(mirrored, lambda: tf.reverse(x, [1]), lambda: x)
+        upside = tf.reduce_any(turn == [3, 4, 7, 8])
+        return tf.cond(upside, lambda: tf.reverse(x, [0]), lambda: x)
+
+    return tf.cond((turn >= 2) & (turn <= 8), turned, lambda: pixels)
+
+
+def _orientation(data: tf.Tensor) -> tf.Tensor:
+    """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
+    return _exif(tf.strings.substr(data, 0, _EXIF))
+
+
+def _exif(data: tf.Tensor) -> tf.Tensor:
+    raw = tf.cast(tf.io.decode_raw(data, tf.uint8), tf.int32)
+    raw = tf.concat([raw, tf.zeros([64], tf.int32)], 0)
+    end = tf.shape(raw)[0] - 64
+
+    def is_exif(at: tf.Tensor) -> tf.Tensor:
+        mark = tf.constant([0xFF, 0xE1, -1, -1, 0x45, 0x78, 0x69, 0x66])
+        return tf.reduce_all((raw[at : at + 8] == mark) | (mark < 0))
+
+    def more(at: tf.Tensor) -> tf.Tensor:
+        # Segments follow one another up to the start of the scan (0xFFDA).
+        segment = (raw[at] == 0xFF) & (raw[at + 1] != 0xDA)
+        return (at < end) & segment & ~is_exif(at)
+
+    def following(at: tf.Tensor) -> tuple[tf.Tensor]:
+        return (at + 2 + tf.maximum(256 * raw[at + 2] + raw[at + 3], 2),)
+
+    (at,) = tf.while_loop(lambda at: more(tf.minimum(at, end)), following, (tf.constant(2),))
+    at = tf.minimum(at, end)
+    return tf.cond(is_exif(at), lambda: _tiff_orientation(raw[at + 10 :]), lambda: tf.constant(1))
+
+
+def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
+    """Of the TIFF structure that a segment holds: the entry 0x0112 of its first directory."""
+    big = raw[0] == 0x4D
+    raw = tf.concat([raw, tf.zeros([64], tf.int32)], 0)
+    size = tf.shape(raw)[0] - 64
+
+    def number(at: tf.Tensor, count: int) -> tf.Tensor:
+        own = tf.gather(raw, tf.clip_by_value(at[..., None] + tf.range(count), 0, size + 63))
+        factors = [256**p for p in range(count)]
+        return tf.reduce_sum(own * tf.where(big, factors[::-1], factors), -1)
+
+    first = tf.clip_by_value(number(tf.constant(4), 4), 0, size)
+    entries = tf.clip_by_value(number(first, 2), 0, 512)
+    at = first + 2 + 12 * tf.range(entries)
+    found = (number(at, 2) == 0x0112) & (at + 12 <= size)
+    return tf.reduce_max(tf.concat([tf.where(found, number(at + 8, 2), 1), [1]], 0))

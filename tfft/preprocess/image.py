@@ -1,0 +1,150 @@
+"""Encoded pictures to pixels: the host side, which runs the ops that are served."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfft.errors import UserError
+from tfft.preprocess.graph import pictures
+from tfft.spec import Picture
+
+VERSION = 1  # of what pixels come of a file: raise it when they change
+
+
+class Seen(NamedTuple):
+    """What was found in a picture's file: its height and width, int32 [2]; its difference hash,
+    bool [64] (`pictures.grey_bits`); it at 8 x 8, uint8 [8, 8, 3]; it at the model's size, uint8
+    [H, W, 3]."""
+
+    size: np.ndarray
+    bits: np.ndarray
+    tiny: np.ndarray
+    pixels: np.ndarray
+
+
+class ImageInputs:
+    """How encoded pictures become pixels (an `Inputs`).
+
+    Args:
+        picture: their size, and how they get there.
+    """
+
+    columns = ("image",)
+    pair = False
+
+    def __init__(self, picture: Picture):
+        self.picture = picture
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any pixel of any picture could change."""
+        parts = json.dumps([VERSION, asdict(self.picture)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+
+    def row(self, value: Any) -> tuple[bytes | str, ...]:
+        """A raw row: the path of a file, or a file's bytes.
+
+        Raises:
+            UserError: it is neither.
+        """
+        one = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+        if isinstance(one, Path):
+            one = str(one)
+        if not isinstance(one, bytes | str):
+            raise UserError(f"a row must be the path or the bytes of a picture. Received: {one!r}")
+        return (one,)
+
+    def sent(self, row: tuple[bytes | str, ...]) -> tuple[bytes]:
+        """A row as a client of a served model sends it: the file's bytes."""
+        return (read(row[0]),)
+
+    def cost(self, row: tuple[bytes | str, ...]) -> int:
+        """The same for all: every picture gets one size."""
+        return 0
+
+    def batch(self, images: Sequence[bytes | str]) -> dict[str, np.ndarray]:
+        """`{image}`, float32 [B, H, W, 3], from 0 to 255.
+
+        Raises:
+            UserError: a file cannot be read, or is no picture; it is named.
+        """
+        encoded = [read(image) for image in images]
+        try:
+            made = self._reader(tf.constant(encoded, tf.string, [len(encoded)]))
+        except tf.errors.InvalidArgumentError as error:
+            bad = [(at, why) for at, e in enumerate(encoded) if (why := self.check(e))]
+            at, why = bad[0] if bad else (0, str(error.message))
+            name = images[at] if isinstance(images[at], str) else f"picture {at + 1}"
+            raise UserError(f"{name}: {why}") from None
+        return {"image": made.numpy().astype(np.float32)}
+
+    def check(self, encoded: bytes) -> str:
+        """What is wrong with a file; empty where nothing is."""
+        found = self.inspect(encoded)
+        return found if isinstance(found, str) else ""
+
+    def inspect(self, encoded: bytes) -> "Seen | str":
+        """What is in a file, or what is wrong with it. Threads may call it at once."""
+        if not encoded:
+            return "an empty file"
+        try:
+            found = self._inspector(tf.constant(encoded))
+        except tf.errors.InvalidArgumentError as error:
+            return pictures.reason(error)
+        return Seen(*(value.numpy() for value in found))
+
+    def graph(self) -> Any:
+        """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops."""
+        made = pictures.reader(self.picture)
+        return lambda image: {"image": tf.cast(made(image), tf.float32)}
+
+    def served(self) -> dict[str, tf.TensorSpec]:
+        """The prepared inputs by name, as a signature takes them."""
+        return {"image": tf.TensorSpec([None, *self.picture.size, 3], tf.float32, "image")}
+
+    @cached_property
+    def _reader(self) -> Any:
+        spec = tf.TensorSpec([None], tf.string)
+        return tf.function(pictures.reader(self.picture), [spec], autograph=False)
+
+    @cached_property
+    def _inspector(self) -> Any:
+        def inspect(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            decoded = pictures.decode(data)
+            fitted = pictures.fit(decoded, self.picture)
+            size, bits = tf.shape(decoded)[:2], pictures.grey_bits(decoded)
+            return size, bits, pictures.tiny(decoded), fitted
+
+        return tf.function(inspect, [tf.TensorSpec([], tf.string)], autograph=False)
+
+    def save(self, folder: Path) -> None:
+        """Write `inputs.json`; `restore` reads it."""
+        text = json.dumps({"picture": asdict(self.picture)})
+        (folder / "inputs.json").write_text(text, encoding="utf-8")
+
+    @classmethod
+    def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
+        """From what `save` wrote."""
+        given = settings["picture"]
+        return cls(Picture(**{**given, "size": tuple(given["size"])}))
+
+
+def read(image: bytes | str) -> bytes:
+    """The bytes of a picture, which are given or lie in a file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    if isinstance(image, bytes):
+        return image
+    try:
+        return Path(image).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{image}: cannot be read: {error.strerror}") from None

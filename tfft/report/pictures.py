@@ -1,0 +1,105 @@
+"""Pictures on a page: what was trained on, and where the model looked where it was most wrong."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfft.data import Datasets, batches, rows
+from tfft.evaluate import Evaluation
+from tfft.preprocess import Inputs
+from tfft.report.page import Shown
+
+BATCH = 24  # training pictures shown
+HIGH = 112  # pixels of a picture on the page
+WRONG = 20  # pictures shown of each split
+
+
+def shown(
+    model: keras.Model,
+    inputs: Inputs,
+    data: Datasets,
+    train_rows: batches.Rows,
+    evaluations: Mapping[str, Evaluation],
+) -> Shown:
+    """The pictures of a run's page: a batch of `train_rows`, and the most wrong of each split."""
+    count = min(BATCH, len(data.train))
+    chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
+    pixels = train_rows.arrays(batches.Batch(chosen, 8))["image"]
+    names = [data.labels[data.train.labels[at]] for at in chosen]
+    worst = {}
+    for split, evaluation in evaluations.items():
+        wrong = evaluation.worst[:WRONG]
+        if wrong:
+            worst[split] = _wrong(model, inputs, data.labels, wrong)
+    return Shown(gallery(pixels, names), worst)
+
+
+def _wrong(
+    model: keras.Model, inputs: Inputs, labels: Sequence[str], wrong: Sequence[Mapping[str, Any]]
+) -> str:
+    """Each picture, and beside it where the class that was predicted was seen."""
+    pixels = inputs.batch([w["row"][0] for w in wrong])["image"]
+    captions = [f"{w['label']}, not {w['predicted']} ({w['confidence']:.2f})" for w in wrong]
+    predicted = np.array([labels.index(w["predicted"]) for w in wrong])
+    heat = grad_cam(model, pixels, predicted)
+    if heat is None:
+        return gallery(pixels, captions)
+    both = np.concatenate([pixels, overlaid(pixels, heat)], axis=2)
+    note = "<p>Beside each picture: where the predicted class was seen (Grad-CAM).</p>"
+    return note + gallery(both, captions)
+
+
+def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
+    """How much each place speaks for a class, from 0 to 1: [B, h, w], of the last map.
+
+    Selvaraju et al. 2017, "Grad-CAM", equations 1 and 2. None where the model averages no map.
+
+    Args:
+        pixels: float32 [B, H, W, 3].
+        classes: the class id for each, [B].
+    """
+    averages = [x for x in model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
+    found = [x for x in averages if len(x.input.shape) == 4 and x.name == "average"]
+    if not found:
+        return None
+    below = keras.Model(model.inputs, found[0].input)
+    above = keras.Model(found[0].input, model.output)
+    maps = tf.convert_to_tensor(below([tf.constant(pixels)], training=False))
+    with tf.GradientTape() as tape:
+        tape.watch(maps)
+        score = tf.gather(above(maps, training=False), classes, axis=1, batch_dims=1)
+    gradient = tape.gradient(score, maps)
+    weights = tf.reduce_mean(tf.cast(gradient, tf.float32), axis=(1, 2), keepdims=True)
+    heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1)).numpy()
+    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
+
+
+def overlaid(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """Pictures in grey with the heat in red on them: float32 [B, H, W, 3] from 0 to 255."""
+    large = tf.image.resize(heat[..., None], pixels.shape[1:3], "bilinear").numpy()
+    grey = pixels.mean(axis=-1, keepdims=True) * 0.7
+    return grey + large * (np.array([255.0, 60.0, 0.0]) - grey) * 0.75
+
+
+def gallery(pixels: np.ndarray, captions: Sequence[str]) -> str:
+    """Pictures with captions, as HTML that needs no other file."""
+    figures = [
+        f'<figure><img height="{HIGH}" alt="" src="data:image/jpeg;base64,{jpeg(one)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        for one, caption in zip(pixels, captions, strict=True)
+    ]
+    return f'<div class="pictures">{"".join(figures)}</div>'
+
+
+def jpeg(pixels: np.ndarray) -> str:
+    """A picture [H, W, 3] from 0 to 255 as a JPEG in base64, of `HIGH` pixels or the size it has."""
+    height, width = pixels.shape[:2]
+    high = min(height, 2 * HIGH)
+    small = tf.image.resize(pixels, [high, max(1, width * high // height)], antialias=True)
+    encoded = tf.io.encode_jpeg(tf.saturate_cast(tf.round(small), tf.uint8), quality=85)
+    return base64.b64encode(encoded.numpy()).decode()
