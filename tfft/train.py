@@ -156,6 +156,9 @@ def build_model(
     masks.set_trainable(model, course.mask)  # whatever moves at some time has a slot
     if config.train.batch_norm == "frozen":
         batch_norm.freeze(model)
+    elif (momentum := config.train.batch_norm_momentum) is not None:
+        for layer in batch_norm.layers(model):
+            layer.momentum = momentum
     rematerialise(config, model, backbone)
     precision = config.distribute.precision
     optimizer = optim.build(config.optimizer, course, plan.per_epoch, precision)
@@ -329,7 +332,9 @@ def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInpu
             f"model.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "
             f"{max(tables):,}: the files are of two different models"
         )
-    taken = METHODS[config.method.name].positions(config.method)
+    # What is advised is not known yet, and takes none.
+    method = METHODS.get(config.method.name)
+    taken = method.positions(config.method) if method is not None else 0
     limit = backbone.max_length
     if limit is not None and inputs.max_length + taken > limit:
         own = f", of which method {config.method.name} takes {taken}" if taken else ""

@@ -72,7 +72,7 @@ def test_different_tokens_are_not_published(exported, monkeypatch, tmp_path):
         return {k: v[:, :-1] for k, v in real(text, text_pair).items()}
 
     monkeypatch.setattr(type(exported.inputs), "graph", lambda self: drops_the_last)
-    with pytest.raises(UserError, match=r"host and graph tokenize .* differently; not published"):
+    with pytest.raises(UserError, match=r"host and graph prepare .* differently; not published"):
         exported.export(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
 

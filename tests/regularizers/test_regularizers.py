@@ -209,7 +209,7 @@ def test_distilled_loss_against_numpy():
     generator = np.random.default_rng(4)
     teacher, student = generator.normal(size=(2, 5, 3)).astype(np.float32)
     ids = np.array([0, 2, 1, 1, 0])
-    from tfft.tasks.text_classification import CrossEntropy
+    from tfft.tasks.classification import CrossEntropy
 
     loss = distillation.Distilled(CrossEntropy(), 2.0, 0.25)
     found = loss.call(distillation.targets(ids, teacher, "abc", "abc"), student)

@@ -10,7 +10,7 @@ from tfft.errors import UserError
 from tfft.metrics import softmax
 from tfft.spec import Backbone, HeadStyle
 from tfft.tasks import TASKS
-from tfft.tasks.text_classification import ClassificationHead, CrossEntropy, Pooling
+from tfft.tasks.classification import ClassificationHead, CrossEntropy, Pooling
 
 TASK = TASKS["text_classification"]
 

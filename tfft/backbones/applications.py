@@ -7,6 +7,7 @@ blocks. What each was trained to see (scaling, channel order) stands in the grap
 import hashlib
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,17 +35,20 @@ class Family:
         ends: instead, names the layers that blocks end with: what leads to an end and to none
             before it belongs to its block.
         stem: with `ends`, the layer at which the stem ends; the last such one before the first end.
+        normed: whether its authors normalise the averaged vector; Keras then does the same to an
+            averaged vector, and without one normalises the map instead.
     """
 
     scaling: str
     blocks: str = ""
     ends: str = ""
     stem: str = ""
+    normed: bool = False
 
 
 _NUMBERED = r"^(block\d+[a-z]?)_"
 FAMILIES: Mapping[str, Family] = {
-    "ConvNeXt": Family("none", r"_(stage_\d+_block_\d+)_"),
+    "ConvNeXt": Family("none", r"_(stage_\d+_block_\d+)_", normed=True),
     "DenseNet": Family("torch", r"^(?:conv([2-5])_block|pool([2-4])_)"),
     "EfficientNetV2": Family("none", _NUMBERED),
     "EfficientNet": Family("none", _NUMBERED),
@@ -175,11 +179,11 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
         image = keras.Input([size, size, 3], dtype="float32", name="image")
         scaling = pixels.SCALINGS[family.scaling]
         x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
-        inner = _built(name, x, weights)
+        inner = _built(name, x, weights, "avg" if family.normed else None)
         groups = _groups(inner, family)
         if renamed := _new_names(groups):
             inner, groups = _renamed(inner, groups, renamed)
-        model = pixels.encoder(inner.inputs[0], inner.outputs[0])
+        model = _encoder(inner, family)
     width = int(inner.outputs[0].shape[-1])
     return Backbone(
         model=model,
@@ -192,11 +196,31 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
     )
 
 
-def _built(name: str, x: keras.KerasTensor, weights: str | None) -> keras.Model:
+def _encoder(inner: keras.Model, family: Family) -> keras.Model:
+    image, found = inner.inputs[0], inner.outputs[0]
+    if not family.normed:
+        return pixels.encoder(image, found)
+    averages = [x for x in inner.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
+    outputs = {"pooled": found, "map": averages[-1].input}
+    return keras.Model({"image": image}, outputs, name="encoder")
+
+
+def _built(
+    name: str, x: keras.KerasTensor, weights: str | None, pooling: str | None
+) -> keras.Model:
     if weights == "imagenet":
         log.say(f"model: ImageNet weights of {name} by keras.applications")
+    from_file = weights not in (None, "imagenet")
     try:
-        return getattr(keras.applications, name)(weights=weights, include_top=False, input_tensor=x)
+        model = getattr(keras.applications, name)(
+            weights=None if from_file else weights,
+            include_top=False,
+            input_tensor=x,
+            pooling=pooling,
+        )
+        if from_file:
+            _load(model, str(weights))
+        return model
     except (ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         if weights is None:
@@ -207,6 +231,22 @@ def _built(name: str, x: keras.KerasTensor, weights: str | None) -> keras.Model:
                 "file, or `none` to begin at random"
             ) from None
         raise UserError(f"model.weights: {weights} does not fit {name}: {reason}") from None
+
+
+def _load(model: keras.Model, path: str) -> None:
+    """Take the weights of a file; Keras only warns of what it does not find there.
+
+    Raises:
+        ValueError: the file is of another model.
+    """
+    kernels = [v for v in model.weights if len(v.shape) > 1]
+    before = [keras.ops.convert_to_numpy(v).copy() for v in kernels]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.load_weights(path)
+    for variable, old in zip(kernels, before, strict=True):
+        if np.array_equal(old, keras.ops.convert_to_numpy(variable)):
+            raise ValueError(f"it holds nothing for {variable.path}")
 
 
 def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:

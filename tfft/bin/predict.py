@@ -1,7 +1,8 @@
 """Answer raw rows: one text a line, or jsonl objects, in; jsonl out on standard output.
 
 A picture is the path of its file. A jsonl object holds the columns of the config (or `text` and
-`text_pair`, or `image`). Rows of a pair must be jsonl. The model is a run directory, or an exported SavedModel (which needs nothing of the run).
+`text_pair`, or `image`). Rows of a pair must be jsonl. The model is a run directory, or an exported
+SavedModel (which needs nothing of the run).
 """
 
 import json

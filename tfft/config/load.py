@@ -36,6 +36,8 @@ class Config(Section):
     def _of_one_modality(self) -> "Config":
         """What is for pictures is not given for texts, and the other way round."""
         task, data = self.task, self.data
+        if self.augmentation.mixes and self.regularization.distillation is not None:
+            raise ValueError("augmentation: mixup and cutmix do not go with distillation")
         if task.modality == "text":
             if self.augmentation.any:
                 raise ValueError(f"augmentation: is for pictures; task is {task.name}")

@@ -214,6 +214,13 @@ class TrainConfig(Section):
         "frozen",
         description="statistics of BatchNorm: kept, trained, or set anew and trained",
     )
+    batch_norm_momentum: float | None = Field(
+        None,
+        ge=0,
+        lt=1,
+        description="share of the old statistics that a step keeps; default: the layers' own (of "
+        "keras: 0.99, too slow for a few hundred steps)",
+    )
     remat: bool | list[str] = Field(
         False, description="stages that compute their activations again instead of keeping them"
     )
@@ -242,6 +249,12 @@ class TrainConfig(Section):
             value = {k: v for k, v in value.items() if k != "batch_size"}
             return {**value, "micro_batch": value.get("micro_batch") or "auto"}
         return value
+
+    @model_validator(mode="after")
+    def _momentum_of_what_moves(self) -> "TrainConfig":
+        if self.batch_norm_momentum is not None and self.batch_norm == "frozen":
+            raise ValueError("`batch_norm_momentum` does nothing where batch_norm is frozen")
+        return self
 
     @field_validator("profile")
     @classmethod

@@ -58,6 +58,10 @@ class Augmentation:
             drawn = self._mixing.get_random_transformation(
                 {"images": pixels, "labels": targets}, training=True
             )
+            if "batch_masks" in drawn:
+                # Of the box that is cut, not of the one that was drawn: its edges are rounded.
+                kept = 1.0 - tf.cast(drawn["batch_masks"][..., 0], tf.float32)
+                drawn["mix_weight"] = tf.reduce_mean(kept, axis=(1, 2))
             pixels = self._mixing.transform_images(pixels, drawn, training=True)
             targets = self._mixing.transform_labels(targets, drawn, training=True)
         pixels = tf.ensure_shape(pixels, [None, *self._picture.size, 3])

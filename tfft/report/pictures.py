@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.data import Datasets, batches, rows
+from tfft.data import Datasets, batches
 from tfft.evaluate import Evaluation
 from tfft.preprocess import Inputs
 from tfft.report.page import Shown
@@ -64,11 +64,11 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
         classes: the class id for each, [B].
     """
     averages = [x for x in model.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
-    found = [x for x in averages if len(x.input.shape) == 4 and x.name == "average"]
+    found = [x for x in averages if len(x.input.shape) == 4]
     if not found:
         return None
-    below = keras.Model(model.inputs, found[0].input)
-    above = keras.Model(found[0].input, model.output)
+    last = found[-1].input  # those below it are of squeeze-and-excitation
+    below, above = keras.Model(model.inputs, last), keras.Model(last, model.output)
     maps = tf.convert_to_tensor(below([tf.constant(pixels)], training=False))
     with tf.GradientTape() as tape:
         tape.watch(maps)
@@ -97,7 +97,7 @@ def gallery(pixels: np.ndarray, captions: Sequence[str]) -> str:
 
 
 def jpeg(pixels: np.ndarray) -> str:
-    """A picture [H, W, 3] from 0 to 255 as a JPEG in base64, of `HIGH` pixels or the size it has."""
+    """A picture [H, W, 3] from 0 to 255 as a JPEG in base64."""
     height, width = pixels.shape[:2]
     high = min(height, 2 * HIGH)
     small = tf.image.resize(pixels, [high, max(1, width * high // height)], antialias=True)
