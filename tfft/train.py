@@ -110,6 +110,8 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     if config.train.batch_norm != "frozen":  # their statistics move, or have moved
         changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
     trained = trained_paths(model, course.mask, changed)
+    if config.model.weights == "none":
+        trained = None  # there are no files to read the rest from again
     result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     result.datasets = data
     return result, data, plan, course

@@ -1,0 +1,229 @@
+"""A run on pictures, from a folder of files to served bytes."""
+
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfft
+from tfft import train
+from tfft.config import parse
+from tfft.errors import Interrupted, UserError
+from tfft.export import Served
+
+COLOURS = {"blue": (10, 20, 200), "green": (20, 180, 30), "red": (200, 10, 20)}
+SIZE = 32
+
+
+def write_folder(root, count, seed):
+    generator = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        for at in range(count):
+            path = root / name / f"{at}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = generator.integers(-10, 50, (SIZE, SIZE + 8, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            path.write_bytes(tf.io.encode_png(pixels).numpy())
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory):
+    """A config on files: pictures, and the weights of a MobileNet."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_folder(root / "train", 30, 0)
+    write_folder(root / "test", 10, 1)
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNet(
+        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the statistics of one batch, so that a signal comes through
+    colours = np.random.default_rng(0).uniform(-1, 1, (64, 1, 1, 3))
+    model(np.broadcast_to(colours, (64, SIZE, SIZE, 3)).astype(np.float32), training=True)
+    model.save_weights(root / "mobilenet.weights.h5")
+    return {
+        "data": {
+            "train": f"{root / 'train'}/",
+            "validation": {"fraction": 0.2},
+            "test": {"source": "images", "path": str(root / "test")},
+        },
+        "model": {
+            "backbone": "keras:MobileNet",
+            "weights": str(root / "mobilenet.weights.h5"),
+            "image_size": SIZE,
+        },
+        "task": {"name": "image_classification", "dropout": 0.0},
+        "method": {"name": "top", "stages": 2},
+        "augmentation": {"flip": "horizontal", "crop": {}, "brightness": 0.05},
+        "optimizer": {"learning_rate": 1e-3, "warmup": "0%"},
+        "train": {"epochs": 6, "batch_size": 16},
+        "evaluate": {"bootstrap": 20},
+        "export": {"verify_rows": 32},
+    }
+
+
+@pytest.fixture(scope="session")
+def run(raw, tmp_path_factory):
+    import os
+
+    os.environ["TFFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    return tfft.train(raw, tmp_path_factory.mktemp("run") / "whole")
+
+
+def test_it_learns_the_colours(run):
+    assert run.metrics["test/accuracy"] > 0.6  # on the features of a random network
+    assert {"test/baseline/tiny/accuracy", "test/log_loss/low"} <= set(run.metrics)
+
+
+def test_what_is_frozen_is_bit_equal_statistics_too(run, raw):
+    from tfft import backbones
+
+    before = {v.path: v for v in backbones.load(parse(raw).model).model.weights}
+    moved = {v.path for v in run.model.trainable_variables}
+    same = [v for v in run.model.weights if v.path in before and v.path not in moved]
+    assert {v.path for v in same} > {"conv_pw_13_bn/moving_mean", "conv_dw_13_bn/moving_variance"}
+    for variable in same:
+        np.testing.assert_array_equal(variable.value, before[variable.path].value)
+    assert any(not np.array_equal(before[p].value, v.value) for p, v in _paths(run) if p in moved)
+    assert "top" not in moved and "conv_pw_13/kernel" in moved and "conv1/kernel" not in moved
+
+
+def _paths(run):
+    return [(v.path, v) for v in run.model.weights]
+
+
+def test_interrupted_and_resumed_to_the_bit(run, raw, tmp_path):
+    workdir = tmp_path / "again"
+    workdir.mkdir()
+    config = parse(raw, changes={"export": {"enabled": False}})
+    _stopped(config, workdir)
+    again = train.run(config, workdir)
+    for (path, one), (_, other) in zip(_paths(run), _paths(again), strict=True):
+        np.testing.assert_array_equal(one.value, other.value, err_msg=path)
+
+
+def _stopped(config, workdir):
+    """Train up to the first look at the file STOP."""
+    from tfft import callbacks
+
+    original = callbacks.History.on_train_batch_end
+
+    def stop(self, *args, **kwargs):
+        (workdir / "STOP").touch()
+        return original(self, *args, **kwargs)
+
+    callbacks.History.on_train_batch_end = stop
+    try:
+        with pytest.raises(Interrupted, match="interrupted at step 1 of 30"):
+            train.run(config, workdir)
+    finally:
+        callbacks.History.on_train_batch_end = original
+        (workdir / "STOP").unlink(missing_ok=True)
+
+
+def test_loaded_and_served_from_paths_and_bytes(run, raw):
+    folder = raw["data"]["test"]["path"]
+    paths = [f"{folder}/{name}/3.png" for name in COLOURS]
+    encoded = [Path(path).read_bytes() for path in paths]
+    loaded = tfft.load(run.workdir)
+    answers = loaded.predict(paths)
+    wanted = run.logits(paths).argmax(1)
+    assert [a["label"] for a in answers] == [run.labels[at] for at in wanted]
+    assert answers == loaded.predict(encoded)
+    served = Served(run.workdir / "export")
+    found = served.probabilities([(one,) for one in encoded], 2)
+    live = [[a["probabilities"][name] for name in COLOURS] for a in answers]
+    np.testing.assert_allclose(found, live, atol=1e-5)
+    np.testing.assert_array_equal(found, served.probabilities([(path,) for path in paths], 2))
+    with pytest.raises(UserError, match="row 2 of the batch: not a picture of a known kind"):
+        served.probabilities([(encoded[0],), (b"nothing",)], 2)
+
+
+def test_signatures(run):
+    model = tf.saved_model.load(str(run.workdir / "export" / "1"))
+    assert set(model.signatures) == {"serving_default", "tensors"}
+    raw_, tensors = model.signatures["serving_default"], model.signatures["tensors"]
+    assert raw_.structured_input_signature[1] == {
+        "image": tf.TensorSpec([None], tf.string, "image")
+    }
+    given = tensors.structured_input_signature[1]["image"]
+    assert given.dtype == tf.float32 and given.shape.as_list() == [None, SIZE, SIZE, 3]
+    for signature in (raw_, tensors):
+        outputs = signature.structured_outputs
+        assert outputs["probabilities"].dtype == tf.float32
+        assert outputs["label"].dtype == tf.string
+
+
+def test_the_page_shows_pictures(run):
+    page = (run.workdir / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 24
+    assert "Training pictures" in page and "size of the training pictures" in page
+    assert not re.findall(r'(?:src|href)="http', page)
+
+
+def test_grad_cam_of_a_map_that_is_averaged_by_hand():
+    from tfft.report.pictures import grad_cam
+
+    image = keras.Input([8, 8, 3], name="image")
+    maps = keras.layers.Conv2D(4, 3, padding="same", name="conv")(image)
+    vector = keras.layers.GlobalAveragePooling2D()(maps)
+    model = keras.Model({"image": image}, keras.layers.Dense(3, name="logits")(vector))
+    pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    heat = grad_cam(model, pixels, np.array([2, 0]))
+    found = np.asarray(model.get_layer("conv")(pixels))
+    weights = np.asarray(model.get_layer("logits").kernel).T[[2, 0]] / 64
+    expected = np.maximum((found * weights[:, None, None]).sum(-1), 0)
+    expected /= expected.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(heat, expected, atol=1e-5)
+
+
+def test_most_wrong_pictures_and_where_the_model_looked(run, raw):
+    from tfft.report import shown
+
+    test = run.datasets.test
+    wrong = [{"row": test.raw(0), "label": "blue", "predicted": "red", "confidence": 0.9}]
+    evaluation = type("Evaluation", (), {"worst": wrong})
+    from tfft.data import rows
+
+    plain = rows.plain(run.datasets.train, run.inputs)
+    page = shown(run.model, run.inputs, run.datasets, plain, {"test": evaluation})
+    assert "Grad-CAM" in page.worst["test"] and "blue, not red (0.90)" in page.worst["test"]
+
+
+def test_the_cached_prefix_gives_what_the_pictures_give(raw, tmp_path):
+    """Head alone, without augmentation: stored vectors in place of decoded pictures."""
+    plain = {**raw, "augmentation": {}, "method": {"name": "head"}, "export": {"enabled": False}}
+    found = {}
+    for cache in (True, False):
+        changes = {"train": {**raw["train"], "cache": cache, "cache_type": "float32"}}
+        found[cache] = tfft.train({**plain, **changes}, tmp_path / str(cache))
+    logits = [found[c].logits([found[c].datasets.test.raw(0)]) for c in found]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
+    with pytest.raises(UserError, match=r"train\.cache: augmentation changes the pictures"):
+        tfft.train({**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache": True})
+
+
+def test_show_and_mistakes(raw, minilm):
+    text = train.preview(parse(raw))
+    assert re.search(r"block_12 +10", text) and "with 16 pictures" in text
+    config = parse({**raw, "model": {"backbone": f"hf:{minilm}"}})
+    with pytest.raises(UserError, match=r"task\.name: image_classification reads images"):
+        train.preview(config)
+
+
+def test_random_weights_are_saved_whole(raw, tmp_path):
+    model = {"backbone": "keras:MobileNet", "weights": "none", "image_size": SIZE}
+    changes = {"export": {"enabled": False}, "train": {"epochs": 1, "batch_size": 16}}
+    made = tfft.train({**raw, "model": model, **changes}, tmp_path / "run")
+    described = json.loads((made.workdir / "best" / "model.json").read_text())
+    assert described["trained"] is None
+    path = made.datasets.test.raw(0)
+    np.testing.assert_array_equal(tfft.load(made.workdir).logits([path]), made.logits([path]))
