@@ -107,19 +107,20 @@ def test_interrupted_and_resumed_to_the_bit(run, raw, tmp_path):
         np.testing.assert_array_equal(one.value, other.value, err_msg=path)
 
 
-def _stopped(config, workdir):
+def _stopped(config, workdir, where="step 1 of 30"):
     """Train up to the first look at the file STOP."""
     from tfft import callbacks
 
     original = callbacks.History.on_train_batch_end
 
     def stop(self, *args, **kwargs):
+        workdir.mkdir(exist_ok=True)
         (workdir / "STOP").touch()
         return original(self, *args, **kwargs)
 
     callbacks.History.on_train_batch_end = stop
     try:
-        with pytest.raises(Interrupted, match="interrupted at step 1 of 30"):
+        with pytest.raises(Interrupted, match=f"interrupted at {where}"):
             train.run(config, workdir)
     finally:
         callbacks.History.on_train_batch_end = original

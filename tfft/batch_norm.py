@@ -12,6 +12,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfft.errors import UserError
+
 
 def layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """All BatchNorm layers of a model."""
@@ -28,6 +30,9 @@ def freeze(model: keras.Model) -> None:
             return original(inputs, training=False, mask=mask)
 
         layer.call = call
+    for layer in model._flatten_layers():
+        if hasattr(layer, "keep_statistics"):  # a SavedModel has its BatchNorm inside
+            layer.keep_statistics = True
 
 
 def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
@@ -36,8 +41,16 @@ def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
     With mean m and variance v of a layer's inputs, gamma' = gamma sqrt((v + e) / (v0 + e)) and
     beta' = beta + gamma (m - m0) / sqrt(v0 + e), so that what it puts out in inference is the same,
     and in training mode, on like batches, nearly so.
+
+    Raises:
+        UserError: the model has no such layer.
     """
     found = {id(layer): _Moments(layer) for layer in layers(model)}
+    if not found:
+        raise UserError(
+            "train.batch_norm: adapt needs BatchNorm layers of Keras; the model has none (those "
+            "inside of a SavedModel can be frozen or train)"
+        )
     for batch in batches:
         model(batch, training=False)
     for moments in found.values():

@@ -1,10 +1,16 @@
 """Where pretrained files lie: a local folder as it is, or a hub repository, downloaded once.
 
-Only data is fetched (JSON, safetensors, vocabularies): nothing that could run.
+Of Hugging Face repositories only data is fetched (JSON, safetensors, vocabularies), nothing that
+could run; SavedModels are graphs, which `backbones.hub` looks through before it loads them.
 """
 
+import hashlib
 import json
 import os
+import shutil
+import tarfile
+import tempfile
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -68,3 +74,63 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
     return value
+
+
+def saved_model(handle: str) -> Path:
+    """The local folder of a SavedModel: given as it is, or a TF Hub or Kaggle handle.
+
+    A handle is downloaded once, to $TFHUB_CACHE_DIR or the cache, under TF Hub's own names, so that
+    what tensorflow_hub fetched before is found.
+
+    Raises:
+        UserError: no such folder, or it cannot be downloaded.
+    """
+    local = Path(handle).expanduser()
+    if local.is_dir():
+        return local
+    if not handle.startswith(("http://", "https://")):
+        if handle.count("/") >= 4 and not handle.startswith((".", "/", "~")):
+            return _from_kaggle(handle)
+        raise UserError(
+            f"model.backbone: no such folder: {handle} (or https://tfhub.dev/..., or a Kaggle "
+            "handle: owner/model/tensorFlow2/variation/version)"
+        )
+    cache = os.environ.get("TFHUB_CACHE_DIR") or Path(
+        os.environ.get("TFFT_CACHE") or "~/.cache/tfft"
+    ).expanduser().joinpath("hub")
+    folder_ = Path(cache) / hashlib.sha1(handle.encode("utf8")).hexdigest()
+    if not (folder_ / "saved_model.pb").is_file():
+        _unpacked(handle, folder_)
+    return folder_
+
+
+def _from_kaggle(handle: str) -> Path:
+    import kagglehub
+
+    try:
+        return Path(kagglehub.model_download(handle))
+    except Exception as error:  # kagglehub's own kinds of errors, and those of requests
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"model.backbone: no folder {handle!r} here, and Kaggle does not give it: {reason}"
+        ) from None
+
+
+def _unpacked(handle: str, target: Path) -> None:
+    """Download TF Hub's archive of a model and unpack it; a torn one is never used."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=".downloading-", dir=target.parent))
+    address = f"{handle}{'&' if '?' in handle else '?'}tf-hub-format=compressed"
+    try:
+        with (
+            urllib.request.urlopen(address, timeout=60) as answer,
+            tarfile.open(fileobj=answer, mode="r|gz") as archive,
+        ):
+            # Nothing outside of the folder, no links out of it, no devices.
+            archive.extractall(temporary, filter="data")
+        os.rename(temporary, target)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"model.backbone: {handle} cannot be downloaded: {reason}") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tfft.backbones import applications, huggingface, kerashub
+from tfft.backbones import applications, hub, huggingface, kerashub
 from tfft.config import ModelConfig
 from tfft.spec import Backbone
 
@@ -15,6 +15,7 @@ Provider = tuple[
 BACKBONES: Mapping[str, Provider] = MappingProxyType(
     {
         "hf": (huggingface.load, huggingface.rebuild),
+        "hub": (hub.load, hub.rebuild),
         "keras": (applications.load, applications.rebuild),
         "kerashub": (kerashub.load, kerashub.rebuild),
     }

@@ -50,6 +50,7 @@ SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "tf": {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0)},
     "torch": {"scale": 1 / 255, "mean": IMAGENET_MEAN, "deviation": IMAGENET_DEVIATION},
     "caffe": {"mean": (103.939, 116.779, 123.68), "bgr": True},
+    "unit": {"scale": 1 / 255},  # TF Hub's convention for pictures
     "none": {},
 }
 

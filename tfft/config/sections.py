@@ -10,6 +10,7 @@ from tfft.config.regularization import SurgeryConfig
 # provider -> the keys of the section `model` that are for it
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "hf": ("revision", "weights", "dropout", "head", "surgery.drop"),
+    "hub": ("image_size", "scaling", "stages"),
     "keras": ("weights", "image_size"),
     "kerashub": (),
 }
@@ -19,8 +20,8 @@ class ModelConfig(Section):
     """The pretrained backbone."""
 
     backbone: str = Field(
-        description="hf:REPO_OR_FOLDER, keras:NAME (of keras.applications) or "
-        "kerashub:PRESET_OR_FOLDER"
+        description="hf:REPO_OR_FOLDER, hub:HANDLE_OR_FOLDER (a SavedModel), keras:NAME (of "
+        "keras.applications) or kerashub:PRESET_OR_FOLDER"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
     weights: str | None = Field(
@@ -30,6 +31,14 @@ class ModelConfig(Section):
     )
     image_size: Annotated[int, Field(ge=16, le=4096)] | None = Field(
         None, description="height and width of pictures; default: what the backbone was trained on"
+    )
+    scaling: Literal["unit", "tf", "torch", "caffe", "none"] | None = Field(
+        None,
+        description="what a hub: SavedModel wants of pixels: unit, from 0 to 1 (the default, TF "
+        "Hub's convention); tf, from -1 to 1; torch and caffe, ImageNet's mean; none, 0 to 255",
+    )
+    stages: list[str] | None = Field(
+        None, description="of hub: regular expressions over variable names, bottom to top"
     )
     head: Literal["new", "checkpoint"] = Field(
         "new", description="checkpoint: keep the classification head and labels stored there"
@@ -52,6 +61,8 @@ class ModelConfig(Section):
             "revision": self.revision is not None,
             "weights": self.weights is not None,
             "image_size": self.image_size is not None,
+            "scaling": self.scaling is not None,
+            "stages": self.stages is not None,
             "head": self.head != "new",
             "dropout": self.dropout is not None,
             "surgery.drop": bool(self.surgery.drop),

@@ -83,6 +83,8 @@ class _Module(tf.Module):
         super().__init__()
         self._graph = inputs.graph()
         self._weights = [variable.value for variable in model.weights]
+        # The functions and tables of a SavedModel that is a part of the model.
+        self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
         graph, served_inputs = self._graph, inputs.served()
 
         def answer(prepared: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:

@@ -1,0 +1,256 @@
+"""TF Hub: SavedModels in TF2's reusable format, as Keras 3 layers that train.
+
+The layer shares the SavedModel's variables and calls its own functions, so features are the
+original's to the bit, and masks, precision, replicas and export see ordinary variables under the
+SavedModel's own names. hub.KerasLayer does not exist on Keras 3; this is what takes its place.
+
+A SavedModel is a program. It is only loaded where it was named, and one that reads or writes files
+or calls Python is refused.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import tensorflow as tf
+from google.protobuf.message import DecodeError
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tfft import pretrained
+from tfft.backbones import pixels
+from tfft.config import ModelConfig
+from tfft.errors import UserError
+from tfft.spec import Backbone, HeadStyle, Picture, Stage
+
+DEFAULT_SIZE = 224
+REFUSED = ("PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles")
+
+
+class HubLayer(keras.layers.Layer):
+    """A SavedModel in TF2's reusable format.
+
+    It runs as in training only where all of it moves and its statistics may: a SavedModel updates
+    its own BatchNorm statistics, also those of its frozen layers.
+
+    Args:
+        saved: what `tf.saved_model.load` gave.
+
+    Attributes:
+        saved: the same.
+        keep_statistics: whether it runs as in inference, whatever moves; for a model that has
+            statistics.
+    """
+
+    def __init__(self, saved: Any, **kwargs: Any):
+        super().__init__(autocast=False, dtype="float32", **kwargs)
+        self._holds(saved)
+        self.keep_statistics = False
+        # The TensorFlow backend of Keras keeps the variable that it is given: nothing is copied.
+        moving = {id(v) for v in saved.trainable_variables}
+        taken: dict[str, int] = {}
+        for variable in saved.variables:
+            name = variable.name.partition(":")[0]
+            taken[name] = taken.get(name, 0) + 1
+            name += f"_{taken[name] - 1}" if taken[name] > 1 else ""
+            own = keras.Variable(
+                initializer=variable,
+                trainable=id(variable) in moving,
+                dtype=variable.dtype.name,
+                shape=variable.shape,
+                name=name.replace("/", "."),
+            )
+            own._path = f"{self.name}/{name}"  # Keras allows no slash in a name
+            self._track_variable(own)
+        self._takes_training = _takes_training(saved)
+        self.built = True
+
+    def _holds(self, saved: Any) -> None:
+        # Not an attribute that Keras tracks: its variables would be found twice.
+        self.__dict__["saved"] = saved
+
+    def call(self, x, training=False):
+        """Pictures [B, H, W, 3] -> what the SavedModel gives."""
+        x = tf.cast(x, tf.float32)
+        losses = getattr(self.saved, "regularization_losses", ())
+        if training and self.trainable and losses:
+            self.add_loss(tf.add_n([loss() for loss in losses]))
+        if not self._takes_training:
+            return self.saved(x)
+        still = self._non_trainable_variables and (self.keep_statistics or not self._whole())
+        return self.saved(x, training=bool(training and self.trainable and not still))
+
+    def _whole(self) -> bool:
+        return all(variable.trainable for variable in self._trainable_variables)
+
+    def compute_output_spec(self, x, training=False):
+        """The shape of what comes out, from the SavedModel's own signature."""
+        found = tf.function(self.call).get_concrete_function(tf.TensorSpec(x.shape, tf.float32))
+        return keras.tree.map_structure(
+            lambda t: keras.KerasTensor(t.shape, dtype=t.dtype.name), found.structured_outputs
+        )
+
+
+def load(config: ModelConfig, precision: str) -> Backbone:
+    """A SavedModel's features.
+
+    Raises:
+        UserError: it cannot be had, is none, or is not in the reusable format.
+    """
+    handle = config.backbone.partition(":")[2]
+    folder = pretrained.saved_model(handle)
+    description = {
+        "provider": "hub",
+        "handle": handle,
+        "size": config.image_size,
+        "scaling": config.scaling or "unit",
+        "stages": list(config.stages) if config.stages is not None else None,
+    }
+    backbone = _wrap(folder, description, precision)
+    return replace(backbone, fingerprint=_fingerprint(folder, description))
+
+
+def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
+    """The same, from what `load` described: its graph is that of its files."""
+    return _wrap(pretrained.saved_model(description["handle"]), description, precision)
+
+
+def _wrap(folder: Path, description: Mapping[str, Any], precision: str) -> Backbone:
+    where = f"model.backbone: hub:{description['handle']}"
+    _refuse(folder, where)
+    try:
+        saved = tf.saved_model.load(str(folder))
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{where}: not a SavedModel that loads: {reason}") from None
+    if not callable(saved) or not getattr(saved, "variables", None):
+        raise UserError(
+            f"{where}: is not in TF2's reusable format (callable, with `variables`): a SavedModel "
+            "of signatures alone, as TF1's are, cannot be fine-tuned"
+        )
+    size = description["size"] or _own_size(saved) or DEFAULT_SIZE
+    layer = HubLayer(saved, name="hub")
+    with pixels.policy(precision):
+        image = keras.Input([size, size, 3], dtype="float32", name="image")
+        scaling = pixels.SCALINGS[description["scaling"]]
+        x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
+        try:
+            found = layer(x)
+        except (ValueError, TypeError, tf.errors.OpError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{where}: does not take pictures of {size} x {size}; it reads no pictures, or "
+                f"others (model.image_size): {reason}"
+            ) from None
+    model = _features(image, found, where)
+    stages = _stages([v.path for v in layer.weights], description["stages"], where)
+    features = {name: int(t.shape[-1]) for name, t in model.output.items()}
+    return Backbone(
+        model=model,
+        stages=stages,
+        features=features,
+        head_style=HeadStyle("pooled"),
+        fingerprint="",
+        description=dict(description),
+        picture=Picture((size, size)),
+    )
+
+
+def _features(image: keras.KerasTensor, found: Any, where: str) -> keras.Model:
+    """A vector as it is; a map, averaged."""
+    if isinstance(found, dict):
+        found = found.get("default", found.get("pooled_output"))
+    rank = len(found.shape) if isinstance(found, keras.KerasTensor) else 0
+    if rank == 4:
+        return pixels.encoder(image, found)
+    if rank == 2:
+        return keras.Model({"image": image}, {"pooled": found}, name="encoder")
+    raise UserError(f"{where}: gives neither a vector nor a map for each picture")
+
+
+def _stages(paths: Sequence[str], patterns: Sequence[str] | None, where: str) -> tuple[Stage, ...]:
+    """As given, or in the order of the variables, by the part of their names up to a number.
+
+    `block_3_expand/kernel` and `block_3_project/kernel` are of `block_3`.
+    """
+    if patterns is not None:
+        return tuple(_given(paths, patterns, where))
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        name = path.partition("/")[2]
+        numbered = re.match(r"(?:[^/]*/)*?[^/]*?\d+(?=[_/]|$)", name)
+        groups.setdefault(numbered[0] if numbered else name.partition("/")[0], []).append(path)
+    return tuple(
+        Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, own))})$")
+        for i, own in enumerate(groups.values())
+    )
+
+
+def _given(paths: Sequence[str], patterns: Sequence[str], where: str) -> Sequence[Stage]:
+    stages, left = [], list(paths)
+    for i, pattern in enumerate(patterns):
+        try:
+            own = [p for p in left if re.search(pattern, p.partition("/")[2])]
+        except re.error as error:
+            raise UserError(
+                f"model.stages: {pattern!r} is not a regular expression: {error}"
+            ) from None
+        if not own:
+            raise UserError(f"model.stages: {pattern!r} matches no variable of {where}")
+        stages.append(Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, own))})$"))
+        left = [p for p in left if p not in own]
+    if left:
+        raise UserError(f"model.stages: no pattern matches {left[0].partition('/')[2]!r}")
+    return stages
+
+
+def _takes_training(saved: Any) -> bool:
+    """Whether its call has an argument `training`."""
+    return any(
+        "training" in str(function.structured_input_signature[1])
+        or any(isinstance(a, bool) for a in function.structured_input_signature[0])
+        for function in getattr(saved.__call__, "concrete_functions", ())
+    )
+
+
+def _own_size(saved: Any) -> int | None:
+    """The height and width that its call asks for, where it does."""
+    for function in getattr(saved.__call__, "concrete_functions", ()):
+        for spec in keras.tree.flatten(function.structured_input_signature):
+            shape = getattr(spec, "shape", None)
+            if shape is not None and shape.rank == 4 and shape[1] is not None:
+                return int(shape[1])
+    return None
+
+
+def _refuse(folder: Path, where: str) -> None:
+    """Graphs that touch files or call Python are not run.
+
+    Raises:
+        UserError: it is such a one, or no SavedModel.
+    """
+    found = saved_model_pb2.SavedModel()
+    try:
+        found.ParseFromString((folder / "saved_model.pb").read_bytes())
+    except (OSError, DecodeError):
+        raise UserError(f"{where}: {folder} holds no SavedModel (saved_model.pb)") from None
+    for graph in found.meta_graphs:
+        nodes = [*graph.graph_def.node]
+        for function in graph.graph_def.library.function:
+            nodes += function.node_def
+        bad = next((node.op for node in nodes if node.op in REFUSED), None)
+        if bad is not None:
+            raise UserError(f"{where}: its graph holds the operation {bad}, which tfft never runs")
+
+
+def _fingerprint(folder: Path, description: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(description), sort_keys=True).encode())
+    files = [folder / "saved_model.pb", *sorted((folder / "variables").glob("variables.data*"))]
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
