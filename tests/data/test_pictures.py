@@ -293,3 +293,70 @@ def test_what_does_not_go_together_is_refused():
                 "augmentation": {"flip": "both"},
             }
         )
+
+
+# --- profile ---
+
+
+def test_duplicates_leaks_sizes_and_broken_files_are_found(folder):
+    from tfft.data import picture_profile, profile
+
+    (folder / "test" / "red").mkdir(parents=True)
+    (folder / "test" / "blue").mkdir()
+    same = (folder / "train" / "red" / "0.png").read_bytes()
+    (folder / "test" / "red" / "leak.png").write_bytes(same)
+    (folder / "test" / "blue" / "own.png").write_bytes(png((1, 90, 250), (40, 60)))
+    (folder / "train" / "green" / "same.png").write_bytes(same)
+    (folder / "train" / "green" / "cut.png").write_bytes(same[:50])
+    config = parse(
+        {
+            "data": {
+                "train": f"{folder / 'train'}/",
+                "validation": None,
+                "test": f"{folder / 'test'}/",
+            },
+            "model": {"backbone": "keras:MobileNetV2", "weights": "none", "image_size": 32},
+            "task": {"name": "image_classification"},
+        }
+    )
+    found = picture_profile.profile(config, ImageInputs(Picture((32, 32))))
+    assert found["classes"]["train"] == {"blue": 6, "green": 7, "red": 6}
+    assert found["duplicates"]["train"]["exact"] == 1
+    assert found["duplicates"]["train"]["contradicting"] == 1
+    leak = found["leaks"]["train and test"]
+    assert leak["exact"] == 1 and leak["shown"][0].endswith("test/red/leak.png")
+    assert found["sizes"]["test"]["quantiles"][0] == "20 x 24"
+    assert found["sizes"]["test"]["quantiles"][-1] == "40 x 60"
+    assert found["sizes"]["test"]["smaller"] == 1
+    assert found["bad_rows"]["train"]["count"] == 1
+    text = profile.text(found, picture_profile.text(found))
+    assert "cut.png: broken" in text and "1 exact (1 under another label)" in text
+
+
+def test_near_hashes():
+    from tfft.data.picture_profile import near_pairs
+
+    hashes = np.random.default_rng(0).integers(0, 256, (300, 8), dtype=np.uint8)
+    hashes[7], hashes[9] = hashes[5], hashes[5]
+    hashes[7, 0] ^= 0b10000001
+    hashes[7, 5] ^= 0b00001000
+    hashes[9, [0, 2, 4, 6]] ^= 1
+    assert sorted(near_pairs(hashes)) == [(5, 7)]
+    assert list(near_pairs(hashes, across=6)) == [(5, 7)]
+    assert not list(near_pairs(hashes, across=8))
+
+
+def test_a_sheet_of_changed_pictures(folder):
+    from tfft.report import write_sheet
+
+    config = parse(
+        {
+            "data": {"train": f"{folder / 'train'}/"},
+            "model": {"backbone": "keras:MobileNetV2", "weights": "none"},
+            "task": {"name": "image_classification"},
+            "augmentation": {"flip": "horizontal", "crop": {}},
+        }
+    )
+    write_sheet(folder / "sheet.html", config, INPUTS)
+    page = (folder / "sheet.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 12 and "blue" in page

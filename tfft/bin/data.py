@@ -1,4 +1,8 @@
-"""Profile the data of a config: classes, lengths, duplicates, leaks, bad rows. Trains nothing."""
+"""Profile the data of a config: classes, lengths or sizes, duplicates, leaks, bad rows.
+
+Trains nothing. With --augmented a sheet of training pictures, as the section `augmentation` changes
+them, is written.
+"""
 
 import json
 from pathlib import Path
@@ -6,23 +10,41 @@ from pathlib import Path
 from absl import flags
 
 from tfft.bin import cli
+from tfft.errors import UserError
 
 cli.define_config()
 flags.DEFINE_string("output", None, "JSON file for the profile")
+flags.DEFINE_string("augmented", None, "HTML file for a sheet of changed training pictures")
 
 
 def verb() -> None:
     """Read every split, print the profile."""
     config = cli.config()
+    images = config.task.modality == "image"
+    if cli.FLAGS.augmented is not None and not images:
+        raise UserError(f"--augmented: is for pictures; task is {config.task.name}")
     cli.load_tensorflow()
     from tfft import preprocess
-    from tfft.data import profile
+    from tfft.data import picture_profile, profile
+    from tfft.spec import Picture
 
-    found = profile.profile(config, preprocess.load(config.model, config.data))
-    print(profile.text(found))
+    size = config.model.image_size or 224
+    picture = Picture((size, size)) if images else None
+    inputs = preprocess.load(config.model, config.data, picture)
+    if isinstance(inputs, preprocess.ImageInputs):
+        found = picture_profile.profile(config, inputs)
+        print(profile.text(found, picture_profile.text(found)))
+    else:
+        found = profile.profile(config, inputs)
+        print(profile.text(found))
     if cli.FLAGS.output is not None:
         text = json.dumps(found, indent=1, ensure_ascii=False)
         Path(cli.FLAGS.output).write_text(text, encoding="utf-8")
+    if cli.FLAGS.augmented is not None and isinstance(inputs, preprocess.ImageInputs):
+        from tfft.report import write_sheet
+
+        write_sheet(Path(cli.FLAGS.augmented), config, inputs)
+        print(f"\n{cli.FLAGS.augmented}: pictures as they are trained on")
 
 
 def main(argv: list[str] | None = None) -> None:

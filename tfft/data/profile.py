@@ -34,12 +34,7 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     splits = {name: split for name, split in given.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
     return {
-        "classes": {
-            name: {
-                label: int((split.labels == at).sum()) for at, label in enumerate(datasets.labels)
-            }
-            for name, split in splits.items()
-        },
+        "classes": class_counts(splits, datasets.labels),
         "lengths": {
             name: _lengths(split, inputs, config.data.max_length) for name, split in splits.items()
         },
@@ -49,8 +44,16 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     }
 
 
-def text(found: dict[str, Any]) -> str:
-    """The profile for reading."""
+def class_counts(splits: dict[str, Dataset], labels: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Rows of each class in each split."""
+    return {
+        name: {label: int((split.labels == at).sum()) for at, label in enumerate(labels)}
+        for name, split in splits.items()
+    }
+
+
+def text(found: dict[str, Any], middle: Sequence[str] | None = None) -> str:
+    """The profile for reading; `middle` stands in place of the lengths of texts."""
     lines = []
     names = list(found["classes"])
     width = max(len(label) for label in found["classes"]["train"]) + 2
@@ -58,14 +61,7 @@ def text(found: dict[str, Any]) -> str:
     for label in found["classes"]["train"]:
         counts = (f"{found['classes'][name][label]:,}".rjust(12) for name in names)
         lines.append(label.ljust(width) + "".join(counts))
-    lines.append("\ntokens a row, uncut (quantiles " + ", ".join(f"{q}%" for q in QUANTILES) + ")")
-    for name, lengths in found["lengths"].items():
-        shown = ", ".join(str(value) for value in lengths["quantiles"])
-        lines.append(
-            f"  {name}: {shown}; max_length {lengths['max_length']} cuts {lengths['cut_rows']:,} "
-            f"rows ({lengths['cut_rows_share']:.1%}) and loses {lengths['lost_tokens_share']:.2%} "
-            "of the tokens"
-        )
+    lines += _length_lines(found["lengths"]) if middle is None else middle
     lines.append("\nduplicates within a split")
     for name, d in found["duplicates"].items():
         lines.append(
@@ -82,6 +78,18 @@ def text(found: dict[str, Any]) -> str:
         lines.append(f"  {name}: {bad['count']:,}")
         lines += [f"    {line}" for line in bad["listed"]]
     return "\n".join(lines)
+
+
+def _length_lines(found: dict[str, dict[str, Any]]) -> list[str]:
+    lines = ["\ntokens a row, uncut (quantiles " + ", ".join(f"{q}%" for q in QUANTILES) + ")"]
+    for name, lengths in found.items():
+        shown = ", ".join(str(value) for value in lengths["quantiles"])
+        lines.append(
+            f"  {name}: {shown}; max_length {lengths['max_length']} cuts {lengths['cut_rows']:,} "
+            f"rows ({lengths['cut_rows_share']:.1%}) and loses {lengths['lost_tokens_share']:.2%} "
+            "of the tokens"
+        )
+    return lines
 
 
 def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,6 @@
 
 from tfft.report import svg
 from tfft.report.page import Shown, write, write_page
-from tfft.report.pictures import shown
+from tfft.report.pictures import shown, write_sheet
 
-__all__ = ["Shown", "shown", "svg", "write", "write_page"]
+__all__ = ["Shown", "shown", "svg", "write", "write_page", "write_sheet"]

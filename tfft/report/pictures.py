@@ -3,19 +3,22 @@
 import base64
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.data import Datasets, batches
+from tfft.config import Config
+from tfft.data import Datasets, batches, build, rows
 from tfft.evaluate import Evaluation
-from tfft.preprocess import Inputs
-from tfft.report.page import Shown
+from tfft.preprocess import ImageInputs, Inputs
+from tfft.report.page import Shown, write_page
 
 BATCH = 24  # training pictures shown
 HIGH = 112  # pixels of a picture on the page
+SHEET, DRAWS = 12, 6  # pictures of a sheet, and how often each is changed
 WRONG = 20  # pictures shown of each split
 
 
@@ -37,6 +40,22 @@ def shown(
         if wrong:
             worst[split] = _wrong(model, inputs, data.labels, wrong)
     return Shown(gallery(pixels, names), worst)
+
+
+def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
+    """A page of training pictures: each as it is, then as `DRAWS` epochs would change it."""
+    whole = config.augmentation.crop is not None
+    data = build.build(config.data, inputs, build.Want(config.train.seed, whole=whole))
+    count = min(SHEET, len(data.train))
+    chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
+    found = rows.changed(
+        data.train, inputs, config.augmentation, len(data.labels), config.train.seed
+    )
+    plain = rows.plain(data.train, inputs).arrays(batches.Batch(chosen, 8))["image"]
+    drawn = [found.arrays(batches.Batch(chosen, 8, draw))["image"] for draw in range(DRAWS)]
+    names = [data.labels[data.train.labels[at]] for at in chosen]
+    both = np.concatenate([plain, *drawn], axis=2)
+    write_page(path, "Training pictures: as they are, and changed", gallery(both, names), "")
 
 
 def _wrong(
