@@ -1,6 +1,7 @@
 """A run on pictures, from a folder of files to served bytes."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -69,8 +70,6 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run(raw, tmp_path_factory):
-    import os
-
     os.environ["TFFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     return tfft.train(raw, tmp_path_factory.mktemp("run") / "whole")
 
@@ -210,6 +209,52 @@ def test_the_cached_prefix_gives_what_the_pictures_give(raw, tmp_path):
 def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
     with pytest.raises(UserError, match=r"train\.cache: augmentation changes the pictures"):
         tfft.train({**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache": True})
+
+
+def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
+    changes = {
+        "method": {"name": "head"},
+        "augmentation": {"flip": "horizontal", "brightness": 0.2, "variants": 2},
+        "export": {"enabled": False},
+        "evaluate": {"views": "mirrored", "bootstrap": 0, "baselines": False},
+    }
+    tfft.train({**raw, **changes}, tmp_path / "run", train={"cache": True})
+    folder = Path(os.environ["TFFT_CACHE"]) / "prefix"
+    found = [np.load(p) for p in folder.glob("*/below_0.npy")]
+    drawn = [f for f in found if f.shape == found[-1].shape]
+    assert len(drawn) >= 2 and any((f != drawn[-1]).any() for f in drawn[:-1])
+
+
+def test_stored_draws_alternate_by_epoch():
+    from tfft import prefix
+    from tfft.data import batches
+
+    class One:
+        uniform = True
+
+        def __init__(self, value):
+            self.value = value
+
+        def arrays(self, _):
+            return self.value
+
+    rows = prefix.InTurn([One("a"), One("b"), One("c")], per_epoch=4)
+    found = [rows.arrays(batches.Batch(np.arange(2), 8, draw)) for draw in range(0, 20, 2)]
+    assert found == list("aabbccaabb")
+
+
+def test_answers_are_averaged_over_both_views(run):
+    one = run.evaluate("test", views="one")
+    both = run.evaluate("test", views="mirrored")
+    assert both.figures["log_loss"] != one.figures["log_loss"]
+    test = run.datasets.test
+    pixels = run.inputs.batch([test.raw(at)[0] for at in range(len(test))])["image"]
+    shares = [
+        tf.nn.softmax(run.model.predict_on_batch({"image": view})).numpy()
+        for view in (pixels, pixels[:, :, ::-1])
+    ]
+    mean = np.mean(shares, axis=0)[np.arange(len(test)), test.labels]
+    np.testing.assert_allclose(both.figures["log_loss"], -np.log(mean).mean(), rtol=1e-4)
 
 
 def test_show_and_mistakes(raw, minilm):

@@ -18,7 +18,7 @@ from tfft import callbacks, distribute, evaluate, log, masks, memory, optim, pre
 from tfft.callbacks import LOWER_IS_BETTER
 from tfft.checkpoints import Checkpoints, State
 from tfft.config import TrainConfig
-from tfft.data import Datasets, batches
+from tfft.data import Datasets, batches, rows
 from tfft.data.prepared import default_cache
 from tfft.errors import Interrupted, UserError
 from tfft.feed import Feed, Plan
@@ -144,8 +144,7 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
         if not isinstance(made, str) or not reason.startswith("the lowest stage moves"):
             log.say(f"cache: off: {reason}")
         return
-    splits = [s for s in (feed.data.train, feed.data.validation) if s is not None]
-    size = prefix.size(made, splits, train.cache_type)
+    size = _stored_bytes(result, feed, made)
     log.say(
         f"cache: on: what is below {made.lowest} is stored as {train.cache_type}, "
         f"{size / 2**20:,.1f} MiB"
@@ -154,7 +153,15 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
     folder = default_cache(config.data.cache_dir)
     keep = partial(prefix.store, made, dtype=train.cache_type, folder=folder)
     key = config.distribute.precision
-    feed.train_rows = keep(feed.data.train, feed.train_rows, key=key)
+    if isinstance(feed.train_rows, rows.Changed):
+        drawn = f"{key} {config.augmentation.model_dump_json()} {train.seed}"
+        stored = [
+            keep(feed.data.train, feed.train_rows.variant(n), key=f"{drawn} {n}")
+            for n in range(config.augmentation.variants or 1)
+        ]
+        feed.train_rows = prefix.InTurn(stored, feed.plan.per_epoch)
+    else:
+        feed.train_rows = keep(feed.data.train, feed.train_rows, key=key)
     if feed.data.validation is not None and feed.validation_rows is not None:
         feed.validation_rows = keep(feed.data.validation, feed.validation_rows, key=key)
     model.start_above(made.above)
@@ -167,8 +174,10 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
         return "each of several workers would need its own copy"
     if result.config.regularization.adversarial is not None:
         return "adversarial training changes the embeddings"
-    if result.config.augmentation.any:
-        return "augmentation changes the pictures in every epoch"
+    if result.config.augmentation.any and result.config.augmentation.variants is None:
+        return (
+            "augmentation changes the pictures in every epoch (augmentation.variants: 8 stores 8)"
+        )
     if train.cache is True:
         return ""
     if made.share < MUCH:
@@ -177,12 +186,17 @@ def _not_worth(result: Run, feed: Feed, made: prefix.Cut, course: Course, step: 
     epochs = (course.until(step) - course.at(step).start) / feed.plan.per_epoch
     if epochs < 2:
         return f"it would be read for {epochs:.1f} epochs only"
-    splits = [s for s in (feed.data.train, feed.data.validation) if s is not None]
-    size = prefix.size(made, splits, train.cache_type)
+    size = _stored_bytes(result, feed, made)
     free = prefix.room(default_cache(result.config.data.cache_dir))
     if size > free:
         return f"it needs {size / 2**30:,.1f} GiB of disk; {free / 2**30:,.1f} GiB may be taken"
     return ""
+
+
+def _stored_bytes(result: Run, feed: Feed, made: prefix.Cut) -> int:
+    variants = result.config.augmentation.variants or 1
+    splits = [feed.data.train] * variants + [s for s in (feed.data.validation,) if s is not None]
+    return prefix.size(made, splits, result.config.train.cache_type)
 
 
 def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> int:

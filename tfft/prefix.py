@@ -208,6 +208,28 @@ class Stored(batches.Whole):
         return specs
 
 
+class InTurn(batches.Whole):
+    """Stored tensors of several draws of a split's rows, one for each epoch, in turn.
+
+    Args:
+        stored: of each draw.
+        per_epoch: batches of an epoch.
+    """
+
+    def __init__(self, stored: Sequence[Stored], per_epoch: int):
+        self._stored, self._per_epoch = stored, per_epoch
+        self.uniform = stored[0].uniform
+
+    def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
+        """As `Stored`'s, of the draw of the batch's epoch."""
+        epoch = batch.draw // self._per_epoch
+        return self._stored[epoch % len(self._stored)].arrays(batch)
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Of `arrays`."""
+        return self._stored[0].spec(rows, width)
+
+
 def size(made: Cut, splits: Sequence[Dataset], dtype: str) -> int:
     """Bytes that the stored tensors of some splits take."""
     rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)

@@ -107,6 +107,11 @@ class Run:
         """The figures of a split."""
         plain = rows.plain(split, self.inputs)
         logits = evaluate.predict(self.model, split, plain, config.batch_size)
+        if config.views == "mirrored":
+            mirrored = rows.Mirrored(plain)
+            other = evaluate.predict(self.model, split, mirrored, config.batch_size)
+            mean = (metrics.softmax(logits) + metrics.softmax(other)) / 2
+            logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
         seed = self.config.train.seed
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
 

@@ -253,6 +253,10 @@ def advised(config: Config, workdir: Path | None) -> Config:
 
 def facts(config: Config) -> advisor.Facts:
     """What the advice rests on: counted, and a forward pass timed."""
+    if config.task.modality != "text":
+        raise UserError(
+            "method: auto has measured rules for texts only; for pictures name one: head, top, full"
+        )
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read(config, backbone)
     planned = batches.in_order(data.train.lengths, 32)

@@ -51,7 +51,11 @@ class AugmentationConfig(Section):
         0.0, ge=0, description="alpha; 1: a rectangle comes from another picture, and its label"
     )
     variants: int | None = Field(
-        None, ge=1, le=64, description="draws of each picture, taken in turn; default: always anew"
+        None,
+        ge=1,
+        le=64,
+        description="so many draws of each picture go through the frozen stages once, and are "
+        "taken in turn (train.cache); default: always anew, and no cache",
     )
 
     @model_validator(mode="after")

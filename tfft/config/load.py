@@ -39,6 +39,8 @@ class Config(Section):
         if self.augmentation.mixes and self.regularization.distillation is not None:
             raise ValueError("augmentation: mixup and cutmix do not go with distillation")
         if task.modality == "text":
+            if self.evaluate.views != "one":
+                raise ValueError(f"evaluate.views: is for pictures; task is {task.name}")
             if self.augmentation.any:
                 raise ValueError(f"augmentation: is for pictures; task is {task.name}")
             sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]

@@ -1,6 +1,7 @@
 """The rows of a split as a model takes them: token ids, pixels, changed pixels."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -91,12 +92,33 @@ class Pixels:
         return found
 
 
+class Mirrored(batches.Whole):
+    """Rows of pictures, left and right turned round."""
+
+    uniform = False
+
+    def __init__(self, rows: batches.Rows):
+        self._rows = rows
+
+    def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
+        """`{image}`, float32 [B, H, W, 3]."""
+        return {"image": self._rows.arrays(batch)["image"][:, :, ::-1]}
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Of `arrays`."""
+        return self._rows.spec(rows, width)
+
+
 class Changed(Pixels):
     """The same, each batch changed by a draw of its own, which its number alone decides."""
 
     def __init__(self, split: Dataset, inputs: ImageInputs, augmentation: Augmentation):
         super().__init__(split, inputs)
         self.augmentation = augmentation
+
+    def variant(self, number: int) -> "Variant":
+        """The rows as one draw has them, the same in every epoch."""
+        return Variant(self, number)
 
     def source(self, batch: batches.Batch) -> dict[str, np.ndarray]:
         """With the `seed` of the draw, int32 [2]."""
@@ -120,3 +142,21 @@ class Changed(Pixels):
     @cached_property
     def _finished(self) -> Any:
         return tf.function(self.finish, reduce_retracing=True, autograph=False)
+
+
+class Variant(batches.Whole):
+    """One draw of each picture of a split."""
+
+    uniform = False
+
+    def __init__(self, rows: Changed, number: int):
+        self._rows, self._number = rows, number
+
+    def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
+        """`{image}`; the batch's first row tells its draw from those of others."""
+        draw = self._number * len(self._rows.split) + int(batch.positions[0])
+        return self._rows.arrays(replace(batch, draw=draw))
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Of `arrays`."""
+        return self._rows.spec(rows, width)
