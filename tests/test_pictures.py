@@ -218,11 +218,13 @@ def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
         "export": {"enabled": False},
         "evaluate": {"views": "mirrored", "bootstrap": 0, "baselines": False},
     }
-    tfft.train({**raw, **changes}, tmp_path / "run", train={"cache": True})
-    folder = Path(os.environ["TFFT_CACHE"]) / "prefix"
-    found = [np.load(p) for p in folder.glob("*/below_0.npy")]
-    drawn = [f for f in found if f.shape == found[-1].shape]
-    assert len(drawn) >= 2 and any((f != drawn[-1]).any() for f in drawn[:-1])
+    cache = tmp_path / "cache"
+    data = {**raw["data"], "cache_dir": str(cache)}
+    run = tfft.train({**raw, **changes, "data": data}, tmp_path / "run", train={"cache": True})
+    found = [np.load(path) for path in cache.glob("prefix/*/below_0.npy")]
+    drawn = [values for values in found if len(values) == len(run.datasets.train)]
+    assert len(drawn) == 2 and len(found) == 3
+    assert (drawn[0] != drawn[1]).any(1).mean() > 0.9
 
 
 def test_stored_draws_alternate_by_epoch():

@@ -103,6 +103,8 @@ def chosen(model: keras.Model, pattern: str, key: str) -> list[Projection]:
         found = [p for p in every if re.search(pattern, p.name)]
     except re.error as error:
         raise UserError(f"{key}: {pattern!r} is no regular expression: {error}") from None
+    if not every:
+        raise UserError(f"{key}: {pattern!r} finds nothing: the backbone has no dense layers")
     if not found:
         names = dict.fromkeys(re.sub(r"\d+", "0", p.name) for p in every)
         raise UserError(f"{key}: {pattern!r} finds nothing in {', '.join(names)}")
