@@ -123,7 +123,7 @@ def test_broken_pictures_are_told(case):
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(224, 224), (20, 33)])
+@pytest.mark.parametrize("size", [(224, 224), (20, 33), (300, 301)])
 def test_resizing_is_pillows_within_a_level(interpolation, size):
     big = photo(150, 260)
     found = pictures.fit(tf.constant(np.asarray(big)), Picture(size, "stretch", interpolation))
