@@ -153,6 +153,17 @@ def test_mistakes(changes, message):
         backbones.load(ModelConfig(**config))
 
 
+def test_imagenet_weights_that_cannot_be_had(monkeypatch):
+    def fails(*_, **__):
+        raise Exception("URL fetch failure")
+
+    monkeypatch.setattr("keras.src.applications.mobilenet_v2.file_utils.get_file", fails)
+    with pytest.raises(
+        UserError, match=r"ImageNet weights of MobileNetV2 cannot be had: URL.*none"
+    ):
+        load("MobileNetV2", weights="imagenet")
+
+
 def test_weights_of_another_model_are_refused(tmp_path):
     keras.applications.MobileNet(
         weights=None, include_top=False, input_shape=(75, 75, 3)

@@ -153,6 +153,13 @@ def test_a_broken_picture_is_named_or_skipped_and_listed(folder):
     ]
 
 
+def test_nothing_left(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.png").write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"no usable picture \(1 bad, the first: .*x\.png: not a"):
+        splits(tmp_path, on_bad_row="skip")
+
+
 def test_a_missing_picture_is_named_with_its_row(folder):
     (folder / "t.csv").write_text("image,label\ntrain/red/0.png,red\ntrain/red/no.png,red\n")
     with pytest.raises(UserError, match=r"t\.csv:3: .*no\.png: cannot be read: No such file"):

@@ -221,7 +221,7 @@ def _built(
         if from_file:
             _load(model, str(weights))
         return model
-    except (ValueError, OSError, KeyError, RuntimeError, TypeError) as error:
+    except Exception as error:  # Keras raises its base class where a download fails
         reason = " ".join(str(error).split())[:200]
         if weights is None:
             raise UserError(f"model.image_size: {x.shape[1]} does not go: {reason}") from None

@@ -106,7 +106,10 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     written(folder, lambda temporary: _write(temporary, request, inputs, rows, bool(keep)))
     prepared = Pictures(folder)
     if prepared.rows == 0:
-        raise UserError(f"{request.key}: {request.source.path} holds no usable picture")
+        first = (
+            f" ({prepared.bad} bad, the first: {prepared.bad_listed[0]})" if prepared.bad else ""
+        )
+        raise UserError(f"{request.key}: {request.source.path} holds no usable picture{first}")
     return prepared
 
 
