@@ -108,3 +108,44 @@ def test_adapt_sets_the_statistics_and_keeps_the_function():
     np.testing.assert_allclose(first.moving_variance, seen.var(0), rtol=1e-3)
     near = np.abs(np.asarray(model(x, training=True)) - expected).max()
     assert near < 1e-3 < far
+
+
+@pytest.mark.slow
+def test_adapting_a_real_network_keeps_what_it_computes_and_lets_it_train(real_data):
+    """ImageNet's MobileNetV2 with statistics that were folded away (mean 0, variance 1)."""
+    from tfft import backbones
+    from tfft.config import ModelConfig
+    from tfft.preprocess import ImageInputs
+
+    name = "mobilenet_v2_1.0_224_imagenet_notop.weights.h5"
+    path = real_data.parent / "weights" / name
+    if not path.is_file():
+        pytest.skip(f"no weights at {path}")
+    config = ModelConfig(backbone="keras:MobileNetV2", weights=str(path), image_size=96)
+    backbone = backbones.load(config)
+    model = backbone.model
+    files = sorted((real_data / "cifar10_images" / "train").glob("*/*.jpg"))[::25]
+    pixels = ImageInputs(backbone.picture).batch([str(f) for f in files])["image"]
+    held, shown = pixels[::5], np.delete(pixels, np.s_[::5], axis=0)
+
+    def features(training):
+        return np.asarray(model({"image": held}, training=training)["pooled"])
+
+    def alike(training_mode, inference):
+        a, b = training_mode - inference.mean(0), inference - inference.mean(0)
+        lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+        return float(np.mean((a * b).sum(1) / lengths))
+
+    def restored(do):
+        kept = [(v, np.array(v.value)) for v in model.weights]
+        found = do()
+        for variable, value in kept:
+            variable.assign(value)
+        return found
+
+    inference = features(False)
+    destroyed = alike(restored(lambda: features(True)), inference)
+    batch_norm.adapt(model, [{"image": part} for part in np.split(shown, 4)])
+    np.testing.assert_allclose(features(False), inference, atol=1e-3 * inference.max())
+    kept = alike(restored(lambda: features(True)), inference)
+    assert destroyed < 0.3 and kept > 0.8
