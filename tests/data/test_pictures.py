@@ -106,7 +106,7 @@ def test_arrays_that_are_none(tmp_path, arrays, message):
 def test_tfds_gives_encoded_pictures(tmp_path):
     import tensorflow_datasets as tfds
 
-    class Colours(tfds.core.GeneratorBasedBuilder):
+    class Shades(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
@@ -125,8 +125,8 @@ def test_tfds_gives_encoded_pictures(tmp_path):
                     pixels = tf.io.decode_png(png([c + at for c in colour])).numpy()
                     yield f"{name}{at}", {"image": pixels, "label": name}
 
-    Colours(data_dir=tmp_path).download_and_prepare()
-    raw = {"source": "tfds", "path": "colours", "data_dir": str(tmp_path), "split": "train"}
+    Shades(data_dir=tmp_path).download_and_prepare()
+    raw = {"source": "tfds", "path": "shades", "data_dir": str(tmp_path), "split": "train"}
     config = parse(
         {
             "data": {"train": raw, "validation": None},
