@@ -196,6 +196,24 @@ def test_kept_pixels_are_those_that_are_decoded_anew(folder):
         np.testing.assert_array_equal(targets, split.labels[batch.positions])
 
 
+def test_pixels_are_dropped_where_they_are_too_many(folder, monkeypatch):
+    from tfft.data import pictures
+
+    monkeypatch.setattr(pictures, "KEPT", 10 * 16 * 16 * 3)
+    split = splits(folder / "train", validation=None).train
+    assert split.prepared.pixels is None and len(split) == 18
+    assert (split.prepared.folder / "pixels.bin").stat().st_size == 0
+    (inputs, _, _), *_ = list(
+        batches.dataset(
+            rows.plain(split, INPUTS),
+            split.labels,
+            np.ones(18, np.float32),
+            [batches.Batch(np.arange(4), 8)],
+        )
+    )
+    assert inputs["image"].shape == (4, 16, 16, 3)
+
+
 def test_a_second_run_decodes_nothing_and_a_changed_file_is_seen(folder, monkeypatch):
     first = splits(folder / "train")
     calls = []

@@ -285,7 +285,7 @@ def _filled(
     missing = rows - len(weights)
     filled = {}
     for name, value in inputs.items():
-        if value.shape[:1] != weights.shape:  # a seed is of the whole batch
+        if name == "seed":  # of the whole batch
             filled[name] = value
             continue
         if value.dtype == object:  # a picture that is not there is like the last

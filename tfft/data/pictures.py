@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import islice
@@ -26,6 +26,7 @@ from tfft.errors import UserError
 from tfft.preprocess import ImageInputs
 
 VERSION = 1  # of this preparation: raise it when the files below change
+COPIED = ("tfds", "npz")  # sources whose rows hold the pictures themselves
 CHUNK = 256  # pictures decoded at once
 KEPT = 4 * 2**30  # bytes of pixels of a set that `cache_images: auto` keeps at most
 SHARE = 0.25  # of the free disk that it takes at most
@@ -96,14 +97,14 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     Raises:
         UserError: a picture is broken and `on_bad_row` is stop; or none is left.
     """
-    rows = list(read(request))
-    bytes_each = 3 * int(np.prod(inputs.picture.size))
-    if keep == "auto":
-        cache.mkdir(parents=True, exist_ok=True)
-        room = min(KEPT, int(SHARE * shutil.disk_usage(cache).free))
-        keep = len(rows) * bytes_each <= room
-    folder = cache / "pictures" / _cache_key(request, inputs, rows, bool(keep))
-    written(folder, lambda temporary: _write(temporary, request, inputs, rows, bool(keep)))
+    if request.source.source in COPIED:  # pictures come in the rows: they are never all in memory
+        rows: Iterable[Row | BadRow] = read(request)
+        content = list(sources.content(request.source, request.key))
+    else:
+        rows = list(read(request))
+        content = list(_content(rows))
+    folder = cache / "pictures" / _cache_key(request, inputs, content, keep)
+    written(folder, lambda temporary: _write(temporary, request, inputs, rows, keep))
     prepared = Pictures(folder)
     if prepared.rows == 0:
         first = (
@@ -120,35 +121,45 @@ def read(request: Request) -> Iterator[Row | BadRow]:
     return rows if request.source.source == "images" else sources.with_paths(rows)
 
 
-def _cache_key(request: Request, inputs: ImageInputs, rows: list[Row | BadRow], keep: bool) -> str:
-    """Files are known by size and time of change: to read all of them would take as long again."""
+def _cache_key(
+    request: Request, inputs: ImageInputs, content: list[bytes], keep: bool | str
+) -> str:
     settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row, keep]
     settings += [request.separator, request.source.model_dump(mode="json")]
     digest = hashlib.sha256(json.dumps(settings).encode())
-    for row in rows:
-        digest.update(row.place.encode("utf-8", "surrogateescape"))
-        if isinstance(row, BadRow):
-            digest.update(row.reason.encode())
-            continue
-        for value in row.values:
-            given = value if isinstance(value, bytes) else value.encode("utf-8", "surrogateescape")
-            digest.update(hashlib.sha256(given).digest())
-        if isinstance(row.values[0], str):
-            try:
-                found = os.stat(row.values[0])
-            except OSError:
-                continue
-            digest.update(f"{found.st_size} {found.st_mtime_ns}".encode())
+    for part in content:
+        digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:32]
 
 
+def _content(rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
+    """Files are known by size and time of change: to read all of them would take as long again."""
+    for row in rows:
+        yield row.place.encode("utf-8", "surrogateescape")
+        if isinstance(row, BadRow):
+            yield row.reason.encode()
+            continue
+        yield "\0".join(row.values).encode("utf-8", "surrogateescape")
+        try:
+            found = os.stat(row.values[0])
+        except OSError:
+            continue
+        yield f"{found.st_size} {found.st_mtime_ns}".encode()
+
+
 def _write(
-    folder: Path, request: Request, inputs: ImageInputs, rows: list[Row | BadRow], keep: bool
+    folder: Path,
+    request: Request,
+    inputs: ImageInputs,
+    rows: Iterable[Row | BadRow],
+    keep: bool | str,
 ) -> dict[str, Any]:
-    copied = any(isinstance(r, Row) and isinstance(r.values[0], bytes) for r in rows)
-    names = ["names", "names_ends", "sizes", "hashes", "tiny"]
-    names += ["encoded", "encoded_ends"] if copied else []
-    writer = Writer(folder, request, [*names, *(["pixels"] if keep else [])])
+    copied = request.source.source in COPIED
+    names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
+    writer = Writer(folder, request, [*names, *(["encoded", "encoded_ends"] if copied else [])])
+    room = min(KEPT, int(SHARE * shutil.disk_usage(folder).free)) if keep == "auto" else None
+    kept, each = bool(keep), 3 * int(np.prod(inputs.picture.size))
+    total = f" of {len(rows):,}" if isinstance(rows, list) else ""
     began = time.monotonic()
     try:
         for chunk in _looked_at(rows, inputs):
@@ -156,34 +167,39 @@ def _write(
             for row, found in chunk:
                 if isinstance(row, BadRow):
                     writer.reject(row)
+                elif copied and not isinstance(row.values[0], bytes):
+                    reason = f"{request.columns[0]!r} holds no picture; data.image names the column"
+                    writer.reject(BadRow(row.place, reason))
                 elif isinstance(found, str):
                     writer.reject(BadRow(_place(row), found))
                 else:
                     writer.put("sizes", found.size)
                     writer.put("hashes", np.packbits(found.bits))
                     writer.put("tiny", found.tiny)
-                    if keep:
-                        writer.put("pixels", found.pixels)
                     good.append(row)
+                    if kept and room is not None and (writer.rows + len(good)) * each > room:
+                        kept = False
+                        writer.drop("pixels")
+                    if kept:
+                        writer.put("pixels", found.pixels)
             writer.put_strings("names", [os.fsencode(_name(row)) for row in good])
             if copied:
                 writer.put_strings("encoded", [row.values[0] for row in good])
             writer.count(good)
             speed = writer.rows / max(1e-9, time.monotonic() - began)
             log.progress(
-                f"looking at {request.key}: {writer.rows:,} of {len(rows):,} pictures, "
-                f"{speed:,.0f} a second"
+                f"looking at {request.key}: {writer.rows:,}{total} pictures, {speed:,.0f} a second"
             )
     finally:
         writer.close()
     seconds = time.monotonic() - began
     log.progress(f"looked at {request.key}: {writer.rows:,} pictures in {seconds:.1f} s", True)
     size = list(inputs.picture.size)
-    return {**writer.meta(), "size": size, "pixels": keep, "copied": copied}
+    return {**writer.meta(), "size": size, "pixels": kept, "copied": copied}
 
 
 def _looked_at(
-    rows: list[Row | BadRow], inputs: ImageInputs
+    rows: Iterable[Row | BadRow], inputs: ImageInputs
 ) -> Iterator[list[tuple[Row | BadRow, Any]]]:
     """Each row with what its picture is, or what is wrong with it; in order, by threads."""
 

@@ -147,6 +147,11 @@ class Writer:
         self.put(f"{name}_ends", ends)
         self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)
 
+    def drop(self, name: str) -> None:
+        """Empty a file again."""
+        self._files[name].seek(0)
+        self._files[name].truncate()
+
     def close(self) -> None:
         """Close the files."""
         for file in self._files.values():

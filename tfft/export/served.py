@@ -48,7 +48,8 @@ class Served:
             raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
         description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
         self.labels: list[str] = description["labels"]
-        self.columns: list[str] = description["columns"]
+        older = ["text", "text_pair"][: 1 + description.get("pair", False)]
+        self.columns: list[str] = description.get("columns", older)
         self.pair = len(self.columns) == 2
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
