@@ -112,7 +112,10 @@ def test_rebuilt_under_the_same_names_in_any_order(name):
 @pytest.mark.parametrize("name", [n for n in applications.names() if n not in FAMILIES])
 def test_all_others_build_and_mask(name):
     backbone = load(name)
-    masks.decide(masks.variables(backbone.model), backbone.stages, [Rule("*", True)])
+    mask = masks.decide(masks.variables(backbone.model), backbone.stages, [Rule("*", True)])
+    assert len(mask.entries) == len(backbone.model.weights)
+    assert {entry.stage for entry in mask.entries} == {stage.name for stage in backbone.stages}
+    assert sum(stage.name.startswith("block_") for stage in backbone.stages) >= 4
     keras.backend.clear_session()
 
 

@@ -205,6 +205,10 @@ def _encoder(inner: keras.Model, family: Family) -> keras.Model:
     return keras.Model({"image": image}, outputs, name="encoder")
 
 
+# What Keras raises for a size that does not go, and for a file that does not fit.
+_MISTAKES = (ValueError, OSError, KeyError, RuntimeError, TypeError)
+
+
 def _built(
     name: str, x: keras.KerasTensor, weights: str | None, pooling: str | None
 ) -> keras.Model:
@@ -221,7 +225,10 @@ def _built(
         if from_file:
             _load(model, str(weights))
         return model
-    except Exception as error:  # Keras raises its base class where a download fails
+    except Exception as error:
+        # Where a download fails Keras raises the base class itself, and nothing narrower.
+        if weights != "imagenet" and not isinstance(error, _MISTAKES):
+            raise
         reason = " ".join(str(error).split())[:200]
         if weights is None:
             raise UserError(f"model.image_size: {x.shape[1]} does not go: {reason}") from None

@@ -50,7 +50,6 @@ class Served:
         self.labels: list[str] = description["labels"]
         older = ["text", "text_pair"][: 1 + description.get("pair", False)]
         self.columns: list[str] = description.get("columns", older)
-        self.pair = len(self.columns) == 2
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 
