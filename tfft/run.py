@@ -164,16 +164,18 @@ class Run:
             yield
 
     def export_huggingface(self, folder: Path) -> Path:
-        """Write the model as a Hugging Face checkpoint, tokenizer included.
+        """Write the model as a Hugging Face checkpoint, tokenizer or image processor included.
 
         Raises:
             UserError: the backbone or the head has no form in transformers.
         """
         if self.backbone.description["provider"] != "hf":
             raise UserError("export: only hf: backbones can be written as a checkpoint")
+        picture = getattr(self.inputs, "picture", None)
         with self.model.merged():
-            backbones.huggingface.save(self.model, self.backbone, self.labels, folder)
-        (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
+            backbones.huggingface.save(self.model, self.backbone, self.labels, folder, picture)
+        if picture is None:
+            (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
         return folder
 
     @cached_property

@@ -70,7 +70,8 @@ class Picture:
         resize: how a picture of another shape gets there: `crop` (the shorter side is resized and
             the middle is kept), `stretch`, or `pad` (the longer side is resized, the rest black).
         interpolation: `bilinear`, `bicubic` or `nearest`; when it gets smaller, with antialiasing.
-        keep: with `crop`, the share of the resized shorter side that the middle is.
+        keep: with `crop`, the share of the resized shorter side that the middle is; with
+            `stretch`, of both sides.
     """
 
     size: tuple[int, int]

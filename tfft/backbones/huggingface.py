@@ -1,13 +1,13 @@
 """Hugging Face checkpoints: config.json and safetensors, read and written, nothing run.
 
 What a checkpoint holds is loaded exactly or refused: features equal the original's to 1e-5 in
-float32.
+float32 (texts) or 1e-4 (pictures).
 """
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tfft import pretrained
-from tfft.backbones.families import FAMILIES, encoder, names
-from tfft.backbones.families.family import Family
+from tfft.backbones.families import FAMILIES, encoder, names, processor
+from tfft.backbones.families.family import Architecture, Family
 from tfft.config import ModelConfig
 from tfft.errors import UserError, nearest
-from tfft.spec import Backbone, HeadStyle, StoredHead
+from tfft.spec import Backbone, HeadStyle, Picture, StoredHead
 
 _POOLING = "1_Pooling/config.json"  # of sentence-transformers
+PICTURES = "preprocessor_config.json"
 
 
 def load(config: ModelConfig, precision: str) -> Backbone:
@@ -43,10 +44,15 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "provider": "hf",
             "config": settings,
             "dropout": config.dropout,
-            "pooler": all(tensors.has(entry) for entry in poolers),
-            "pooling": _stored_pooling(folder) if config.head == "new" else None,
             "dropped": sorted(config.surgery.drop),
         }
+        if family.eyes is not None:
+            description |= _pictures(folder, settings, family, config.image_size)
+        elif config.image_size is not None:
+            raise UserError(f"model.image_size: {config.backbone} reads text")
+        else:
+            description["pooler"] = all(tensors.has(entry) for entry in poolers)
+            description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
         backbone = rebuild(description, precision)
         _assign(backbone.model.weights, table, tensors, settings["model_type"])
         head = _head(settings, family, tensors) if config.head == "checkpoint" else None
@@ -59,41 +65,76 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     family = _family(settings)
     a, style = family.architecture(settings), family.head_style
     if description["dropout"] is not None:
-        rate = description["dropout"]
-        a = replace(a, dropout=rate, attention_dropout=rate)
+        a = a.with_dropout(description["dropout"])
     if dropped := description.get("dropped"):
-        a = replace(a, dropped=_known_blocks(dropped, a))
+        a = a.without(dropped)
+    if family.eyes is not None:
+        given = description["picture"]
+        picture = Picture(**{**given, "size": tuple(given["size"])})
+        a = replace(a, size=picture.size, scaling=description["scaling"])
+        return _backbone(a, style, precision, description, picture=picture)
+    return _of_text(a, style, precision, description)
+
+
+def _of_text(
+    a: encoder.Architecture, style: HeadStyle, precision: str, description: Mapping[str, Any]
+) -> Backbone:
     if not description["pooler"]:
         if style.pooling == "pooled":  # a fresh pooler, as part of the head
             style = HeadStyle("first", a.pooler)
         a = replace(a, pooler=None)
     if description["pooling"]:
         style = HeadStyle(description["pooling"])
+    # RoBERTa's first position stands after the padding id.
+    length = a.positions - (a.pad_id + 1 if a.pad_id is not None else 0)
+    return _backbone(a, style, precision, description, max_length=length)
+
+
+def _backbone(
+    a: Architecture,
+    style: HeadStyle,
+    precision: str,
+    description: Mapping[str, Any],
+    *,
+    max_length: int | None = None,
+    picture: Picture | None = None,
+) -> Backbone:
     return Backbone(
-        model=encoder.build(a, precision),
-        stages=encoder.stages(a),
-        features=encoder.features(a),
+        model=a.build(precision),
+        stages=a.stages(),
+        features=a.features(),
         head_style=style,
         fingerprint="",
         description=description,
-        # RoBERTa's first position stands after the padding id.
-        max_length=a.positions - (a.pad_id + 1 if a.pad_id is not None else 0),
+        max_length=max_length,
+        picture=picture,
     )
 
 
-def _known_blocks(names_: Sequence[str], a: encoder.Architecture) -> frozenset[str]:
-    for name in names_:
-        if name not in a.blocks:
-            raise UserError(f"model.surgery.drop: no block {name!r}{nearest(name, a.blocks)}")
-    if a.groups is not None:
-        raise UserError("model.surgery.drop: this backbone's layers share their blocks")
-    if len(set(names_)) == len(a.blocks):
-        raise UserError("model.surgery.drop: one block must be left at least")
-    return frozenset(names_)
+def _pictures(
+    folder: Path, settings: Mapping[str, Any], family: Family, size: int | None
+) -> dict[str, Any]:
+    """What pictures a checkpoint reads and how they are scaled, as plain data."""
+    path = folder / PICTURES
+    given = pretrained.read_json(path) if path.is_file() else None
+    own = family.architecture(settings).size
+    picture, scaling = processor.read(given, family.eyes, own)
+    if size is not None:
+        picture = replace(picture, size=(size, size))
+    return {"picture": asdict(picture), "scaling": scaling}
 
 
-def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: Path) -> None:
+def save(
+    model: keras.Model,
+    backbone: Backbone,
+    labels: Sequence[str],
+    folder: Path,
+    picture: Picture | None = None,
+) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
+
+    Args:
+        picture: what pictures it reads; None: texts.
 
     Raises:
         UserError: the head is not of the form that the family's own classifier has.
@@ -110,8 +151,9 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
         numbers = family.architecture(settings)
     table = {**family.names(numbers), **family.head_names}
     head = {v.path: v for v in model.weights if v.path.startswith("head/")}
-    pooled = any(v.path.startswith("pooler/") for v in model.weights)
-    if set(head) != set(family.head_names) or pooled != (family.head_style.pooling == "pooled"):
+    if set(head) != set(family.head_names) or (
+        model.get_layer("pooling").kind != family.head_style.pooling
+    ):
         raise UserError(
             f"the head ({', '.join(sorted(head))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
@@ -126,11 +168,15 @@ def save(model: keras.Model, backbone: Backbone, labels: Sequence[str], folder: 
         entry = table[paths[variable.path]]
         values = names.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
+    if picture is not None:
+        shown = processor.write(picture, backbone.description["scaling"])
     settings["architectures"] = [family.classifier]
     settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
     settings["label2id"] = {label: i for i, label in enumerate(labels)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    if picture is not None:
+        (folder / PICTURES).write_text(json.dumps(shown, indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -141,6 +187,9 @@ def _renamed(path: str, blocks: Mapping[str, str]) -> str:
 
 def _family(settings: Mapping[str, Any]) -> Family:
     kind = settings.get("model_type")
+    for name in settings.get("architectures") or ():
+        if name in FAMILIES:
+            return FAMILIES[name]
     if kind not in FAMILIES:
         raise UserError(
             f"config.json: model_type {kind!r} is not supported{nearest(kind, FAMILIES)}"

@@ -9,7 +9,7 @@ from tfft.config.regularization import SurgeryConfig
 
 # provider -> the keys of the section `model` that are for it
 PROVIDERS: dict[str, tuple[str, ...]] = {
-    "hf": ("revision", "weights", "dropout", "head", "surgery.drop"),
+    "hf": ("revision", "weights", "image_size", "dropout", "head", "surgery.drop"),
     "hub": ("image_size", "scaling", "stages"),
     "keras": ("weights", "image_size"),
     "kerashub": (),

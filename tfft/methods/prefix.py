@@ -26,12 +26,12 @@ class Prefix(keras.layers.Layer):
         self.value = self.add_weight(name="value", shape=shape, initializer=small)
         self.built = True
 
-    def call(self, key, value, bias):
-        """[B, H, T, d] twice and a bias [B, 1, 1, T] -> the same with P + T positions."""
+    def call(self, key, value, bias=None):
+        """[B, H, T, d] twice and a bias [B, 1, 1, T] or None -> the same with P + T positions."""
         return (
             ops.concatenate([_for_each_row(self.key, key), key], axis=2),
             ops.concatenate([_for_each_row(self.value, value), value], axis=2),
-            ops.pad(bias, [(0, 0), (0, 0), (0, 0), (self._length, 0)]),
+            None if bias is None else ops.pad(bias, [*[(0, 0)] * 3, (self._length, 0)]),
         )
 
 

@@ -65,12 +65,13 @@ def _wrong(
     pixels = inputs.batch([w["row"][0] for w in wrong])["image"]
     captions = [f"{w['label']}, not {w['predicted']} ({w['confidence']:.2f})" for w in wrong]
     predicted = np.array([labels.index(w["predicted"]) for w in wrong])
-    heat = grad_cam(model, pixels, predicted)
+    heat, note = grad_cam(model, pixels, predicted), "where the predicted class was seen (Grad-CAM)"
+    if heat is None:
+        heat, note = roll_out(model, pixels), "what the model looked at (attention roll-out)"
     if heat is None:
         return gallery(pixels, captions)
     both = np.concatenate([pixels, overlaid(pixels, heat)], axis=2)
-    note = "<p>Beside each picture: where the predicted class was seen (Grad-CAM).</p>"
-    return note + gallery(both, captions)
+    return f"<p>Beside each picture: {note}.</p>" + gallery(both, captions)
 
 
 def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray | None:
@@ -95,6 +96,28 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     gradient = tape.gradient(score, maps)
     weights = tf.reduce_mean(tf.cast(gradient, tf.float32), axis=(1, 2), keepdims=True)
     heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1)).numpy()
+    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
+
+
+def roll_out(model: keras.Model, pixels: np.ndarray) -> np.ndarray | None:
+    """How much of each place reaches the first token, from 0 to 1: [B, h, w].
+
+    Abnar & Zuidema 2020, "Quantifying Attention Flow in Transformers", section 3: half of what a
+    block puts out counts as its input. None where the model is no vision transformer.
+    """
+    blocks = [layer for layer in model.layers if hasattr(layer, "attended")]
+    if not blocks:
+        return None
+    embeddings = model.get_layer("embeddings")
+    below = keras.Model(model.inputs, [block.input for block in blocks])
+    inputs = below([tf.constant(pixels)], training=False)
+    inputs = inputs if isinstance(inputs, list | tuple) else [inputs]
+    flow = None
+    for block, x in zip(blocks, inputs, strict=True):
+        looked = 0.5 * (keras.ops.convert_to_numpy(block.attended(x)) + np.eye(x.shape[1]))
+        flow = looked if flow is None else looked @ flow
+    heat = flow[:, 0, embeddings.extra :].reshape(-1, *embeddings.grid)
+    heat = heat - heat.min(axis=(1, 2), keepdims=True)
     return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
 
 

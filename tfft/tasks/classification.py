@@ -17,21 +17,21 @@ class Pooling(keras.layers.Layer):
 
     Args:
         kind: `pooled` takes [B, D] as it is, `first` the first token of [B, T, D], `mean` the
-            mean over the tokens that are not padding.
+            mean over the tokens that are not padding. Also an attribute.
     """
 
     def __init__(self, kind: str, **kwargs):
         super().__init__(dtype="float32", **kwargs)
-        self._kind = kind
+        self.kind = kind
 
     def call(self, features, mask=None):
         """[B, D] or [B, T, D], and the mask [B, T] where rows are padded -> [B, D]."""
         x = ops.cast(features, "float32")
-        if self._kind == "first":
+        if self.kind == "first":
             return x[:, 0]
-        if self._kind == "mean" and mask is None:
+        if self.kind == "mean" and mask is None:
             return ops.mean(x, axis=1)
-        if self._kind == "mean":
+        if self.kind == "mean":
             weights = ops.cast(mask, "float32")[:, :, None]
             return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
         return x

@@ -1,12 +1,14 @@
 """One encoder for the whole BERT kind: what differs between families is data, not code."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import keras
 from keras import ops
 
+from tfft.backbones.families.family import droppable
 from tfft.backbones.families.layers import Block, Embeddings
+from tfft.errors import UserError
 from tfft.spec import Stage
 
 
@@ -55,67 +57,78 @@ class Architecture:
             for inner in range(self.per_group)
         ]
 
+    def build(self, precision: str) -> keras.Model:
+        """The encoder as a Keras model with fresh weights.
 
-def build(a: Architecture, precision: str) -> keras.Model:
-    """The encoder as a Keras model with fresh weights.
-
-    Takes `{token_ids, padding_mask, segment_ids}`, int32 [B, T]; returns `{sequence [B, T, D]}`
-    and, where there is a pooler, `pooled [B, D]`.
-    """
-    inputs = {
-        name: keras.Input([None], dtype="int32", name=name)
-        for name in ("token_ids", "padding_mask", "segment_ids")
-    }
-    embeddings = Embeddings(
-        a.vocabulary,
-        a.positions,
-        a.segments,
-        a.embedding_width or a.width,
-        a.width if a.embedding_width else None,
-        a.pad_id,
-        a.epsilon,
-        a.dropout,
-        dtype=precision,
-        name="embeddings",
-    )
-    blocks = [
-        Block(
-            a.width,
-            a.heads,
-            a.inner,
-            a.activation,
-            a.epsilon,
-            a.dropout,
-            a.attention_dropout,
+        Takes `{token_ids, padding_mask, segment_ids}`, int32 [B, T]; returns `{sequence [B, T, D]}`
+        and, where there is a pooler, `pooled [B, D]`.
+        """
+        inputs = {
+            name: keras.Input([None], dtype="int32", name=name)
+            for name in ("token_ids", "padding_mask", "segment_ids")
+        }
+        embeddings = Embeddings(
+            self.vocabulary,
+            self.positions,
+            self.segments,
+            self.embedding_width or self.width,
+            self.width if self.embedding_width else None,
+            self.pad_id,
+            self.epsilon,
+            self.dropout,
             dtype=precision,
-            name=name,
+            name="embeddings",
         )
-        for name in a.blocks
-    ]
-    x = embeddings(inputs["token_ids"], inputs["segment_ids"])
-    bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
-    for index in a.block_order():
-        if a.blocks[index] in a.dropped:
-            continue
-        x = blocks[index](x, bias)
-    x = WithoutPrompt(name="without_prompt")(x)
-    features = {"sequence": x}
-    if a.pooler is not None:
-        pooler = keras.layers.Dense(a.width, activation=a.pooler, dtype=precision, name="pooler")
-        features["pooled"] = pooler(x[:, 0])
-    return keras.Model(inputs, features, name="encoder")
+        blocks = [
+            Block(
+                self.width,
+                self.heads,
+                self.inner,
+                self.activation,
+                self.epsilon,
+                self.dropout,
+                self.attention_dropout,
+                dtype=precision,
+                name=name,
+            )
+            for name in self.blocks
+        ]
+        x = embeddings(inputs["token_ids"], inputs["segment_ids"])
+        bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
+        for index in self.block_order():
+            if self.blocks[index] in self.dropped:
+                continue
+            x = blocks[index](x, bias)
+        x = WithoutPrompt(name="without_prompt")(x)
+        features = {"sequence": x}
+        if self.pooler is not None:
+            pooler = keras.layers.Dense(
+                self.width, activation=self.pooler, dtype=precision, name="pooler"
+            )
+            features["pooled"] = pooler(x[:, 0])
+        return keras.Model(inputs, features, name="encoder")
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Bottom to top."""
+        kept = [name for name in self.blocks if name not in self.dropped]
+        names = ["embeddings", *kept, *(["pooler"] if self.pooler is not None else [])]
+        return tuple(Stage(name, f"{name}/") for name in names)
 
-def stages(a: Architecture) -> tuple[Stage, ...]:
-    """Bottom to top."""
-    kept = [name for name in a.blocks if name not in a.dropped]
-    names = ["embeddings", *kept, *(["pooler"] if a.pooler is not None else [])]
-    return tuple(Stage(name, f"{name}/") for name in names)
+    def features(self) -> Mapping[str, int]:
+        """Widths of the outputs."""
+        return {"sequence": self.width} | (
+            {"pooled": self.width} if self.pooler is not None else {}
+        )
 
+    def with_dropout(self, rate: float) -> "Architecture":
+        """With this rate everywhere."""
+        return replace(self, dropout=rate, attention_dropout=rate)
 
-def features(a: Architecture) -> Mapping[str, int]:
-    """Widths of the outputs."""
-    return {"sequence": a.width} | ({"pooled": a.width} if a.pooler is not None else {})
+    def without(self, names: Sequence[str]) -> "Architecture":
+        """With some blocks left out."""
+        if self.groups is not None:
+            raise UserError("model.surgery.drop: this backbone's layers share their blocks")
+        return replace(self, dropped=droppable(names, self.blocks))
 
 
 class AttentionBias(keras.layers.Layer):

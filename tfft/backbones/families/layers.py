@@ -91,6 +91,19 @@ def _random_bytes(size, seed_generator):
     return tf.reshape(tf.bitcast(draws, tf.uint8), [-1])[:size]
 
 
+class DropPath(Dropout):
+    """Leaves out what a block adds, for whole rows (Huang et al. 2016, "Deep Networks with
+    Stochastic Depth"); off where its stage is frozen."""
+
+    def call(self, x, training: bool = False):
+        """[B, ...] -> the same shape."""
+        if not training or not self.trainable or not self._dropped:
+            return x
+        keep = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
+        keep = ops.reshape(keep, [-1] + [1] * (len(x.shape) - 1))
+        return ops.where(keep, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+
+
 class Embeddings(keras.layers.Layer):
     """Token, position and segment embeddings, added, normalised.
 
@@ -184,9 +197,12 @@ class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention with one product for queries, keys and values.
 
     Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
+
+    Args:
+        use_bias: whether queries, keys and values have one.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float, **kwargs):
+    def __init__(self, width: int, heads: int, dropout: float, use_bias: bool = True, **kwargs):
         super().__init__(**kwargs)
         if width % heads:
             raise UserError(
@@ -196,7 +212,7 @@ class SelfAttention(keras.layers.Layer):
         self._width = width
         self._scale = (width // heads) ** -0.5
         parts = ("query", "key", "value")
-        self.qkv = FusedDense(parts, width, dtype=self.dtype_policy, name="qkv")
+        self.qkv = FusedDense(parts, width, use_bias=use_bias, dtype=self.dtype_policy, name="qkv")
         self.out = keras.layers.Dense(width, dtype=self.dtype_policy, name="out")
         self.dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
         # (keys, values) [B, H, T, d], bias -> the same with more to attend to before them
@@ -208,20 +224,31 @@ class SelfAttention(keras.layers.Layer):
         self.out.build((None, None, self._width))
         self.built = True
 
-    def call(self, x, bias, training: bool = False):
-        """[B, T, D] and an additive [B, 1, 1, T] -> [B, T, D]."""
+    def call(self, x, bias=None, training: bool = False):
+        """[B, T, D] and what is added to the scores, [B, 1, 1, T], if anything -> [B, T, D]."""
+        rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
+        weights, value = self.weights_and_values(x, bias)
+        weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
+        mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
+        return self.out(ops.reshape(mixed, [rows, tokens, self._width]))
+
+    def weights_and_values(self, x, bias=None):
+        """How much of each value goes where, float32 [B, H, T, T], and the values [B, H, T, d]."""
         rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
         qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self.heads, self.size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
         if self.prefix is not None:
             key, value, bias = self.prefix(key, value, bias)
         scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
-        # The bias came through Keras' casting of inputs: 0 or -1e9, whatever the precision.
-        scores = ops.cast(scores, "float32") + ops.cast(bias, "float32")
-        weights = ops.softmax(scores, axis=-1)
-        weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
-        mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
-        return self.out(ops.reshape(mixed, [rows, tokens, self._width]))
+        scores = ops.cast(scores, "float32")
+        if bias is not None:
+            scores = self.biased(scores, bias)
+        return ops.softmax(scores, axis=-1), value
+
+    def biased(self, scores, bias):
+        """Scores [B, H, T, T] and the bias -> their sum. The bias came through Keras' casting of
+        inputs: 0 or -1e9, whatever the precision."""
+        return scores + ops.cast(bias, "float32")
 
 
 class Block(keras.layers.Layer):

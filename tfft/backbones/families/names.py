@@ -5,7 +5,11 @@ change of form, which is its own inverse's key:
 
 - `same`: as it is;
 - `transpose`: PyTorch's Linear keeps [out, in], Keras' Dense [in, out];
-- `fused`: three Linears side by side, [in, 3 * out] or [3 * out].
+- `fused`: three Linears side by side, [in, 3 * out] or [3 * out];
+- `conv`: PyTorch's Conv2d keeps [out, in, h, w], Keras [h, w, in, out];
+- `depthwise`: there [channels, 1, h, w], here [h, w, channels, 1];
+- `averaged`: the mean of several Linears' outputs, each of its own part of the input, as one:
+  [n * in, out] or [out].
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,6 +27,7 @@ class Entry:
 
 
 Table = Mapping[str, Entry]
+_AXES = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}
 
 
 def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
@@ -31,6 +36,11 @@ def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
         return tensors[0].T
     if entry.form == "fused":
         return np.concatenate([t.T for t in tensors], axis=-1)
+    if entry.form in _AXES:
+        return tensors[0].transpose(_AXES[entry.form])
+    if entry.form == "averaged":
+        whole = np.concatenate if tensors[0].ndim > 1 else sum
+        return whole([t.T for t in tensors]) / len(tensors)
     return tensors[0]
 
 
@@ -40,6 +50,12 @@ def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
         return [np.ascontiguousarray(value.T)]
     if entry.form == "fused":
         parts = np.split(value, len(entry.tensors), axis=-1)
+        return [np.ascontiguousarray(part.T) for part in parts]
+    if entry.form in _AXES:
+        return [np.ascontiguousarray(value.transpose(np.argsort(_AXES[entry.form])))]
+    if entry.form == "averaged":
+        count = len(entry.tensors)
+        parts = np.split(value * count, count) if value.ndim > 1 else [value] * count
         return [np.ascontiguousarray(part.T) for part in parts]
     return [value]
 
@@ -60,12 +76,26 @@ def norm(path: str, tensor: str) -> dict[str, Entry]:
     }
 
 
-def fused(path: str, tensors: Sequence[str]) -> dict[str, Entry]:
-    """Kernel and bias of several Linears in one."""
+def conv(path: str, tensor: str, bias: bool = False, form: str = "conv") -> dict[str, Entry]:
+    """Kernel, and bias where there is one, of a Conv2d."""
+    kernel = {f"{path}/kernel": Entry((f"{tensor}.weight",), form)}
+    return kernel | ({f"{path}/bias": Entry((f"{tensor}.bias",))} if bias else {})
+
+
+def batch_norm(path: str, tensor: str) -> dict[str, Entry]:
+    """Scale, offset and statistics of a BatchNorm2d."""
     return {
-        f"{path}/kernel": Entry(tuple(f"{t}.weight" for t in tensors), "fused"),
-        f"{path}/bias": Entry(tuple(f"{t}.bias" for t in tensors), "fused"),
+        **norm(path, tensor),
+        f"{path}/moving_mean": Entry((f"{tensor}.running_mean",)),
+        f"{path}/moving_variance": Entry((f"{tensor}.running_var",)),
     }
+
+
+def fused(path: str, tensors: Sequence[str], bias: bool = True) -> dict[str, Entry]:
+    """Kernel, and bias where there is one, of several Linears in one."""
+    kernel = {f"{path}/kernel": Entry(tuple(f"{t}.weight" for t in tensors), "fused")}
+    biases = {f"{path}/bias": Entry(tuple(f"{t}.bias" for t in tensors), "fused")}
+    return kernel | (biases if bias else {})
 
 
 def table(path: str, tensor: str) -> dict[str, Entry]:

@@ -70,7 +70,8 @@ def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
     """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
     height, width = picture.size
     if picture.resize == "stretch":
-        return resize(pixels, tf.constant(picture.size), picture.interpolation)
+        scaled = tf.cast(tf.round(tf.constant(picture.size, tf.float32) / picture.keep), tf.int32)
+        return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
     now = tf.cast(tf.shape(pixels)[:2], tf.float32)
     factors = tf.constant(picture.size, tf.float32) / now
     if picture.resize == "pad":
@@ -81,9 +82,13 @@ def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
         return tf.image.pad_to_bounding_box(small, top, left, height, width)
     scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / picture.keep), tf.int32)
     scaled = tf.maximum(scaled, picture.size)
-    large = resize(pixels, scaled, picture.interpolation)
-    top, left = (scaled[0] - height) // 2, (scaled[1] - width) // 2
-    return tf.ensure_shape(large[top : top + height, left : left + width], [height, width, 3])
+    return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
+
+
+def _middle(pixels: tf.Tensor, now: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """uint8 [h, w, 3] of the size `now` -> the H x W in its middle."""
+    (height, width), top, left = size, (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
+    return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
 
 
 def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:

@@ -1,0 +1,137 @@
+"""preprocessor_config.json: how a checkpoint's authors showed it pictures."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from tfft.backbones.families.family import Eyes
+from tfft.errors import UserError
+from tfft.spec import Picture
+
+# Numbers of PIL's resampling filters, as transformers writes them.
+_FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
+_CROPPED_TO = 0.875  # ConvNextImageProcessor's `crop_pct` where none is given
+
+
+def read(
+    settings: Mapping[str, Any] | None, eyes: Eyes, size: tuple[int, int]
+) -> tuple[Picture, dict[str, Any]]:
+    """The pictures that a checkpoint reads, and the arguments of its `pixels.Pixels`.
+
+    Args:
+        settings: the file's content; None: there is none, the family's own habits count.
+        eyes: these habits.
+        size: of the pictures in config.json.
+
+    Raises:
+        UserError: the file asks for what tfft does not do.
+    """
+    if settings is None:
+        keep = eyes.keep
+        kind = "stretch" if keep is None else "crop"
+        picture = Picture(size, kind, eyes.interpolation, keep or 1.0)
+        return picture, _scaling(1 / 255, eyes.mean, eyes.deviation)
+    picture = _picture(settings, eyes, size)
+    scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    if settings.get("do_normalize", True):
+        mean = _three(settings, "image_mean", eyes.mean)
+        deviation = _three(settings, "image_std", eyes.deviation)
+    else:
+        mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return picture, _scaling(float(scale), mean, deviation)
+
+
+def write(picture: Picture, scaling: Mapping[str, Any]) -> dict[str, Any]:
+    """The file's content for a model that is saved: what `read` reads, and transformers.
+
+    Raises:
+        UserError: no image processor of transformers does what `picture` says.
+    """
+    height, width = picture.size
+    size: dict[str, int] = {"height": height, "width": width}
+    found: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": size}
+    if picture.resize == "pad":
+        raise UserError("data.resize: pad has no form in transformers' image processors")
+    if picture.resize == "crop":
+        shortest = {"shortest_edge": round(min(picture.size) / picture.keep)}
+        found = {"image_processor_type": "BitImageProcessor", "size": shortest}
+    elif picture.keep < 1:
+        whole = {key: round(value / picture.keep) for key, value in size.items()}
+        found = {"image_processor_type": "DeiTImageProcessor", "size": whole}
+    if found["size"] != size:
+        found |= {"do_center_crop": True, "crop_size": size}
+    filters = {name: number for number, name in _FILTERS.items()}
+    return {
+        **found,
+        "do_resize": True,
+        "resample": filters[picture.interpolation],
+        "do_rescale": True,
+        "rescale_factor": scaling["scale"],
+        "do_normalize": True,
+        "image_mean": list(scaling["mean"]),
+        "image_std": list(scaling["deviation"]),
+    }
+
+
+def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> Picture:
+    given = settings.get("size", list(size))
+    number = settings.get("resample", None)
+    interpolation = eyes.interpolation if number is None else _FILTERS.get(number)
+    if interpolation is None:
+        raise _refused("resample", number, "0, 2 or 3 (nearest, bilinear, bicubic)")
+    if not settings.get("do_resize", True):
+        raise _refused("do_resize", False, "true")
+    kind = str(settings.get("image_processor_type") or settings.get("feature_extractor_type") or "")
+    shortest = given.get("shortest_edge") if isinstance(given, Mapping) else None
+    if isinstance(given, int) and ("ConvNext" in kind or "MobileNet" in kind):
+        shortest = given
+    if "crop_pct" in settings or "ConvNext" in kind:  # ConvNeXt's and ResNet's
+        if not isinstance(shortest, int):
+            raise _refused("size", given, "{shortest_edge: pixels}")
+        if shortest >= 384:
+            return Picture((shortest, shortest), "stretch", interpolation)
+        share = float(settings.get("crop_pct") or _CROPPED_TO)
+        return Picture((shortest, shortest), "crop", interpolation, share)
+    crop = settings.get("crop_size", given) if settings.get("do_center_crop", False) else None
+    if isinstance(shortest, int):
+        if crop is None:
+            raise _refused("do_center_crop", False, "true, where the shortest edge is resized")
+        height, width = _both(crop, "crop_size")
+        return Picture((height, width), "crop", interpolation, min(height, width) / shortest)
+    height, width = _both(given, "size")
+    if crop is None:
+        return Picture((height, width), "stretch", interpolation)
+    middle = _both(crop, "crop_size")
+    if middle[0] * width != middle[1] * height or middle[0] > height:
+        raise _refused("crop_size", crop, "of the shape of `size`, and no larger")
+    return Picture(middle, "stretch", interpolation, middle[0] / height)
+
+
+def _both(value: Any, key: str) -> tuple[int, int]:
+    """Height and width."""
+    if isinstance(value, Mapping):
+        found = value.get("shortest_edge", value.get("height"))
+        value = [found, value.get("width", found)]
+    elif isinstance(value, int):
+        value = [value, value]
+    if not (isinstance(value, list | tuple) and len(value) == 2):
+        raise _refused(key, value, "a height and a width in pixels")
+    if not all(type(n) is int and n > 0 for n in value):
+        raise _refused(key, value, "a height and a width in pixels")
+    return value[0], value[1]
+
+
+def _three(settings: Mapping[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+    value = settings.get(key, default)
+    value = [value] * 3 if isinstance(value, int | float) else value
+    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
+    if not numbers or len(value) != 3:
+        raise _refused(key, value, "three numbers")
+    return tuple(map(float, value))
+
+
+def _scaling(scale: float, mean: Any, deviation: Any) -> dict[str, Any]:
+    return {"scale": scale, "mean": list(mean), "deviation": list(deviation)}
+
+
+def _refused(key: str, value: Any, wanted: str) -> UserError:
+    return UserError(f"preprocessor_config.json: {key} must be {wanted}. Received: {value!r}")

@@ -1,0 +1,167 @@
+"""ResNet (He et al. 2016; with the stride in the 3 x 3 convolution, "v1.5")."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfft.backbones import pixels
+from tfft.backbones.families import names
+from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
+from tfft.backbones.families.layers import activation
+from tfft.backbones.families.vision import ConvNorm, Vision
+from tfft.errors import UserError
+from tfft.spec import HeadStyle, Stage
+
+_REDUCTION = 4  # of the channels within a bottleneck
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Vision):
+    """The numbers of a ResNet.
+
+    Attributes:
+        widths, depths: channels and blocks of each stage.
+        bottleneck: whether a block is three convolutions, not two.
+        early: whether a bottleneck makes the map smaller in its first convolution.
+        first_stride: of the first stage.
+    """
+
+    stem: int
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    activation: str
+    bottleneck: bool
+    early: bool
+    first_stride: int
+
+    @property
+    def blocks(self) -> list[str]:
+        """Bottom to top."""
+        return [f"block_{i}" for i in range(sum(self.depths))]
+
+    def plan(self) -> list[tuple[int, int, int, int]]:
+        """Of each block: its stage, its place there, its channels and its stride."""
+        return [
+            (stage, i, width, (2 if stage else self.first_stride) if i == 0 else 1)
+            for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True))
+            for i in range(depth)
+        ]
+
+    def shortcuts(self) -> list[bool]:
+        """Of each block: whether what goes round it has a convolution."""
+        before = [self.stem, *(width for _, _, width, _ in self.plan())]
+        return [b != w or s != 1 for b, (_, _, w, s) in zip(before, self.plan(), strict=False)]
+
+    def build(self, precision: str) -> keras.Model:
+        """`{image}` -> `{pooled [B, D], map [B, h, w, D]}`."""
+        image, x = self.pixels()
+        kind = {"dtype": precision, "activation_name": self.activation}
+        x = ConvNorm(self.stem, 7, 2, name="stem", **kind)(x)
+        # PyTorch pads with what is never the largest; after a ReLU that is 0 too.
+        x = keras.layers.ZeroPadding2D(1, dtype=precision, name="stem_padding")(x)
+        x = keras.layers.MaxPooling2D(3, 2, dtype=precision, name="stem_pooling")(x)
+        for name, (_, _, width, stride), shortcut in zip(
+            self.blocks, self.plan(), self.shortcuts(), strict=True
+        ):
+            x = Block(self, width, stride, shortcut, dtype=precision, name=name)(x)
+        return pixels.encoder(image, x)
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Bottom to top."""
+        return tuple(Stage(name, f"{name}/") for name in ("stem", *self.blocks))
+
+    def features(self) -> Mapping[str, int]:
+        """Widths of the outputs."""
+        return {"pooled": self.widths[-1], "map": self.widths[-1]}
+
+
+class Block(keras.layers.Layer):
+    """Two or three convolutions, and the input added to them."""
+
+    def __init__(self, a: Architecture, width: int, stride: int, shortcut: bool, **kwargs: Any):
+        super().__init__(**kwargs)
+        kind = {"dtype": self.dtype_policy, "activation_name": a.activation}
+        last = {"dtype": self.dtype_policy, "activation_name": None}
+        if a.bottleneck:
+            narrow = width // _REDUCTION
+            first, second = (stride, 1) if a.early else (1, stride)
+            self.convs = [
+                ConvNorm(narrow, 1, first, name="conv_0", **kind),
+                ConvNorm(narrow, 3, second, name="conv_1", **kind),
+                ConvNorm(width, 1, name="conv_2", **last),
+            ]
+        else:
+            self.convs = [
+                ConvNorm(width, 3, stride, name="conv_0", **kind),
+                ConvNorm(width, 3, name="conv_1", **last),
+            ]
+        self.shortcut = ConvNorm(width, 1, stride, name="shortcut", **last) if shortcut else None
+        self._activation = activation(a.activation)
+
+    def build(self, shape):
+        """Create everything."""
+        if self.shortcut is not None:
+            self.shortcut.build(shape)
+        for conv in self.convs:
+            conv.build(shape)
+            shape = conv.compute_output_shape(shape)
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """[B, H, W, C] -> [B, h, w, C']."""
+        around = x if self.shortcut is None else self.shortcut(x, training=training)
+        for conv in self.convs:
+            x = conv(x, training=training)
+        return self._activation(ops.add(x, around))
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The numbers, with ResNetConfig's defaults."""
+    refuse(config, "num_channels", (3,))
+    refuse(config, "layer_type", ("bottleneck", "basic"))
+    refuse(config, "hidden_act", ("relu", "relu6"))
+    widths = numbers(config, "hidden_sizes", (256, 512, 1024, 2048))
+    depths = numbers(config, "depths", (3, 4, 6, 3))
+    if len(widths) != len(depths):
+        raise UserError("config.json: hidden_sizes and depths must be of one length")
+    return Architecture(
+        stem=number(config, "embedding_size", 64),
+        widths=widths,
+        depths=depths,
+        activation=str(config.get("hidden_act", "relu")),
+        bottleneck=config.get("layer_type", "bottleneck") == "bottleneck",
+        early=bool(config.get("downsample_in_bottleneck", False)),
+        first_stride=2 if config.get("downsample_in_first_stage", False) else 1,
+        size=two(config, "image_size", 224),
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """ResNetModel's names."""
+    entries = _conv("stem", "embedder.embedder")
+    for block, (stage, i, _, _), shortcut in zip(a.blocks, a.plan(), a.shortcuts(), strict=True):
+        layer = f"encoder.stages.{stage}.layers.{i}"
+        for at in range(3 if a.bottleneck else 2):
+            entries |= _conv(f"{block}/conv_{at}", f"{layer}.layer.{at}")
+        if shortcut:
+            entries |= _conv(f"{block}/shortcut", f"{layer}.shortcut")
+    return entries
+
+
+def _conv(path: str, tensor: str) -> dict[str, names.Entry]:
+    conv = names.conv(f"{path}/conv", f"{tensor}.convolution")
+    return conv | names.batch_norm(f"{path}/norm", f"{tensor}.normalization")
+
+
+FAMILY = Family(
+    prefixes=("resnet.",),
+    architecture=architecture,
+    names=name_table,
+    head_style=HeadStyle("pooled"),
+    head_names=names.dense("head/logits", "classifier.1"),
+    classifier="ResNetForImageClassification",
+    eyes=Eyes(0.875, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
+)

@@ -1,0 +1,355 @@
+"""Swin (Liu et al. 2021, "Hierarchical Vision Transformer using Shifted Windows")."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfft.backbones import pixels
+from tfft.backbones.families import names
+from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
+from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
+from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
+from tfft.errors import UserError
+from tfft.spec import HeadStyle, Stage
+
+_EPSILON = 1e-5  # of the norms outside of the blocks, but the last
+_FAR = -100.0  # added to the score of what is not beside a place, as the authors do
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Vision):
+    """The numbers of a Swin transformer.
+
+    Attributes:
+        width: of the first stage; each further one has twice that of the one below.
+        depths, heads: of each stage.
+        window: places across a window.
+        grid: patches down and across in the pictures of the pretraining, where positions are
+            added to patches; else None.
+    """
+
+    width: int
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    window: int
+    ratio: float
+    patch: tuple[int, int]
+    activation: str
+    epsilon: float
+    dropout: float
+    attention_dropout: float
+    drop_path: float
+    qkv_bias: bool
+    grid: tuple[int, int] | None
+
+    @property
+    def blocks(self) -> list[str]:
+        """Bottom to top."""
+        return [f"block_{i}" for i in range(sum(self.depths))]
+
+    def plan(self) -> list[tuple[int, int]]:
+        """Of each block: its stage, its place there."""
+        return [(stage, i) for stage, depth in enumerate(self.depths) for i in range(depth)]
+
+    def build(self, precision: str) -> keras.Model:
+        """`{image}` -> `{pooled [B, D], map [B, h, w, D]}`."""
+        image, x = self.pixels()
+        x = Embeddings(self, dtype=precision, name="embeddings")(x)
+        last = max(sum(self.depths) - 1, 1)
+        for at, (name, (stage, i)) in enumerate(zip(self.blocks, self.plan(), strict=True)):
+            if stage and i == 0:
+                x = Merge(self.width * 2**stage, dtype=precision, name=f"merge_{stage}")(x)
+            block = Block(
+                self,
+                self.width * 2**stage,
+                self.heads[stage],
+                x.shape[1:3],
+                i % 2 == 1,
+                self.drop_path * at / last,
+                dtype=precision,
+                name=name,
+            )
+            x = block(x)
+        return pixels.encoder(image, layer_norm(self.epsilon, precision, "norm")(x))
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Bottom to top; what merges patches belongs to the block after it."""
+        found = [Stage("stem", "embeddings/")]
+        for name, (stage, i) in zip(self.blocks, self.plan(), strict=True):
+            merge = f"|merge_{stage}" if stage and i == 0 else ""
+            found.append(Stage(name, f"(?:{name}{merge})/"))
+        return (*found, Stage("top", "norm/"))
+
+    def features(self) -> Mapping[str, int]:
+        """Widths of the outputs."""
+        width = self.width * 2 ** (len(self.depths) - 1)
+        return {"pooled": width, "map": width}
+
+    def with_dropout(self, rate: float) -> "Architecture":
+        """With this rate everywhere."""
+        return replace(self, dropout=rate, attention_dropout=rate)
+
+
+class Embeddings(keras.layers.Layer):
+    """Patches as vectors, normalised; perhaps with positions."""
+
+    def __init__(self, a: Architecture, **kwargs: Any):
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self._patch_size, self._trained_grid = a.patch, a.grid
+        self.patch = keras.layers.Conv2D(
+            a.width, a.patch, strides=a.patch, dtype=dtype, name="patch"
+        )
+        self.norm = layer_norm(_EPSILON, dtype, "norm")
+        self.position = None
+        if a.grid is not None:
+            shape = [1, a.grid[0] * a.grid[1], a.width]
+            self.position = Weight(shape, "zeros", dtype=dtype, name="position")
+        self.dropout = Dropout(a.dropout, dtype=dtype, name="dropout")
+        self._width = a.width
+
+    def build(self, shape):
+        """Create projection, norm and positions."""
+        self.patch.build(shape)
+        if self.position is not None:
+            self.position.build()
+        self.norm.build((None, None, None, self._width))
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """[B, H, W, 3] -> [B, h, w, D]."""
+        x = _padded(x, self._patch_size)
+        x = self.norm(self.patch(x))
+        if self.position is not None:
+            x = x + ops.cast(self._positions(*x.shape[1:3]), x.dtype)
+        return self.dropout(x, training=training)
+
+    def _positions(self, h: int, w: int):
+        rows, columns = self._trained_grid
+        given = ops.reshape(self.position.value, [rows, columns, self._width])
+        if (h, w) == (rows, columns):
+            return given
+        made = ops.tensordot(bicubic(rows, h), ops.cast(given, "float32"), 1)
+        made = ops.tensordot(bicubic(columns, w), ops.transpose(made, [1, 0, 2]), 1)
+        return ops.transpose(made, [1, 0, 2])
+
+
+class Merge(keras.layers.Layer):
+    """Four neighbouring places become one of twice the width."""
+
+    def __init__(self, width: int, **kwargs: Any):
+        super().__init__(**kwargs)
+        self._width = width
+        self.norm = layer_norm(_EPSILON, self.dtype_policy, "norm")
+        self.reduce = keras.layers.Dense(
+            width, use_bias=False, dtype=self.dtype_policy, name="reduce"
+        )
+
+    def build(self, shape):
+        """Create both."""
+        for layer in (self.norm, self.reduce):
+            layer.build((*shape[:-1], 4 * shape[-1]))
+        self.built = True
+
+    def call(self, x):
+        """[B, h, w, C] -> [B, h / 2, w / 2, 2 C], rounded up."""
+        x = _padded(x, (2, 2))
+        _, h, w, c = x.shape
+        x = ops.reshape(x, [-1, h // 2, 2, w // 2, 2, c])
+        x = ops.transpose(x, [0, 1, 3, 4, 2, 5])  # down before across
+        return self.reduce(self.norm(ops.reshape(x, [-1, h // 2, w // 2, 4 * c])))
+
+
+class WindowAttention(SelfAttention):
+    """Attention within windows; scores depend on where places stand to one another.
+
+    Args:
+        window: places across a window, as pretrained.
+        size: places across the windows that there are: fewer where the map is smaller.
+    """
+
+    def __init__(self, *args: Any, window: int, size: int, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.positions = Weight(
+            [(2 * window - 1) ** 2, self.heads], "zeros", dtype=self.dtype_policy, name="positions"
+        )
+        down, across = np.indices([size, size]).reshape(2, -1)
+        relative = [p[:, None] - p[None] + window - 1 for p in (down, across)]
+        self._index = relative[0] * (2 * window - 1) + relative[1]  # [N, N]
+
+    def build(self, shape):
+        """With the table of positions."""
+        super().build(shape)
+        self.positions.build()
+
+    def biased(self, scores, bias):
+        """[B * windows, H, N, N], and what is far apart, [windows, N, N] -> their sum."""
+        near = ops.take(ops.convert_to_tensor(self.positions.value), self._index, axis=0)
+        scores = scores + ops.cast(ops.transpose(near, [2, 0, 1]), "float32")
+        windows, places = bias.shape[0], bias.shape[1]
+        if windows == 1:
+            return scores
+        # What stands before the places (a prefix) is near to all of them.
+        bias = ops.pad(ops.cast(bias, "float32"), [(0, 0), (0, 0), (scores.shape[-1] - places, 0)])
+        parted = ops.reshape(scores, [-1, windows, self.heads, *scores.shape[2:]])
+        return ops.reshape(parted + bias[:, None], [-1, *scores.shape[1:]])
+
+
+class Block(keras.layers.Layer):
+    """Attention in windows, which in every second block are shifted by half of one."""
+
+    def __init__(
+        self,
+        a: Architecture,
+        width: int,
+        heads: int,
+        grid: tuple[int, int],
+        shifted: bool,
+        drop_path: float,
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        dtype = self.dtype_policy
+        self._width, self._inner, self._grid = width, int(a.ratio * width), tuple(grid)
+        # One window that holds the whole of the smaller side has nothing to be shifted to.
+        self._window = min(a.window, *grid)
+        self._shift = a.window // 2 if shifted and min(grid) > a.window else 0
+        self._activation = activation(a.activation)
+        self.attention_norm = layer_norm(a.epsilon, dtype, "attention_norm")
+        self.attention = WindowAttention(
+            width,
+            heads,
+            a.attention_dropout,
+            a.qkv_bias,
+            window=a.window,
+            size=self._window,
+            dtype=dtype,
+            name="attention",
+        )
+        self.output_norm = layer_norm(a.epsilon, dtype, "output_norm")
+        self.up = keras.layers.Dense(self._inner, dtype=dtype, name="up")
+        self.down = keras.layers.Dense(width, dtype=dtype, name="down")
+        self.attention_dropout = Dropout(a.dropout, dtype=dtype, name="attention_dropout")
+        self.output_dropout = Dropout(a.dropout, dtype=dtype, name="output_dropout")
+        self.attention_path = DropPath(drop_path, dtype=dtype, name="attention_path")
+        self.output_path = DropPath(drop_path, dtype=dtype, name="output_path")
+        self._far = self._far_apart()
+
+    def build(self, _):
+        """Create everything."""
+        shape = (None, None, self._width)
+        for layer in (self.attention_norm, self.attention, self.output_norm, self.up):
+            layer.build(shape)
+        self.down.build((None, None, self._inner))
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """[B, h, w, D] -> the same shape."""
+        (h, w), window, shift = self._grid, self._window, self._shift
+        y = _padded(self.attention_norm(x), (window, window))
+        rows, columns = y.shape[1] // window, y.shape[2] // window
+        y = ops.roll(y, [-shift, -shift], [1, 2]) if shift else y
+        y = ops.reshape(y, [-1, rows, window, columns, window, self._width])
+        y = ops.reshape(ops.transpose(y, [0, 1, 3, 2, 4, 5]), [-1, window**2, self._width])
+        y = self.attention(y, self._far, training=training)
+        y = ops.reshape(y, [-1, rows, columns, window, window, self._width])
+        y = ops.transpose(y, [0, 1, 3, 2, 4, 5])
+        y = ops.reshape(y, [-1, rows * window, columns * window, self._width])
+        y = ops.roll(y, [shift, shift], [1, 2]) if shift else y
+        y = self.attention_dropout(y[:, :h, :w], training=training)
+        x = x + self.attention_path(y, training=training)
+        y = self.down(self._activation(self.up(self.output_norm(x))))
+        return x + self.output_path(self.output_dropout(y, training=training), training=training)
+
+    def _far_apart(self) -> np.ndarray:
+        """What is added to scores, float32 [windows, N, N]: shifting brings places into one window
+        that are not beside each other. One window of zeros where nothing is shifted."""
+        window, shift = self._window, self._shift
+        if not shift:
+            return np.zeros([1, window**2, window**2], np.float32)
+        sides = [-(-side // window) * window for side in self._grid]
+        regions = [
+            (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
+            for side in sides
+        ]
+        map_ = regions[0][:, None] * 3 + regions[1][None]
+        parts = map_.reshape(sides[0] // window, window, sides[1] // window, window)
+        parts = parts.transpose(0, 2, 1, 3).reshape(-1, window**2)
+        return np.where(parts[:, :, None] == parts[:, None], 0.0, _FAR).astype(np.float32)
+
+
+def _padded(x, step: tuple[int, int]):
+    """[B, h, w, C] with zeros below and to the right, up to multiples of `step`."""
+    more = [-size % s for size, s in zip(x.shape[1:3], step, strict=True)]
+    return ops.pad(x, [(0, 0), (0, more[0]), (0, more[1]), (0, 0)]) if any(more) else x
+
+
+def architecture(config: Mapping[str, Any]) -> Architecture:
+    """The numbers, with SwinConfig's defaults."""
+    refuse(config, "num_channels", (3,))
+    depths = numbers(config, "depths", (2, 2, 6, 2))
+    heads = numbers(config, "num_heads", (3, 6, 12, 24))
+    if len(depths) != len(heads):
+        raise UserError("config.json: depths and num_heads must be of one length")
+    size, patch = two(config, "image_size", 224), two(config, "patch_size", 4)
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    return Architecture(
+        width=number(config, "embed_dim", 96),
+        depths=depths,
+        heads=heads,
+        window=number(config, "window_size", 7),
+        ratio=number(config, "mlp_ratio", 4.0, float),
+        patch=patch,
+        activation=str(config.get("hidden_act", "gelu")),
+        epsilon=number(config, "layer_norm_eps", 1e-5, float),
+        dropout=number(config, "hidden_dropout_prob", 0.0, float),
+        attention_dropout=number(config, "attention_probs_dropout_prob", 0.0, float),
+        drop_path=number(config, "drop_path_rate", 0.1, float),
+        qkv_bias=bool(config.get("qkv_bias", True)),
+        grid=grid if config.get("use_absolute_embeddings") else None,
+        size=size,
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """SwinModel's names."""
+    entries = {
+        **names.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
+        **names.norm("embeddings/norm", "embeddings.norm"),
+        "embeddings/position/value": names.Entry(("embeddings.position_embeddings",)),
+        **names.norm("norm", "layernorm"),
+    }
+    for stage in range(1, len(a.depths)):
+        below = f"encoder.layers.{stage - 1}.downsample"
+        entries |= names.norm(f"merge_{stage}/norm", f"{below}.norm")
+        kernel = names.Entry((f"{below}.reduction.weight",), "transpose")
+        entries[f"merge_{stage}/reduce/kernel"] = kernel
+    for block, (stage, i) in zip(a.blocks, a.plan(), strict=True):
+        layer = f"encoder.layers.{stage}.blocks.{i}"
+        qkv = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
+        table = f"{layer}.attention.self.relative_position_bias_table"
+        entries |= {
+            **names.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
+            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            f"{block}/attention/positions/value": names.Entry((table,)),
+            **names.norm(f"{block}/attention_norm", f"{layer}.layernorm_before"),
+            **names.norm(f"{block}/output_norm", f"{layer}.layernorm_after"),
+            **names.dense(f"{block}/up", f"{layer}.intermediate.dense"),
+            **names.dense(f"{block}/down", f"{layer}.output.dense"),
+        }
+    return entries
+
+
+FAMILY = Family(
+    prefixes=("swin.",),
+    architecture=architecture,
+    names=name_table,
+    head_style=HeadStyle("pooled"),
+    head_names=names.dense("head/logits", "classifier"),
+    classifier="SwinForImageClassification",
+    eyes=Eyes(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
+)

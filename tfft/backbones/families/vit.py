@@ -1,0 +1,321 @@
+"""Vision transformers: ViT (Dosovitskiy et al. 2021), DeiT (Touvron et al. 2021, "Training
+data-efficient image transformers") and DINOv2 (Oquab et al. 2024)."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import keras
+from keras import ops
+
+from tfft.backbones.families import names
+from tfft.backbones.families.family import Eyes, Family, droppable, number, refuse, two
+from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
+from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
+from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
+from tfft.errors import UserError
+from tfft.spec import HeadStyle, Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Architecture(Vision):
+    """The numbers of a vision transformer.
+
+    Attributes:
+        inner: width between the two dense layers of a block; with `gated`, of each half.
+        grid: patches down and across in the pictures that it was pretrained on.
+        distilled: whether a second token stands beside the first (DeiT).
+        pooled: the vector for a classifier: `first` (the first token), `both` (of DeiT's two
+            tokens) or `first_and_mean` (of the patches: DINOv2).
+        scaled: whether what a block adds has a factor for each channel (DINOv2).
+        gated: whether the dense layers are SwiGLU (Shazeer 2020).
+    """
+
+    width: int
+    layers: int
+    heads: int
+    inner: int
+    patch: tuple[int, int]
+    grid: tuple[int, int]
+    activation: str
+    epsilon: float
+    dropout: float
+    attention_dropout: float
+    qkv_bias: bool
+    distilled: bool = False
+    pooled: str = "first"
+    scaled: bool = False
+    gated: bool = False
+    drop_path: float = 0.0
+
+    @property
+    def blocks(self) -> list[str]:
+        """Bottom to top."""
+        return [f"block_{i}" for i in range(self.layers)]
+
+    def build(self, precision: str) -> keras.Model:
+        """`{image}` -> `{sequence [B, T, D], pooled [B, D or 2 D], map [B, h, w, D]}`."""
+        image, x = self.pixels()
+        embeddings = Embeddings(self, dtype=precision, name="embeddings")
+        if not all(embeddings.grid):
+            raise UserError(f"model.image_size: {self.size} holds no patch of {self.patch}")
+        x = embeddings(x)
+        for name in self.blocks:
+            if name not in self.dropped:
+                x = Block(self, dtype=precision, name=name)(x)
+        x = layer_norm(self.epsilon, precision, "norm")(x)
+        patches = x[:, embeddings.extra :]
+        if self.pooled == "first_and_mean":
+            parts = [x[:, 0], ops.mean(patches, axis=1)]
+        else:
+            parts = [x[:, 0], x[:, 1]] if self.pooled == "both" else [x[:, 0]]
+        pooled = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
+        found = ops.reshape(patches, [-1, *embeddings.grid, self.width])
+        features = {"sequence": x, "pooled": pooled, "map": found}
+        return keras.Model({"image": image}, features, name="encoder")
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Bottom to top."""
+        kept = [name for name in self.blocks if name not in self.dropped]
+        return (
+            Stage("stem", "embeddings/"),
+            *(Stage(name, f"{name}/") for name in kept),
+            Stage("top", "norm/"),
+        )
+
+    def features(self) -> Mapping[str, int]:
+        """Widths of the outputs."""
+        pooled = self.width * (1 if self.pooled == "first" else 2)
+        return {"sequence": self.width, "pooled": pooled, "map": self.width}
+
+    def with_dropout(self, rate: float) -> "Architecture":
+        """With this rate everywhere."""
+        return replace(self, dropout=rate, attention_dropout=rate)
+
+    def without(self, names: Sequence[str]) -> "Architecture":
+        """With some blocks left out."""
+        return replace(self, dropped=droppable(names, self.blocks))
+
+
+class Embeddings(keras.layers.Layer):
+    """Patches as vectors, a token or two before them, positions added.
+
+    Pictures of another size than those of the pretraining get positions in between, as in
+    transformers' `interpolate_pos_encoding`.
+
+    Attributes:
+        extra: tokens before the patches.
+        grid: patches down and across.
+    """
+
+    def __init__(self, a: Architecture, **kwargs: Any):
+        super().__init__(**kwargs)
+        dtype, width = self.dtype_policy, a.width
+        self.extra = 2 if a.distilled else 1
+        self.grid = (a.size[0] // a.patch[0], a.size[1] // a.patch[1])
+        self._trained_grid = a.grid
+        self.patch = keras.layers.Conv2D(width, a.patch, strides=a.patch, dtype=dtype, name="patch")
+        self.token = Weight([1, 1, width], "zeros", dtype=dtype, name="token")
+        self.second = (
+            Weight([1, 1, width], "zeros", dtype=dtype, name="second") if a.distilled else None
+        )
+        places = self.extra + a.grid[0] * a.grid[1]
+        small = keras.initializers.TruncatedNormal(stddev=0.02)
+        self.position = Weight([1, places, width], small, dtype=dtype, name="position")
+        self.dropout = Dropout(a.dropout, dtype=dtype, name="dropout")
+        self._width = width
+
+    def build(self, shape):
+        """Create projection, tokens and positions."""
+        self.patch.build(shape)
+        for weight in (self.token, self.second, self.position):
+            if weight is not None:
+                weight.build()
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """[B, H, W, 3] -> [B, T, D]."""
+        x = ops.reshape(self.patch(x), [-1, self.grid[0] * self.grid[1], self._width])
+        tokens = [t.value for t in (self.token, self.second) if t is not None]
+        tokens = [ops.tile(ops.cast(t, x.dtype), [ops.shape(x)[0], 1, 1]) for t in tokens]
+        x = ops.concatenate([*tokens, x], axis=1)
+        return self.dropout(x + ops.cast(self._positions(), x.dtype), training=training)
+
+    def _positions(self):
+        given = ops.convert_to_tensor(self.position.value)
+        if self.grid == self._trained_grid:
+            return given
+        (rows, columns), (h, w) = self._trained_grid, self.grid
+        patches = ops.reshape(
+            ops.cast(given[0, self.extra :], "float32"), [rows, columns, self._width]
+        )
+        patches = ops.tensordot(bicubic(rows, h), patches, 1)  # [h, columns, D]
+        patches = ops.tensordot(bicubic(columns, w), ops.transpose(patches, [1, 0, 2]), 1)
+        patches = ops.reshape(ops.transpose(patches, [1, 0, 2]), [1, h * w, self._width])
+        return ops.concatenate([given[:, : self.extra], ops.cast(patches, given.dtype)], axis=1)
+
+
+class Block(keras.layers.Layer):
+    """One encoder block, norms before its two halves."""
+
+    def __init__(self, a: Architecture, **kwargs: Any):
+        super().__init__(**kwargs)
+        dtype, width = self.dtype_policy, a.width
+        self._width, self._inner, self._gated = width, a.inner, a.gated
+        self._activation = activation("silu" if a.gated else a.activation)
+        self.attention_norm = layer_norm(a.epsilon, dtype, "attention_norm")
+        self.attention = SelfAttention(
+            width, a.heads, a.attention_dropout, a.qkv_bias, dtype=dtype, name="attention"
+        )
+        self.output_norm = layer_norm(a.epsilon, dtype, "output_norm")
+        self.up = keras.layers.Dense(a.inner * (2 if a.gated else 1), dtype=dtype, name="up")
+        self.down = keras.layers.Dense(width, dtype=dtype, name="down")
+        self.attention_scale = self.output_scale = None
+        if a.scaled:
+            self.attention_scale = Weight([width], "ones", dtype=dtype, name="attention_scale")
+            self.output_scale = Weight([width], "ones", dtype=dtype, name="output_scale")
+        self.attention_dropout = Dropout(a.dropout, dtype=dtype, name="attention_dropout")
+        self.output_dropout = Dropout(a.dropout, dtype=dtype, name="output_dropout")
+        self.attention_path = DropPath(a.drop_path, dtype=dtype, name="attention_path")
+        self.output_path = DropPath(a.drop_path, dtype=dtype, name="output_path")
+
+    def build(self, _):
+        """Create everything."""
+        shape = (None, None, self._width)
+        for layer in (self.attention_norm, self.attention, self.output_norm, self.up):
+            layer.build(shape)
+        self.down.build((None, None, self._inner))
+        for weight in (self.attention_scale, self.output_scale):
+            if weight is not None:
+                weight.build()
+        self.built = True
+
+    def call(self, x, training: bool = False):
+        """[B, T, D] -> [B, T, D]."""
+        y = self.attention(self.attention_norm(x), training=training)
+        y = self.attention_dropout(y, training=training)
+        if self.attention_scale is not None:
+            y = self.attention_scale(y)
+        x = x + self.attention_path(y, training=training)
+        y = self.up(self.output_norm(x))
+        if self._gated:
+            gate, y = ops.split(y, 2, axis=-1)
+            y = self._activation(gate) * y
+        else:
+            y = self._activation(y)
+        y = self.output_dropout(self.down(y), training=training)
+        if self.output_scale is not None:
+            y = self.output_scale(y)
+        return x + self.output_path(y, training=training)
+
+    def attended(self, x):
+        """How much each token looks at each, the mean over heads: float32 [B, T, T]."""
+        weights, _ = self.attention.weights_and_values(self.attention_norm(x))
+        return ops.mean(weights, axis=1)
+
+
+def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
+    refuse(config, "num_channels", (3,))
+    size, patch = two(config, "image_size", 224), two(config, "patch_size", 16)
+    return Architecture(
+        **{
+            "width": number(config, "hidden_size", 768),
+            "layers": number(config, "num_hidden_layers", 12),
+            "heads": number(config, "num_attention_heads", 12),
+            "inner": number(config, "intermediate_size", 3072),
+            "patch": patch,
+            "grid": (size[0] // patch[0], size[1] // patch[1]),
+            "activation": str(config.get("hidden_act", "gelu")),
+            "epsilon": number(config, "layer_norm_eps", 1e-12, float),
+            "dropout": number(config, "hidden_dropout_prob", 0.0, float),
+            "attention_dropout": number(config, "attention_probs_dropout_prob", 0.0, float),
+            "qkv_bias": bool(config.get("qkv_bias", True)),
+            "size": size,
+            **own,
+        }
+    )
+
+
+def _dinov2(config: Mapping[str, Any]) -> Architecture:
+    width = number(config, "hidden_size", 768)
+    inner, gated = width * number(config, "mlp_ratio", 4), bool(config.get("use_swiglu_ffn"))
+    if gated:  # two thirds, in steps of eight
+        inner = (inner * 2 // 3 + 7) // 8 * 8
+    return _architecture(
+        {"patch_size": 14, "layer_norm_eps": 1e-6, **config},
+        inner=inner,
+        gated=gated,
+        scaled=True,
+        pooled="first_and_mean",
+        drop_path=number(config, "drop_path_rate", 0.0, float),
+    )
+
+
+def name_table(a: Architecture) -> names.Table:
+    """The names of ViTModel, DeiTModel and Dinov2Model."""
+    same = names.Entry
+    entries = {
+        **names.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
+        "embeddings/token/value": same(("embeddings.cls_token",)),
+        "embeddings/position/value": same(("embeddings.position_embeddings",)),
+        **names.norm("norm", "layernorm"),
+    }
+    if a.distilled:
+        entries["embeddings/second/value"] = same(("embeddings.distillation_token",))
+    norms = ("norm1", "norm2") if a.scaled else ("layernorm_before", "layernorm_after")
+    dense = ("intermediate.dense", "output.dense")
+    if a.scaled:
+        dense = ("mlp.weights_in", "mlp.weights_out") if a.gated else ("mlp.fc1", "mlp.fc2")
+    for index, block in enumerate(a.blocks):
+        layer = f"encoder.layer.{index}"
+        qkv = [f"{layer}.attention.attention.{part}" for part in ("query", "key", "value")]
+        entries |= {
+            **names.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
+            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            **names.norm(f"{block}/attention_norm", f"{layer}.{norms[0]}"),
+            **names.norm(f"{block}/output_norm", f"{layer}.{norms[1]}"),
+            **names.dense(f"{block}/up", f"{layer}.{dense[0]}"),
+            **names.dense(f"{block}/down", f"{layer}.{dense[1]}"),
+        }
+        if a.scaled:
+            entries[f"{block}/attention_scale/value"] = same((f"{layer}.layer_scale1.lambda1",))
+            entries[f"{block}/output_scale/value"] = same((f"{layer}.layer_scale2.lambda1",))
+    return entries
+
+
+_HALF = (0.5, 0.5, 0.5)
+VIT = Family(
+    prefixes=("vit.",),
+    architecture=_architecture,
+    names=name_table,
+    head_style=HeadStyle("pooled"),
+    head_names=names.dense("head/logits", "classifier"),
+    classifier="ViTForImageClassification",
+    eyes=Eyes(None, "bilinear", _HALF, _HALF),
+)
+DEIT = replace(
+    VIT,
+    prefixes=("deit.",),
+    architecture=lambda config: _architecture(config, distilled=True),
+    classifier="DeiTForImageClassification",
+    eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
+)
+# Its logits are the mean of those of two classifiers, one for each token.
+DEIT_WITH_TEACHER = replace(
+    DEIT,
+    architecture=lambda config: _architecture(config, distilled=True, pooled="both"),
+    head_names={
+        f"head/logits/{ours}": names.Entry(
+            tuple(f"{which}_classifier.{theirs}" for which in ("cls", "distillation")), "averaged"
+        )
+        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+    },
+    classifier="DeiTForImageClassificationWithTeacher",
+)
+DINOV2 = replace(
+    VIT,
+    prefixes=("dinov2.",),
+    architecture=_dinov2,
+    classifier="Dinov2ForImageClassification",
+    eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
+)
