@@ -11,10 +11,12 @@ import pytest
 import tensorflow as tf
 
 import tfft
-from tfft import train
-from tfft.config import parse
+from tfft import backbones, train
+from tfft.config import ModelConfig, TaskConfig, parse
 from tfft.errors import Interrupted, UserError
 from tfft.export import Served
+from tfft.model import assemble
+from tfft.tasks import TASKS
 
 COLOURS = {"blue": (10, 20, 200), "green": (20, 180, 30), "red": (200, 10, 20)}
 SIZE = 32
@@ -277,3 +279,97 @@ def test_random_weights_are_saved_whole(raw, tmp_path):
     assert described["trained"] is None
     path = made.datasets.test.raw(0)
     np.testing.assert_array_equal(tfft.load(made.workdir).logits([path]), made.logits([path]))
+
+
+CHECKPOINTS = Path(__file__).parent / "golden" / "vision"
+
+
+@pytest.fixture(scope="session")
+def vit(raw, tmp_path_factory):
+    """A run on a Hugging Face checkpoint of a vision transformer."""
+    os.environ["TFFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
+    config = {
+        **raw,
+        "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}", "image_size": 24},
+        "method": {"name": "lora", "targets": "query|value|up"},
+        "augmentation": {},
+        "train": {"epochs": 3, "batch_size": 16},
+    }
+    return tfft.train(config, tmp_path_factory.mktemp("vit") / "run")
+
+
+def test_a_vision_transformer_with_lora_served_and_saved(vit, raw, tmp_path):
+    assert vit.metrics["test/accuracy"] > 0.5
+    paths = [str(p) for p in sorted(Path(raw["data"]["test"]["path"]).glob("*/*"))[::5]]
+    live = tf.nn.softmax(vit.logits(paths)).numpy()
+    served = Served(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
+    np.testing.assert_allclose(served, live, atol=1e-5)
+    vit.export_huggingface(tmp_path)
+    settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}
+    again = backbones.load(ModelConfig(**settings))
+    assert again.head.labels == tuple(COLOURS)
+    assert again.picture == vit.inputs.picture
+    task = TASKS["image_classification"]
+    model = assemble(again, task, TaskConfig(name=task.name), again.head.labels)
+    found = np.asarray(model(vit.inputs.batch(paths)))
+    np.testing.assert_allclose(found, vit.logits(paths), atol=1e-5)
+
+
+def test_where_a_vision_transformer_looked(vit):
+    """Roll-out of the attention, against its definition on the weights by hand."""
+    from tfft.report.pictures import roll_out
+
+    pixels = np.random.default_rng(0).uniform(0, 255, [2, 24, 24, 3]).astype(np.float32)
+    heat = roll_out(vit.model, pixels)
+    assert heat.shape == (2, 6, 6)
+    assert heat.min() == 0 and heat.max() == 1
+    x = keras.Model(vit.model.inputs, vit.model.get_layer("embeddings").output)(pixels)
+    flow = np.eye(37)
+    for name in ("block_0", "block_1"):
+        block = vit.model.get_layer(name)
+        y = block.attention_norm(x)
+        q, k, _ = np.split(np.asarray(block.attention.qkv(y)), 3, axis=-1)
+        q, k = (z.reshape(2, 37, 2, 8).transpose(0, 2, 1, 3) for z in (q, k))
+        scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(8)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        flow = (0.5 * weights.mean(1) + 0.5 * np.eye(37)) @ flow
+        x = block(x)
+    first = flow[:, 0, 1:]
+    first = (first - first.min(1, keepdims=True)) / np.ptp(first, axis=1, keepdims=True)
+    np.testing.assert_allclose(heat.reshape(2, -1), first, atol=1e-4)
+    assert roll_out(keras.Model(*[keras.Input([2])] * 2), pixels) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("swin", {"name": "prefix", "length": 2}),
+        ("dinov2", {"name": "ia3"}),
+        ("convnext", {"name": "adapter", "width": 2}),
+        ("resnet", {"name": "norm"}),
+        ("mobilenet_v2", {"name": "top", "stages": 3}),
+    ],
+)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_methods_on_checkpoints_of_pictures(raw, tmp_path, name, method, precision):
+    config = {
+        **raw,
+        "model": {"backbone": f"hf:{CHECKPOINTS / name}"},
+        "method": method,
+        "augmentation": {},
+        "distribute": {"precision": precision},
+        "train": {"epochs": 1, "batch_size": 16},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    run = tfft.train(config, tmp_path / "run")
+    assert run.metrics["test/log_loss"] < 2
+    assert (run.workdir / "report.html").is_file()
+
+
+def test_what_has_no_place_for_a_prompt(raw, tmp_path):
+    config = {**raw, "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}"}, "augmentation": {}}
+    with pytest.raises(UserError, match="prompt"):
+        tfft.train({**config, "method": {"name": "prompt"}}, tmp_path / "run")
+    with pytest.raises(UserError, match="prefix"):
+        config["model"] = {"backbone": f"hf:{CHECKPOINTS / 'resnet'}"}
+        tfft.train({**config, "method": {"name": "prefix"}}, tmp_path / "run")

@@ -187,16 +187,19 @@ class WindowAttention(SelfAttention):
         self.positions.build()
 
     def biased(self, scores, bias):
-        """[B * windows, H, N, N], and what is far apart, [windows, N, N] -> their sum."""
+        """[B * windows, H, N, P + N] and what is far apart, [windows, 1, N, P + N] -> their sum.
+
+        P places before the others (of a prefix) are near to all.
+        """
         near = ops.take(ops.convert_to_tensor(self.positions.value), self._index, axis=0)
-        scores = scores + ops.cast(ops.transpose(near, [2, 0, 1]), "float32")
-        windows, places = bias.shape[0], bias.shape[1]
+        near = ops.cast(ops.transpose(near, [2, 0, 1]), "float32")
+        before = scores.shape[-1] - scores.shape[-2]
+        scores = scores + ops.pad(near, [(0, 0), (0, 0), (before, 0)])
+        windows = bias.shape[0]
         if windows == 1:
             return scores
-        # What stands before the places (a prefix) is near to all of them.
-        bias = ops.pad(ops.cast(bias, "float32"), [(0, 0), (0, 0), (scores.shape[-1] - places, 0)])
-        parted = ops.reshape(scores, [-1, windows, self.heads, *scores.shape[2:]])
-        return ops.reshape(parted + bias[:, None], [-1, *scores.shape[1:]])
+        parted = ops.reshape(scores, [-1, windows, *scores.shape[1:]])
+        return ops.reshape(parted + ops.cast(bias, "float32"), [-1, *scores.shape[1:]])
 
 
 class Block(keras.layers.Layer):
@@ -266,11 +269,11 @@ class Block(keras.layers.Layer):
         return x + self.output_path(self.output_dropout(y, training=training), training=training)
 
     def _far_apart(self) -> np.ndarray:
-        """What is added to scores, float32 [windows, N, N]: shifting brings places into one window
+        """What is added to scores, float32 [windows, 1, N, N]: shifting brings into one window places
         that are not beside each other. One window of zeros where nothing is shifted."""
         window, shift = self._window, self._shift
         if not shift:
-            return np.zeros([1, window**2, window**2], np.float32)
+            return np.zeros([1, 1, window**2, window**2], np.float32)
         sides = [-(-side // window) * window for side in self._grid]
         regions = [
             (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
@@ -279,7 +282,8 @@ class Block(keras.layers.Layer):
         map_ = regions[0][:, None] * 3 + regions[1][None]
         parts = map_.reshape(sides[0] // window, window, sides[1] // window, window)
         parts = parts.transpose(0, 2, 1, 3).reshape(-1, window**2)
-        return np.where(parts[:, :, None] == parts[:, None], 0.0, _FAR).astype(np.float32)
+        near = parts[:, None, :, None] == parts[:, None, None]
+        return np.where(near, 0.0, _FAR).astype(np.float32)
 
 
 def _padded(x, step: tuple[int, int]):
