@@ -17,10 +17,11 @@ from tfft import distribute, log, metrics
 from tfft.config import EvaluateConfig
 from tfft.data import Dataset, batches
 from tfft.errors import UserError, require
-from tfft.spec import Task
+from tfft.spec import Details, Task
 
 AHEAD = 2  # batches whose inputs are made before they are asked for
 BASELINE_ROWS = 50_000  # rows that the TF-IDF baseline learns from at most
+_LEAST = float(np.exp(-30.0))  # probability of a class that a baseline never saw
 
 
 @dataclass(frozen=True)
@@ -30,17 +31,13 @@ class Evaluation:
     Attributes:
         figures: headline figures, `NAME`, `NAME/low`, `NAME/high` where there are intervals.
         baselines: the same figures without intervals, by the baseline's name.
-        confusion: counts [C, C], true class down.
-        by_class: precision, recall, f1 and support, each [C].
-        reliability: count, confidence and accuracy in bins of confidence.
+        details: of the classes and the rows.
         worst: the most wrong rows.
     """
 
     figures: dict[str, float]
     baselines: dict[str, dict[str, float]]
-    confusion: np.ndarray
-    by_class: dict[str, np.ndarray]
-    reliability: dict[str, np.ndarray]
+    details: Details
     worst: list[dict[str, Any]]
 
     def flat(self, split: str) -> dict[str, float]:
@@ -86,24 +83,21 @@ def evaluate(
     config: EvaluateConfig,
     train: Dataset | None,
     seed: int,
+    thresholds: np.ndarray | None = None,
 ) -> Evaluation:
     """All figures of a split; `train` is what the baselines learn from."""
-    figures = dict(task.metrics(logits, split.labels))
+    figures = dict(task.metrics(logits, split.labels, thresholds))
     if config.bootstrap:
-        samples = task.resampled(logits, split.labels, config.bootstrap, seed)
+        samples = task.resampled(logits, split.labels, config.bootstrap, seed, thresholds)
         for name, values in samples.items():
             low, high = metrics.interval(values, config.confidence)
             figures |= {f"{name}/low": low, f"{name}/high": high}
-    probabilities = metrics.softmax(logits)
-    matrix = metrics.confusion(probabilities.argmax(axis=1), split.labels, len(labels))
-    by_class = metrics.from_confusion(matrix)
+    details = task.details(logits, split.labels, thresholds)
     return Evaluation(
         figures=figures,
         baselines=_baselines(train, split, task, len(labels)) if config.baselines and train else {},
-        confusion=matrix,
-        by_class={k: by_class[k] for k in ("precision", "recall", "f1", "support")},
-        reliability=metrics.reliability(probabilities, split.labels),
-        worst=_worst(probabilities, split, labels, config.worst),
+        details=details,
+        worst=_worst(details, split, labels, config.worst),
     )
 
 
@@ -123,17 +117,14 @@ def text(evaluation: Evaluation, split: str, confidence: float) -> str:
 
 
 def _worst(
-    probabilities: np.ndarray, split: Dataset, labels: Sequence[str], count: int
+    details: Details, split: Dataset, labels: Sequence[str], count: int
 ) -> list[dict[str, Any]]:
-    losses = metrics.log_losses(probabilities, split.labels)
-    wrong = np.flatnonzero(probabilities.argmax(axis=1) != split.labels)
+    wrong, losses = np.flatnonzero(details.wrong), details.losses
     chosen = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
     return [
         {
             "row": split.raw(int(at)),
-            "label": labels[split.labels[at]],
-            "predicted": labels[int(probabilities[at].argmax())],
-            "confidence": float(probabilities[at].max()),
+            **details.told(int(at), labels),
             "loss": float(losses[at]),
         }
         for at in chosen
@@ -144,13 +135,17 @@ def _baselines(
     train: Dataset, split: Dataset, task: Task, classes: int
 ) -> dict[str, dict[str, float]]:
     """The class frequencies, and logistic regression on words or on tiny pictures."""
-    counts = np.bincount(train.labels, minlength=classes)
-    prior = np.log((counts + 1) / (counts.sum() + classes)).astype(np.float32)
-    majority = np.tile(prior, (len(split), 1))
+    if task.several:
+        shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
+    else:
+        counts = np.bincount(train.labels, minlength=classes)
+        shares = (counts + 1) / (counts.sum() + classes)
+    majority = np.tile(task.of_probabilities(shares), (len(split), 1))
     result = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        logits = _linear(features, train, split, classes)
+        linear = _linear_tags if task.several else _linear
+        logits = task.of_probabilities(linear(features, train, split, classes))
         result[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
         log.say(f"no {name} baseline: {error}")
@@ -158,18 +153,35 @@ def _baselines(
 
 
 def _linear(features: Any, train: Dataset, split: Dataset, classes: int) -> np.ndarray:
-    """Log-probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
-    linear = require("sklearn.linear_model", "baselines")
-    at = np.arange(len(train))
-    if len(at) > BASELINE_ROWS:
-        at = np.sort(np.random.default_rng(0).choice(at, BASELINE_ROWS, replace=False))
+    """Probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
+    linear, at = require("sklearn.linear_model", "baselines"), _learned_from(train)
     seen = np.unique(train.labels[at])
     learned, held = features(train, at, split)
     model = linear.LogisticRegression(max_iter=1000)
     model.fit(learned, train.labels[at])
-    out = np.full((len(split), classes), -30.0, np.float32)
-    out[:, seen] = model.predict_log_proba(held).clip(-30.0)
+    out = np.zeros((len(split), classes))
+    out[:, seen] = model.predict_proba(held)
+    return out.clip(_LEAST)
+
+
+def _linear_tags(features: Any, train: Dataset, split: Dataset, classes: int) -> np.ndarray:
+    """The same, one model a tag; a tag that all rows have, or none, keeps its share."""
+    linear, at = require("sklearn.linear_model", "baselines"), _learned_from(train)
+    learned, held = features(train, at, split)
+    out = np.tile(train.labels[at].mean(axis=0, dtype=np.float64), (len(split), 1))
+    for tag in range(classes):
+        if 0 < out[0, tag] < 1:
+            model = linear.LogisticRegression(max_iter=1000)
+            model.fit(learned, train.labels[at, tag])
+            out[:, tag] = model.predict_proba(held)[:, 1]
     return out
+
+
+def _learned_from(train: Dataset) -> np.ndarray:
+    at = np.arange(len(train))
+    if len(at) <= BASELINE_ROWS:
+        return at
+    return np.sort(np.random.default_rng(0).choice(at, BASELINE_ROWS, replace=False))
 
 
 def _tfidf(train: Dataset, at: np.ndarray, split: Dataset) -> tuple[Any, Any]:

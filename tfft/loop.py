@@ -411,7 +411,7 @@ def _validation_figures(
 def _figures(result: Run, feed: Feed) -> dict[str, float]:
     split, size = feed.data.validation, result.config.evaluate.batch_size
     logits = evaluate.predict(result.model, split, feed.validation_rows, size)
-    return result.task.metrics(logits, split.labels)
+    return result.task.metrics(logits, split.labels, None)
 
 
 def _soup(result: Run) -> soup.Soup | None:

@@ -33,14 +33,14 @@ def from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
     support, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
     seen = (support + predicted) > 0
-    f1 = _ratio(2 * hits, support + predicted)
+    f1 = ratio(2 * hits, support + predicted)
     total = support.sum(axis=-1)
     return {
-        "accuracy": _ratio(hits.sum(axis=-1), total),
-        "macro_f1": _ratio(f1.sum(axis=-1), seen.sum(axis=-1)),
-        "weighted_f1": _ratio((f1 * support).sum(axis=-1), total),
-        "precision": _ratio(hits, predicted),
-        "recall": _ratio(hits, support),
+        "accuracy": ratio(hits.sum(axis=-1), total),
+        "macro_f1": ratio(f1.sum(axis=-1), seen.sum(axis=-1)),
+        "weighted_f1": ratio((f1 * support).sum(axis=-1), total),
+        "precision": ratio(hits, predicted),
+        "recall": ratio(hits, support),
         "f1": f1,
         "support": support,
     }
@@ -60,8 +60,8 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.n
     count = np.bincount(bins, minlength=BINS)
     return {
         "count": count,
-        "confidence": _ratio(np.bincount(bins, confidence, minlength=BINS), count),
-        "accuracy": _ratio(np.bincount(bins, correct, minlength=BINS), count),
+        "confidence": ratio(np.bincount(bins, confidence, minlength=BINS), count),
+        "accuracy": ratio(np.bincount(bins, correct, minlength=BINS), count),
     }
 
 
@@ -125,5 +125,6 @@ def interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, and 0 where the whole is 0."""
     return np.divide(part, whole, out=np.zeros_like(part, dtype=np.float64), where=whole != 0)

@@ -1,6 +1,7 @@
 """A finished run: what `tfft.train` and `tfft.load` return."""
 
 import json
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from tfft import backbones, checkpoints, evaluate, export, log, metrics, preprocess
+from tfft import backbones, checkpoints, distribute, evaluate, export, log, preprocess
 from tfft import model as model_room
 from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
 from tfft.data import Dataset, Datasets, batches, build, rows
@@ -38,9 +39,12 @@ class Run:
         trained: paths of the variables that are not as the backbone's files have them; those
             alone are saved. None: all.
         targets: of the training rows, where they are more than the labels (distillation).
+        thresholds: of each class, where a row may have several; None until they are tuned (0.5),
+            or where a row has one class.
     """
 
     targets: np.ndarray | None = None
+    thresholds: np.ndarray | None = None
 
     def __init__(
         self,
@@ -78,9 +82,13 @@ class Run:
         return out
 
     def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
-        """The decoded answer to each raw row (as for `logits`): its label and the probability of
-        every class."""
-        return answers(metrics.softmax(self.logits(rows, batch_size)), self.labels)
+        """The decoded answer to each raw row (as for `logits`): its label, or list of labels, and
+        the probability of every class."""
+        probabilities = self.task.probabilities(self.logits(rows, batch_size))
+        limits = self.thresholds
+        if self.task.several and limits is None:
+            limits = np.full(len(self.labels), 0.5)
+        return answers(probabilities, self.labels, limits)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
         """The figures of a split of the config; `changes` are fields of the section `evaluate`.
@@ -98,7 +106,8 @@ class Run:
     def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
         """The figures of a file that is not part of the config."""
         data = self.config.data.model_copy(update={"test": source})
-        chosen = build.of_source(data, "test", source, self.inputs, build.Want(labels=self.labels))
+        want = build.Want.of(self.config, self.labels)
+        chosen = build.of_source(data, "test", source, self.inputs, want)
         return self.evaluate_on(chosen, config, None)
 
     def evaluate_on(
@@ -110,10 +119,26 @@ class Run:
         if config.views == "mirrored":
             mirrored = rows.Mirrored(plain)
             other = evaluate.predict(self.model, split, mirrored, config.batch_size)
-            mean = (metrics.softmax(logits) + metrics.softmax(other)) / 2
-            logits = np.log(np.maximum(mean, np.finfo(np.float32).tiny)).astype(np.float32)
-        seed = self.config.train.seed
-        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed)
+            mean = (self.task.probabilities(logits) + self.task.probabilities(other)) / 2
+            logits = self.task.of_probabilities(mean)
+        seed, limits = self.config.train.seed, self.thresholds
+        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, limits)
+
+    def tune(self, split: Dataset | None) -> None:
+        """Choose the thresholds of a task that has them by rows that were not trained on, and keep
+        them in `best/`."""
+        if self.task.tune is None:
+            return
+        if split is None:
+            log.say(
+                "thresholds: 0.5 for every tag, as there is no validation split to tune them on"
+            )
+            return
+        size = self.config.evaluate.batch_size
+        logits = evaluate.predict(self.model, split, rows.plain(split, self.inputs), size)
+        self.thresholds = self.task.tune(logits, split.labels)
+        if distribute.workers().first:
+            self._describe()
 
     def export(self, folder: Path | None = None) -> Path:
         """Publish a verified SavedModel under `folder` (default: WORKDIR/export)."""
@@ -134,6 +159,7 @@ class Run:
                 self.config.export.verify_rows,
                 self.config.distribute.precision,
                 self._trained_on,
+                self.thresholds,
             )
         return path
 
@@ -150,10 +176,11 @@ class Run:
         Raises:
             UserError: the merged model's probabilities are not the model's.
         """
-        before = metrics.softmax(self.logits(sample))
+        before = self.task.probabilities(self.logits(sample))
         with self.model.merged() as layers:
             if layers:
-                difference = np.abs(metrics.softmax(self.logits(sample)) - before).max()
+                after = self.task.probabilities(self.logits(sample))
+                difference = np.abs(after - before).max()
                 bound = export.BOUNDS[self.config.distribute.precision]
                 if not difference <= bound:
                     raise UserError(
@@ -173,7 +200,9 @@ class Run:
             raise UserError("export: only hf: backbones can be written as a checkpoint")
         picture = getattr(self.inputs, "picture", None)
         with self.model.merged():
-            backbones.huggingface.save(self.model, self.backbone, self.labels, folder, picture)
+            backbones.huggingface.save(
+                self.model, self.backbone, self.labels, folder, picture, self.task.several
+            )
         if picture is None:
             (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
         return folder
@@ -181,9 +210,7 @@ class Run:
     @cached_property
     def datasets(self) -> Datasets:
         """The splits of the config, from the cache where they are prepared."""
-        want = build.Want(
-            self.config.train.seed, self.labels, whole=self.config.augmentation.crop is not None
-        )
+        want = build.Want.of(self.config, self.labels)
         return build.build(self.config.data, self.inputs, want)
 
     def save(self) -> None:
@@ -191,13 +218,24 @@ class Run:
         fingerprint. Where all was trained nothing else of the backbone is needed to load it."""
         folder = self.workdir / "best"
         folder.mkdir(parents=True, exist_ok=True)
-        description = {"backbone": dict(self.backbone.description), "labels": self.labels}
-        description["fingerprint"] = self.backbone.fingerprint
-        description["trained"] = None if self.trained is None else sorted(self.trained)
-        text = json.dumps(description, ensure_ascii=False, indent=1)
-        (folder / DESCRIPTION).write_text(text, encoding="utf-8")
+        self._describe()
         self.inputs.save(folder)
         self.save_weights()
+
+    def _describe(self) -> None:
+        limits = self.thresholds
+        description = {
+            "backbone": dict(self.backbone.description),
+            "labels": self.labels,
+            "fingerprint": self.backbone.fingerprint,
+            "trained": None if self.trained is None else sorted(self.trained),
+            "thresholds": None if limits is None else limits.tolist(),
+        }
+        path = self.workdir / "best" / DESCRIPTION
+        temporary = path.with_name(f".{path.name}")
+        text = json.dumps(description, ensure_ascii=False, indent=1)
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
 
     def save_weights(self) -> None:
         """Write the weights of `best/` anew."""
@@ -250,6 +288,8 @@ def on_backbone(
     METHODS[config.method.name].apply(model, stages, config.method)  # what it adds, not yet trained
     inputs = preprocess.restore(workdir / "best")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
+    if (limits := description.get("thresholds")) is not None:
+        run.thresholds = np.array(limits)
     run.load_weights()
     return run
 
@@ -282,12 +322,18 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
     return load(workdir / "config.yaml"), {"trained": None, **description}
 
 
-def answers(probabilities: np.ndarray, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Decoded predictions: `{label, probabilities: {label: p}}` for each row."""
+def answers(
+    probabilities: np.ndarray, labels: Sequence[str], thresholds: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """Decoded predictions: `{label, probabilities: {label: p}}` for each row; with thresholds
+    `labels`, a list, in place of `label`."""
+
+    def decoded(row: np.ndarray) -> dict[str, Any]:
+        if thresholds is None:
+            return {"label": labels[int(row.argmax())]}
+        return {"labels": [labels[i] for i in np.flatnonzero(row >= thresholds)]}
+
     return [
-        {
-            "label": labels[int(row.argmax())],
-            "probabilities": {name: float(p) for name, p in zip(labels, row, strict=True)},
-        }
+        decoded(row) | {"probabilities": {n: float(p) for n, p in zip(labels, row, strict=True)}}
         for row in probabilities
     ]

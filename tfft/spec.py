@@ -115,8 +115,33 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class Details:
+    """What is known of a split beyond the headline figures; N rows, C classes.
+
+    Attributes:
+        confusion: counts [C, C], true class down; None where a row may have several classes.
+        by_class: figures of each class, [C], by name.
+        reliability: count, confidence and accuracy in bins of confidence.
+        losses: of each row, [N].
+        wrong: whether a row's answer is not what is true, bool [N].
+        told: (row, labels) -> `label`, `predicted`, `confidence` and the class that is shown
+            (`about`).
+    """
+
+    confusion: "np.ndarray | None"
+    by_class: Mapping[str, "np.ndarray"]
+    reliability: Mapping[str, "np.ndarray"]
+    losses: "np.ndarray"
+    wrong: "np.ndarray"
+    told: Callable[[int, Sequence[str]], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Task:
     """A kind of prediction: head, loss, figures and decoding.
+
+    Truth is class ids [N]; where rows may have several classes, 0 or 1, [N, C]. Thresholds are of
+    the probability from which a class is chosen, [C]; None where one class is, the most probable.
 
     Attributes:
         name: as in the YAML.
@@ -125,11 +150,17 @@ class Task:
         head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T] or None) ->
             logits; its variables have paths below `head/`.
         loss: (TaskConfig) -> keras loss over (labels, logits), one value a row.
-        sample_weights: (TaskConfig, labels, class ids of the training rows) -> a weight for each
+        sample_weights: (TaskConfig, labels, truth of the training rows) -> a weight for each
             class, or None.
-        metrics: (logits [N, C], class ids [N]) -> figures by name.
-        resampled: (logits, class ids, draws, seed) -> figures by name, each [draws]: bootstrap.
-        decode: in the graph, (logits [B, C], labels) -> the served outputs by name.
+        probabilities: (logits [N, C]) -> the same in float64 as probabilities.
+        of_probabilities: back again, float32.
+        metrics: (logits [N, C], truth, thresholds) -> figures by name.
+        resampled: (logits, truth, draws, seed, thresholds) -> figures by name, each [draws]:
+            bootstrap.
+        details: (logits, truth, thresholds) -> `Details`.
+        decode: in the graph, (logits [B, C], labels, thresholds) -> the served outputs by name.
+        tune: (logits, truth) -> thresholds; None where there are none.
+        several: whether a row may have several classes, or none.
     """
 
     name: str
@@ -138,9 +169,14 @@ class Task:
     head: Callable[..., Callable[..., "keras.KerasTensor"]]
     loss: Callable[..., "keras.losses.Loss"]
     sample_weights: Callable[..., "np.ndarray | None"]
+    probabilities: Callable[["np.ndarray"], "np.ndarray"]
+    of_probabilities: Callable[["np.ndarray"], "np.ndarray"]
     metrics: Callable[..., dict[str, float]]
     resampled: Callable[..., dict[str, "np.ndarray"]]
-    decode: Callable[["tf.Tensor", Sequence[str]], dict[str, "tf.Tensor"]]
+    details: Callable[..., Details]
+    decode: Callable[..., dict[str, "tf.Tensor"]]
+    tune: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
+    several: bool = False
 
 
 @dataclass(frozen=True)

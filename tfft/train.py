@@ -131,12 +131,8 @@ def read(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
     inputs = preprocess.load(config.model, config.data, backbone.picture)
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
-    want = build.Want(
-        config.train.seed,
-        backbone.head.labels if backbone.head is not None else None,
-        whole=config.augmentation.crop is not None,
-    )
-    return inputs, build.build(config.data, inputs, want)
+    labels = backbone.head.labels if backbone.head is not None else None
+    return inputs, build.build(config.data, inputs, build.Want.of(config, labels))
 
 
 def build_model(
@@ -200,6 +196,7 @@ def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
 def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
     """Evaluate, export, report: what a run leaves behind."""
     config, workdir = result.config, result.workdir
+    result.tune(data.validation)
     evaluations = {
         name: result.evaluate_on(split, config.evaluate, data.train)
         for name in ("validation", "test")

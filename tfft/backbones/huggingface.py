@@ -130,11 +130,13 @@ def save(
     labels: Sequence[str],
     folder: Path,
     picture: Picture | None = None,
+    several: bool = False,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
     Args:
         picture: what pictures it reads; None: texts.
+        several: whether a row may have several labels.
 
     Raises:
         UserError: the head is not of the form that the family's own classifier has.
@@ -170,6 +172,8 @@ def save(
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     if picture is not None:
         shown = processor.write(picture, backbone.description["scaling"])
+    if several:
+        settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
     settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
     settings["label2id"] = {label: i for i, label in enumerate(labels)}

@@ -42,7 +42,8 @@ def verb() -> None:
         names = columns
 
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
-            return run.answers(served.probabilities(rows, f.batch_size), labels)
+            found = served.probabilities(rows, f.batch_size)
+            return run.answers(found, labels, served.thresholds)
     else:
         loaded = run.load_run(f.workdir, f.backbone)
         columns = loaded.inputs.columns

@@ -86,6 +86,9 @@ class DataConfig(Section):
         "image", description="column with the path of a picture, or, of tfds and npz, its pixels"
     )
     label: str | int = "label"
+    label_separator: str = Field(
+        "|", min_length=1, description="of tagging: between the labels of a row"
+    )
     labels: list[str] | str | None = Field(
         None, description="class names in order, or a file with one a line; default: by appearance"
     )

@@ -32,6 +32,30 @@ class Config(Section):
     evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
     export: sections.ExportConfig = sections.ExportConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _metric_of_the_task(cls, value: Any) -> Any:
+        """Where no metric is given it is the first that the task has."""
+        task = value.get("task") if isinstance(value, dict) else None
+        train = (value.get("train") or {}) if isinstance(value, dict) else None
+        name = task.get("name") if isinstance(task, dict) else None
+        if name not in sections.METRICS or not isinstance(train, dict) or "metric" in train:
+            return value
+        return {**value, "train": {**train, "metric": sections.METRICS[name][0]}}
+
+    @model_validator(mode="after")
+    def _fits_the_task(self) -> "Config":
+        """The metric is one that the task has; what is of one class a row is not given for tags."""
+        name, metrics = self.task.name, sections.METRICS[self.task.name]
+        if self.train.metric not in metrics:
+            raise ValueError(
+                f"train.metric: {name} has {', '.join(metrics)}. Received: {self.train.metric}"
+            )
+        regular = self.regularization
+        if self.task.several and (regular.r_drop is not None or regular.distillation is not None):
+            raise ValueError(f"regularization: r_drop and distillation do not go with {name}")
+        return self
+
     @model_validator(mode="after")
     def _of_one_modality(self) -> "Config":
         """What is for pictures is not given for texts, and the other way round."""

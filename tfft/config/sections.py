@@ -77,7 +77,9 @@ class ModelConfig(Section):
 class TaskConfig(Section):
     """What is predicted, and by which head and loss."""
 
-    name: Literal["text_classification", "image_classification"] = "text_classification"
+    name: Literal[
+        "text_classification", "image_classification", "text_tagging", "image_tagging"
+    ] = "text_classification"
     pooling: Literal["auto", "pooled", "first", "mean"] = Field(
         "auto", description="auto: the checkpoint's own (its pooler, else the first token)"
     )
@@ -99,10 +101,21 @@ class TaskConfig(Section):
         """What it reads."""
         return "image" if self.name.startswith("image_") else "text"
 
+    @property
+    def several(self) -> bool:
+        """Whether a row may have several labels, or none."""
+        return self.name.endswith("_tagging")
+
     @model_validator(mode="after")
     def _loss_options(self) -> "TaskConfig":
         if self.loss != "cross_entropy" and self.label_smoothing:
             raise ValueError("`label_smoothing` is for loss: cross_entropy only")
+        if self.several and self.loss not in ("cross_entropy", "focal"):
+            raise ValueError(
+                f"`loss: {self.loss}` is of one class a row; tagging has cross_entropy"
+            )
+        if self.several and self.class_weights is not None:
+            raise ValueError("`class_weights` are of one class a row; for rare tags: loss: focal")
         return self
 
 
@@ -194,6 +207,26 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1)
 
 
+_ONE_CLASS = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "calibration_error")
+_TAGS = (
+    "mean_average_precision",
+    "micro_f1",
+    "macro_f1",
+    "micro_precision",
+    "micro_recall",
+    "exact_match",
+    "log_loss",
+    "calibration_error",
+)
+# task -> the figures that its validation gives, the default first
+METRICS: dict[str, tuple[str, ...]] = {
+    "text_classification": _ONE_CLASS,
+    "image_classification": (*_ONE_CLASS, "top_5_accuracy"),
+    "text_tagging": _TAGS,
+    "image_tagging": _TAGS,
+}
+
+
 class TrainConfig(Section):
     """How long, in what batches, watched by what."""
 
@@ -245,7 +278,9 @@ class TrainConfig(Section):
     seed: int = Field(0, ge=0, lt=2**31)
     buckets: int = Field(6, ge=1, le=32, description="how many different batch lengths at most")
     metric: str = Field(
-        "accuracy", description="of the validation split: chooses `best/` and stops early"
+        "accuracy",
+        description="of the validation split: chooses `best/` and stops early; default of tagging: "
+        "mean_average_precision",
     )
     validate_every: Duration = Duration(1, "epochs")
     early_stopping: Early | None = None
@@ -277,9 +312,8 @@ class TrainConfig(Section):
     @field_validator("metric")
     @classmethod
     def _plain_name(cls, value: str) -> str:
-        names = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "calibration_error")
-        names += ("top_5_accuracy",)
         value = value.removeprefix("validation/")
+        names = dict.fromkeys(name for own in METRICS.values() for name in own)
         if value not in names:
             raise ValueError(f"must be one of {', '.join(names)}")
         return value

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from tfft import log
-from tfft.config import DataConfig, Fraction, Source
+from tfft.config import Config, DataConfig, Fraction, Source
 from tfft.data import pictures, sources, tokens
 from tfft.data.prepared import Request, default_cache
 from tfft.data.split import Dataset, stratified
@@ -50,6 +50,12 @@ class Want:
     labels: Sequence[str] | None = None
     several: bool = False
     whole: bool = False
+
+    @classmethod
+    def of(cls, config: Config, labels: Sequence[str] | None = None) -> "Want":
+        """What a config wants."""
+        whole = config.augmentation.crop is not None
+        return cls(config.train.seed, labels, config.task.several, whole)
 
 
 def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
@@ -95,7 +101,7 @@ def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
 
 def request(config: DataConfig, key: str, source: Source, inputs: Inputs, several: bool) -> Request:
     """What is asked of a source."""
-    separator = "|" if several else None
+    separator = config.label_separator if several else None
     return Request(source, columns(config, inputs), f"data.{key}", config.on_bad_row, separator)
 
 

@@ -21,7 +21,7 @@ _CROWD = 50  # pictures with an equal part that are compared, at most
 def profile(config: Config, inputs: ImageInputs) -> dict[str, Any]:
     """All that is found; plain data. Broken pictures are listed whatever `on_bad_row` says."""
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = build.build(data, inputs, build.Want(config.train.seed))
+    datasets = build.build(data, inputs, build.Want.of(config))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     return {

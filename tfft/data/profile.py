@@ -29,7 +29,7 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     """
     bad = _bad_rows(config, inputs)
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = build.build(data, inputs, build.Want(config.train.seed))
+    datasets = build.build(data, inputs, build.Want.of(config))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
@@ -47,7 +47,7 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
 def class_counts(splits: dict[str, Dataset], labels: Sequence[str]) -> dict[str, dict[str, int]]:
     """Rows of each class in each split."""
     return {
-        name: {label: int((split.labels == at).sum()) for at, label in enumerate(labels)}
+        name: dict(zip(labels, map(int, split.counts(len(labels))), strict=True))
         for name, split in splits.items()
     }
 
@@ -99,7 +99,8 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
         if not isinstance(source, Source):
             continue
         listed, count = [], 0
-        for row in build.read(build.request(config.data, key, source, inputs, False), inputs):
+        asked = build.request(config.data, key, source, inputs, config.task.several)
+        for row in build.read(asked, inputs):
             if isinstance(row, BadRow):
                 count += 1
                 if count <= 4 * SHOWN:
@@ -133,7 +134,7 @@ def _duplicates(texts: Sequence[str], split: Dataset) -> dict[str, Any]:
     for at, value in enumerate(plain):
         places[value].append(at)
     groups = [group for group in places.values() if len(group) > 1]
-    contradicting = sum(len(set(split.labels[group])) > 1 for group in groups)
+    contradicting = sum(len({split.labels[i].tobytes() for i in g}) > 1 for g in groups)
     first = [group[0] for group in places.values()][:NEAR_ROWS]
     near = list(_near_pairs([plain[at] for at in first]))
     return {

@@ -1,5 +1,6 @@
 """Views of prepared rows: a split is a set, the rows it takes, and their class ids."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,18 @@ class Dataset:
         """The raw values of the row at a position of this split: texts, or a picture's path or
         bytes."""
         return self.prepared.raw(int(self.rows[at]))
+
+    def named(self, at: int, labels: Sequence[str]) -> str:
+        """The label of the row at a position; several have | between them."""
+        if self.labels.ndim == 1:
+            return labels[self.labels[at]]
+        return "|".join(labels[i] for i in np.flatnonzero(self.labels[at]))
+
+    def counts(self, classes: int) -> np.ndarray:
+        """Rows of each class, [C]."""
+        if self.labels.ndim == 2:
+            return self.labels.sum(axis=0).astype(np.int64)
+        return np.bincount(self.labels, minlength=classes)
 
     def take(self, positions: np.ndarray) -> "Dataset":
         """The rows at some positions, as a split of their own."""

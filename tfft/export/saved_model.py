@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft import log, metrics
+from tfft import log
 from tfft.errors import UserError
 from tfft.export import served
 from tfft.preprocess import ImageInputs, Inputs
@@ -43,6 +43,7 @@ def publish(
     verify_rows: int,
     precision: str,
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
+    thresholds: np.ndarray | None = None,
 ) -> tuple[Path, float]:
     """Write `folder/<n>/` and return it with the largest difference that was found.
 
@@ -50,6 +51,7 @@ def publish(
         sample: raw rows of the training data; the first `verify_rows` are run.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
+        thresholds: of a task that has them, [C].
 
     Raises:
         UserError: the graph prepares a row differently from the host, or the served answers are
@@ -60,9 +62,10 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        _write(model, inputs, task, labels, temporary / "model")
+        module = _Module(model, inputs, task, labels, thresholds)
+        _write(module, inputs, task, labels, temporary / "model")
         rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
-        difference = _verify(model, inputs, rows, temporary)
+        difference = _verify(model, inputs, task, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "
@@ -79,8 +82,16 @@ def publish(
 class _Module(tf.Module):
     """What is saved: the preparation's tables, the weights, two functions."""
 
-    def __init__(self, model: keras.Model, inputs: Inputs, task: Task, labels: Sequence[str]):
+    def __init__(
+        self,
+        model: keras.Model,
+        inputs: Inputs,
+        task: Task,
+        labels: Sequence[str],
+        thresholds: np.ndarray | None,
+    ):
         super().__init__()
+        self.thresholds = None if thresholds is None else np.asarray(thresholds)
         self._graph = inputs.graph()
         self._weights = [variable.value for variable in model.weights]
         # The functions and tables of a SavedModel that is a part of the model.
@@ -88,7 +99,7 @@ class _Module(tf.Module):
         graph, served_inputs = self._graph, inputs.served()
 
         def answer(prepared: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return task.decode(model(prepared, training=False), labels)
+            return task.decode(model(prepared, training=False), labels, thresholds)
 
         self.raw = tf.function(
             lambda *columns: answer(graph(*columns)),
@@ -103,9 +114,8 @@ class _Module(tf.Module):
 
 
 def _write(
-    model: keras.Model, inputs: Inputs, task: Task, labels: Sequence[str], folder: Path
+    module: _Module, inputs: Inputs, task: Task, labels: Sequence[str], folder: Path
 ) -> None:
-    module = _Module(model, inputs, task, labels)
     second = "tokens" if task.modality == "text" else "tensors"
     signatures = {"serving_default": module.raw, second: module.prepared}
     options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
@@ -115,7 +125,7 @@ def _write(
         {name: function.get_concrete_function() for name, function in signatures.items()},
         options,
     )
-    served.describe(folder, labels, inputs.columns, task.name)
+    served.describe(folder, labels, inputs.columns, task.name, module.thresholds)
 
 
 class _Sent(Sequence[tuple[Any, ...]]):
@@ -175,7 +185,11 @@ def _same(host: dict[str, np.ndarray], made: dict[str, np.ndarray], at: int) -> 
 
 
 def _verify(
-    model: keras.Model, inputs: Inputs, rows: Sequence[tuple[Any, ...]], folder: Path
+    model: keras.Model,
+    inputs: Inputs,
+    task: Task,
+    rows: Sequence[tuple[Any, ...]],
+    folder: Path,
 ) -> float:
     """The largest difference of a served probability from the live model's.
 
@@ -183,7 +197,7 @@ def _verify(
     """
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
-    live = metrics.softmax(np.asarray(model.predict_on_batch(prepared), np.float32))
+    live = task.probabilities(np.asarray(model.predict_on_batch(prepared), np.float32))
     request, response = folder / "request.npz", folder / "response.npz"
     raw = {name: list(map(_plain, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")

@@ -12,11 +12,22 @@ from tfft.errors import UserError
 _DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
 
 
-def describe(folder: Path, labels: Sequence[str], columns: Sequence[str], task: str) -> None:
+def describe(
+    folder: Path,
+    labels: Sequence[str],
+    columns: Sequence[str],
+    task: str,
+    thresholds: np.ndarray | None,
+) -> None:
     """Write beside the graph what its outputs mean."""
     path = folder / _DESCRIPTION
     path.parent.mkdir(exist_ok=True)
-    value = {"task": task, "labels": list(labels), "columns": list(columns)}
+    value = {
+        "task": task,
+        "labels": list(labels),
+        "columns": list(columns),
+        "thresholds": None if thresholds is None else thresholds.tolist(),
+    }
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
@@ -50,6 +61,10 @@ class Served:
         self.labels: list[str] = description["labels"]
         older = ["text", "text_pair"][: 1 + description.get("pair", False)]
         self.columns: list[str] = description.get("columns", older)
+        limits = description.get("thresholds")
+        if limits is None and str(description["task"]).endswith("_tagging"):
+            limits = [0.5] * len(self.labels)
+        self.thresholds = None if limits is None else np.array(limits)
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 

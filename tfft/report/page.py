@@ -116,7 +116,8 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
 
     losses = {"train": series("train/loss"), "validation": series("validation/log_loss")}
     scores = {
-        name: series(f"validation/{name}") for name in ("accuracy", "macro_f1", "weighted_f1")
+        name: series(f"validation/{name}")
+        for name in ("accuracy", "mean_average_precision", "micro_f1", "macro_f1", "weighted_f1")
     }
     return (
         svg.curves("loss", {k: v for k, v in losses.items() if v}, "step")
@@ -126,20 +127,17 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
 
 
 def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "Shown") -> str:
-    by_class = evaluation.by_class
+    by_class = {k: v for k, v in evaluation.details.by_class.items() if k != "support"}
+    support = evaluation.details.by_class["support"]
     rows = [
-        [
-            label,
-            *(f"{by_class[k][at]:.4f}" for k in ("precision", "recall", "f1")),
-            f"{by_class['support'][at]:.0f}",
-        ]
+        [label, *(f"{values[at]:.4f}" for values in by_class.values()), f"{support[at]:.0f}"]
         for at, label in enumerate(labels)
     ]
-    body = _table(["class", "precision", "recall", "f1", "rows"], rows)
-    body += svg.heat_map(
-        "confusion: true class down, predicted across", evaluation.confusion, labels
-    )
-    body += svg.reliability("reliability (bars: share of rows)", evaluation.reliability)
+    body = _table(["class", *(k.replace("_", " ") for k in by_class), "rows"], rows)
+    matrix = evaluation.details.confusion
+    if matrix is not None:
+        body += svg.heat_map("confusion: true class down, predicted across", matrix, labels)
+    body += svg.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
     if evaluation.worst:
         body += "<h3>Most wrong</h3>"
         if name in shown.worst:
@@ -156,9 +154,9 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "S
 def _data(data: Datasets, config: Config) -> str:
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     rows = []
+    counts = [s.counts(len(data.labels)) if s else None for s in splits.values()]
     for at, label in enumerate(data.labels):
-        counts = (str(int((s.labels == at).sum())) if s else "" for s in splits.values())
-        rows.append([label, *counts])
+        rows.append([label, *("" if c is None else str(c[at]) for c in counts)])
     rows.append(["all", *(str(len(s)) if s else "" for s in splits.values())])
     table = _table(["class", *splits], rows)
     if config.task.modality == "image":

@@ -33,19 +33,18 @@ def shown(
     count = min(BATCH, len(data.train))
     chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
     pixels = train_rows.arrays(batches.Batch(chosen, 8))["image"]
-    names = [data.labels[data.train.labels[at]] for at in chosen]
+    names = [data.train.named(at, data.labels) for at in chosen]
     worst = {}
     for split, evaluation in evaluations.items():
         wrong = evaluation.worst[:WRONG]
         if wrong:
-            worst[split] = _wrong(model, inputs, data.labels, wrong)
+            worst[split] = _wrong(model, inputs, wrong)
     return Shown(gallery(pixels, names), worst)
 
 
 def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
     """A page of training pictures: each as it is, then as `DRAWS` epochs would change it."""
-    whole = config.augmentation.crop is not None
-    data = build.build(config.data, inputs, build.Want(config.train.seed, whole=whole))
+    data = build.build(config.data, inputs, build.Want.of(config))
     count = min(SHEET, len(data.train))
     chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
     found = rows.changed(
@@ -53,18 +52,19 @@ def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
     )
     plain = rows.plain(data.train, inputs).arrays(batches.Batch(chosen, 8))["image"]
     drawn = [found.arrays(batches.Batch(chosen, 8, draw))["image"] for draw in range(DRAWS)]
-    names = [data.labels[data.train.labels[at]] for at in chosen]
+    names = [data.train.named(at, data.labels) for at in chosen]
     both = np.concatenate([plain, *drawn], axis=2)
     write_page(path, "Training pictures: as they are, and changed", gallery(both, names), "")
 
 
-def _wrong(
-    model: keras.Model, inputs: Inputs, labels: Sequence[str], wrong: Sequence[Mapping[str, Any]]
-) -> str:
+def _wrong(model: keras.Model, inputs: Inputs, wrong: Sequence[Mapping[str, Any]]) -> str:
     """Each picture, and beside it where the class that was predicted was seen."""
     pixels = inputs.batch([w["row"][0] for w in wrong])["image"]
-    captions = [f"{w['label']}, not {w['predicted']} ({w['confidence']:.2f})" for w in wrong]
-    predicted = np.array([labels.index(w["predicted"]) for w in wrong])
+    captions = [
+        f"{w['label'] or 'nothing'}, not {w['predicted'] or 'nothing'} ({w['confidence']:.2f})"
+        for w in wrong
+    ]
+    predicted = np.array([w["about"] for w in wrong])
     heat, note = grad_cam(model, pixels, predicted), "where the predicted class was seen (Grad-CAM)"
     if heat is None:
         heat, note = roll_out(model, pixels), "what the model looked at (attention roll-out)"

@@ -4,7 +4,12 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from tfft.spec import Task
-from tfft.tasks import image_classification, text_classification
+from tfft.tasks import (
+    image_classification,
+    image_tagging,
+    text_classification,
+    text_tagging,
+)
 
-_ROOMS = (text_classification, image_classification)
+_ROOMS = (text_classification, image_classification, text_tagging, image_tagging)
 TASKS: Mapping[str, Task] = MappingProxyType({room.TASK.name: room.TASK for room in _ROOMS})

@@ -1,15 +1,17 @@
 """One class for each row, whatever a row is: head, losses, weights, decoding."""
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from tfft import metrics
 from tfft.config import TaskConfig
 from tfft.errors import UserError, nearest
-from tfft.spec import Backbone
+from tfft.spec import Backbone, Details
 
 
 class Pooling(keras.layers.Layer):
@@ -193,7 +195,58 @@ def sample_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -
     return np.array([given.get(name, 1.0) for name in labels])
 
 
-def decode(logits: tf.Tensor, labels: Sequence[str]) -> dict[str, tf.Tensor]:
+def of_probabilities(probabilities: np.ndarray) -> np.ndarray:
+    """Logits, float32 [N, C]."""
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+
+
+def figures(
+    logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None
+) -> dict[str, float]:
+    """The headline."""
+    return metrics.headline(logits, ids)
+
+
+def resampled(
+    logits: np.ndarray,
+    ids: np.ndarray,
+    draws: int,
+    seed: int,
+    thresholds: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """The headline of bootstrap resamples."""
+    return metrics.resampled(logits, ids, draws, seed)
+
+
+def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None) -> Details:
+    """What is known of each class and of each row."""
+    probabilities = metrics.softmax(logits)
+    predicted = probabilities.argmax(axis=1)
+    matrix = metrics.confusion(predicted, ids, logits.shape[1])
+    by_class = metrics.from_confusion(matrix)
+
+    def told(at: int, labels: Sequence[str]) -> dict[str, Any]:
+        about = int(predicted[at])
+        return {
+            "label": labels[ids[at]],
+            "predicted": labels[about],
+            "confidence": float(probabilities[at, about]),
+            "about": about,
+        }
+
+    return Details(
+        confusion=matrix,
+        by_class={k: by_class[k] for k in ("precision", "recall", "f1", "support")},
+        reliability=metrics.reliability(probabilities, ids),
+        losses=metrics.log_losses(probabilities, ids),
+        wrong=predicted != ids,
+        told=told,
+    )
+
+
+def decode(
+    logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
+) -> dict[str, tf.Tensor]:
     """`probabilities` float32 [B, C] and `label` string [B]."""
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))

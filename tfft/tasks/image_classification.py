@@ -9,7 +9,9 @@ from tfft.tasks import classification
 TOP = 5  # of the accuracy that ImageNet's authors report beside the first
 
 
-def _figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def _figures(
+    logits: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | None = None
+) -> dict[str, float]:
     figures = metrics.headline(logits, labels)
     if logits.shape[1] > TOP:
         figures["top_5_accuracy"] = float(metrics.top_k(logits, labels, TOP).mean())
@@ -17,7 +19,11 @@ def _figures(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _resampled(
-    logits: np.ndarray, labels: np.ndarray, draws: int, seed: int
+    logits: np.ndarray,
+    labels: np.ndarray,
+    draws: int,
+    seed: int,
+    thresholds: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     samples = metrics.resampled(logits, labels, draws, seed)
     if logits.shape[1] > TOP:
@@ -34,7 +40,10 @@ TASK = Task(
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,
+    probabilities=metrics.softmax,
+    of_probabilities=classification.of_probabilities,
     metrics=_figures,
     resampled=_resampled,
+    details=classification.details,
     decode=classification.decode,
 )

@@ -11,7 +11,10 @@ TASK = Task(
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,
-    metrics=metrics.headline,
-    resampled=metrics.resampled,
+    probabilities=metrics.softmax,
+    of_probabilities=classification.of_probabilities,
+    metrics=classification.figures,
+    resampled=classification.resampled,
+    details=classification.details,
     decode=classification.decode,
 )

@@ -269,7 +269,7 @@ class Block(keras.layers.Layer):
         return x + self.output_path(self.output_dropout(y, training=training), training=training)
 
     def _far_apart(self) -> np.ndarray:
-        """What is added to scores, float32 [windows, 1, N, N]: shifting brings into one window places
+        """What is added to scores, float32 [windows, 1, N, N]: shifting brings places into a window
         that are not beside each other. One window of zeros where nothing is shifted."""
         window, shift = self._window, self._shift
         if not shift:
