@@ -28,9 +28,9 @@ def test_module(path):
 @pytest.mark.parametrize(
     ("room", "table", "apart"),
     [
-        ("tasks", "TASKS", {"classification"}),
+        ("tasks", "TASKS", {"classification", "tagging"}),
         ("methods", "METHODS", set()),
-        ("backbones", "BACKBONES", {"families", "pixels"}),
+        ("backbones", "BACKBONES", {"families", "kerashub_pictures", "pixels", "tensors"}),
     ],
 )
 def test_every_file_of_a_room_stands_in_its_table(room, table, apart):

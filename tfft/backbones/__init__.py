@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tfft.backbones import applications, hub, huggingface, kerashub
+from tfft.backbones import applications, hub, huggingface, kerashub, timm
 from tfft.config import ModelConfig
 from tfft.spec import Backbone
 
@@ -18,6 +18,7 @@ BACKBONES: Mapping[str, Provider] = MappingProxyType(
         "hub": (hub.load, hub.rebuild),
         "keras": (applications.load, applications.rebuild),
         "kerashub": (kerashub.load, kerashub.rebuild),
+        "timm": (timm.load, timm.rebuild),
     }
 )
 

@@ -260,25 +260,13 @@ def _load(model: keras.Model, path: str) -> None:
 def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
     """Names of the layers with weights, by stage, bottom to top."""
     layers = [layer.name for layer in model.layers if layer.weights]
-    by_block = _ended(model, family) if family.ends else _numbered(layers, family.blocks)
+    by_block = _ended(model, family) if family.ends else pixels.numbered(layers, family.blocks)
     keys = list(dict.fromkeys(key for key in by_block.values() if key not in ("stem", "top")))
     names_ = {"stem": "stem", "top": "top", **{key: f"block_{i}" for i, key in enumerate(keys)}}
     groups: dict[str, list[str]] = {names_[key]: [] for key in ("stem", *keys, "top")}
     for layer in layers:
         groups[names_[by_block[layer]]].append(layer)
     return {name: found for name, found in groups.items() if found}
-
-
-def _numbered(layers: Sequence[str], pattern: str) -> dict[str, str]:
-    """The block of each layer, by its name."""
-    found = [re.search(pattern, layer) for layer in layers]
-    keys = [next(g for g in match.groups() if g) if match else "" for match in found]
-    last = max(i for i, key in enumerate(keys) if key)
-    first = next(i for i, key in enumerate(keys) if key)
-    for i in reversed(range(len(keys))):
-        if not keys[i]:
-            keys[i] = "top" if i > last else "stem" if i < first else keys[i + 1]
-    return dict(zip(layers, keys, strict=True))
 
 
 def _ended(model: keras.Model, family: Family) -> dict[str, str]:

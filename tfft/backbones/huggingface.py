@@ -4,7 +4,6 @@ What a checkpoint holds is loaded exactly or refused: features equal the origina
 float32 (texts) or 1e-4 (pictures).
 """
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import ml_dtypes  # noqa: F401 -- teaches numpy bfloat16, in which some checkpoints are stored
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from tfft import pretrained
 from tfft.backbones.families import FAMILIES, encoder, names, processor
 from tfft.backbones.families.family import Architecture, Family
+from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
 from tfft.errors import UserError, nearest
 from tfft.spec import Backbone, HeadStyle, Picture, StoredHead
@@ -38,7 +36,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     settings = pretrained.read_json(folder / "config.json")
     family = _family(settings)
     table = family.names(family.architecture(settings))
-    with _Tensors(_weight_files(folder, config.weights), family.prefixes) as tensors:
+    with Tensors(weight_files(folder, config.weights), family.prefixes) as tensors:
         poolers = [entry for path, entry in table.items() if path.startswith("pooler/")]
         description = {
             "provider": "hf",
@@ -210,83 +208,8 @@ def _stored_pooling(folder: Path) -> str | None:
     )
 
 
-def _weight_files(folder: Path, given: str | None) -> list[Path]:
-    if given is not None:
-        path = Path(given).expanduser()
-        if not path.is_file():
-            raise UserError(f"model.weights: no such file: {given}")
-        if path.suffix != ".safetensors":
-            raise UserError(f"model.weights: must be a .safetensors file. Received: {given}")
-        return [path]
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        shards = pretrained.read_json(index).get("weight_map", {}).values()
-        # A shard's name comes from the file: it must not lead out of the folder.
-        return [folder / Path(str(shard)).name for shard in dict.fromkeys(shards)]
-    others = sorted(p.name for p in folder.glob("*.bin"))
-    hint = (
-        f"; {others[0]} is a pickle, which tfft never reads: save the model anew with "
-        "transformers' save_pretrained, which writes safetensors"
-        if others
-        else ""
-    )
-    raise UserError(f"{folder}: holds no model.safetensors{hint}")
-
-
-class _Tensors:
-    """The tensors of one or several safetensors files, under names without their prefix."""
-
-    def __init__(self, files: Sequence[Path], prefixes: Sequence[str]):
-        self.where = files[0]
-        self._files, self._prefixes = files, prefixes
-        self._open: list[Any] = []
-        self._names: dict[str, Any] = {}
-
-    def __enter__(self) -> "_Tensors":
-        for path in self._files:
-            try:
-                file = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not a safetensors file: {error}") from None
-            self._open.append(file)
-            for name in file.keys():  # noqa: SIM118 -- it is no mapping
-                self._names[self._plain(name)] = (file, name)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open.clear()
-        self._names.clear()
-
-    def _plain(self, name: str) -> str:
-        prefix = next((p for p in self._prefixes if name.startswith(p)), "")
-        # Files from before 2019 name a norm's parameters as TensorFlow does.
-        name = name.removeprefix(prefix)
-        return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace(
-            "LayerNorm.beta", "LayerNorm.bias"
-        )
-
-    def has(self, entry: names.Entry) -> bool:
-        return all(name in self._names for name in entry.tensors)
-
-    def get(self, entry: names.Entry) -> np.ndarray:
-        values = []
-        for name in entry.tensors:
-            file, key = self._names[name]
-            values.append(file.get_tensor(key).astype(np.float32))
-        return names.read(entry, values)
-
-    def fingerprint(self, settings: Mapping[str, Any]) -> str:
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        for path in self._files:
-            with open(path, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        return digest.hexdigest()[:16]
-
-
 def _assign(
-    variables: Sequence[keras.Variable], table: names.Table, tensors: _Tensors, kind: str
+    variables: Sequence[keras.Variable], table: names.Table, tensors: Tensors, kind: str
 ) -> None:
     for variable in variables:
         entry = table[variable.path]
@@ -303,7 +226,7 @@ def _assign(
         variable.assign(value)
 
 
-def _head(settings: Mapping[str, Any], family: Family, tensors: _Tensors) -> StoredHead:
+def _head(settings: Mapping[str, Any], family: Family, tensors: Tensors) -> StoredHead:
     if not all(tensors.has(entry) for entry in family.head_names.values()):
         raise UserError(
             f"model.head: checkpoint: {tensors.where} holds no classification head; use head: new"

@@ -1,4 +1,4 @@
-"""KerasHub presets: text encoders through KerasHub's own classes.
+"""KerasHub presets: encoders of texts and of pictures through KerasHub's own classes.
 
 They compute what KerasHub computes, which for some checkpoints is not what the original does
 (tanh-gelu for gelu in BERT and ALBERT: 5e-3 on MiniLM). Where a Hugging Face checkpoint of the
@@ -9,15 +9,16 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import keras
 import numpy as np
 
+from tfft.backbones import kerashub_pictures, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError
-from tfft.spec import Backbone, HeadStyle, Stage
+from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 _BLOCK = re.compile(r"^(?:transformer_layer_\d+|group_\d+_inner_layer_\d+)$")
 _INPUTS = {"token_ids", "padding_mask", "segment_ids"}
@@ -27,17 +28,23 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     """A preset's encoder with its weights.
 
     Raises:
-        UserError: no such preset, or it is no text encoder.
+        UserError: no such preset, or it is no encoder that is known here.
     """
     import keras_hub
 
-    name = config.backbone.partition(":")[2]
+    name, size = config.backbone.partition(":")[2], config.image_size
+    shape = {"image_shape": (size, size, 3)} if size is not None else {}
     try:
-        inner = keras_hub.models.Backbone.from_preset(name, dtype=precision)
+        inner = keras_hub.models.Backbone.from_preset(name, dtype=precision, **shape)
     except (ValueError, OSError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"model.backbone: kerashub:{name} cannot be loaded: {reason}") from None
-    backbone = _wrap(inner)
+    if kerashub_pictures.is_of_pictures(inner):
+        backbone = _of_pictures(inner, _shown(inner, name, config))
+    elif size is not None or config.scaling is not None:
+        raise UserError(f"model.image_size, model.scaling: kerashub:{name} reads no pictures")
+    else:
+        backbone = _wrap(inner)
     return replace(backbone, fingerprint=_fingerprint(inner, backbone.description))
 
 
@@ -48,7 +55,50 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     cls = getattr(keras_hub.models, description["class"], None)
     if not (isinstance(cls, type) and issubclass(cls, keras_hub.models.Backbone)):
         raise UserError(f"keras-hub has no backbone {description['class']!r}")
-    return _wrap(cls.from_config({**description["config"], "dtype": precision}))
+    inner = cls.from_config({**description["config"], "dtype": precision})
+    if "picture" in description:
+        return _of_pictures(inner, description)
+    return _wrap(inner)
+
+
+def _of_pictures(inner: keras.Model, shown: Mapping[str, Any]) -> Backbone:
+    given = shown["picture"]
+    picture = Picture(**{**given, "size": tuple(given["size"])})
+    settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
+    description = {"provider": "kerashub", "class": type(inner).__name__, "config": settings}
+    description |= {"picture": dict(given), "scaling": dict(shown["scaling"])}
+    return kerashub_pictures.wrap(inner, picture, shown["scaling"], description)
+
+
+def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]:
+    """The pictures that a preset reads and how they are scaled: its image converter says."""
+    import keras_hub
+
+    try:
+        converter = keras_hub.layers.ImageConverter.from_preset(name)
+    except (ValueError, OSError, KeyError, RuntimeError):
+        converter = None
+    own = inner.inputs[0].shape[1]
+    size = getattr(converter, "image_size", None) or (own or 224,) * 2
+    if config.image_size is not None:
+        size = (config.image_size, config.image_size)
+    if config.scaling is not None:
+        scaling = dict(pixels.SCALINGS[config.scaling])
+    elif converter is None:
+        raise UserError(f"model.scaling: kerashub:{name} has no image converter; name its scaling")
+    else:
+        # x * scale + offset is (x - mean) / deviation.
+        scale, offset = (
+            np.broadcast_to(np.asarray(v if v is not None else default, np.float64).ravel(), 3)
+            for v, default in ((converter.scale, 1.0), (converter.offset, 0.0))
+        )
+        scaling = {"mean": (-offset / scale).tolist(), "deviation": (1 / scale).tolist()}
+    kind = "crop" if getattr(converter, "crop_to_aspect_ratio", True) else "stretch"
+    if getattr(converter, "pad_to_aspect_ratio", False):
+        kind = "pad"
+    interpolation = str(getattr(converter, "interpolation", "bilinear"))
+    picture = Picture((int(size[0]), int(size[1])), kind, interpolation)
+    return {"picture": asdict(picture), "scaling": scaling}
 
 
 def _wrap(inner: keras.Model) -> Backbone:
@@ -56,7 +106,7 @@ def _wrap(inner: keras.Model) -> Backbone:
     blocks = [layer.name for layer in inner.layers if _BLOCK.match(layer.name)]
     if not wanted <= _INPUTS or not blocks:
         raise UserError(
-            f"model.backbone: {type(inner).__name__} is no text encoder "
+            f"model.backbone: {type(inner).__name__} is no encoder that tfft knows "
             f"(inputs: {', '.join(sorted(wanted))})"
         )
     inputs = {name: keras.Input([None], dtype="int32", name=name) for name in sorted(_INPUTS)}

@@ -12,7 +12,8 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
     "hf": ("revision", "weights", "image_size", "dropout", "head", "surgery.drop"),
     "hub": ("image_size", "scaling", "stages"),
     "keras": ("weights", "image_size"),
-    "kerashub": (),
+    "kerashub": ("image_size", "scaling"),
+    "timm": ("revision", "image_size", "head"),
 }
 
 
@@ -21,7 +22,7 @@ class ModelConfig(Section):
 
     backbone: str = Field(
         description="hf:REPO_OR_FOLDER, hub:HANDLE_OR_FOLDER (a SavedModel), keras:NAME (of "
-        "keras.applications) or kerashub:PRESET_OR_FOLDER"
+        "keras.applications), kerashub:PRESET_OR_FOLDER or timm:REPO_OR_FOLDER"
     )
     revision: str | None = Field(None, description="branch, tag or commit of a hub repository")
     weights: str | None = Field(
@@ -35,7 +36,8 @@ class ModelConfig(Section):
     scaling: Literal["unit", "tf", "torch", "caffe", "none"] | None = Field(
         None,
         description="what a hub: SavedModel wants of pixels: unit, from 0 to 1 (the default, TF "
-        "Hub's convention); tf, from -1 to 1; torch and caffe, ImageNet's mean; none, 0 to 255",
+        "Hub's convention); tf, from -1 to 1; torch and caffe, ImageNet's mean; none, 0 to 255. Of "
+        "kerashub: in place of what the preset says",
     )
     stages: list[str] | None = Field(
         None, description="of hub: regular expressions over variable names, bottom to top"
