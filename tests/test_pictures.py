@@ -350,7 +350,9 @@ def test_where_a_vision_transformer_looked(vit):
         ("mobilenet_v2", {"name": "top", "stages": 3}),
     ],
 )
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
 def test_methods_on_checkpoints_of_pictures(raw, tmp_path, name, method, precision):
     config = {
         **raw,
