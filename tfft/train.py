@@ -24,6 +24,7 @@ from tfft import (
     distribute,
     estimate,
     evaluate,
+    few_shot,
     log,
     loop,
     masks,
@@ -250,15 +251,12 @@ def advised(config: Config, workdir: Path | None) -> Config:
 
 def facts(config: Config) -> advisor.Facts:
     """What the advice rests on: counted, and a forward pass timed."""
-    if config.task.modality != "text":
-        raise UserError(
-            "method: auto has measured rules for texts only; for pictures name one: head, top, full"
-        )
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read(config, backbone)
     planned = batches.in_order(data.train.lengths, 32)
     batch = planned[len(planned) // 2]
-    arrays = rows.plain(data.train, inputs).arrays(batch)
+    plain = rows.plain(data.train, inputs)
+    arrays = plain.arrays(batch)
     backbone.model.predict_on_batch(arrays)
     times = []
     for _ in range(3):
@@ -267,9 +265,12 @@ def facts(config: Config) -> advisor.Facts:
         times.append(time.perf_counter() - began)
     blocks = [s for s in backbone.stages if s.name.startswith("block_")]
     accelerated = distribute.accelerated()
+    classes, probe = len(data.labels), None
+    if backbone.modality == "image":
+        probe = few_shot.probe(backbone.model, plain, data.train, classes, config.train.seed)
     return advisor.Facts(
         rows=len(data.train),
-        classes=len(data.labels),
+        classes=classes,
         tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
         parameters=backbone.model.count_params(),
         blocks=len(blocks),
@@ -277,6 +278,7 @@ def facts(config: Config) -> advisor.Facts:
         memory=None if accelerated else memory.available(),
         row_seconds=min(times) / len(batch.positions),
         seconds=config.method.time.seconds if config.method.time is not None else None,
+        probe=(probe.accuracy, probe.chance) if probe is not None else None,
     )
 
 
