@@ -30,7 +30,11 @@ def test_module(path):
     [
         ("tasks", "TASKS", {"classification", "tagging"}),
         ("methods", "METHODS", set()),
-        ("backbones", "BACKBONES", {"families", "kerashub_pictures", "pixels", "tensors"}),
+        (
+            "backbones",
+            "BACKBONES",
+            {"families", "hub_texts", "kerashub_pictures", "pixels", "tensors"},
+        ),
     ],
 )
 def test_every_file_of_a_room_stands_in_its_table(room, table, apart):

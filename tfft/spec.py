@@ -96,6 +96,7 @@ class Backbone:
         head: the classification head stored in the checkpoint, where there is one.
         max_length: tokens that it has positions for, None where there is no such bound.
         picture: what pictures it reads; None where it reads text.
+        tokenizer: the description of its tokenizer, where that comes with its graph (`hub:`).
     """
 
     model: "keras.Model"
@@ -107,6 +108,7 @@ class Backbone:
     head: StoredHead | None = None
     max_length: int | None = None
     picture: Picture | None = None
+    tokenizer: str | None = None
 
     @property
     def modality(self) -> str:

@@ -22,7 +22,7 @@ from google.protobuf.message import DecodeError
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tfft import pretrained
-from tfft.backbones import pixels
+from tfft.backbones import hub_texts, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
@@ -74,8 +74,9 @@ class HubLayer(keras.layers.Layer):
         self.__dict__["saved"] = saved
 
     def call(self, x, training=False):
-        """Pictures [B, H, W, 3] -> what the SavedModel gives."""
-        x = tf.cast(x, tf.float32)
+        """What the SavedModel takes -> what it gives."""
+        if tf.is_tensor(x) and x.dtype.is_floating:
+            x = tf.cast(x, tf.float32)
         losses = getattr(self.saved, "regularization_losses", ())
         if training and self.trainable and losses:
             self.add_loss(tf.add_n([loss() for loss in losses]))
@@ -89,7 +90,10 @@ class HubLayer(keras.layers.Layer):
 
     def compute_output_spec(self, x, training=False):
         """The shape of what comes out, from the SavedModel's own signature."""
-        found = tf.function(self.call).get_concrete_function(tf.TensorSpec(x.shape, tf.float32))
+        spec = keras.tree.map_structure(
+            lambda t: tf.TensorSpec(t.shape, "float32" if "float" in t.dtype else t.dtype), x
+        )
+        found = tf.function(self.call).get_concrete_function(spec)
         return keras.tree.map_structure(
             lambda t: keras.KerasTensor(t.shape, dtype=t.dtype.name), found.structured_outputs
         )
@@ -110,17 +114,34 @@ def load(config: ModelConfig, precision: str) -> Backbone:
         "scaling": config.scaling or "unit",
         "stages": list(config.stages) if config.stages is not None else None,
     }
-    backbone = _wrap(folder, description, precision)
+    where = f"model.backbone: hub:{handle}"
+    saved = _saved(folder, where)
+    kind = hub_texts.reads(saved)
+    if kind != "pictures":
+        if config.image_size is not None or config.scaling is not None:
+            raise UserError("model.image_size, model.scaling: this SavedModel reads texts")
+        other = pretrained.saved_model(config.tokenizer) if config.tokenizer is not None else None
+        description |= {"reads": kind}
+        description["tokenizer"] = hub_texts.vocabulary(folder, kind, other, where)
+    elif config.tokenizer is not None:
+        raise UserError("model.tokenizer: this SavedModel reads pictures")
+    backbone = _wrap(saved, description, precision)
     return replace(backbone, fingerprint=_fingerprint(folder, description))
 
 
 def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     """The same, from what `load` described: its graph is that of its files."""
-    return _wrap(pretrained.saved_model(description["handle"]), description, precision)
-
-
-def _wrap(folder: Path, description: Mapping[str, Any], precision: str) -> Backbone:
     where = f"model.backbone: hub:{description['handle']}"
+    saved = _saved(pretrained.saved_model(description["handle"]), where)
+    return _wrap(saved, description, precision)
+
+
+def _saved(folder: Path, where: str) -> Any:
+    """The SavedModel.
+
+    Raises:
+        UserError: it does not load, or not in the reusable format.
+    """
     _refuse(folder, where)
     try:
         saved = tf.saved_model.load(str(folder))
@@ -132,6 +153,17 @@ def _wrap(folder: Path, description: Mapping[str, Any], precision: str) -> Backb
             f"{where}: is not in TF2's reusable format (callable, with `variables`): a SavedModel "
             "of signatures alone, as TF1's are, cannot be fine-tuned"
         )
+    return saved
+
+
+def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbone:
+    where = f"model.backbone: hub:{description['handle']}"
+    if (kind := description.get("reads", "pictures")) != "pictures":
+        backbone = hub_texts.build(HubLayer(saved, name="hub"), kind, description)
+        if (given := description["stages"]) is not None:
+            paths = [v.path for v in backbone.model.weights]
+            return replace(backbone, stages=_stages(paths, given, where))
+        return backbone
     size = description["size"] or _own_size(saved) or DEFAULT_SIZE
     layer = HubLayer(saved, name="hub")
     with pixels.policy(precision):

@@ -92,7 +92,7 @@ def wrap(
 def _stages(paths: Sequence[str]) -> tuple[Stage, ...]:
     """Bottom to top, by the blocks in the variables' paths."""
     if not any(re.search(_BLOCK, path) for path in paths):
-        return (Stage("block_0", ""),)
+        return (Stage("block_0", f"(?:{'|'.join(map(re.escape, paths))})$"),)
     by_block = pixels.numbered(paths, _BLOCK)
     keys = [key for key in dict.fromkeys(by_block.values()) if key not in ("stem", "top")]
     names = {"stem": "stem", "top": "top", **{key: f"block_{i}" for i, key in enumerate(keys)}}

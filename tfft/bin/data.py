@@ -30,7 +30,12 @@ def verb() -> None:
 
     size = config.model.image_size or 224
     picture = Picture((size, size)) if images else None
-    inputs = preprocess.load(config.model, config.data, picture)
+    spec = None
+    if not images and config.model.backbone.startswith("hub:"):
+        from tfft import backbones
+
+        spec = backbones.load(config.model).tokenizer
+    inputs = preprocess.load(config.model, config.data, picture, spec)
     if isinstance(inputs, preprocess.ImageInputs):
         found = picture_profile.profile(config, inputs)
         print(profile.text(found, picture_profile.text(found)))

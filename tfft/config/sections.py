@@ -10,7 +10,7 @@ from tfft.config.regularization import SurgeryConfig
 # provider -> the keys of the section `model` that are for it
 PROVIDERS: dict[str, tuple[str, ...]] = {
     "hf": ("revision", "weights", "image_size", "dropout", "head", "surgery.drop"),
-    "hub": ("image_size", "scaling", "stages"),
+    "hub": ("image_size", "scaling", "stages", "tokenizer"),
     "keras": ("weights", "image_size"),
     "kerashub": ("image_size", "scaling"),
     "timm": ("revision", "image_size", "head"),
@@ -42,6 +42,11 @@ class ModelConfig(Section):
     stages: list[str] | None = Field(
         None, description="of hub: regular expressions over variable names, bottom to top"
     )
+    tokenizer: str | None = Field(
+        None,
+        description="of hub: texts: the preprocessing SavedModel whose vocabulary counts; default: "
+        "the vocabulary among the encoder's own assets",
+    )
     head: Literal["new", "checkpoint"] = Field(
         "new", description="checkpoint: keep the classification head and labels stored there"
     )
@@ -65,6 +70,7 @@ class ModelConfig(Section):
             "image_size": self.image_size is not None,
             "scaling": self.scaling is not None,
             "stages": self.stages is not None,
+            "tokenizer": self.tokenizer is not None,
             "head": self.head != "new",
             "dropout": self.dropout is not None,
             "surgery.drop": bool(self.surgery.drop),

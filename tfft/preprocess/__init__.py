@@ -58,19 +58,25 @@ class Inputs(Protocol):
         """Write what `restore` reads."""
 
 
-def load(model: ModelConfig, data: DataConfig, picture: Picture | None = None) -> Inputs:
+def load(
+    model: ModelConfig,
+    data: DataConfig,
+    picture: Picture | None = None,
+    spec: str | None = None,
+) -> Inputs:
     """The preparation that belongs to a backbone, as the section `data` changes it.
 
     Args:
         picture: of `Backbone`, where it reads pictures.
+        spec: its `tokenizer`, where it has one of its own.
     """
     if picture is not None:
         given = {} if data.resize is None else {"resize": data.resize, "keep": 1.0}
         return ImageInputs(replace(picture, **given))
     provider, _, name = model.backbone.partition(":")
-    if provider == "kerashub":
+    if spec is None and provider == "kerashub":
         spec = kerashub.tokenizer_spec(name)
-    else:
+    elif spec is None:
         spec = tokenizer.from_checkpoint(name, model.revision)
     return TextInputs(spec, data.max_length, pair=data.text_pair is not None)
 

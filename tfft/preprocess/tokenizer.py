@@ -5,11 +5,16 @@ SentencePiece model), transformers turns them into one description; the host sid
 the graph side is built from it.
 """
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
+
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from tfft import pretrained
 from tfft.errors import UserError
 
+_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
 
@@ -23,6 +28,53 @@ def from_checkpoint(name: str, revision: str | None = None) -> str:
     if not any((folder / file).is_file() for file in FILES):
         raise UserError(f"{folder}: holds no tokenizer; needs one of {', '.join(FILES)}")
     return _through_transformers(folder)
+
+
+def of_bytes() -> str:
+    """Each byte of UTF-8 is a token: 0 is padding, 1 + n the byte n; two texts have a space between
+    them."""
+    letters = _byte_letters()
+    vocabulary = {"[PAD]": 0, **{letters[n]: 1 + n for n in range(256)}}
+    made = Tokenizer(models.BPE(vocabulary, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    space = letters[ord(" ")]
+    made.post_processor = processors.TemplateProcessing(
+        single="$A", pair=f"$A {space}:1 $B:1", special_tokens=[(space, vocabulary[space])]
+    )
+    return made.to_str()
+
+
+def of_vocabulary(tokens: Sequence[str], where: str) -> str:
+    """BERT's WordPiece over a vocabulary, a token an id; cased if a token has a capital letter.
+
+    Raises:
+        UserError: BERT's special tokens are missing.
+    """
+    ids = {token: i for i, token in enumerate(tokens)}
+    missing = [t for t in ("[CLS]", "[SEP]", "[UNK]") if t not in ids]
+    if missing:
+        raise UserError(f"{where}: holds no {missing[0]}; is it a WordPiece vocabulary?")
+    # Where texts were lower-cased capitals stand in brackets alone: [CLS], [unused1].
+    cased = any(t != t.lower() for t in tokens if not re.fullmatch(r"\[.*\]", t))
+    made = Tokenizer(models.WordPiece(ids, unk_token="[UNK]"))
+    made.normalizer = normalizers.BertNormalizer(lowercase=not cased, strip_accents=not cased)
+    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    own = [t for t in _SPECIAL if t in ids]
+    made.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in own])
+    made.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(t, ids[t]) for t in ("[CLS]", "[SEP]")],
+    )
+    return made.to_str()
+
+
+def _byte_letters() -> list[str]:
+    """What stands for each byte in a byte-level vocabulary (Radford et al. 2019): itself where that
+    is a visible Latin-1 letter, else the next free letter from 256 on."""
+    seen = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    hidden = iter(range(256, 512))
+    return [chr(n) if n in seen else chr(next(hidden)) for n in range(256)]
 
 
 def _through_transformers(folder: Path) -> str:
