@@ -33,10 +33,10 @@ def from_checkpoint(name: str, revision: str | None = None) -> str:
 def of_bytes() -> str:
     """Each byte of UTF-8 is a token: 0 is padding, 1 + n the byte n; two texts have a space between
     them."""
-    letters = _byte_letters()
+    letters = byte_letters()
     vocabulary = {"[PAD]": 0, **{letters[n]: 1 + n for n in range(256)}}
     made = Tokenizer(models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     space = letters[ord(" ")]
     made.post_processor = processors.TemplateProcessing(
         single="$A", pair=f"$A {space}:1 $B:1", special_tokens=[(space, vocabulary[space])]
@@ -69,7 +69,7 @@ def of_vocabulary(tokens: Sequence[str], where: str) -> str:
     return made.to_str()
 
 
-def _byte_letters() -> list[str]:
+def byte_letters() -> list[str]:
     """What stands for each byte in a byte-level vocabulary (Radford et al. 2019): itself where that
     is a visible Latin-1 letter, else the next free letter from 256 on."""
     seen = {*range(33, 127), *range(161, 173), *range(174, 256)}

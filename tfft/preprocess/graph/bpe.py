@@ -13,6 +13,7 @@ import tensorflow_text as tf_text
 
 from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints
+from tfft.preprocess.tokenizer import byte_letters
 
 _NO_RANK = tf.int32.max
 
@@ -30,7 +31,7 @@ class ByteLevelBPE(tf.Module):
                 raise UserError(f"tokenizer: BPE with {option} has no in-graph form")
         self._add_space = pre_tokenizer["add_prefix_space"]
         vocabulary = model["vocab"]
-        symbols = [vocabulary.get(c, -1) for c in _byte_alphabet()]
+        symbols = [vocabulary.get(c, -1) for c in byte_letters()]
         self._byte_ids = tf.constant(symbols, tf.int32)
         self._size = len(vocabulary)
         keys, values = _merge_table(model["merges"], vocabulary)
@@ -111,13 +112,6 @@ def _merge_best(symbols: tf.Tensor, ranks: tf.Tensor, merged: tf.Tensor) -> tf.T
     return out[:, : tf.maximum(used, 1)]
 
 
-def _byte_alphabet() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's table)."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = iter(range(0x100, 0x200))
-    return [chr(b if b in printable else next(others)) for b in range(256)]
-
-
 def _merge_table(merges: list[Any], vocabulary: Mapping[str, int]) -> tuple[list[int], list[int]]:
     """Keys left * size + right, values rank * size + merged id."""
     size = len(vocabulary)
@@ -130,7 +124,7 @@ def _merge_table(merges: list[Any], vocabulary: Mapping[str, int]) -> tuple[list
 
 
 def _whole_words(vocabulary: Mapping[str, int]) -> tf.lookup.StaticHashTable:
-    back = {c: b for b, c in enumerate(_byte_alphabet())}
+    back = {c: b for b, c in enumerate(byte_letters())}
     words = {
         bytes(back[c] for c in token): i
         for token, i in vocabulary.items()
