@@ -12,6 +12,7 @@ import tensorflow as tf
 
 import tfft
 from tfft.bin import predict
+from tfft.config import parse
 from tfft.errors import UserError
 from tfft.export import Served
 from tfft.run import load_run
@@ -106,6 +107,10 @@ def test_served_answers_are_those_of_python(run, raw, capsys):
     assert ended.value.code == 0
     shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [s["labels"] for s in shown] == [a["labels"] for a in answers]
+
+
+def test_the_memory_of_a_step_is_estimated(raw):
+    assert "memory: " in tfft.train.preview(parse({**raw, "method": {"name": "head"}}))
 
 
 def test_the_page_shows_tags(run):

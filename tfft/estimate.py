@@ -17,7 +17,6 @@ import tensorflow as tf
 
 from tfft import optim
 from tfft.model import Model
-from tfft.regularizers.distillation import Distilled
 
 RUNTIME = 175 * 2**20  # bytes that a process takes beside the model and the step
 HELD = 1.45  # times the peak of the walk is what a process holds at the peak of a step
@@ -92,9 +91,10 @@ def text(found: dict[str, int], rows: int, width: int | None = None) -> str:
 
 def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
     x = {t.name: tf.TensorSpec(_shape(t, rows, width), t.dtype) for t in model.inputs}
+    own = getattr(model.loss, "target_width", None)  # of a loss that takes more than class ids
     targets = tf.TensorSpec([rows], tf.int32)
-    if isinstance(model.loss, Distilled):
-        targets = tf.TensorSpec([rows, 1 + model.output_shape[-1]], tf.float32)
+    if own is not None:
+        targets = tf.TensorSpec([rows, own(model.output_shape[-1])], tf.float32)
     weight = tf.TensorSpec([rows], tf.float32)
     traced = tf.function(
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False

@@ -105,8 +105,9 @@ def text(evaluation: Evaluation, split: str, confidence: float) -> str:
     """The headline as a few lines."""
     lines = [f"{split}:"]
     names = [name for name in evaluation.figures if "/" not in name]
+    width = max(18, 1 + max(map(len, names)))
     for name in names:
-        line = f"  {name:<18}{evaluation.figures[name]:.4f}"
+        line = f"  {name:<{width}}{evaluation.figures[name]:.4f}"
         if f"{name}/low" in evaluation.figures:
             low, high = (evaluation.figures[f"{name}/{end}"] for end in ("low", "high"))
             line += f"  [{low:.4f}, {high:.4f}] at {confidence:.0%}"

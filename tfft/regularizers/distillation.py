@@ -24,6 +24,11 @@ class Distilled(keras.losses.Loss):
         super().__init__(name="loss", reduction=loss.reduction, dtype="float32")
         self.loss, self.temperature, self.weight = loss, temperature, weight
 
+    @staticmethod
+    def target_width(classes: int) -> int:
+        """Numbers of a row's target: the class id, and the teacher's logits."""
+        return 1 + classes
+
     def call(self, y_true, y_pred):
         """Class id and the teacher's logits [B, 1 + C], logits [B, C] -> [B]."""
         labels, teacher = y_true[:, 0], y_true[:, 1:]

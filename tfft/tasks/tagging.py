@@ -30,6 +30,11 @@ class TagCrossEntropy(keras.losses.Loss):
         super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
         self.label_smoothing, self.gamma = label_smoothing, gamma
 
+    @staticmethod
+    def target_width(classes: int) -> int:
+        """Numbers of a row's target."""
+        return classes
+
     def call(self, y_true, y_pred):
         """0 or 1 [B, C], or between where rows were mixed; logits [B, C] -> [B]."""
         x, y = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
