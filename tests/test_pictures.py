@@ -190,7 +190,8 @@ def test_most_wrong_pictures_and_where_the_model_looked(run, raw):
     from tfft.report import shown
 
     test = run.datasets.test
-    wrong = [{"row": test.raw(0), "label": "blue", "predicted": "red", "confidence": 0.9}]
+    told = {"label": "blue", "predicted": "red", "confidence": 0.9, "about": 2}
+    wrong = [{"row": test.raw(0), **told}]
     evaluation = type("Evaluation", (), {"worst": wrong})
     from tfft.data import rows
 
@@ -344,10 +345,10 @@ def test_where_a_vision_transformer_looked(vit):
     ("name", "method"),
     [
         ("swin", {"name": "prefix", "length": 2}),
-        ("dinov2", {"name": "ia3"}),
+        pytest.param("dinov2", {"name": "ia3"}, marks=pytest.mark.slow),
         ("convnext", {"name": "adapter", "width": 2}),
-        ("resnet", {"name": "norm"}),
-        ("mobilenet_v2", {"name": "top", "stages": 3}),
+        pytest.param("resnet", {"name": "norm"}, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", {"name": "top", "stages": 3}, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.parametrize(

@@ -147,8 +147,15 @@ def test_two_texts_are_one_with_a_space_between(strings):
     np.testing.assert_allclose(found["pooled"], module(tf.constant(["good film"])), atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["encoder", "strings"])
-@pytest.mark.parametrize("method", ["full", "head"])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        ("encoder", "full"),
+        ("strings", "head"),
+        pytest.param("encoder", "head", marks=pytest.mark.slow),
+        pytest.param("strings", "full", marks=pytest.mark.slow),
+    ],
+)
 def test_trained_loaded_and_served_from_texts(kind, method, request, tmp_path):
     folder, module = request.getfixturevalue(kind)
     config = {

@@ -126,7 +126,12 @@ def assert_equal(spec, max_length, texts, pairs=None):
             assert found["segment_ids"].numpy()[at, : lengths[at]].tolist() == segments, ascii(row)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+VARIANTS = ("wordpiece_cased", "bpe_prefix", "unigram_spaces")
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in VARIANTS else ()) for k in KINDS]
+)
 def test_single_and_pairs(kind):
     spec = trained(kind)
     texts = HARD + random_texts(600, 1)
