@@ -45,7 +45,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
     """Give every attention a prefix."""
     found = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
     if not found:
-        raise UserError("method: prefix is for hf: backbones only")
+        raise UserError("method: prefix is for hf: backbones only, and of them for transformers")
     for attention in found:
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
         with inject.scoped(path):

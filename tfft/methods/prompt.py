@@ -38,7 +38,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
     layers = list(model._flatten_layers())
     found = [x for x in layers if isinstance(x, Embeddings)]
     if not found:
-        raise UserError("method: prompt is for hf: backbones only")
+        raise UserError("method: prompt is for hf: backbones only, and of them for texts")
     embeddings = found[0]
     vocabulary, width = embeddings.token.embeddings.shape
     start = keras.initializers.RandomNormal(stddev=0.02)
