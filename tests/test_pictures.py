@@ -346,7 +346,7 @@ def test_where_a_vision_transformer_looked(vit):
     [
         ("swin", {"name": "prefix", "length": 2}),
         pytest.param("dinov2", {"name": "ia3"}, marks=pytest.mark.slow),
-        ("convnext", {"name": "adapter", "width": 2}),
+        pytest.param("convnext", {"name": "adapter", "width": 2}, marks=pytest.mark.slow),
         pytest.param("resnet", {"name": "norm"}, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", {"name": "top", "stages": 3}, marks=pytest.mark.slow),
     ],

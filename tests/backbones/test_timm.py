@@ -15,7 +15,7 @@ from tfft.config import ModelConfig
 from tfft.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "timm"
-QUICK = ("efficientnet_lite0", "mobilenetv3_small_050", "resnet18")
+QUICK = ("mobilenetv3_small_050", "resnet18")
 CASES = [
     pytest.param(path.stem, marks=() if path.stem in QUICK else pytest.mark.slow)
     for path in sorted(GOLDEN.glob("*.npz"))

@@ -126,7 +126,7 @@ def assert_equal(spec, max_length, texts, pairs=None):
             assert found["segment_ids"].numpy()[at, : lengths[at]].tolist() == segments, ascii(row)
 
 
-VARIANTS = ("wordpiece_cased", "bpe_prefix", "unigram_spaces")
+VARIANTS = ("wordpiece_cased", "bpe_prefix", "unigram_spaces")  # of what the others test
 
 
 @pytest.mark.parametrize(
