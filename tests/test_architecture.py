@@ -33,7 +33,7 @@ def test_module(path):
         (
             "backbones",
             "BACKBONES",
-            {"families", "hub_texts", "kerashub_pictures", "pixels", "tensors"},
+            {"blocks", "families", "hub_texts", "kerashub_pictures", "pixels", "tensors"},
         ),
     ],
 )

@@ -18,7 +18,7 @@ import numpy as np
 from keras import ops
 
 from tfft import log
-from tfft.backbones import pixels
+from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError, nearest
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
@@ -260,7 +260,7 @@ def _load(model: keras.Model, path: str) -> None:
 def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
     """Names of the layers with weights, by stage, bottom to top."""
     layers = [layer.name for layer in model.layers if layer.weights]
-    by_block = _ended(model, family) if family.ends else pixels.numbered(layers, family.blocks)
+    by_block = _ended(model, family) if family.ends else blocks.numbered(layers, family.blocks)
     keys = list(dict.fromkeys(key for key in by_block.values() if key not in ("stem", "top")))
     names_ = {"stem": "stem", "top": "top", **{key: f"block_{i}" for i, key in enumerate(keys)}}
     groups: dict[str, list[str]] = {names_[key]: [] for key in ("stem", *keys, "top")}

@@ -6,18 +6,17 @@ strings (nnlm, universal-sentence-encoder) are given them through ids too, one f
 UTF-8: so texts are cut, batched, cached and served as all others are.
 """
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from tfft.backbones import pixels
+from tfft.backbones import blocks
 from tfft.errors import UserError
 from tfft.preprocess import tokenizer
-from tfft.spec import Backbone, HeadStyle, Stage
+from tfft.spec import Backbone, HeadStyle
 
 # The names of an encoder's inputs, and tfft's for them.
 _INPUTS = {
@@ -82,7 +81,7 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
     # Inputs that nothing reads are inputs all the same: a batch of texts has all three.
     return Backbone(
         model=keras.Model(inputs, features, name="encoder"),
-        stages=_stages(paths),
+        stages=blocks.stages(paths, _BLOCK, "embeddings", "pooler"),
         features={name: int(t.shape[-1]) for name, t in features.items()},
         head_style=HeadStyle("pooled" if "pooled" in features else "first"),
         fingerprint="",
@@ -122,22 +121,6 @@ def _features(found: Any) -> dict[str, keras.KerasTensor]:
         return named or _features(found.get("default"))
     rank = len(found.shape) if isinstance(found, keras.KerasTensor) else 0
     return {2: {"pooled": found}, 3: {"sequence": found}}.get(rank, {})
-
-
-def _stages(paths: Sequence[str]) -> tuple[Stage, ...]:
-    """Embeddings, the blocks by their numbers, what is above them."""
-    if not any(re.search(_BLOCK, path) for path in paths):
-        return (Stage("embeddings", "hub/"),)
-    by_block = pixels.numbered(paths, _BLOCK)
-    keys = [key for key in dict.fromkeys(by_block.values()) if key not in ("stem", "top")]
-    names = {"stem": "embeddings", "top": "pooler"}
-    names |= {key: f"block_{i}" for i, key in enumerate(keys)}
-    groups: dict[str, list[str]] = {names[key]: [] for key in ("stem", *keys, "top")}
-    for path in paths:
-        groups[names[by_block[path]]].append(path)
-    return tuple(
-        Stage(name, f"(?:{'|'.join(map(re.escape, own))})$") for name, own in groups.items() if own
-    )
 
 
 def _positions(layer: keras.layers.Layer) -> int | None:

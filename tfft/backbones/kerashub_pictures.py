@@ -1,15 +1,14 @@
 """KerasHub's networks of pictures as backbones: presets of its own, and timm's checkpoints."""
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
-from tfft.backbones import pixels
+from tfft.backbones import blocks, pixels
 from tfft.errors import UserError
-from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.spec import Backbone, HeadStyle, Picture
 
 # A block in the path of a variable: of convolutional networks, then of transformers.
 _BLOCK = (
@@ -80,25 +79,10 @@ def wrap(
         raise UserError(f"model.image_size: {height} does not go: {reason}") from None
     return Backbone(
         model=model,
-        stages=_stages([v.path for v in model.weights]),
+        stages=blocks.stages([v.path for v in model.weights], _BLOCK, "stem", "top"),
         features={name: int(t.shape[-1]) for name, t in model.output.items()},
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
         picture=picture,
-    )
-
-
-def _stages(paths: Sequence[str]) -> tuple[Stage, ...]:
-    """Bottom to top, by the blocks in the variables' paths."""
-    if not any(re.search(_BLOCK, path) for path in paths):
-        return (Stage("block_0", f"(?:{'|'.join(map(re.escape, paths))})$"),)
-    by_block = pixels.numbered(paths, _BLOCK)
-    keys = [key for key in dict.fromkeys(by_block.values()) if key not in ("stem", "top")]
-    names = {"stem": "stem", "top": "top", **{key: f"block_{i}" for i, key in enumerate(keys)}}
-    groups: dict[str, list[str]] = {names[key]: [] for key in ("stem", *keys, "top")}
-    for path in paths:
-        groups[names[by_block[path]]].append(path)
-    return tuple(
-        Stage(name, f"(?:{'|'.join(map(re.escape, own))})$") for name, own in groups.items() if own
     )

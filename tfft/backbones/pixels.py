@@ -1,6 +1,5 @@
 """What backbones of pictures share: scaled pixels in, a vector and a map out."""
 
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -60,21 +59,6 @@ def encoder(image: keras.KerasTensor, found: keras.KerasTensor) -> keras.Model:
     """`{image}` [B, H, W, 3] -> `{pooled [B, D], map [B, h, w, D]}`, given the last map."""
     vector = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(found)
     return keras.Model({"image": image}, {"pooled": vector, "map": found}, name="encoder")
-
-
-def numbered(names: Sequence[str], pattern: str) -> dict[str, str]:
-    """The block of each name: what a pattern's groups find in it.
-
-    Names without one are of the stem, of the top, or, between two blocks, of the next one.
-    """
-    found = [re.search(pattern, name) for name in names]
-    keys = [next(g for g in match.groups() if g) if match else "" for match in found]
-    last = max(i for i, key in enumerate(keys) if key)
-    first = next(i for i, key in enumerate(keys) if key)
-    for i in reversed(range(len(keys))):
-        if not keys[i]:
-            keys[i] = "top" if i > last else "stem" if i < first else keys[i + 1]
-    return dict(zip(names, keys, strict=True))
 
 
 @contextmanager
