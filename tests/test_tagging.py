@@ -11,7 +11,7 @@ import sklearn.metrics as sk
 import tensorflow as tf
 
 import tfft
-from tfft.bin import predict
+from tests.console import command
 from tfft.config import parse
 from tfft.errors import UserError
 from tfft.export import Served
@@ -87,7 +87,7 @@ def test_thresholds_are_of_the_validation_rows_and_kept(run):
     np.testing.assert_array_equal(load_run(run.workdir).thresholds, run.thresholds)
 
 
-def test_served_answers_are_those_of_python(run, raw, capsys):
+def test_served_answers_are_those_of_python(run, raw):
     folder = Path(raw["data"]["test"]).parent
     paths = [str(folder / f"{at}.png") for at in range(12)]
     answers = run.predict(paths)
@@ -102,10 +102,9 @@ def test_served_answers_are_those_of_python(run, raw, capsys):
         assert chosen == answer["labels"]
     lines = folder / "paths.txt"
     lines.write_text("\n".join(paths))
-    with pytest.raises(SystemExit) as ended:
-        predict.main(["predict", f"--export={run.workdir / 'export'}", f"--input={lines}"])
-    assert ended.value.code == 0
-    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    code, out, err = command("predict", f"--export={run.workdir / 'export'}", f"--input={lines}")
+    assert code == 0, err
+    shown = [json.loads(line) for line in out.splitlines()]
     assert [s["labels"] for s in shown] == [a["labels"] for a in answers]
 
 

@@ -6,6 +6,7 @@ Workers are described by TF_CONFIG, which Kubernetes operators, Vertex AI and `t
 import json
 import os
 import platform
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -238,9 +239,12 @@ def lost_workers_told(workdir: Path) -> Iterator[None]:
     """
     try:
         yield
-    except _LOST:
+    except _LOST as error:
         if workers().count == 1:
             raise
+        # TensorFlow leaves the thread pool of the failed collective running in a frame of this
+        # traceback. It must go now: at the interpreter's exit it would write to a closed file.
+        traceback.clear_frames(error.__traceback__)
         raise Interrupted(
             "another worker was lost; the last checkpoint is kept, and the same command on all "
             f"workers with --workdir={workdir} goes on from it"

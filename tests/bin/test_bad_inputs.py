@@ -3,41 +3,15 @@
 One process answers all of them, through the same entry as the console script.
 """
 
-import contextlib
-import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.console import command as tfft
 from tfft.bin import __main__ as console
-
-
-def tfft(*arguments, stdin=""):
-    """Run a verb; its exit code, standard output and standard error."""
-    from absl import flags
-
-    out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, sys.stdin
-    sys.argv, sys.stdin = ["tfft", *map(str, arguments)], io.StringIO(stdin)
-    code = 0
-    for name in [n for n in sys.modules if n.startswith("tfft.bin.") and "__main__" not in n]:
-        del sys.modules[name]
-    own = flags.FLAGS.flags_by_module_dict()
-    for module in [m for m in own if m.startswith("tfft.")]:
-        for flag in list(own[module]):
-            delattr(flags.FLAGS, flag.name)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            console.main()
-    except SystemExit as stop:
-        code = stop.code
-    finally:
-        sys.argv, sys.stdin = before
-    return code, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture

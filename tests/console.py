@@ -1,0 +1,34 @@
+"""The console script inside this process, for tests of many commands."""
+
+import contextlib
+import io
+import sys
+
+from absl import flags
+
+from tfft.bin import __main__ as console
+
+
+def command(*arguments, stdin=""):
+    """Run a verb; its exit code, standard output and standard error.
+
+    The verbs' modules are imported anew, for each defines the flags that it needs.
+    """
+    out, err = io.StringIO(), io.StringIO()
+    before = sys.argv, sys.stdin
+    sys.argv, sys.stdin = ["tfft", *map(str, arguments)], io.StringIO(stdin)
+    code = 0
+    for name in [n for n in sys.modules if n.startswith("tfft.bin.") and "__main__" not in n]:
+        del sys.modules[name]
+    own = flags.FLAGS.flags_by_module_dict()
+    for module in [m for m in own if m.startswith("tfft.")]:
+        for flag in list(own[module]):
+            delattr(flags.FLAGS, flag.name)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            console.main()
+    except SystemExit as stop:
+        code = stop.code
+    finally:
+        sys.argv, sys.stdin = before
+    return code, out.getvalue(), err.getvalue()
