@@ -187,6 +187,33 @@ def test_out_of_memory_is_a_line_with_what_works(config, tmp_path, monkeypatch):
     assert result.metrics["steps"] == 10
 
 
+def test_out_of_memory_outside_of_a_step_is_a_line():
+    line = r"^out of memory: a tensor of 1048576 x 67108864 on .*CPU"
+    with pytest.raises(UserError, match=line), memory.shortage_told():
+        tf.ones([1 << 20, 1 << 26])
+    with pytest.raises(ZeroDivisionError), memory.shortage_told():
+        1 / 0  # noqa: B018
+
+
+def test_what_a_failed_step_left_is_not_in_the_way_of_the_next(config, tmp_path, monkeypatch):
+    rehearse, failures = loop._rehearse, []
+
+    def leaving(model, feed):
+        """As TensorFlow does where temporary variables of the failed graph are still there."""
+        if not failures:
+            failures.append(model.again)
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM")
+        if model.again == 0:
+            failures.append(model.again)
+            raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
+        rehearse(model, feed)
+
+    monkeypatch.setattr(loop, "_rehearse", leaving)
+    with pytest.raises(UserError, match="the largest size that worked is 10"):
+        run(config, tmp_path / "run")
+    assert len(failures) == 2
+
+
 def test_the_rehearsal_changes_nothing(config, tmp_path, monkeypatch):
     config["model"]["dropout"] = 0.1
     with_it = run(config, tmp_path / "with")

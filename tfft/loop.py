@@ -279,16 +279,28 @@ def _rehearse(model: Model, feed: Feed) -> None:
             variable.assign(value)
 
 
+def _fits(model: Model, feed: Feed) -> bool:
+    """Whether a step has the memory that it needs."""
+    for _ in range(2):
+        try:
+            _rehearse(model, feed)
+            return True
+        except tf.errors.ResourceExhaustedError:
+            return False
+        except tf.errors.AlreadyExistsError:
+            # A step that ran out of memory can leave temporary variables behind, for which
+            # TensorFlow takes those of the next one of the same names.
+            model.again += 1
+            model.make_train_function(force=True)
+    return False
+
+
 def _largest(model: Model, feed: Feed, rows: int) -> int | None:
     """The largest micro-batch that fits, None where that is all of a replica's rows."""
 
     def runs(size: int) -> bool:
         model.micro_batch = size
-        try:
-            _rehearse(model, feed)
-        except tf.errors.ResourceExhaustedError:
-            return False
-        return True
+        return _fits(model, feed)
 
     model.micro_batch = rows
     model.make_train_function(force=True)
@@ -338,11 +350,8 @@ def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
     model.make_train_function(force=True)
     while size > 1:
         model.micro_batch = size = size // 2
-        try:
-            _rehearse(model, feed)
-        except tf.errors.ResourceExhaustedError:
-            continue
-        return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
+        if _fits(model, feed):
+            return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
     smaller = {"text": "data.max_length", "image": "model.image_size"}
     lower = smaller[feed._result.config.task.modality]
     return f"not even one row works: lower {lower}, or set train.remat: true"

@@ -7,7 +7,7 @@ small micro-batches are run, and the growth of the peak between them tells how m
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfft.errors import UserError
@@ -22,6 +22,27 @@ _CGROUPS = (
         "/sys/fs/cgroup/memory/memory.usage_in_bytes",
     ),
 )
+
+
+@contextlib.contextmanager
+def shortage_told() -> Iterator[None]:
+    """Turn TensorFlow's "out of memory" into a line that says what would do.
+
+    Raises:
+        UserError: there was not enough.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__name__ != "ResourceExhaustedError" or "OOM" not in str(error):
+            raise
+        found = re.search(r"tensor with shape\[([\d,]+)\].*?on (\S+)", str(error))
+        what = f": a tensor of {found[1].replace(',', ' x ')} on {found[2]}" if found else ""
+        raise UserError(
+            f"out of memory{what}; set train.micro_batch (auto finds one that fits) or "
+            "train.remat: true, lower train.batch_size, data.max_length or model.image_size, or "
+            "freeze more (method)"
+        ) from None
 
 
 def by_trying(run: Callable[[int], bool], rows: int) -> int:

@@ -55,6 +55,7 @@ from tfft.tasks import TASKS
 ADAPTED = 50  # batches that BatchNorm's statistics are set anew from
 
 
+@memory.shortage_told()
 def run(config: Config, workdir: Path) -> Run:
     """Fine-tune as configured; everything that is found out stands in `workdir`.
 

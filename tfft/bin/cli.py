@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
+from tfft import memory
 from tfft.config import Config, load
 from tfft.errors import Interrupted, UserError
 
@@ -88,7 +89,8 @@ def _code(verb: Callable[[], None], argv: list[str]) -> int:
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-        verb()
+        with memory.shortage_told():
+            verb()
     except flags.Error as error:
         return _say(str(error).replace("\n", " "), 2)
     except UserError as error:

@@ -55,6 +55,8 @@ class Model(keras.Model):
             or to None, `make_train_function(force=True)` must follow.
         xla: whether the gradients are compiled; Keras' own `jit_compile` does too, but it refuses
             while op determinism is on.
+        again: how often a step failed and left something behind that bears the names of its graph;
+            a function made afterwards has names of its own.
         dry: the steps compute everything and change no weight and no optimizer variable.
         report: what the last call of the train function did.
         above: the part of the model above its cached prefix (`prefix.Cut`), or None. The model then
@@ -68,6 +70,7 @@ class Model(keras.Model):
 
     micro_batch: int | None = None
     xla: bool = False
+    again: int = 0
     dry: bool = False
     consistency: Any = None
     adversary: Any = None
@@ -350,7 +353,10 @@ class Model(keras.Model):
             first = strategy.experimental_local_results
             return first(loss)[0], first(finite)[0]
 
-        several, single = _looped(one, self.get_metrics_result), _once(one, self.get_metrics_result)
+        several = _looped(
+            one, self.get_metrics_result, f"again_{self.again}" if self.again else None
+        )
+        single = _once(one, self.get_metrics_result)
         if not self.run_eagerly:
             several = tf.function(several, reduce_retracing=True, autograph=False)
             single = tf.function(single, reduce_retracing=True, autograph=False)
@@ -392,7 +398,9 @@ def _once(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., A
     return single
 
 
-def _looped(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., Any]:
+def _looped(
+    one: Callable[..., Any], result: Callable[[], Any], name: str | None
+) -> Callable[..., Any]:
     """At most `limit` batches of an iterator, without going back to Python between them."""
 
     def several(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
@@ -423,7 +431,11 @@ def _looped(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[...,
         zero = tf.constant(0)
         state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
         out = tf.while_loop(
-            lambda count, more, *_: (count < limit) & more, body, state, parallel_iterations=1
+            lambda count, more, *_: (count < limit) & more,
+            body,
+            state,
+            parallel_iterations=1,
+            name=name,
         )
         return *out, result()
 

@@ -5,6 +5,7 @@ become RGB, what is transparent is laid on white.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import tensorflow as tf
 
@@ -13,6 +14,7 @@ from tfft.spec import Picture
 MAX_PIXELS = 100_000_000  # of one picture: a file of a few bytes can claim any size
 _HEAD = 32  # bytes that hold the size in all formats but JPEG
 _EXIF = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
+_EXIF_NAME = b"Exif\0\0"
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 SIZE = "its size is not between"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
@@ -37,29 +39,13 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     kind = _kind(head)
     known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
     with tf.control_dependencies([known]):
-        size = tf.switch_case(
-            kind,
-            [
-                lambda: tf.io.extract_jpeg_shape(data)[:2],
-                lambda: _png_size(head),
-                lambda: _gif_size(head),
-                lambda: _bmp_size(head),
-                lambda: _webp_size(head),
-            ],
-        )
-    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    small = tf.debugging.Assert(
-        (pixels > 0) & (pixels <= MAX_PIXELS),
-        [SIZE, size],
-    )
-    with tf.control_dependencies([small]):
         found = tf.switch_case(
             kind,
             [
                 lambda: _jpeg(data),
                 lambda: _png(data, head),
-                lambda: tf.io.decode_gif(data)[0],
-                lambda: _bmp(data),
+                lambda: _gif(data, head),
+                lambda: _bmp(data, head),
                 lambda: _webp(data, head),
             ],
         )
@@ -97,7 +83,10 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
 
     def resized(antialias: bool) -> tf.Tensor:
         made = tf.image.resize(pixels, size, interpolation, antialias=antialias)
-        return tf.saturate_cast(tf.round(tf.cast(made, tf.float32)), tf.uint8)
+        made = tf.round(tf.cast(made, tf.float32))
+        # The other curves are means of pixels, which no rounding takes out of their range.
+        beyond = interpolation == "bicubic"
+        return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
 
     def changed() -> tf.Tensor:
         if interpolation == "bicubic":  # without antialiasing it is another curve
@@ -137,6 +126,13 @@ def tiny(pixels: tf.Tensor) -> tf.Tensor:
     """The mean colours of 8 x 8 fields, uint8 [8, 8, 3]."""
     small = tf.image.resize(tf.cast(pixels, tf.float32), [8, 8], "area")
     return tf.saturate_cast(tf.round(small), tf.uint8)
+
+
+def _of_size(size: tf.Tensor) -> Any:
+    """Where what follows is done only if a picture's height and width may be decoded."""
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    small = tf.debugging.Assert((pixels > 0) & (pixels <= MAX_PIXELS), [SIZE, size])
+    return tf.control_dependencies([small])
 
 
 def _kind(head: tf.Tensor) -> tf.Tensor:
@@ -189,7 +185,8 @@ def _on_white(pixels: tf.Tensor) -> tf.Tensor:
 
 
 def _png(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
-    pixels = tf.io.decode_png(data, channels=4)
+    with _of_size(_png_size(head)):
+        pixels = tf.io.decode_png(data, channels=4)
     # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does not
     # give up to 2^bits - 1, not to 255.
     depth = _number(head, 24, 1)
@@ -205,20 +202,27 @@ def _webp(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
     clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
     clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
-    return tf.cond(
-        clear,
-        lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
-        lambda: tf.io.decode_webp(data, channels=3)[0],
-    )
+    with _of_size(_webp_size(head)):
+        return tf.cond(
+            clear,
+            lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
+            lambda: tf.io.decode_webp(data, channels=3)[0],
+        )
 
 
-def _bmp(data: tf.Tensor) -> tf.Tensor:
+def _gif(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
+    with _of_size(_gif_size(head)):
+        return tf.io.decode_gif(data)[0]
+
+
+def _bmp(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     """A BMP of one byte a pixel holds indices into its palette, which TensorFlow does not look up.
 
     The fourth byte of four is not opacity in the common kind, and is dropped.
     """
     head = tf.strings.substr(data, 0, 54)
-    pixels = tf.io.decode_bmp(data)
+    with _of_size(_bmp_size(start)):
+        pixels = tf.io.decode_bmp(data)
 
     def looked_up() -> tf.Tensor:
         given = _number(head, 46, 4)
@@ -231,15 +235,20 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
 
 
 def _jpeg(data: tf.Tensor) -> tf.Tensor:
-    # The exact inverse transform: the default is faster by little and off by a few levels.
-    pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-    turn = _orientation(data)
+    with _of_size(tf.io.extract_jpeg_shape(data)[:2]):
+        # The exact inverse transform: the default is faster by little and off by a few levels.
+        pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+    start = tf.strings.substr(data, 0, _EXIF)
+    # Most files hold none: one op finds that out.
+    parts = tf.raw_ops.StringSplitV2(input=[start], sep=_EXIF_NAME, maxsplit=1).values
+    return tf.cond(tf.size(parts) > 1, lambda: _turned(pixels, _orientation(start)), lambda: pixels)
 
-    def swapped(x: tf.Tensor) -> tf.Tensor:
-        return tf.transpose(x, [1, 0, 2])
+
+def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
+    """A picture as its EXIF orientation says that it is to be seen."""
 
     def turned() -> tf.Tensor:
-        x = tf.cond(turn >= 5, lambda: swapped(pixels), lambda: pixels)
+        x = tf.cond(turn >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
         mirrored = tf.reduce_any(turn == [2, 3, 6, 7])
         x = tf.cond(mirrored, lambda: tf.reverse(x, [1]), lambda: x)
         upside = tf.reduce_any(turn == [3, 4, 7, 8])
@@ -250,13 +259,9 @@ def _jpeg(data: tf.Tensor) -> tf.Tensor:
 
 def _orientation(data: tf.Tensor) -> tf.Tensor:
     """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
-    return _exif(tf.strings.substr(data, 0, _EXIF))
-
-
-def _exif(data: tf.Tensor) -> tf.Tensor:
     raw = tf.io.decode_raw(data, tf.uint8)
     size = tf.maximum(tf.shape(raw)[0] - 9, 0)
-    mark = {0: 0xFF, 1: 0xE1, 4: 0x45, 5: 0x78, 6: 0x69, 7: 0x66, 8: 0, 9: 0}  # APP1, Exif
+    mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(_EXIF_NAME, 4))}  # APP1, its length, its name
     # All places at once: to go from segment to segment takes ten times as long.
     found = tf.fill([size], True)
     for at, byte in mark.items():
