@@ -31,7 +31,7 @@ quickstart-image: $(VENV)/ready
 	$(BIN)/python examples/quickstart_image.py
 
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(VENV)/ready-dev
 	$(BIN)/python -m pytest -m ''

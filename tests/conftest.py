@@ -1,5 +1,6 @@
 """What tests share: a tiny checkpoint with its tokenizer, tables, the folders of real data."""
 
+import gc
 import importlib.util
 import json
 import os
@@ -18,8 +19,22 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
+# TensorFlow's modules hold millions of objects that stay: not to be walked through every time.
+gc.collect()
+gc.freeze()
+gc.set_threshold(50_000, 20, 50)
+
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
+
+
+FIRST = ("test_matrix.py", "test_launch.py")
+
+
+def pytest_collection_modifyitems(items):
+    """The files that start processes of their own come first: last, they would keep the other
+    worker waiting."""
+    items.sort(key=lambda item: item.path.name not in FIRST)
 
 
 @pytest.fixture(autouse=True)
