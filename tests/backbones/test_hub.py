@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import re
 import tarfile
 import threading
 
@@ -17,6 +18,7 @@ from tfft import backbones
 from tfft.config import ModelConfig, parse
 from tfft.errors import UserError
 from tfft.export import Served
+from tfft.preprocess import ImageInputs
 
 
 class Reusable(tf.__internal__.tracking.AutoTrackable):
@@ -55,9 +57,9 @@ def small(pooling="avg"):
     return model
 
 
-def save(model, folder, **options):
+def save(model, folder, size=(SIZE, SIZE, 3), **options):
     module = Reusable(model, **options)
-    spec = tf.TensorSpec([None, SIZE, SIZE, 3], tf.float32)
+    spec = tf.TensorSpec([None, *size], tf.float32)
     for training in (True, False):
         module.__call__.get_concrete_function(spec, training=training)
     tf.saved_model.save(module, str(folder))
@@ -182,6 +184,70 @@ def test_a_bfloat16_run_and_two_replicas(raw, tmp_path):
         found[name] = values(run.model)
     for path, value in found["one_device"].items():
         np.testing.assert_allclose(found["mirrored"][path], value, atol=1e-4, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def real(real_data, tmp_path_factory):
+    """ImageNet's MobileNetV2 for pictures of 96 pixels: its weights, and as a SavedModel."""
+    weights = real_data.parent / "weights" / "mobilenet_v2_1.0_224_imagenet_notop.weights.h5"
+    if not weights.is_file():
+        pytest.skip(f"no weights at {weights}")
+    size = (96, 96, 3)
+    model = keras.applications.MobileNetV2(
+        weights=str(weights), include_top=False, input_shape=size, pooling="avg"
+    )
+    folder = tmp_path_factory.mktemp("hub") / "mobilenet"
+    return weights, save(model, folder, size=size), real_data / "cifar10_images"
+
+
+@pytest.mark.slow
+def test_a_real_networks_features_are_those_of_keras_applications(real):
+    weights, folder, pictures = real
+    config = ModelConfig(backbone="keras:MobileNetV2", weights=str(weights), image_size=96)
+    one, other = backbones.load(config), load(folder, scaling="tf")
+    files = sorted((pictures / "test").glob("*/*.jpg"))[::50]
+    pixels = ImageInputs(one.picture).batch([str(f) for f in files])
+    found, want = (b.model.predict_on_batch(pixels)["pooled"] for b in (other, one))
+    np.testing.assert_allclose(found, want, atol=1e-5)
+    assert len(other.stages) == len(one.stages)
+
+
+@pytest.mark.slow
+def test_a_real_network_is_frozen_resumed_and_served(real, tmp_path):
+    from tests.test_pictures import _stopped
+
+    _, folder, pictures = real
+    for name in ("cat", "ship"):
+        (tmp_path / "rows" / name).mkdir(parents=True)
+        for file in sorted((pictures / "train" / name).glob("*.jpg"))[:60]:
+            (tmp_path / "rows" / name / file.name).write_bytes(file.read_bytes())
+    raw = {
+        "data": {"train": f"{tmp_path / 'rows'}/", "validation": {"fraction": 0.2}},
+        "model": {"backbone": f"hub:{folder}"},
+        "task": {"name": "image_classification"},
+        "method": {"name": "top", "stages": 2},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 2, "batch_size": 16},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+        "export": {"verify_rows": 24},
+    }
+    whole = tfft.train(raw, tmp_path / "whole")
+    before, after = values(load(folder).model), values(whole.model)
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    stages = list(whole.backbone.stages)
+    last = max(at for at, s in enumerate(stages) if s.name.startswith("block_"))
+    below, top = stages[: last - 1], stages[last - 1 :]
+    of_top = [p for p in moved if any(re.match(s.pattern, p) for s in top)]
+    assert of_top and not [p for p in moved if any(re.match(s.pattern, p) for s in below)]
+    assert not [path for path in moved if "moving" in path]
+    _stopped(parse(raw), tmp_path / "again", "step 1 of 12")
+    again = tfft.train(raw, tmp_path / "again")
+    for path, value in after.items():
+        np.testing.assert_array_equal(values(again.model)[path], value, err_msg=path)
+    row = whole.datasets.train.raw(0)
+    served = Served(whole.workdir / "export").probabilities([row], 1)
+    live = whole.predict([row])[0]["probabilities"]
+    np.testing.assert_allclose(served[0], [live[n] for n in whole.labels], atol=1e-5)
 
 
 def test_its_own_regularization_is_part_of_the_loss(tmp_path):
