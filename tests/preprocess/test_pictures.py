@@ -163,6 +163,22 @@ def test_host_graph_and_what_was_saved_agree(tmp_path):
     np.testing.assert_array_equal(inputs.inspect(rows[0]).pixels, host[0])
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_batch_of_jpegs_is_decoded_as_each_alone(turned):
+    """Batches of JPEGs that are upright have a way of their own."""
+    inputs = ImageInputs(Picture((32, 32)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    on_its_side = encoded(IMAGE, "JPEG", quality=60, exif=exif)
+    rows = [CASES["jpeg"], CASES["jpeg grey"], *([on_its_side] if turned else [])]
+    found = inputs.batch(rows)["image"]
+    for at, row in enumerate(rows):
+        beside_another_kind = inputs.batch([row, CASES["png"]])["image"]
+        np.testing.assert_array_equal(found[at], beside_another_kind[0])
+    if turned:
+        assert not np.array_equal(found[2], found[0])
+
+
 def test_a_broken_picture_of_a_batch_is_named(tmp_path):
     inputs = ImageInputs(Picture((32, 32)))
     (tmp_path / "bad.jpg").write_bytes(b"nothing")

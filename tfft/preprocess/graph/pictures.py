@@ -23,9 +23,17 @@ NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
 def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3]."""
     spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
-    return lambda data: tf.map_fn(
-        lambda one: fit(decode(one), picture), data, fn_output_signature=spec
-    )
+
+    def each(one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor) -> tf.Tensor:
+        return tf.map_fn(lambda d: fit(one(d), picture), data, fn_output_signature=spec)
+
+    def read(data: tf.Tensor) -> tf.Tensor:
+        # To ask each picture for its kind takes as long as to decode a small one: the commonest
+        # batches are asked at once.
+        upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_has_exif(data)
+        return tf.cond(upright, lambda: each(_upright_jpeg, data), lambda: each(decode, data))
+
+    return read
 
 
 def decode(data: tf.Tensor) -> tf.Tensor:
@@ -35,20 +43,10 @@ def decode(data: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: it is of no known kind, broken, or has more than
             `MAX_PIXELS`.
     """
-    head = tf.strings.substr(tf.strings.substr(data, 0, _HEAD) + b"\0" * _HEAD, 0, _HEAD)
-    kind = _kind(head)
+    kind = _kind(_head(data))
     known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
     with tf.control_dependencies([known]):
-        found = tf.switch_case(
-            kind,
-            [
-                lambda: _jpeg(data),
-                lambda: _png(data, head),
-                lambda: _gif(data, head),
-                lambda: _bmp(data, head),
-                lambda: _webp(data, head),
-            ],
-        )
+        found = tf.switch_case(kind, [lambda one=one: one(data) for one in _DECODERS])
     return tf.ensure_shape(found, [None, None, 3])
 
 
@@ -135,10 +133,20 @@ def _of_size(size: tf.Tensor) -> Any:
     return tf.control_dependencies([small])
 
 
+def _head(data: tf.Tensor) -> tf.Tensor:
+    """The first bytes, strings of any shape, filled up with zeros."""
+    return tf.strings.substr(tf.strings.substr(data, 0, _HEAD) + b"\0" * _HEAD, 0, _HEAD)
+
+
 def _kind(head: tf.Tensor) -> tf.Tensor:
-    """Index into FORMATS; their number where there is none. The decoders look at the rest."""
-    found = tf.strings.substr(head, 0, 2) == [b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI"]
-    return tf.argmax(tf.concat([found, [True]], 0), output_type=tf.int32)
+    """Indices into FORMATS, int32 of the shape of `head`; their number where there is none.
+
+    The decoders look at the rest.
+    """
+    starts = [b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI"]
+    found = tf.cast(tf.strings.substr(head, 0, 2)[..., None] == starts, tf.uint8)
+    unknown = tf.ones_like(found[..., :1])
+    return tf.argmax(tf.concat([found, unknown], -1), -1, output_type=tf.int32)
 
 
 def _number(head: tf.Tensor, at: int, count: int, big: bool = False) -> tf.Tensor:
@@ -184,7 +192,8 @@ def _on_white(pixels: tf.Tensor) -> tf.Tensor:
     return tf.cond(clear, laid, lambda: colour)
 
 
-def _png(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
+def _png(data: tf.Tensor) -> tf.Tensor:
+    head = _head(data)
     with _of_size(_png_size(head)):
         pixels = tf.io.decode_png(data, channels=4)
     # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does not
@@ -195,9 +204,10 @@ def _png(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
     return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
 
 
-def _webp(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
+def _webp(data: tf.Tensor) -> tf.Tensor:
     """The first frame. The op is told what the file holds: left to find out, it writes beyond its
     buffer for an animation without opacity, which it refuses when told (TensorFlow 2.21)."""
+    head = _head(data)
     lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
     clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
@@ -210,18 +220,18 @@ def _webp(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
         )
 
 
-def _gif(data: tf.Tensor, head: tf.Tensor) -> tf.Tensor:
-    with _of_size(_gif_size(head)):
+def _gif(data: tf.Tensor) -> tf.Tensor:
+    with _of_size(_gif_size(_head(data))):
         return tf.io.decode_gif(data)[0]
 
 
-def _bmp(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
+def _bmp(data: tf.Tensor) -> tf.Tensor:
     """A BMP of one byte a pixel holds indices into its palette, which TensorFlow does not look up.
 
     The fourth byte of four is not opacity in the common kind, and is dropped.
     """
     head = tf.strings.substr(data, 0, 54)
-    with _of_size(_bmp_size(start)):
+    with _of_size(_bmp_size(head)):
         pixels = tf.io.decode_bmp(data)
 
     def looked_up() -> tf.Tensor:
@@ -234,14 +244,23 @@ def _bmp(data: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
     return tf.cond(tf.shape(pixels)[-1] == 1, looked_up, lambda: pixels[..., :3])
 
 
-def _jpeg(data: tf.Tensor) -> tf.Tensor:
+def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
+    """A JPEG as it lies in the file."""
     with _of_size(tf.io.extract_jpeg_shape(data)[:2]):
         # The exact inverse transform: the default is faster by little and off by a few levels.
-        pixels = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-    start = tf.strings.substr(data, 0, _EXIF)
-    # Most files hold none: one op finds that out.
-    parts = tf.raw_ops.StringSplitV2(input=[start], sep=_EXIF_NAME, maxsplit=1).values
-    return tf.cond(tf.size(parts) > 1, lambda: _turned(pixels, _orientation(start)), lambda: pixels)
+        return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
+
+
+def _jpeg(data: tf.Tensor) -> tf.Tensor:
+    pixels = _upright_jpeg(data)
+    return tf.cond(_has_exif(data), lambda: _turned(pixels, _orientation(data)), lambda: pixels)
+
+
+def _has_exif(data: tf.Tensor) -> tf.Tensor:
+    """Whether there may be an EXIF segment in some of the files, strings of any shape."""
+    start = tf.reshape(tf.strings.substr(data, 0, _EXIF), [-1])
+    parts = tf.raw_ops.StringSplitV2(input=start, sep=_EXIF_NAME, maxsplit=1).values
+    return tf.size(parts) > tf.size(start)
 
 
 def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
@@ -259,7 +278,7 @@ def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 
 def _orientation(data: tf.Tensor) -> tf.Tensor:
     """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
-    raw = tf.io.decode_raw(data, tf.uint8)
+    raw = tf.io.decode_raw(tf.strings.substr(data, 0, _EXIF), tf.uint8)
     size = tf.maximum(tf.shape(raw)[0] - 9, 0)
     mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(_EXIF_NAME, 4))}  # APP1, its length, its name
     # All places at once: to go from segment to segment takes ten times as long.
@@ -290,3 +309,6 @@ def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
     at = first + 2 + 12 * tf.range(entries)
     found = (number(at, 2) == 0x0112) & (at + 12 <= size)
     return tf.reduce_max(tf.concat([tf.where(found, number(at + 8, 2), 1), [1]], 0))
+
+
+_DECODERS = (_jpeg, _png, _gif, _bmp, _webp)  # as FORMATS
