@@ -253,6 +253,7 @@ class Interrupt(keras.callbacks.Callback):
     Args:
         folder: where the files may appear; they are taken away once they are seen.
         together: sums an array over the workers.
+        until: the step after which it stops as if it were asked to.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -264,10 +265,11 @@ class Interrupt(keras.callbacks.Callback):
         checkpoints: Checkpoints,
         folder: Path,
         together: Callable[[np.ndarray], np.ndarray],
+        until: int | None = None,
     ):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
-        self._folder, self._together = folder, together
+        self._folder, self._together, self._until = folder, together, until
         self._looked = time.monotonic()
         self._before: dict[int, Any] = {}
         self.asked = False
@@ -291,6 +293,7 @@ class Interrupt(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save and stop, if asked."""
         save = self._look()
+        self.asked |= self._until is not None and self._state.step >= self._until
         stop, save = self._together(np.array([self.asked, save], np.int32))
         self.asked |= bool(stop)  # a signal may have come meanwhile: it counts at the next step
         if stop or save:

@@ -39,18 +39,30 @@ _NOT_COMPILED = (
 
 
 def fit(
-    result: Run, data: Datasets, plan: Plan, course: Course, state: State, keep: Checkpoints
+    result: Run,
+    data: Datasets,
+    plan: Plan,
+    course: Course,
+    state: State,
+    keep: Checkpoints,
+    epochs: int | None = None,
 ) -> None:
     """Train from `state` to the end of the plan, stretch by stretch of the course.
 
+    Args:
+        epochs: stop after so many of the plan's; default: after all.
+
     Raises:
         UserError: the memory does not suffice, or the loss is not finite.
-        Interrupted: a signal or a file asked for it; the state is saved.
+        Interrupted: a signal or a file asked for it, or `epochs` are over; the state is saved.
     """
     if result.config.train.soup and (data.validation is None or distribute.workers().count > 1):
         raise UserError("train.soup: needs a validation split, and one worker")
     if state.step >= plan.total or state.stopped:
         return
+    until = epochs * plan.per_epoch if epochs is not None else plan.total
+    if state.step >= until:
+        raise Interrupted(f"{result.workdir}: {state.step:,} of {plan.total:,} steps are trained")
     if state.step:
         log.say(f"resuming at step {state.step:,} of {plan.total:,}")
     model, first = result.model, distribute.workers().first
@@ -58,7 +70,7 @@ def fit(
         result.save()  # best/ is whole from here on; a resumed run's may be better than now
     feed = Feed(result, data, plan)
     together = partial(distribute.sum_over_workers, model.distribute_strategy)
-    with callbacks.Interrupt(state, keep, result.workdir, together) as interrupt:
+    with callbacks.Interrupt(state, keep, result.workdir, together, until) as interrupt:
         watchers = _watchers(result, feed, state, keep)
         try:
             every = keras.callbacks.CallbackList([*watchers, interrupt], model=model)

@@ -56,16 +56,19 @@ ADAPTED = 50  # batches that BatchNorm's statistics are set anew from
 
 
 @memory.shortage_told()
-def run(config: Config, workdir: Path) -> Run:
+def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
     """Fine-tune as configured; everything that is found out stands in `workdir`.
 
     The same config in the same directory goes on at the last checkpoint, or returns the finished
     run.
 
+    Args:
+        epochs: stop after so many of `train.epochs`, as if interrupted; a later call goes on.
+
     Raises:
         UserError: something that the user can mend.
-        Interrupted: a signal or a file asked for it, or another worker was lost; the state is
-            saved.
+        Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
+            the state is saved.
     """
     workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
     log.quiet(not workers.first)
@@ -91,7 +94,7 @@ def run(config: Config, workdir: Path) -> Run:
             workdir / "checkpoints", train.checkpoint.keep, workers.first, result.trained
         )
         state = keep.restore(result.model)  # 1. this run's checkpoint  2. the pretrained weights
-        loop.fit(result, data, plan, course, state, keep)
+        loop.fit(result, data, plan, course, state, keep, epochs)
         result.load_weights()  # the best of the run, not the last
         conclude(result, data, course, state)
         distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole

@@ -3,7 +3,7 @@
 from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Duration, Interval, Section
 from tfft.config.data import DataConfig, Fraction, Source
-from tfft.config.load import Config, dump, load, parse, schema
+from tfft.config.load import Config, dump, load, parse, read, schema, searches, section
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig
 from tfft.config.sections import (
@@ -16,6 +16,7 @@ from tfft.config.sections import (
     TaskConfig,
     TrainConfig,
 )
+from tfft.config.tune import Halving, Search, TuneConfig
 
 __all__ = [
     "AugmentationConfig",
@@ -26,19 +27,25 @@ __all__ = [
     "EvaluateConfig",
     "ExportConfig",
     "Fraction",
+    "Halving",
     "Interval",
     "MaskRule",
     "MethodConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RegularizationConfig",
+    "Search",
     "Section",
     "Source",
     "SurgeryConfig",
     "TaskConfig",
     "TrainConfig",
+    "TuneConfig",
     "dump",
     "load",
     "parse",
+    "read",
     "schema",
+    "searches",
+    "section",
 ]

@@ -13,6 +13,7 @@ from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
 from tfft.config.data import DataConfig, Source
 from tfft.config.regularization import RegularizationConfig
+from tfft.config.tune import TuneConfig
 from tfft.errors import UserError, nearest
 
 
@@ -31,6 +32,7 @@ class Config(Section):
     distribute: sections.DistributeConfig = sections.DistributeConfig()
     evaluate: sections.EvaluateConfig = sections.EvaluateConfig()
     export: sections.ExportConfig = sections.ExportConfig()
+    tune: TuneConfig | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -114,6 +116,17 @@ def load(
     Raises:
         UserError: with one line for each mistake.
     """
+    return parse(read(path, overrides, changes), where=str(path))
+
+
+def read(
+    path: str | Path, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The content of a YAML file with overrides and changes, not validated.
+
+    Raises:
+        UserError: there is no such file, or it is no YAML.
+    """
     path = Path(path)
     if not path.is_file():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
@@ -123,7 +136,7 @@ def load(
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return parse(_yaml(text, str(path)), overrides, changes, str(path))
+    return changed(_yaml(text, str(path)), overrides, changes, str(path))
 
 
 def parse(
@@ -137,15 +150,59 @@ def parse(
     Raises:
         UserError: with one line for each mistake.
     """
-    if not isinstance(raw, Mapping):
-        raise UserError(f"{where}: must hold sections (data: ..., model: ...). Received: {raw!r}")
-    raw = _merge(_copy(raw), changes or {})
-    for override in overrides:
-        _override(raw, override)
+    raw = changed(raw, overrides, changes, where)
+    if spaces := searches(raw):
+        lines = [f"{'.'.join(path)}: is a search space, which tfft tune runs" for path in spaces]
+        raise UserError("\n".join(f"{where}: {line}" for line in lines))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
         lines = _explained(error.errors(), raw)
+        raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+
+
+def changed(
+    raw: Any,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
+    where: str = "config",
+) -> dict[str, Any]:
+    """A copy of a nested mapping with nested changes and `a.b=c` overrides.
+
+    Raises:
+        UserError: it is no mapping, or an override is malformed.
+    """
+    if not isinstance(raw, Mapping):
+        raise UserError(f"{where}: must hold sections (data: ..., model: ...). Received: {raw!r}")
+    copy = _merge(_copy(raw), changes or {})
+    for override in overrides:
+        _override(copy, override)
+    return copy
+
+
+def searches(raw: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[str, Any]]:
+    """The search spaces that stand in place of values, by path; the section `tune` has its own."""
+    if isinstance(raw, list):
+        inner = [searches(value, (*path, str(at))) for at, value in enumerate(raw)]
+    elif not isinstance(raw, Mapping):
+        return {}
+    elif "search" in raw:
+        return {path: raw}
+    else:
+        inner = [searches(v, (*path, str(k))) for k, v in raw.items() if path or k != "tune"]
+    return {k: v for found in inner for k, v in found.items()}
+
+
+def section(model: type[Section], raw: Any, where: str) -> Any:
+    """Validate one section, or what stands in place of a value.
+
+    Raises:
+        UserError: with one line for each mistake.
+    """
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        lines = [line.removeprefix("config: ") for line in _explained(error.errors(), raw, model)]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -214,7 +271,9 @@ _KINDS = {
 }
 
 
-def _explained(errors: Sequence[Mapping[str, Any]], raw: Any) -> list[str]:
+def _explained(
+    errors: Sequence[Mapping[str, Any]], raw: Any, root: type[BaseModel] = Config
+) -> list[str]:
     """A line for each mistake; of a key that may be a number or a word pydantic makes two."""
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for item in errors:
@@ -224,21 +283,21 @@ def _explained(errors: Sequence[Mapping[str, Any]], raw: Any) -> list[str]:
         kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
         words = [item for item in items if item["type"] == "literal_error"]
         if len(items) == 2 and kinds and words:
-            line = _explain(words[0], raw)
+            line = _explain(words[0], raw, root)
             lines.append(line.replace("must be one of ", f"must be {kinds[0]}, or "))
         else:
-            lines += [_explain(item, raw) for item in items]
+            lines += [_explain(item, raw, root) for item in items]
     return list(dict.fromkeys(lines))
 
 
-def _explain(item: Mapping[str, Any], raw: Any) -> str:
+def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `path: what must hold; received ...; nearest valid name`."""
     loc = list(_real_path(item["loc"], raw))
     path = ".".join(map(str, loc)) or "config"
     kind, message = item["type"], item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{nearest(loc[-1], _keys_beside(loc, raw))}"
+        return f"{path}: unknown key{nearest(loc[-1], _keys_beside(loc, raw, root))}"
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
@@ -271,9 +330,9 @@ def _real_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
             yield part
 
 
-def _keys_beside(loc: list[Any], raw: Any) -> list[str]:
+def _keys_beside(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
     """The valid keys of the section in which the last part of `loc` stands."""
-    models: list[type[BaseModel]] = [Config]
+    models: list[type[BaseModel]] = [root]
     at = raw
     for part in loc[:-1]:
         at = at[part]
