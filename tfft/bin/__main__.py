@@ -7,6 +7,7 @@ from tfft.errors import nearest
 
 VERBS = {
     "train": "fine-tune: --config=FILE [--set=a.b=c ...] [--workdir=DIR]",
+    "tune": "search for hyperparameters: --config=FILE [--parallel=N] [--workdir=DIR]",
     "evaluate": "figures of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
     "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
     "export": "publish a SavedModel: --workdir=DIR [--format=saved_model|huggingface]",

@@ -7,6 +7,7 @@ from tfft.config.load import Config, dump, load, parse, read, schema, searches, 
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig
 from tfft.config.sections import (
+    METRICS,
     DistributeConfig,
     EvaluateConfig,
     ExportConfig,
@@ -19,6 +20,7 @@ from tfft.config.sections import (
 from tfft.config.tune import Halving, Search, TuneConfig
 
 __all__ = [
+    "METRICS",
     "AugmentationConfig",
     "Config",
     "DataConfig",

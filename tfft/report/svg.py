@@ -105,6 +105,60 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
     return _svg(parts, left + size * cell + 60, top + size * cell + 12)
 
 
+def bars(title: str, values: Mapping[str, float]) -> str:
+    """A bar across for each name, with its number."""
+    left, top, row = 170, 30, 22
+    most = max(values.values(), default=0.0) or 1.0
+    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
+    for at, (name, value) in enumerate(values.items()):
+        y = top + at * row
+        width = max(0.5, value / most * (WIDTH - left - 60))
+        parts.append(
+            f'<text x="{left - 6}" y="{y + 12}" text-anchor="end">{escape(name[-26:])}</text>'
+            f'<rect x="{left}" y="{y}" width="{width:.1f}" height="15" fill="{COLORS[0]}"/>'
+            f'<text x="{left + width + 6:.1f}" y="{y + 12}">{value:.2f}</text>'
+        )
+    return _svg(parts, WIDTH, top + row * len(values) + 8)
+
+
+def parallel(
+    title: str,
+    axes: Mapping[str, tuple[str, str]],
+    lines: Sequence[tuple[str, Sequence[float | None], float]],
+) -> str:
+    """Parallel coordinates: an upright axis for each name, a line for each trial.
+
+    Args:
+        axes: name -> what stands at its foot and at its top.
+        lines: a caption, the place on each axis from 0 to 1 (None: it has none there), and how good
+            it is from 0 to 1, which is how strongly it is drawn.
+    """
+    gap = 150
+    width, height, foot, top = gap * (len(axes) - 1) + 160, HEIGHT, HEIGHT - 40, 50
+
+    def y(place: float) -> float:
+        return foot - place * (foot - top)
+
+    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
+    for at, (name, (low, high)) in enumerate(axes.items()):
+        x = 80 + gap * at
+        parts.append(
+            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{foot}" stroke="#888"/>'
+            f'<text x="{x}" y="{top - 20}" text-anchor="middle">{escape(name[-24:])}</text>'
+            f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
+            f'<text x="{x}" y="{foot + 14}" text-anchor="middle">{escape(low)}</text>'
+        )
+    for caption, places, good in sorted(lines, key=lambda line: line[2]):
+        points = [(80 + gap * at, y(p)) for at, p in enumerate(places) if p is not None]
+        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
+        color = COLORS[1] if good >= 1 else COLORS[0]
+        parts.append(
+            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8" '
+            f'stroke-opacity="{0.15 + 0.85 * good:.2f}"><title>{escape(caption)}</title></polyline>'
+        )
+    return _svg(parts, width, height)
+
+
 class _Axes:
     """Data to drawing units, and the frame around."""
 

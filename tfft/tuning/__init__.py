@@ -1,0 +1,1 @@
+"""Hyperparameter search: KerasTuner's oracles and spaces, tfft's own trials."""

@@ -1,0 +1,93 @@
+"""One run of a search, in a process of its own: `python -m tfft.tuning.child JOB`.
+
+Its memory comes back when it ends, and what ends it ends nothing else. It ends, saved, when the
+process that started it does. Exit codes are those of the binaries: 0 done, 2 the config cannot be
+trained, 3 stopped and saved.
+"""
+
+import ctypes
+import fcntl
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from tfft.errors import Interrupted, UserError
+
+PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
+
+
+def main() -> int:
+    """Train, or ask for advice, as the job says."""
+    job = json.loads(sys.argv[1])
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    _end_with(job["parent"])
+    try:
+        if job["verb"] == "advise":
+            _advise(Path(job["config"]), Path(job["output"]))
+        else:
+            _train(Path(job["config"]), Path(job["workdir"]), job["epochs"])
+    except UserError as error:
+        return _said(error, 2)
+    except Interrupted as error:
+        return _said(error, 3)
+    return 0
+
+
+def _train(config: Path, workdir: Path, epochs: int | None) -> None:
+    from tfft import train
+    from tfft.config import load
+
+    with _alone(workdir):
+        train.run(load(config), workdir, epochs)
+
+
+def _advise(config: Path, output: Path) -> None:
+    from tfft import train
+    from tfft.config import dump, load
+
+    output.write_text(dump(train.advised(load(config), None)), encoding="utf-8")
+
+
+def _said(error: Exception, code: int) -> int:
+    for line in str(error).split("\n"):
+        sys.stderr.write(f"tfft: {line}\n")
+    return code
+
+
+@contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    """Wait until no other process trains there: one whose search was killed may still save."""
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    with open(workdir.with_name(f"{workdir.name}.lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with(parent: int) -> None:
+    """Be asked to stop when the process that started this one is gone."""
+    with suppress(OSError, AttributeError):  # Linux: at once
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def job(verb: str, **fields: Any) -> list[str]:
+    """The command that does a job."""
+    text = json.dumps({"verb": verb, "parent": os.getpid(), **fields})
+    return [sys.executable, "-m", "tfft.tuning.child", text]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,312 @@
+"""The road of a search: the advisor's choice first, what the oracle says after it, the best again.
+
+WORKDIR/
+  search.yaml, journal.jsonl     what is searched, what happened
+  trials/0003/seed_0/            a run directory each (`tfft train`), with its log beside it
+  final/best/seed_1000/          the best again on fresh seeds, with the test split
+  best.yaml, leaderboard.csv, report.html
+"""
+
+import fcntl
+import json
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from keras_tuner.engine.trial import Trial, TrialStatus
+
+from tfft import log
+from tfft.config import METRICS, dump, load
+from tfft.errors import Interrupted, UserError, nearest
+from tfft.tuning import child, oracles, page
+from tfft.tuning.board import Board, Final
+from tfft.tuning.oracles import EPOCHS, Journal
+from tfft.tuning.space import Space
+from tfft.tuning.trials import Outcome, Runner
+
+FRESH = 1000  # the first seed of the runs after the search
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+
+
+def search(
+    raw: Mapping[str, Any], workdir: Path, parallel: int = 1, where: str = "config"
+) -> Board:
+    """Search as configured; everything that is found out stands in `workdir`.
+
+    The same config in the same directory goes on where it was, or returns what was found.
+
+    Args:
+        raw: the YAML as nested mappings (`tfft.config.read`), with search spaces in it.
+        parallel: trials at once on this machine; with several GPUs each gets one of its own.
+        where: names the config in errors.
+
+    Raises:
+        UserError: something that the user can mend, or no trial came to an end.
+        Interrupted: a signal asked for it.
+    """
+    space = Space(raw, where)
+    objective, direction = objective_of(space)
+    with alone(workdir):
+        open_search(space, raw, workdir)
+        first = first_values(space, workdir)
+        oracle = oracles.make(
+            space.tune,
+            space.hyperparameters(first),
+            (objective, direction),
+            space.plain.train.epochs,
+            Journal(workdir / "journal.jsonl"),
+        )
+        runners = [
+            Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu)
+            for gpu in devices(parallel)
+        ]
+        board = work(oracle, runners, Board(space, objective, direction))
+        board.check_some()
+        best = board.best()
+        write_best(space, best.values, workdir, board)
+        board.finals = again(runners[0], board, first)
+        runners[0].prune(set(board.kept(space.tune.keep)))
+        write_best(space, best.values, workdir, board)
+        board.write(workdir)
+        page.write(board, workdir / "report.html")
+    log.say(board.text())
+    return board
+
+
+def objective_of(space: Space) -> tuple[str, str]:
+    """The figure that is searched for, and whether more or less of it is better.
+
+    Raises:
+        UserError: the task has none of that name, or there is no validation split.
+    """
+    config, tune = space.plain, space.tune
+    objective = tune.objective or config.train.metric
+    if objective not in METRICS[config.task.name]:
+        options = METRICS[config.task.name]
+        raise UserError(
+            f"{space.where}: tune.objective: {config.task.name} has {', '.join(options)}; received "
+            f"{objective!r}{nearest(objective, options)}"
+        )
+    if config.data.validation is None:
+        raise UserError(f"{space.where}: data.validation: a search needs a validation split")
+    own = "min" if objective in LOWER_IS_BETTER else "max"
+    return objective, tune.direction or own
+
+
+def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
+    """Write what is searched, or check that it is the same.
+
+    Raises:
+        UserError: the folder holds another search, or something that is none.
+    """
+    path = workdir / "search.yaml"
+    text = yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False, allow_unicode=True)
+    if path.is_file() and (workdir / "journal.jsonl").is_file():
+        if yaml.safe_load(path.read_text("utf-8")) != yaml.safe_load(text):
+            raise UserError(
+                f"{workdir}: holds a search of another config; choose another --workdir"
+            )
+        return
+    if path.is_file():  # a mistake ended it before the first trial: nothing is lost
+        for name in ("advised.yaml", "advised.given.yaml"):
+            (workdir / name).unlink(missing_ok=True)
+        _write(path, text)
+        return
+    others = [p.name for p in workdir.iterdir() if p.name != "lock"]
+    if others:
+        raise UserError(f"{workdir}: is not empty and holds no search; choose another --workdir")
+    _write(path, text)
+
+
+def first_values(space: Space, workdir: Path) -> dict[str, Any]:
+    """What the first trial takes: the advisor's choice, as far as the space has it."""
+    if not space.tune.advise:
+        return space.defaults
+    path = workdir / "advised.yaml"
+    if not path.is_file():
+        raw = space.without()
+        given = raw.get("method") or {}
+        if given.get("name", "auto") != "auto":  # the method is settled: there is no advice for it
+            return space.defaults
+        raw["method"] = {**given, "name": "auto"}
+        asked = workdir / "advised.given.yaml"
+        _write(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
+        log.say("first trial: what method: auto takes (looking at the data and the backbone)")
+        outcome = _advice(asked, path)
+        if outcome:
+            raise UserError(f"{space.where}: {outcome}")
+    return space.values_of(load(path))
+
+
+def _advice(given: Path, output: Path) -> str:
+    temporary = output.with_name(f".{output.name}")
+    command = child.job("advise", config=str(given), output=str(temporary))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.startswith("tfft: ")]
+        return said[-1].removeprefix("tfft: ") if said else done.stderr[-300:]
+    os.replace(temporary, output)
+    return ""
+
+
+def work(oracle: Any, runners: Sequence[Runner], board: Board) -> Board:
+    """Let every runner take trials until there are no more.
+
+    Raises:
+        Interrupted: a signal asked for it; what ran is saved and goes on next time.
+    """
+    ended = threading.Event()
+    failures: list[BaseException] = []
+    board.take(oracle)
+
+    def one(runner: Runner, tuner: str) -> None:
+        try:
+            take_trials(oracle, runner, tuner, ended.is_set, lambda: _told(oracle, runner, board))
+        except BaseException as error:  # handed to the main thread
+            failures.append(error)
+            ended.set()
+
+    threads = [
+        threading.Thread(target=one, args=(runner, f"worker{at}"), name=f"worker{at}")
+        for at, runner in enumerate(runners)
+    ]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+    except KeyboardInterrupt:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        raise Interrupted(
+            f"interrupted after {len(board.rows)} trials; what ran is saved, and the same command "
+            "goes on"
+        ) from None
+    if failures:
+        raise failures[0]
+    return board
+
+
+def take_trials(
+    oracle: Any,
+    runner: Runner,
+    tuner: str,
+    ended: Callable[[], bool],
+    told: Callable[[], None] = lambda: None,
+) -> None:
+    """Run what the oracle gives until it has no more, or `ended`."""
+    while not ended():
+        trial = oracle.create_trial(tuner)
+        if trial.status == TrialStatus.STOPPED:
+            return
+        if trial.status == TrialStatus.IDLE:
+            time.sleep(0.2)
+            continue
+        values = {k: v for k, v in trial.hyperparameters.values.items() if "tuner/" not in k}
+        epochs = int(trial.hyperparameters.values[EPOCHS])
+        name = oracles.root(oracle, trial)
+        outcome = runner.trial(name, values, epochs, lambda: ended() or bool(oracle.over))
+        if ended():
+            return  # it goes on next time
+        _end(oracle, trial, outcome)
+        told()
+
+
+def _end(oracle: Any, trial: Trial, outcome: Outcome) -> None:
+    copy = Trial.from_state(trial.get_state())
+    copy.status, copy.message = outcome.status, outcome.text()
+    oracle.end_trial(copy)
+
+
+def _told(oracle: Any, runner: Runner, board: Board) -> None:
+    """A line for the trial that ended; losers leave the disk."""
+    with board.lock:
+        board.take(oracle)
+        log.say(board.line())
+        running = {oracles.root(oracle, trial) for trial in oracle.ongoing_trials.values()}
+        waiting = {oracles.root(oracle, oracle.trials[name]) for name in oracle.waiting()}
+        runner.prune(running | waiting | set(board.kept(board.space.tune.keep)))
+
+
+def again(runner: Runner, board: Board, first: Mapping[str, Any]) -> list[Final]:
+    """The best, and the advisor's choice beside it, on fresh seeds with the test split."""
+    count = board.space.tune.final_seeds
+    best = board.best()
+    if not count:
+        return []
+    pairs = [("best", best.values)]
+    if board.space.tune.advise and best.values != dict(first):
+        pairs.append(("advised", dict(first)))
+    finals = []
+    for name, values in pairs:
+        config = board.space.config(values)
+        found = []
+        for seed in range(FRESH, FRESH + count):
+            log.say(f"{name}: training with fresh seed {seed} ({seed - FRESH + 1} of {count})")
+            own = config.model_copy(
+                update={
+                    "train": config.train.model_copy(
+                        update={"seed": seed, "metric": board.objective}
+                    ),
+                    "export": config.export.model_copy(update={"enabled": False}),
+                    "evaluate": config.evaluate.model_copy(update={"baselines": False}),
+                }
+            )
+            folder = runner.workdir / "final" / name / f"seed_{seed}"
+            found.append(runner.run(own, folder, config.train.epochs, lambda: False))
+        finals.append(Final(name, values, found))
+    return finals
+
+
+def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Board) -> None:
+    """`best.yaml`, a plain config that `tfft train` runs, with what it reached above it."""
+    lines = [f"# {line}".rstrip() for line in board.told_of_best()]
+    _write(workdir / "best.yaml", "\n".join(lines) + "\n" + dump(space.config(values)))
+
+
+def devices(parallel: int) -> list[dict[str, str]]:
+    """The environment of each of so many trials at once: its GPU, where there are several."""
+    if parallel == 1:
+        return [{}]
+    import tensorflow as tf
+
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = len(tf.config.list_physical_devices("GPU"))
+    names = visible.split(",") if visible and count else [str(at) for at in range(count)]
+    if count < 2:
+        return [{} for _ in range(parallel)]
+    return [{"CUDA_VISIBLE_DEVICES": names[at % count]} for at in range(parallel)]
+
+
+@contextmanager
+def alone(workdir: Path) -> Iterator[None]:
+    """Hold a search directory.
+
+    Raises:
+        UserError: another process does, or it cannot be made.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = open(workdir / "lock", "a+")  # noqa: SIM115
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{workdir}: another process searches there") from None
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
