@@ -172,15 +172,15 @@ class _Kept(keras_tuner.Oracle):
         trial = self._promoted(tuner_id, last=False) if not lost else None
         if trial is None:
             trial = super().create_trial(tuner_id)
+            if trial.status == TrialStatus.RUNNING and not lost and not self._sets_epochs:
+                first = self.rungs.levels[0] if self.rungs is not None else self.epochs
+                trial.hyperparameters.values[EPOCHS] = first
             if trial.status == TrialStatus.STOPPED and self.rungs is not None:
                 trial = self._promoted(tuner_id, last=not self.ongoing_trials) or trial
             if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
                 # What runs now may fail, pause or be lost: then there is more to do.
                 self.tuner_ids.add(tuner_id)
                 return Trial(HyperParameters(), "", TrialStatus.IDLE)
-            if trial.status == TrialStatus.RUNNING and not lost and not self._sets_epochs:
-                first = self.rungs.levels[0] if self.rungs is not None else self.epochs
-                trial.hyperparameters.values[EPOCHS] = first
         if trial.status == TrialStatus.RUNNING:
             values = trial.hyperparameters.values
             event = {"event": "create", "trial": trial.trial_id, "tuner": tuner_id}
