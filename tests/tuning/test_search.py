@@ -1,0 +1,228 @@
+"""Searches with real trials, each a process: what fails, what is killed, what is left behind."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+import tfft
+from tests.conftest import write_csv
+from tests.console import command
+from tfft.config import load
+from tfft.errors import UserError
+from tfft.tuning.search import search
+
+
+@pytest.fixture
+def raw(tiny, tmp_path):
+    """A search over the tiny BERT, seconds a trial."""
+    return {
+        "data": {
+            "train": str(write_csv(tmp_path / "train.csv", 96)),
+            "validation": {"fraction": 0.25},
+            "test": str(write_csv(tmp_path / "test.csv", 40, 1)),
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": {"search": "loguniform", "min": 1e-3, "max": 3e-2}},
+        "train": {"epochs": 2, "batch_size": 16},
+        "tune": {"trials": 2, "final_seeds": 0, "advise": False},
+    }
+
+
+def lines(workdir):
+    with open(workdir / "leaderboard.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def events(workdir):
+    return [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
+
+
+def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path):
+    """With halving: the advisor's choice first, weights of the best alone, a config that runs."""
+    raw["tune"] = {"trials": 3, "final_seeds": 1, "halving": {"factor": 2, "min_epochs": 1}}
+    raw["method"] = {"search": "choice", "values": [{"name": "head"}, {"name": "full"}]}
+    path, workdir = tmp_path / "search.yaml", tmp_path / "search"
+    path.write_text(yaml.safe_dump(raw))
+    code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
+    assert code == 0, err
+    assert "first trial: what method: auto takes" in err
+    found = lines(workdir)
+    assert sorted(row["trial"] for row in found) == ["0", "1", "2"]
+    first = next(row for row in found if row["trial"] == "0")
+    assert first["method"] == "full"  # which is what the advisor takes on little text
+    assert {row["epochs"] for row in found} == {"1", "2"}
+    best = found[0]
+    assert best["epochs"] == "2"
+    kept = {p.parts[-3] for p in (workdir / "trials").glob("*/seed_0/best")}
+    assert kept == {best["trial"]}
+    assert not list((workdir / "trials").glob(f"[!{best['trial']}]/seed_0/checkpoints/*"))
+    for folder in (workdir / "trials").glob("*/seed_0"):
+        assert load(folder / "config.yaml").data.test is None  # trials never see it
+    config = load(workdir / "best.yaml")
+    assert config.data.test is not None and config.tune is None
+    assert config.method.name == best["method"]
+    assert "test/accuracy: the best on 1 fresh seeds" in (workdir / "best.yaml").read_text()
+    page = (workdir / "report.html").read_text()
+    assert page.count("<svg") >= 4 and "<script" not in page
+    # The same command again trains nothing.
+    began = events(workdir)
+    code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
+    assert code == 0 and events(workdir) == began
+    assert "best of 3 trials" in err
+
+
+def test_what_fails_is_told_and_the_search_goes_on(raw, tmp_path):
+    """A bad value, one that diverges, one that needs more memory than there is."""
+    raw["optimizer"] = {
+        "name": "sgd",
+        "clip_norm": None,
+        "learning_rate": {"search": "choice", "values": [1e-2, 1e30]},
+    }
+    raw["data"]["max_length"] = {"search": "choice", "values": [16, 10**6]}
+    raw["tune"] = {"oracle": "grid", "advise": False, "final_seeds": 0}
+    raw["train"]["label_smoothing"] = 0.0
+    del raw["train"]["label_smoothing"]
+    raw["train"]["epochs"] = {"search": "choice", "values": [2, -1]}
+    board = search(raw, tmp_path / "run")
+    rows = {
+        (r["data.max_length"], r["optimizer.learning_rate"], r["train.epochs"]): r
+        for r in lines(tmp_path / "run")
+    }
+    assert len(rows) == 8
+    good = rows["16", "0.01", "2"]
+    assert good["status"] == "COMPLETED" and good["rank"] == "1"
+    assert [r["status"] for r in rows.values()].count("FAILED") == 7
+    assert (
+        "train.epochs: input should be greater than or equal to 1"
+        in rows["16", "0.01", "-1"]["reason"]
+    )
+    assert (
+        "not finite" in rows["16", "1e+30", "2"]["reason"]
+        or "nan" in rows["16", "1e+30", "2"]["reason"]
+    )
+    assert "positions for 24 tokens" in rows["1000000", "0.01", "2"]["reason"]
+    assert "failed: " in board.text()
+
+
+def test_where_all_fail_it_ends_with_the_reasons(raw, tmp_path):
+    raw["data"]["max_length"] = {"search": "choice", "values": [1000, 2000]}
+    del raw["optimizer"]
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    code, _, err = command("tune", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    assert code == 2 and "Traceback" not in err
+    assert "tfft: tune: all 2 trials failed" in err
+    assert "positions for 24 tokens; received 1000" in err
+
+
+@pytest.fixture
+def killed_now_and_then(raw, tmp_path):
+    raw["tune"] = {"trials": 6, "final_seeds": 0, "advise": False, "halving": {"factor": 2}}
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+def started(path, workdir, *flags):
+    """The searcher in a process group of its own."""
+    arguments = ["tune", f"--config={path}", f"--workdir={workdir}", *flags]
+    return subprocess.Popen(
+        [sys.executable, "-m", "tfft.bin", *arguments], stderr=subprocess.PIPE, text=True
+    )
+
+
+def children(pid):
+    try:
+        found = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for path in found for child in path.read_text().split()]
+    except OSError:
+        return []
+
+
+def test_killed_searchers_and_trials_lose_nothing(killed_now_and_then, tmp_path):
+    """SIGKILL at random moments, to the searcher and to a trial in turn."""
+    workdir, generator, deaths = tmp_path / "run", random.Random(1), 0
+    while True:
+        process = started(killed_now_and_then, workdir, "--parallel=2")
+        until = time.monotonic() + generator.uniform(6, 14)
+        while deaths < 5 and process.poll() is None and time.monotonic() < until:
+            time.sleep(0.05)
+        if deaths < 5 and process.poll() is None:
+            deaths += 1
+            victims = children(process.pid) if deaths % 2 else []
+            if victims:
+                os.kill(generator.choice(victims), signal.SIGKILL)
+                deaths += 1
+                time.sleep(generator.uniform(0, 6))
+            process.kill()
+            process.communicate()
+            continue
+        code, err = process.wait(), process.stderr.read()
+        process.stderr.close()
+        break
+    assert code == 0, err
+    assert deaths >= 5
+    found = lines(workdir)
+    assert len(found) == 6 and {row["status"] for row in found} == {"COMPLETED"}
+    ends = [(e["trial"], e["notes"]["epochs"]) for e in events(workdir) if e["event"] == "end"]
+    assert len(ends) == len(set(ends))  # nothing that was finished was run again
+
+
+def test_only_one_searches_in_a_folder(killed_now_and_then, tmp_path):
+    first = started(killed_now_and_then, tmp_path / "run")
+    try:
+        while not (tmp_path / "run" / "journal.jsonl").is_file():
+            assert first.poll() is None
+            time.sleep(0.1)
+        second = started(killed_now_and_then, tmp_path / "run")
+        _, err = second.communicate()
+        assert second.returncode == 2 and "another process searches there" in err
+        time.sleep(1)
+        first.send_signal(signal.SIGINT)
+        _, err = first.communicate()
+        assert first.returncode == 3, err
+        assert "what ran is saved, and the same command goes on" in err
+    finally:
+        first.kill()
+
+
+def test_other_searches_and_folders_are_left_alone(raw, tmp_path):
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "thesis.txt").write_text("do not lose")
+    with pytest.raises(UserError, match="is not empty and holds no search"):
+        search(raw, workdir)
+    assert (workdir / "thesis.txt").read_text() == "do not lose"
+    raw["data"].pop("validation")
+    with pytest.raises(UserError, match="a search needs a validation split"):
+        search(raw, tmp_path / "other")
+    raw["tune"]["objective"] = "acuracy"
+    with pytest.raises(UserError, match="did you mean 'accuracy'"):
+        search(raw, tmp_path / "other")
+
+
+def test_a_run_that_stops_after_some_epochs_goes_on_as_if_it_had_not(raw, tmp_path):
+    from tfft import train
+    from tfft.config import parse
+    from tfft.errors import Interrupted
+
+    raw["optimizer"], raw["tune"] = {"learning_rate": 1e-2}, None
+    config = parse(raw)
+    whole = train.run(config, tmp_path / "whole")
+    with pytest.raises(Interrupted, match="interrupted at step 5 of 10"):
+        train.run(config, tmp_path / "parts", epochs=1)
+    with pytest.raises(Interrupted, match="5 of 10 steps are trained"):
+        train.run(config, tmp_path / "parts", epochs=1)
+    parts = train.run(config, tmp_path / "parts")
+    assert parts.metrics == whole.metrics
+    assert tfft.load(tmp_path / "parts").metrics == whole.metrics
