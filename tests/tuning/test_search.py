@@ -90,8 +90,6 @@ def test_what_fails_is_told_and_the_search_goes_on(raw, tmp_path):
     }
     raw["data"]["max_length"] = {"search": "choice", "values": [16, 10**6]}
     raw["tune"] = {"oracle": "grid", "advise": False, "final_seeds": 0}
-    raw["train"]["label_smoothing"] = 0.0
-    del raw["train"]["label_smoothing"]
     raw["train"]["epochs"] = {"search": "choice", "values": [2, -1]}
     board = search(raw, tmp_path / "run")
     rows = {
@@ -149,6 +147,7 @@ def children(pid):
         return []
 
 
+@pytest.mark.slow
 def test_killed_searchers_and_trials_lose_nothing(killed_now_and_then, tmp_path):
     """SIGKILL at random moments, to the searcher and to a trial in turn."""
     workdir, generator, deaths = tmp_path / "run", random.Random(1), 0
@@ -203,7 +202,7 @@ def test_other_searches_and_folders_are_left_alone(raw, tmp_path):
     with pytest.raises(UserError, match="is not empty and holds no search"):
         search(raw, workdir)
     assert (workdir / "thesis.txt").read_text() == "do not lose"
-    raw["data"].pop("validation")
+    raw["data"]["validation"] = None
     with pytest.raises(UserError, match="a search needs a validation split"):
         search(raw, tmp_path / "other")
     raw["tune"]["objective"] = "acuracy"
