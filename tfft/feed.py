@@ -87,7 +87,11 @@ class Feed:
 
     def after(self, step: int) -> Any:
         """An iterator over the batches from a step on."""
-        return iter(self._distributed(lambda: self.plan.after(self.data, self.train, step)))
+        return iter(self.dataset(step))
+
+    def dataset(self, step: int) -> Any:
+        """The batches from a step on, as Keras' `fit` takes them."""
+        return self._distributed(lambda: self.plan.after(self.data, self.train, step))
 
     def widest(self) -> tuple[batches.Batch, Any]:
         """The batch that needs the most memory, and an iterator that gives it alone."""

@@ -426,10 +426,11 @@ def _validation_figures(
     """The figures, and what saves the weights that they are of: the averages, if there are."""
     with optim.averaged(result.model):
         save = result.save_weights if first else (lambda: None)
-        yield _figures(result, feed), save
+        yield figures(result, feed), save
 
 
-def _figures(result: Run, feed: Feed) -> dict[str, float]:
+def figures(result: Run, feed: Feed) -> dict[str, float]:
+    """The task's figures of the validation split, by name."""
     split, size = feed.data.validation, result.config.evaluate.batch_size
     logits = evaluate.predict(result.model, split, feed.validation_rows, size)
     return result.task.metrics(logits, split.labels, None)
@@ -444,7 +445,7 @@ def _cook(result: Run, feed: Feed, state: State, kept: soup.Soup) -> None:
     """Average the best weights greedily; they are the run's if that is better."""
     metric = feed.train.metric
     value = kept.cook(
-        result.model, lambda: _figures(result, feed)[metric], metric not in LOWER_IS_BETTER
+        result.model, lambda: figures(result, feed)[metric], metric not in LOWER_IS_BETTER
     )
     if value is not None and callbacks.gain(metric, value, state.best) >= 0:
         result.save_weights()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -150,18 +151,24 @@ class Space:
         Args:
             defaults: what the first trial takes, by name.
         """
-        from contextlib import ExitStack
-
         from keras_tuner import HyperParameters
 
         hp = HyperParameters()
+        self.ask(hp, defaults)
+        return hp
+
+    def ask(self, hp: HyperParameters, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Register the space in KerasTuner's object; its values for what counts with them."""
+        found: dict[str, Any] = {}
         for one in self.dimensions:
             default = one.clamp((defaults or self.defaults).get(one.name, one.search.default))
             with ExitStack() as stack:
                 for name, values in one.when.items():
                     stack.enter_context(hp.conditional_scope(name, list(values)))
-                _register(hp, one, _first(one) if default is None else default)
-        return hp
+                value = _register(hp, one, _first(one) if default is None else default)
+            if _counts(one, found):
+                found[one.name] = value
+        return found
 
     def resolve(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The config, as nested mappings, with plain values where there were spaces."""
@@ -240,18 +247,18 @@ def _counts(one: Dimension, values: Mapping[str, Any]) -> bool:
     return all(values.get(name) in labels for name, labels in one.when.items())
 
 
-def _register(hp: HyperParameters, one: Dimension, default: Any) -> None:
+def _register(hp: HyperParameters, one: Dimension, default: Any) -> Any:
     search = one.search
     if search.search == "choice":
-        hp.Choice(one.name, one.labels, default=default)
-        return
+        return hp.Choice(one.name, one.labels, default=default)
     sampling = "log" if search.search.startswith("log") else "linear"
     low, high = float(search.min or 0), float(search.max or 0)
     if search.whole:
         step = int(search.step) if search.step is not None else None if sampling == "log" else 1
-        hp.Int(one.name, int(low), int(high), step=step, sampling=sampling, default=int(default))
-        return
-    hp.Float(one.name, low, high, step=search.step, sampling=sampling, default=float(default))
+        ends = int(low), int(high)
+        return hp.Int(one.name, *ends, step=step, sampling=sampling, default=int(default))
+    default = float(default)
+    return hp.Float(one.name, low, high, step=search.step, sampling=sampling, default=default)
 
 
 def _first(one: Dimension) -> Any:

@@ -1,0 +1,151 @@
+"""Searches under the same wall-clock time, each with another oracle; and beside a naive loop.
+
+TREC-6 with 500 training rows and MiniLM. Every search's best and the default config are trained
+TREC-6 with 500 training rows and MiniLM. Every search trains its best and the default config again
+on fresh seeds and tests them. `--naive` trains the trials of the first search once more in a plain
+loop (`tfft train` for each, from scratch, with no shared cache, all epochs) and prints the ratio.
+
+    python benchmarks/search.py --data=trec/ --backbone=hf:FOLDER --out=FOLDER [--minutes=6]
+        [--oracles=random,grid,bayesian,hyperband] [--naive]
+
+`--out` keeps the searches: the same command goes on where it was.
+"""
+
+import argparse
+import csv
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+ROWS = 500
+
+
+def main() -> None:
+    """Search, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--oracles", default="random,grid,bayesian,hyperband")
+    parser.add_argument("--naive", action="store_true")
+    flags = parser.parse_args()
+    out = Path(flags.out)
+    out.mkdir(parents=True, exist_ok=True)
+    os.environ["TFFT_CACHE"] = str(out / "cache")
+
+    from tfft.tuning.search import search
+
+    table, boards = [], []
+    for name in flags.oracles.split(","):
+        board = search(config(flags, name, out), out / name)
+        boards.append(board)
+        table.append(row(name, board))
+    for line in table:
+        print("  ".join(cell.ljust(22) for cell in line))
+    if flags.naive:
+        naive(boards[0], out)
+
+
+def config(flags: argparse.Namespace, oracle: str, out: Path) -> dict[str, Any]:
+    """The search: method, rate, its decay, batch."""
+    halving = None if oracle == "hyperband" else {"factor": 3, "min_epochs": 2}
+    rates = {"search": "loguniform", "min": 2e-5, "max": 5e-3}
+    decay = {"search": "uniform", "min": 0.6, "max": 1.0}
+    if oracle == "grid":
+        rates = {"search": "choice", "values": [5e-5, 2e-4, 8e-4, 3e-3]}
+        decay = {"search": "choice", "values": [0.8, 1.0]}
+    data = Path(flags.data)
+    return {
+        "data": {
+            "train": str(sample(data / "train.tsv", out)),
+            "validation": {"fraction": 0.2},
+            "test": str(data / "test.tsv"),
+            "text": "question",
+            "label": "type",
+        },
+        "model": {"backbone": flags.backbone},
+        "method": {
+            "search": "choice",
+            "values": [
+                {"name": "full"},
+                {"name": "lora", "rank": {"search": "choice", "values": [4, 16]}},
+                {"name": "top", "stages": 2},
+            ],
+        },
+        "optimizer": {"learning_rate": rates, "layer_decay": decay},
+        "train": {"epochs": 18, "batch_size": {"search": "choice", "values": [16, 32]}},
+        "tune": {
+            "oracle": oracle,
+            "trials": None if oracle in ("grid", "hyperband") else 200,
+            "time": f"{flags.minutes:g} minutes",
+            "halving": halving,
+            "final_seeds": 3,
+        },
+    }
+
+
+def sample(path: Path, folder: Path) -> Path:
+    """The training rows, drawn by seed 0."""
+    with open(path, encoding="utf-8", newline="") as file:
+        header, *rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    random.Random(0).shuffle(rows)
+    out = folder / "train.tsv"
+    lines = ["\t".join(cells) for cells in (header, *rows[:ROWS])]
+    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return out
+
+
+def row(name: str, board: Any) -> list[str]:
+    """One line of the table."""
+    from tfft.tuning.trials import interval
+
+    def mean(figure: str, which: str) -> str:
+        found = [f.scores(figure) for f in board.finals if f.name == which]
+        if not found:
+            return "the same"
+        value, low, high = interval(found[0])
+        return f"{value:.4f} ± {(high - low) / 2:.4f}" if low is not None else f"{value:.4f}"
+
+    best = board.best()
+    epochs = sum(r.outcome.epochs for r in board.rows)
+    return [
+        name,
+        f"{len(board.rows)} trials, {epochs} ep.",
+        f"validation {best.outcome.score:.4f}",
+        f"test {mean('test/accuracy', 'best')}",
+        f"advised {mean('test/accuracy', 'advised')}",
+    ]
+
+
+def naive(board: Any, out: Path) -> None:
+    """Train every trial of a search from scratch, in a plain loop."""
+    spent = 0.0
+    folder = out / "naive"
+    for at, one in enumerate(board.rows):
+        path = folder / f"{at}.yaml"
+        folder.mkdir(exist_ok=True)
+        from tfft.config import dump
+
+        path.write_text(dump(board.space.config(one.values)), encoding="utf-8")
+        command = [sys.executable, "-m", "tfft.bin", "train", f"--config={path}"]
+        command += [
+            f"--workdir={folder / str(at)}",
+            f"--set=data.cache_dir={folder / f'{at}.cache'}",
+        ]
+        command += ["--set=data.test=null", "--set=export.enabled=false"]
+        began = time.monotonic()
+        subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
+        spent += time.monotonic() - began
+    print(f"naive loop: {spent:.0f} s for {len(board.rows)} trials, search {board.seconds:.0f} s: ")
+    print(f"the search took {board.seconds / spent:.2f} of it")
+
+
+if __name__ == "__main__":
+    main()

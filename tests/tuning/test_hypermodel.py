@@ -1,0 +1,70 @@
+"""KerasTuner's own tuners over a config."""
+
+import keras_tuner
+import numpy as np
+import pytest
+
+from tests.conftest import write_csv
+from tfft.errors import UserError
+from tfft.tuning import HyperModel
+
+pytest.importorskip("tensorboard")  # KerasTuner's loop imports it
+
+
+@pytest.fixture
+def raw(tiny, tmp_path):
+    return {
+        "data": {
+            "train": str(write_csv(tmp_path / "train.csv", 64)),
+            "validation": {"fraction": 0.25},
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "method": {
+            "search": "choice",
+            "values": [
+                {"name": "full"},
+                {"name": "lora", "rank": {"search": "choice", "values": [2, 4]}},
+            ],
+        },
+        "optimizer": {"learning_rate": {"search": "loguniform", "min": 1e-4, "max": 3e-2}},
+        "train": {"epochs": 2, "batch_size": 16},
+    }
+
+
+@pytest.mark.parametrize(
+    ("tuner", "options"),
+    [
+        (keras_tuner.RandomSearch, {"max_trials": 3}),
+        (keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}),
+        pytest.param(keras_tuner.BayesianOptimization, {"max_trials": 2}, marks=pytest.mark.slow),
+        pytest.param(keras_tuner.GridSearch, {"max_trials": 3}, marks=pytest.mark.slow),
+    ],
+)
+def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):
+    made = tuner(
+        HyperModel(raw),
+        objective=keras_tuner.Objective("val_macro_f1", "max"),
+        directory=str(tmp_path / "tuner"),
+        seed=1,
+        **options,
+    )
+    made.search(verbose=0)
+    trials = [t for t in made.oracle.trials.values() if t.status == "COMPLETED"]
+    assert len(trials) == len(made.oracle.trials) >= 2
+    for trial in trials:
+        assert 0 <= trial.score <= 1 and np.isfinite(trial.score)
+        values = trial.hyperparameters.values
+        assert (values["method"] == "lora") == ("method.rank" in values)
+    model = made.get_best_models(1)[0]
+    assert model.count_params() > 0
+
+
+def test_what_it_does_not_do_is_told(raw):
+    hp = keras_tuner.HyperParameters()
+    with pytest.raises(UserError, match="trains in phases"):
+        HyperModel({**raw, "method": {"name": "lp_ft"}}).build(hp)
+    model = HyperModel(raw)
+    built = model.build(keras_tuner.HyperParameters())
+    with pytest.raises(UserError, match="the data are those of the config"):
+        model.fit(hp, built, np.zeros(3))
