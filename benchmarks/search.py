@@ -1,6 +1,5 @@
 """Searches under the same wall-clock time, each with another oracle; and beside a naive loop.
 
-TREC-6 with 500 training rows and MiniLM. Every search's best and the default config are trained
 TREC-6 with 500 training rows and MiniLM. Every search trains its best and the default config again
 on fresh seeds and tests them. `--naive` trains the trials of the first search once more in a plain
 loop (`tfft train` for each, from scratch, with no shared cache, all epochs) and prints the ratio.

@@ -14,10 +14,11 @@ import pytest
 import yaml
 
 import tfft
-from tests.conftest import write_csv
+from tests.conftest import ROOT, write_csv
 from tests.console import command
 from tfft.config import load
 from tfft.errors import UserError
+from tfft.launch import _free_ports
 from tfft.tuning.search import search
 
 
@@ -225,3 +226,53 @@ def test_a_run_that_stops_after_some_epochs_goes_on_as_if_it_had_not(raw, tmp_pa
     parts = train.run(config, tmp_path / "parts")
     assert parts.metrics == whole.metrics
     assert tfft.load(tmp_path / "parts").metrics == whole.metrics
+
+
+def test_a_chief_and_workers_one_of_which_is_lost(raw, tmp_path):
+    """Over KerasTuner's service on loopback; a killed worker's trial is run by another."""
+    raw["tune"] = {"trials": 3, "final_seeds": 0, "advise": False}
+    path, workdir = tmp_path / "search.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(raw))
+    environment = {
+        "KERASTUNER_ORACLE_IP": "127.0.0.1",
+        "KERASTUNER_ORACLE_PORT": str(_free_ports(1)[0]),
+    }
+
+    def member(name):
+        own = {**os.environ, **environment, "KERASTUNER_TUNER_ID": name}
+        command = [sys.executable, "-m", "tests.tuning.impatient", "tune"]
+        return subprocess.Popen(
+            [*command, f"--config={path}", f"--workdir={workdir}"],
+            cwd=ROOT,
+            env=own,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    chief, lost = member("chief"), member("worker-a")
+    try:
+        until = time.monotonic() + 120
+        while not (workdir / "trials").is_dir():
+            assert time.monotonic() < until and chief.poll() is None
+            time.sleep(0.1)
+        lost.kill()
+        lost.communicate()
+        other = member("worker-b")
+        _, err = chief.communicate(timeout=180)
+        assert chief.returncode == 0, err
+        assert "worker-a is silent for 8 s; its trial is given again" in err
+        _, told = other.communicate(timeout=60)
+        assert other.returncode == 0, told
+        assert "worker-b: there are no more trials" in told
+    finally:
+        for process in (chief, lost):
+            process.kill()
+    assert [row["status"] for row in lines(workdir)] == ["COMPLETED"] * 3
+    ends = [e["trial"] for e in events(workdir) if e["event"] == "end"]
+    assert sorted(ends) == ["0", "1", "2"]
+
+
+def test_half_of_the_services_variables_are_a_mistake(raw, tmp_path, monkeypatch):
+    monkeypatch.setenv("KERASTUNER_ORACLE_IP", "127.0.0.1")
+    with pytest.raises(UserError, match="KERASTUNER_TUNER_ID: is not set"):
+        search(raw, tmp_path / "run")

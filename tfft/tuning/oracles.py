@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,7 @@ class _Kept(keras_tuner.Oracle):
                 # What runs now may fail, pause or be lost: then there is more to do.
                 self.tuner_ids.add(tuner_id)
                 return Trial(HyperParameters(), "", TrialStatus.IDLE)
+        self.exhausted = trial.status == TrialStatus.STOPPED
         if trial.status == TrialStatus.RUNNING:
             values = trial.hyperparameters.values
             event = {"event": "create", "trial": trial.trial_id, "tuner": tuner_id}
@@ -209,6 +211,8 @@ class _Kept(keras_tuner.Oracle):
         own = self.trials[trial.trial_id]
         if own.status != TrialStatus.RUNNING:
             return  # a worker that was thought lost came back: another one's result counts
+        if trial.trial_id in self._retry_queue:  # it came back before another one began
+            self._retry_queue.remove(trial.trial_id)
         notes = {} if trial.message is None else json.loads(trial.message)
         score = notes.get("score")
         if trial.status == TrialStatus.COMPLETED:
@@ -227,6 +231,11 @@ class _Kept(keras_tuner.Oracle):
         self.update_trial(trial, {self.objective.name: score}, step=epochs)
         if self.rungs is not None:
             self.rungs.record(trial, epochs, score)
+
+    @contextmanager
+    def running(self, trial_id: str) -> Iterator[None]:
+        """Around a trial that this process runs."""
+        yield
 
     @keras_tuner.synchronized
     def lose(self, tuner_id: str) -> None:
@@ -248,6 +257,7 @@ class _Kept(keras_tuner.Oracle):
 
     _replaying = False
     _sets_epochs = False
+    exhausted = False  # there is nothing more to give, and nothing runs
 
     def _note(self, event: dict[str, Any]) -> None:
         if not self._replaying:

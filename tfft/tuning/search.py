@@ -24,11 +24,11 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from tfft import log
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
-from tfft.tuning import child, oracles, page
+from tfft.tuning import child, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.oracles import EPOCHS, Journal
 from tfft.tuning.space import Space
-from tfft.tuning.trials import Outcome, Runner
+from tfft.tuning.trials import GRACE, Outcome, Runner
 
 FRESH = 1000  # the first seed of the runs after the search
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
@@ -36,7 +36,7 @@ LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 def search(
     raw: Mapping[str, Any], workdir: Path, parallel: int = 1, where: str = "config"
-) -> Board:
+) -> Board | None:
     """Search as configured; everything that is found out stands in `workdir`.
 
     The same config in the same directory goes on where it was, or returns what was found.
@@ -46,12 +46,19 @@ def search(
         parallel: trials at once on this machine; with several GPUs each gets one of its own.
         where: names the config in errors.
 
+    Returns None in a worker of a search on several machines (`service`).
+
     Raises:
         UserError: something that the user can mend, or no trial came to an end.
         Interrupted: a signal asked for it.
     """
     space = Space(raw, where)
     objective, direction = objective_of(space)
+    role = service.role()
+    if role not in (None, "chief"):
+        return help_out(
+            Runner(space, workdir, objective, direction == "max", space.tune.seeds), role
+        )
     with alone(workdir):
         open_search(space, raw, workdir)
         first = first_values(space, workdir)
@@ -66,7 +73,11 @@ def search(
             Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu)
             for gpu in devices(parallel)
         ]
-        board = work(oracle, runners, Board(space, objective, direction))
+        board = Board(space, objective, direction)
+        if role == "chief":
+            service.serve(oracle, workdir, lambda: _told(oracle, runners[0], board))
+        else:
+            work(oracle, runners, board)
         board.check_some()
         best = board.best()
         write_best(space, best.values, workdir, board)
@@ -155,7 +166,30 @@ def _advice(given: Path, output: Path) -> str:
     return ""
 
 
-def work(oracle: Any, runners: Sequence[Runner], board: Board) -> Board:
+def help_out(runner: Runner, name: str) -> None:
+    """Be a worker: take trials from the chief until it has no more.
+
+    Raises:
+        Interrupted: a signal asked for it; the chief gives the trial again.
+    """
+    log.say(f"{name}: taking trials from the chief")
+    ended = threading.Event()
+    client = service.Client(runner.workdir)
+    thread = threading.Thread(
+        target=take_trials, args=(client, runner, name, ended.is_set), name=name, daemon=True
+    )
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(0.2)
+    except KeyboardInterrupt:
+        ended.set()
+        thread.join(GRACE + 1)
+        raise Interrupted(f"{name}: interrupted; the same command goes on") from None
+    log.say(f"{name}: there are no more trials")
+
+
+def work(oracle: Any, runners: Sequence[Runner], board: Board) -> None:
     """Let every runner take trials until there are no more.
 
     Raises:
@@ -192,7 +226,6 @@ def work(oracle: Any, runners: Sequence[Runner], board: Board) -> Board:
         ) from None
     if failures:
         raise failures[0]
-    return board
 
 
 def take_trials(
@@ -213,7 +246,8 @@ def take_trials(
         values = {k: v for k, v in trial.hyperparameters.values.items() if "tuner/" not in k}
         epochs = int(trial.hyperparameters.values[EPOCHS])
         name = oracles.root(oracle, trial)
-        outcome = runner.trial(name, values, epochs, lambda: ended() or bool(oracle.over))
+        with oracle.running(trial.trial_id):
+            outcome = runner.trial(name, values, epochs, lambda: ended() or bool(oracle.over))
         if ended():
             return  # it goes on next time
         _end(oracle, trial, outcome)
