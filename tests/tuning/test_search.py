@@ -52,6 +52,7 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     """With halving: the advisor's choice first, weights of the best alone, a config that runs."""
     raw["tune"] = {"trials": 3, "final_seeds": 1, "halving": {"factor": 2, "min_epochs": 1}}
     raw["method"] = {"search": "choice", "values": [{"name": "head"}, {"name": "full"}]}
+    raw["train"]["tensorboard"] = True
     path, workdir = tmp_path / "search.yaml", tmp_path / "search"
     path.write_text(yaml.safe_dump(raw))
     code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
@@ -75,6 +76,7 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     assert "test/accuracy: the best on 1 fresh seeds" in (workdir / "best.yaml").read_text()
     page = (workdir / "report.html").read_text()
     assert page.count("<svg") >= 4 and "<script" not in page
+    assert len(list((workdir / "tensorboard").glob("*/*tfevents*"))) == 3
     # The same command again trains nothing.
     began = events(workdir)
     code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")

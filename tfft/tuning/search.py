@@ -24,7 +24,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from tfft import log
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
-from tfft.tuning import child, oracles, page, service
+from tfft.tuning import child, hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.oracles import EPOCHS, Journal
 from tfft.tuning.space import Space
@@ -86,6 +86,8 @@ def search(
         write_best(space, best.values, workdir, board)
         board.write(workdir)
         page.write(board, workdir / "report.html")
+        if space.plain.train.tensorboard:
+            hparams.write(board, workdir / "tensorboard")
     log.say(board.text())
     return board
 

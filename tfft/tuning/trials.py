@@ -168,7 +168,7 @@ class Runner:
             best = (max if self.maximize else min)(value for _, value in curve)
             return Outcome("COMPLETED", best, epochs=len(curve), curve=curve, figures={name: best})
         if code == 3 or stopped:
-            return Outcome("FAILED", reason="stopped before its first validation")
+            return Outcome("FAILED", reason="the time was over before its first validation")
         return Outcome("FAILED", reason=_reason(code, log), curve=curve)
 
     def prune(self, kept: set[str]) -> None:
