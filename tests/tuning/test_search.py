@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -69,7 +70,11 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     assert kept == {best["trial"]}
     assert not list((workdir / "trials").glob(f"[!{best['trial']}]/seed_0/checkpoints/*"))
     for folder in (workdir / "trials").glob("*/seed_0"):
-        assert load(folder / "config.yaml").data.test is None  # trials never see it
+        data = load(folder / "config.yaml").data
+        assert data.test is None  # trials never see it
+        assert data.validation.seed == 0
+    final = load(workdir / "final" / "best" / "seed_1000" / "config.yaml")
+    assert final.train.seed == 1000 and final.data.validation.seed == 0  # the same rows held out
     config = load(workdir / "best.yaml")
     assert config.data.test is not None and config.tune is None
     assert config.method.name == best["method"]
@@ -178,6 +183,31 @@ def test_killed_searchers_and_trials_lose_nothing(killed_now_and_then, tmp_path)
     assert len(found) == 6 and {row["status"] for row in found} == {"COMPLETED"}
     ends = [(e["trial"], e["notes"]["epochs"]) for e in events(workdir) if e["event"] == "end"]
     assert len(ends) == len(set(ends))  # nothing that was finished was run again
+
+
+@pytest.mark.slow
+def test_the_searchers_memory_stays_flat_and_the_disk_small(raw, tmp_path):
+    """Over 50 short trials."""
+    raw["method"], raw["train"]["epochs"] = {"name": "head"}, 1
+    raw["tune"] = {"trials": 50, "final_seeds": 0, "advise": False, "keep": 2}
+    path, workdir = tmp_path / "search.yaml", tmp_path / "run"
+    path.write_text(yaml.safe_dump(raw))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tfft.bin", "tune", f"--config={path}", f"--workdir={workdir}"],
+        stderr=subprocess.DEVNULL,
+    )
+    resident = {}
+    while process.poll() is None:
+        time.sleep(0.5)
+        journal = workdir / "journal.jsonl"
+        ended = journal.read_text().count('"event": "end"') if journal.is_file() else 0
+        status = Path(f"/proc/{process.pid}/status")
+        if status.is_file() and (found := re.search(r"VmRSS:\s+(\d+)", status.read_text())):
+            resident[ended] = int(found[1]) / 1024
+    assert process.returncode == 0 and len(lines(workdir)) == 50
+    assert resident[49] - resident[5] < 20, resident  # MiB
+    assert len(list((workdir / "trials").glob("*/seed_0/best"))) == 2
+    assert not list((workdir / "trials").glob("*/seed_0/export"))
 
 
 def test_only_one_searches_in_a_folder(killed_now_and_then, tmp_path):

@@ -60,6 +60,7 @@ class Fraction(Section):
     """A seeded, stratified share of the training rows."""
 
     fraction: float = Field(gt=0, lt=1)
+    seed: int | None = Field(None, ge=0, lt=2**31, description="that draws it; default: train.seed")
 
 
 def _split_kind(value: Any) -> str:

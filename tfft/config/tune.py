@@ -76,7 +76,9 @@ class TuneConfig(Section):
     trials: int | None = Field(
         None, ge=1, description="at most; default: 20; of grid and hyperband: all they have"
     )
-    time: Interval | None = Field(None, description="for the whole search: '90 minutes'")
+    time: Interval | None = Field(
+        None, description="for all trials: '90 minutes'; the runs on fresh seeds come on top"
+    )
     objective: str | None = Field(
         None, description="figure of the validation split; default: train.metric"
     )

@@ -76,7 +76,8 @@ def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
         if isinstance(given, Source):
             splits[key] = made.dataset(made.prepare(key, given), names, key, given)
         elif isinstance(given, Fraction):
-            kept, held = stratified(train.labels, given.fraction, want.seed)
+            seed = want.seed if given.seed is None else given.seed
+            kept, held = stratified(train.labels, given.fraction, seed)
             splits[key], train = train.take(held), train.take(kept)
         else:
             splits[key] = None

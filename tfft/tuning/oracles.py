@@ -246,6 +246,11 @@ class _Kept(keras_tuner.Oracle):
             self._retry_queue.append(trial.trial_id)
             self._note({"event": "lost", "trial": trial.trial_id, "tuner": tuner_id})
 
+    def needed(self) -> set[str]:
+        """Trials whose checkpoints are: they run, were lost, or may go on."""
+        running = {trial.trial_id for trial in list(self.ongoing_trials.values())}
+        return running | set(self._retry_queue) | self.waiting()
+
     def waiting(self) -> set[str]:
         """Trials that are paused and may go on."""
         if self.rungs is None:

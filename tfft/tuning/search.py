@@ -144,17 +144,19 @@ def first_values(space: Space, workdir: Path) -> dict[str, Any]:
     path = workdir / "advised.yaml"
     if not path.is_file():
         raw = space.without()
-        given = raw.get("method") or {}
-        if given.get("name", "auto") != "auto":  # the method is settled: there is no advice for it
-            return space.defaults
-        raw["method"] = {**given, "name": "auto"}
+        raw["method"] = {"name": "auto"}
         asked = workdir / "advised.given.yaml"
         _write(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
         log.say("first trial: what method: auto takes (looking at the data and the backbone)")
-        outcome = _advice(asked, path)
-        if outcome:
-            raise UserError(f"{space.where}: {outcome}")
-    return space.values_of(load(path))
+        if reason := _advice(asked, path):
+            raise UserError(f"{space.where}: {reason}")
+    advised = load(path)
+    if all(d.path[0] != "method" for d in space.dimensions):
+        settled = space.plain.method.name
+        if settled != advised.method.name:  # rates of one method say nothing of another's
+            log.say(f"method: auto would take {advised.method.name}, not {settled}: no advice")
+            return space.defaults
+    return space.values_of(advised)
 
 
 def _advice(given: Path, output: Path) -> str:
@@ -267,9 +269,8 @@ def _told(oracle: Any, runner: Runner, board: Board) -> None:
     with board.lock:
         board.take(oracle)
         log.say(board.line())
-        running = {oracles.root(oracle, trial) for trial in oracle.ongoing_trials.values()}
-        waiting = {oracles.root(oracle, oracle.trials[name]) for name in oracle.waiting()}
-        runner.prune(running | waiting | set(board.kept(board.space.tune.keep)))
+        needed = {oracles.root(oracle, oracle.trials[name]) for name in oracle.needed()}
+        runner.prune(needed | set(board.kept(board.space.tune.keep)))
 
 
 def again(runner: Runner, board: Board, first: Mapping[str, Any]) -> list[Final]:
@@ -287,17 +288,13 @@ def again(runner: Runner, board: Board, first: Mapping[str, Any]) -> list[Final]
         found = []
         for seed in range(FRESH, FRESH + count):
             log.say(f"{name}: training with fresh seed {seed} ({seed - FRESH + 1} of {count})")
-            own = config.model_copy(
-                update={
-                    "train": config.train.model_copy(
-                        update={"seed": seed, "metric": board.objective}
-                    ),
-                    "export": config.export.model_copy(update={"enabled": False}),
-                    "evaluate": config.evaluate.model_copy(update={"baselines": False}),
-                }
-            )
             folder = runner.workdir / "final" / name / f"seed_{seed}"
-            found.append(runner.run(own, folder, config.train.epochs, lambda: False))
+            one = runner.run(
+                runner.config(config, seed, test=True), folder, config.train.epochs, lambda: False
+            )
+            if one.status == "FAILED":
+                log.say(f"{name}: fresh seed {seed} failed: {one.reason}")
+            found.append(one)
         finals.append(Final(name, values, found))
     return finals
 

@@ -179,7 +179,8 @@ class Space:
         if path == ("tune",):
             return node
         if isinstance(node, list):
-            return [self._plain(v, (*path, str(i)), values) for i, v in enumerate(node)]
+            inner = [self._plain(v, (*path, str(i)), values) for i, v in enumerate(node)]
+            return [v for v in inner if v is not _ABSENT]
         if not isinstance(node, Mapping):
             return node
         if "search" in node:
@@ -210,8 +211,10 @@ class Space:
         return parse(raw, where=self.where)
 
     def without(self) -> dict[str, Any]:
-        """The config with nothing in the place of what is searched."""
-        raw = self.resolve({})
+        """The config with nothing in the place of what is searched and can be advised on."""
+        advised = ("method", "optimizer", "train", "augmentation")
+        values = {n: v for n, v in self.defaults.items() if n.split(".")[0] not in advised}
+        raw = self.resolve(values)
         raw.pop("tune", None)
         return raw
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tfft.config import Config, dump
+from tfft.config import Config, Fraction, dump
 from tfft.errors import UserError
 from tfft.tuning import child
 from tfft.tuning.space import Space
@@ -91,18 +91,41 @@ class Runner:
         """
         began = time.monotonic()
         try:
-            config = _of_a_trial(self.space.config(values), self.objective)
+            config = self.space.config(values)
         except UserError as error:
             return Outcome("FAILED", reason=str(error).replace("\n", "; "))
         found: list[Outcome] = []
         for seed in range(self.seeds):
-            own = _with_seed(config, config.train.seed + seed)
+            own = self.config(config, config.train.seed + seed)
             one = self.run(own, self.folder(name) / f"seed_{seed}", epochs, stopped)
             if one.status == "FAILED":
                 one.seconds = time.monotonic() - began
                 return one
             found.append(one)
         return _together(found, time.monotonic() - began)
+
+    def config(self, config: Config, seed: int, test: bool = False) -> Config:
+        """Of one run: without what only a finished model is for; the held-out rows are the same
+        whatever the seed.
+
+        Args:
+            test: whether the test split is looked at, which trials never do.
+        """
+        data = config.data if test else config.data.model_copy(update={"test": None})
+        if isinstance(data.validation, Fraction) and data.validation.seed is None:
+            fixed = {"seed": self.space.plain.train.seed}
+            fraction = data.validation.model_copy(update=fixed)
+            data = data.model_copy(update={"validation": fraction})
+        train = config.train.model_copy(update={"seed": seed, "metric": self.objective})
+        return config.model_copy(
+            update={
+                "data": data,
+                "train": train,
+                "export": config.export.model_copy(update={"enabled": False}),
+                "evaluate": config.evaluate.model_copy(update={"baselines": False}),
+                "tune": None,
+            }
+        )
 
     def run(
         self, config: Config, workdir: Path, epochs: int, stopped: Callable[[], bool]
@@ -179,23 +202,6 @@ class Runner:
             for heavy in ("best", "checkpoints", "export", "soup"):
                 for found in folder.glob(f"seed_*/{heavy}"):
                     shutil.rmtree(found, ignore_errors=True)
-
-
-def _of_a_trial(config: Config, objective: str) -> Config:
-    """Without the test split, and without what only a finished run is for."""
-    return config.model_copy(
-        update={
-            "data": config.data.model_copy(update={"test": None}),
-            "train": config.train.model_copy(update={"metric": objective}),
-            "export": config.export.model_copy(update={"enabled": False}),
-            "evaluate": config.evaluate.model_copy(update={"baselines": False}),
-            "tune": None,
-        }
-    )
-
-
-def _with_seed(config: Config, seed: int) -> Config:
-    return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
 
 def _together(found: Sequence[Outcome], seconds: float) -> Outcome:
