@@ -166,7 +166,8 @@ def test_killed_searchers_and_trials_lose_nothing(killed_now_and_then, tmp_path)
             time.sleep(0.05)
         if deaths < 5 and process.poll() is None:
             deaths += 1
-            victims = children(process.pid) if deaths % 2 else []
+            own = children(process.pid)  # the nursery; and the trials, which it starts
+            victims = [*own, *(p for one in own for p in children(one))] if deaths % 2 else []
             if victims:
                 os.kill(generator.choice(victims), signal.SIGKILL)
                 deaths += 1

@@ -1,4 +1,4 @@
-"""One run of a search, in a process of its own: `python -m tfft.tuning.child JOB`.
+"""One run of a search, in a process of its own (`nursery`), or `python -m tfft.tuning.child JOB`.
 
 Its memory comes back when it ends, and what ends it ends nothing else. It ends, saved, when the
 process that started it does. Exit codes are those of the binaries: 0 done, 2 the config cannot be
@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,10 +24,14 @@ PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
 
 
 def main() -> int:
-    """Train, or ask for advice, as the job says."""
-    job = json.loads(sys.argv[1])
+    """The job that the command line holds."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    _end_with(job["parent"])
+    return do(json.loads(sys.argv[1]))
+
+
+def do(job: Mapping[str, Any]) -> int:
+    """Train, or ask for advice, as the job says; the exit code."""
+    end_with(job["parent"], signal.SIGTERM)
     try:
         if job["verb"] == "advise":
             _advise(Path(job["config"]), Path(job["output"]))
@@ -70,22 +74,23 @@ def _alone(workdir: Path) -> Iterator[None]:
         yield
 
 
-def _end_with(parent: int) -> None:
-    """Be asked to stop when the process that started this one is gone."""
+def end_with(parent: int, number: int) -> None:
+    """Send this process a signal when the one that started it is gone."""
     with suppress(OSError, AttributeError):  # Linux: at once
-        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PARENT_DIED, number)
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
-    threading.Thread(target=watch, daemon=True).start()
+    if sys.platform != "linux" or os.getppid() != parent:
+        threading.Thread(target=watch, daemon=True).start()
 
 
-def job(verb: str, **fields: Any) -> list[str]:
-    """The command that does a job."""
-    text = json.dumps({"verb": verb, "parent": os.getpid(), **fields})
+def command(job: Mapping[str, Any]) -> list[str]:
+    """The command line that does a job."""
+    text = json.dumps({**job, "parent": os.getpid()})
     return [sys.executable, "-m", "tfft.tuning.child", text]
 
 

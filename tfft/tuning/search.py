@@ -14,7 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
 from tfft.tuning import child, hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
+from tfft.tuning.nursery import Nursery
 from tfft.tuning.oracles import EPOCHS, Journal
 from tfft.tuning.space import Space
 from tfft.tuning.trials import GRACE, Outcome, Runner
@@ -56,10 +57,11 @@ def search(
     objective, direction = objective_of(space)
     role = service.role()
     if role not in (None, "chief"):
-        return help_out(
-            Runner(space, workdir, objective, direction == "max", space.tune.seeds), role
-        )
-    with alone(workdir):
+        with closing(Nursery()) as nursery:
+            maximize, seeds = direction == "max", space.tune.seeds
+            help_out(Runner(space, workdir, objective, maximize, seeds, nursery=nursery), role)
+        return None
+    with alone(workdir), closing(Nursery()) as nursery:
         open_search(space, raw, workdir)
         first = first_values(space, workdir)
         oracle = oracles.make(
@@ -70,7 +72,7 @@ def search(
             Journal(workdir / "journal.jsonl"),
         )
         runners = [
-            Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu)
+            Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu, nursery)
             for gpu in devices(parallel)
         ]
         board = Board(space, objective, direction)
@@ -161,7 +163,7 @@ def first_values(space: Space, workdir: Path) -> dict[str, Any]:
 
 def _advice(given: Path, output: Path) -> str:
     temporary = output.with_name(f".{output.name}")
-    command = child.job("advise", config=str(given), output=str(temporary))
+    command = child.command({"verb": "advise", "config": str(given), "output": str(temporary)})
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("tfft: ")]

@@ -2,12 +2,12 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 
 from tfft.config import Config, Fraction, dump
 from tfft.errors import UserError
-from tfft.tuning import child
+from tfft.tuning.nursery import Nursery
 from tfft.tuning.space import Space
 
 AGAIN = 2  # times that a run goes on after a signal ended it without a step forward
@@ -66,6 +66,7 @@ class Runner:
         maximize: whether more of it is better.
         seeds: runs a trial.
         environment: of the processes, e.g. the GPU that they may use.
+        nursery: where they come from; runners may share one.
     """
 
     space: Space
@@ -74,6 +75,7 @@ class Runner:
     maximize: bool
     seeds: int
     environment: Mapping[str, str] = field(default_factory=dict)
+    nursery: Nursery = field(default_factory=Nursery)
 
     def folder(self, trial: str) -> Path:
         """Of the trial that began a run."""
@@ -134,11 +136,15 @@ class Runner:
         workdir.parent.mkdir(parents=True, exist_ok=True)
         path = workdir.with_name(f"{workdir.name}.yaml")
         path.write_text(dump(config), encoding="utf-8")
-        until = epochs if epochs < config.train.epochs else None
-        command = child.job("train", config=str(path), workdir=str(workdir), epochs=until)
+        job = {
+            "verb": "train",
+            "config": str(path),
+            "workdir": str(workdir),
+            "epochs": epochs if epochs < config.train.epochs else None,
+        }
         began, tries, before = time.monotonic(), 0, -1
         while True:
-            code, log = self._process(command, workdir, stopped)
+            code, log = self._process(job, workdir, stopped)
             if code >= 0 or stopped():
                 break
             step = _newest_step(workdir)  # a signal ended it: perhaps not its own fault
@@ -151,29 +157,20 @@ class Runner:
         return one
 
     def _process(
-        self, command: Sequence[str], workdir: Path, stopped: Callable[[], bool]
+        self, job: Mapping[str, Any], workdir: Path, stopped: Callable[[], bool]
     ) -> tuple[int, Path]:
         log = workdir.with_name(f"{workdir.name}.log")
-        with open(log, "ab") as file:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=file,
-                env={**os.environ, **self.environment},
-            )
-            try:
-                while process.poll() is None and not stopped():
-                    time.sleep(LOOK)
-                if process.poll() is None:
-                    process.terminate()
-                    try:
-                        process.wait(GRACE)
-                    except subprocess.TimeoutExpired:
-                        process.kill()
-            finally:
-                if process.poll() is None:  # this one is ended: nobody would look after it
-                    process.terminate()
+        process = self.nursery.start(job, log, self.environment)
+        try:
+            while process.poll() is None and not stopped():
+                time.sleep(LOOK)
+            if process.poll() is None:
+                process.terminate()
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(GRACE)
+        finally:
+            if process.poll() is None:  # it does not listen, or this thread is ended
+                process.kill()
         return process.wait(), log
 
     def _outcome(
