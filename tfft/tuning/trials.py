@@ -183,6 +183,8 @@ class Runner:
             figures = json.loads((workdir / "metrics.json").read_text())
             low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
             score, whole = figures[name], config.train.epochs
+            if not math.isfinite(score):
+                return Outcome("FAILED", reason=f"{name} is {score}", curve=curve)
             return Outcome("COMPLETED", score, low, high, whole, 0.0, None, curve, figures)
         if (code == 3 or stopped) and curve:
             best = (max if self.maximize else min)(value for _, value in curve)
