@@ -35,7 +35,7 @@ def raw(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("tuner", "options"),
     [
-        (keras_tuner.RandomSearch, {"max_trials": 3}),
+        pytest.param(keras_tuner.RandomSearch, {"max_trials": 3}, marks=pytest.mark.slow),
         (keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}),
         pytest.param(keras_tuner.BayesianOptimization, {"max_trials": 2}, marks=pytest.mark.slow),
         pytest.param(keras_tuner.GridSearch, {"max_trials": 3}, marks=pytest.mark.slow),
