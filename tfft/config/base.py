@@ -2,9 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 
@@ -99,3 +99,12 @@ class Interval(Duration):
     def __get_pydantic_json_schema__(cls, _: Any, handler: Any) -> dict[str, Any]:
         pattern = f"{_DURATION.pattern}|{_MINUTES.pattern}"
         return {"type": "string", "pattern": pattern, "examples": ["100 steps", "10 minutes"]}
+
+
+def _of_time(value: Interval) -> Interval:
+    if value.seconds is None:
+        raise ValueError("must be minutes: '90 minutes'")
+    return value
+
+
+Minutes = Annotated[Interval, AfterValidator(_of_time)]  # a wall-clock time

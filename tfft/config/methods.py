@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from tfft.config.base import Duration, Interval, Section
+from tfft.config.base import Duration, Minutes, Section
 
 ATTENTION = "query|value"
 LINEAR = "query|key|value|attention/out|attention_output|up$|down$|feedforward"
@@ -163,14 +163,7 @@ class AutoMethod(Section):
     """Method, rate, epochs and batch are chosen from the data, the backbone and the time."""
 
     name: Literal["auto"]
-    time: Interval | None = Field(None, description="for the training: '10 minutes'; default: any")
-
-    @field_validator("time")
-    @classmethod
-    def _minutes(cls, value: Interval | None) -> Interval | None:
-        if value is not None and value.seconds is None:
-            raise ValueError("must be minutes: '10 minutes'")
-        return value
+    time: Minutes | None = Field(None, description="for the training: '10 minutes'; default: any")
 
 
 MethodConfig = Annotated[

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tfft.config.base import Interval, Section
+from tfft.config.base import Minutes, Section
 
 
 class Search(Section):
@@ -76,7 +76,7 @@ class TuneConfig(Section):
     trials: int | None = Field(
         None, ge=1, description="at most; default: 20; of grid and hyperband: all they have"
     )
-    time: Interval | None = Field(
+    time: Minutes | None = Field(
         None, description="for all trials: '90 minutes'; the runs on fresh seeds come on top"
     )
     objective: str | None = Field(
@@ -97,13 +97,6 @@ class TuneConfig(Section):
     space: dict[str, Search] = Field(
         default_factory=dict, description="path -> search space, e.g. optimizer.learning_rate"
     )
-
-    @field_validator("time")
-    @classmethod
-    def _minutes(cls, value: Interval | None) -> Interval | None:
-        if value is not None and value.seconds is None:
-            raise ValueError("must be minutes: '90 minutes'")
-        return value
 
     @model_validator(mode="after")
     def _goes_together(self) -> "TuneConfig":

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfft.errors import UserError
+from tfft.train import write_atomic
 from tfft.tuning import oracles
 from tfft.tuning.space import Space
 from tfft.tuning.trials import Outcome, interval
@@ -197,9 +197,7 @@ class Board:
             cells = [rank, row.trial, one.status, one.score, one.low, one.high, one.epochs]
             values = [row.values.get(name) for name in names]
             writer.writerow([*cells, round(one.seconds, 1), *values, one.reason])
-        temporary = workdir / ".leaderboard.csv"
-        temporary.write_text(buffer.getvalue(), encoding="utf-8")
-        os.replace(temporary, workdir / "leaderboard.csv")
+        write_atomic(workdir / "leaderboard.csv", buffer.getvalue())
 
 
 def _result(one: Outcome, objective: str) -> str:

@@ -22,8 +22,10 @@ import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
 from tfft import log
+from tfft.callbacks import LOWER_IS_BETTER
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
+from tfft.train import write_atomic
 from tfft.tuning import child, hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.nursery import Nursery
@@ -32,7 +34,6 @@ from tfft.tuning.space import Space
 from tfft.tuning.trials import GRACE, Outcome, Runner
 
 FRESH = 1000  # the first seed of the runs after the search
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 def search(
@@ -131,12 +132,12 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     if path.is_file():  # a mistake ended it before the first trial: nothing is lost
         for name in ("advised.yaml", "advised.given.yaml"):
             (workdir / name).unlink(missing_ok=True)
-        _write(path, text)
+        write_atomic(path, text)
         return
     others = [p.name for p in workdir.iterdir() if p.name != "lock"]
     if others:
         raise UserError(f"{workdir}: is not empty and holds no search; choose another --workdir")
-    _write(path, text)
+    write_atomic(path, text)
 
 
 def first_values(space: Space, workdir: Path) -> dict[str, Any]:
@@ -148,7 +149,7 @@ def first_values(space: Space, workdir: Path) -> dict[str, Any]:
         raw = space.without()
         raw["method"] = {"name": "auto"}
         asked = workdir / "advised.given.yaml"
-        _write(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
+        write_atomic(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
         log.say("first trial: what method: auto takes (looking at the data and the backbone)")
         if reason := _advice(asked, path):
             raise UserError(f"{space.where}: {reason}")
@@ -179,11 +180,16 @@ def help_out(runner: Runner, name: str) -> None:
         Interrupted: a signal asked for it; the chief gives the trial again.
     """
     log.say(f"{name}: taking trials from the chief")
-    ended = threading.Event()
+    ended, failures = threading.Event(), list[BaseException]()
     client = service.Client(runner.workdir)
-    thread = threading.Thread(
-        target=take_trials, args=(client, runner, name, ended.is_set), name=name, daemon=True
-    )
+
+    def take() -> None:
+        try:
+            take_trials(client, runner, name, ended.is_set)
+        except BaseException as error:  # handed to the main thread
+            failures.append(error)
+
+    thread = threading.Thread(target=take, name=name, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
@@ -192,6 +198,8 @@ def help_out(runner: Runner, name: str) -> None:
         ended.set()
         thread.join(GRACE + 1)
         raise Interrupted(f"{name}: interrupted; the same command goes on") from None
+    if failures:
+        raise failures[0]
     log.say(f"{name}: there are no more trials")
 
 
@@ -304,7 +312,7 @@ def again(runner: Runner, board: Board, first: Mapping[str, Any]) -> list[Final]
 def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Board) -> None:
     """`best.yaml`, a plain config that `tfft train` runs, with what it reached above it."""
     lines = [f"# {line}".rstrip() for line in board.told_of_best()]
-    _write(workdir / "best.yaml", "\n".join(lines) + "\n" + dump(space.config(values)))
+    write_atomic(workdir / "best.yaml", "\n".join(lines) + "\n" + dump(space.config(values)))
 
 
 def devices(parallel: int) -> list[dict[str, str]]:
@@ -339,9 +347,3 @@ def alone(workdir: Path) -> Iterator[None]:
         except OSError:
             raise UserError(f"{workdir}: another process searches there") from None
         yield
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

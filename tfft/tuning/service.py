@@ -156,8 +156,15 @@ class Client:
             return Trial(HyperParameters(), "", TrialStatus.STOPPED)
 
     def get_trial(self, trial_id: str) -> Trial:
-        """As the oracle's."""
-        return self._client.get_trial(trial_id)
+        """As the oracle's.
+
+        Raises:
+            UserError: the chief does not answer.
+        """
+        try:
+            return self._client.get_trial(trial_id)
+        except grpc.RpcError as error:
+            raise UserError(f"the chief is gone: {_reason(error)}; start it again") from None
 
     def end_trial(self, trial: Trial) -> None:
         """As the oracle's."""
@@ -166,7 +173,10 @@ class Client:
         temporary = folder / f".{trial.trial_id}.json"
         temporary.write_text(trial.message or "{}", encoding="utf-8")
         os.replace(temporary, folder / f"{trial.trial_id}.json")
-        self._client.end_trial(trial)
+        try:
+            self._client.end_trial(trial)
+        except grpc.RpcError as error:  # given again, the finished run answers at once
+            log.say(f"trial {trial.trial_id}: the chief did not take it: {_reason(error)}")
 
     @contextmanager
     def running(self, trial_id: str) -> Iterator[None]:
@@ -175,7 +185,7 @@ class Client:
 
         def beat() -> None:
             while not ended.wait(BEAT):
-                with suppress(grpc.RpcError):  # it may come back
+                with suppress(UserError):  # it may come back
                     self.over = self.get_trial(trial_id).status == TrialStatus.STOPPED
 
         thread = threading.Thread(target=beat, daemon=True)
