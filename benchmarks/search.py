@@ -1,10 +1,12 @@
 """Searches under the same wall-clock time, each with another oracle; and beside a naive loop.
 
-TREC-6 with 500 training rows and MiniLM. Every search trains its best and the default config again
-on fresh seeds and tests them. `--naive` trains the trials of the first search once more in a plain
-loop (`tfft train` for each, from scratch, with no shared cache, all epochs) and prints the ratio.
+TREC-6 with 500 training rows and MiniLM, the space of configs/text/trec_minilm_search.yaml. Every
+search trains its best and the advisor's choice again on fresh seeds and tests them.
 
-    python benchmarks/search.py --data=trec/ --backbone=hf:FOLDER --out=FOLDER [--minutes=6]
+`--naive` trains the trials of the first search once more in a plain loop (`tfft train` for each,
+from scratch, with no shared cache, all epochs) and prints the ratio.
+
+    python benchmarks/search.py --data=trec/ --backbone=hf:FOLDER --out=FOLDER [--minutes=5]
         [--oracles=random,grid,bayesian,hyperband] [--naive]
 
 `--out` keeps the searches: the same command goes on where it was.
@@ -22,6 +24,7 @@ from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+RECIPE = Path(__file__).parents[1] / "configs" / "text" / "trec_minilm_search.yaml"
 ROWS = 500
 
 
@@ -31,7 +34,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--backbone", required=True)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--oracles", default="random,grid,bayesian,hyperband")
     parser.add_argument("--naive", action="store_true")
     flags = parser.parse_args()
@@ -53,41 +56,26 @@ def main() -> None:
 
 
 def config(flags: argparse.Namespace, oracle: str, out: Path) -> dict[str, Any]:
-    """The search: method, rate, its decay, batch."""
-    halving = None if oracle == "hyperband" else {"factor": 3, "min_epochs": 2}
-    rates = {"search": "loguniform", "min": 2e-5, "max": 5e-3}
-    decay = {"search": "uniform", "min": 0.6, "max": 1.0}
-    if oracle == "grid":
-        rates = {"search": "choice", "values": [5e-5, 2e-4, 8e-4, 3e-3]}
-        decay = {"search": "choice", "values": [0.8, 1.0]}
+    """The recipe's search with another oracle, over the files at hand."""
+    from tfft.config import read
+
     data = Path(flags.data)
-    return {
-        "data": {
-            "train": str(sample(data / "train.tsv", out)),
-            "validation": {"fraction": 0.2},
-            "test": str(data / "test.tsv"),
-            "text": "question",
-            "label": "type",
-        },
+    changes: dict[str, Any] = {
+        "data": {"test": str(data / "test.tsv"), "text": "question", "label": "type"},
         "model": {"backbone": flags.backbone},
-        "method": {
-            "search": "choice",
-            "values": [
-                {"name": "full"},
-                {"name": "lora", "rank": {"search": "choice", "values": [4, 16]}},
-                {"name": "top", "stages": 2},
-            ],
-        },
-        "optimizer": {"learning_rate": rates, "layer_decay": decay},
-        "train": {"epochs": 18, "batch_size": {"search": "choice", "values": [16, 32]}},
-        "tune": {
-            "oracle": oracle,
-            "trials": None if oracle in ("grid", "hyperband") else 200,
-            "time": f"{flags.minutes:g} minutes",
-            "halving": halving,
-            "final_seeds": 3,
-        },
+        "tune": {"oracle": oracle, "time": f"{flags.minutes:g} minutes"},
     }
+    raw = read(RECIPE, changes=changes)
+    raw["data"]["train"] = str(sample(data / "train.tsv", out))
+    if oracle == "hyperband":
+        raw["tune"]["halving"] = None
+    if oracle == "grid":
+        rates, decays = [5e-5, 2e-4, 8e-4, 3e-3], [0.8, 1.0]
+        raw["optimizer"] = {
+            "learning_rate": {"search": "choice", "values": rates},
+            "layer_decay": {"search": "choice", "values": decays},
+        }
+    return raw
 
 
 def sample(path: Path, folder: Path) -> Path:

@@ -106,8 +106,10 @@ class History(keras.callbacks.Callback):
             path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
     def add(self, entry: dict[str, float]) -> None:
-        """One entry, with the step and the time."""
-        entry = {"step": self._state.step, "time": round(time.time(), 1), **entry}
+        """One entry, with the step, the epochs that this is, and the time."""
+        step = self._state.step
+        epoch, now = round(step / self._per_epoch, 4), round(time.time(), 1)
+        entry = {"step": step, "epoch": epoch, "time": now, **entry}
         self._state.history.append(entry)
         if self._path is not None:
             with open(self._path, "a", encoding="utf-8") as file:

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 import yaml
 
-from tfft.config import Duration, dump, load, parse, schema
+from tfft.config import Duration, dump, load, parse, read, schema, searches
 from tfft.errors import UserError
+from tfft.tuning.space import Space
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x/y"}}
@@ -18,7 +20,12 @@ RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_loads_and_has_a_header(path):
-    load(path)
+    raw = read(path)
+    if searches(raw):
+        space = Space(raw, str(path))
+        space.config(space.defaults)
+    else:
+        load(path)
     head = path.read_text(encoding="utf-8").split("\ndata:")[0]
     for part in ("Hardware and time:", "Expect:", "measured"):
         assert part in head, f"the header lacks {part!r}"
@@ -152,6 +159,22 @@ def test_schema_covers_every_section():
     properties = json.loads(json.dumps(schema()))["properties"]
     assert set(GOOD) < set(properties)
     assert "learning_rate" in json.dumps(schema())
+
+
+def test_schema_takes_what_tfft_takes_search_spaces_too():
+    jsonschema.Draft202012Validator.check_schema(schema())
+    check = jsonschema.Draft202012Validator(schema())
+    for path in RECIPES:
+        check.validate(read(path))
+    rate = {"search": "loguniform", "min": 1e-5, "max": 1e-3}
+    methods = {"search": "choice", "values": [{"name": "full"}, {"name": "lora", "rank": rate}]}
+    assert check.is_valid({**GOOD, "optimizer": {"learning_rate": rate}, "method": methods})
+    assert check.is_valid({**GOOD, "tune": {"space": {"optimizer.learning_rate": rate}}})
+    assert check.is_valid({**GOOD, "train": {"batch_size": "auto"}})
+    assert not check.is_valid({**GOOD, "train": {"batch_size": "many"}})
+    assert not check.is_valid({**GOOD, "optimizer": {"learning_rate": {**rate, "search": "log"}}})
+    assert not check.is_valid({**GOOD, "optimizer": {"learning_rat": 1e-3}})
+    assert not check.is_valid({**GOOD, "tune": {"trials": rate}})
 
 
 @pytest.mark.parametrize(

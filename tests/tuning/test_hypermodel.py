@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_csv
+from tfft import loop
 from tfft.errors import UserError
 from tfft.tuning import HyperModel
 
@@ -42,8 +43,9 @@ def raw(tiny, tmp_path):
     ],
 )
 def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):
+    hyper = HyperModel(raw)
     made = tuner(
-        HyperModel(raw),
+        hyper,
         objective=keras_tuner.Objective("val_macro_f1", "max"),
         directory=str(tmp_path / "tuner"),
         seed=1,
@@ -57,7 +59,8 @@ def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):
         values = trial.hyperparameters.values
         assert (values["method"] == "lora") == ("method.rank" in values)
     model = made.get_best_models(1)[0]
-    assert model.count_params() > 0
+    found = loop.figures(*hyper.built(model))
+    assert found["macro_f1"] == pytest.approx(max(trial.score for trial in trials), abs=1e-6)
 
 
 def test_what_it_does_not_do_is_told(raw):

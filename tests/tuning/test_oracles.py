@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import yaml
+from keras_tuner.engine.trial import Trial
 
 from tfft.config import Halving, TuneConfig
 from tfft.tuning import oracles
@@ -121,6 +122,44 @@ def test_the_first_trial_is_the_one_that_is_asked_for(tmp_path, kind, text, chan
     assert {k: v for k, v in values.items() if not k.startswith("tuner/")} == first
 
 
+@pytest.mark.parametrize(("kind", "text", "changes"), KINDS)
+def test_with_more_trials_it_goes_on(tmp_path, kind, text, changes):
+    """First fewer; those are kept as they were, and no epoch is trained twice."""
+    runner = Simulated()
+    few = finish(oracle(tmp_path, kind, text, **{**changes, "trials": 5}), runner)
+    before = table(few)
+    more = finish(oracle(tmp_path, kind, text, **changes), runner)
+    assert len(before) == 5 < len(more.trials)
+    for name, (values, _, _) in before.items():
+        assert {**values, EPOCHS: 0} == {**table(more)[name][0], EPOCHS: 0}
+    ends = {}
+    for name, start, end in runner.trained:
+        assert ends.get(name, 0) == start < end or kind == "hyperband"
+        ends[name] = end
+    fewer = oracle(tmp_path, kind, text, **{**changes, "trials": 2})
+    assert table(fewer) == table(more)  # what is there is not taken away
+
+
+def test_what_the_time_cut_off_goes_on_with_more_time(tmp_path):
+    made = oracle(tmp_path, trials=2, time="1 minutes")
+    first = made.create_trial("w")
+    made.spent += 100.0
+    assert made.over
+    copy = Trial.from_state(first.get_state())
+    part = Outcome("COMPLETED", 0.5, epochs=2, cut=True)
+    copy.status, copy.message = part.status, part.text()
+    made.end_trial(copy)
+    assert made.create_trial("w").status == "STOPPED"
+    same = oracle(tmp_path, trials=2, time="1 minutes")
+    assert same.trials["0000"].status == "COMPLETED"
+    assert same.create_trial("w").status == "STOPPED"
+    more = oracle(tmp_path, trials=2, time="2 minutes")
+    again = more.create_trial("w")
+    assert (again.trial_id, again.status) == ("0000", "RUNNING")
+    assert again.hyperparameters.values == first.hyperparameters.values
+    assert 100 <= more.elapsed < 120
+
+
 def test_grid_tries_everything_once(tmp_path):
     made = finish(oracle(tmp_path, "grid", GRID), Simulated())
     found = [tuple(sorted(v.items())) for v, _, _ in table(made).values()]
@@ -208,7 +247,7 @@ def test_what_a_lost_worker_had_is_given_again(tmp_path):
     made.lose("far")  # nothing is left to lose
     assert made.create_trial("other").trial_id == lost.trial_id
     again = oracle(tmp_path, trials=3)  # whose processes are all gone
-    assert [again.create_trial(f"w{n}").trial_id for n in range(3)] == ["0", "1", "2"]
+    assert [again.create_trial(f"w{n}").trial_id for n in range(3)] == ["0000", "0001", "0002"]
 
 
 def test_a_late_result_does_not_count_twice(tmp_path):

@@ -17,6 +17,7 @@ import yaml
 import tfft
 from tests.conftest import ROOT, write_csv
 from tests.console import command
+from tests.test_pictures import write_folder
 from tfft.config import load
 from tfft.errors import UserError
 from tfft.launch import _free_ports
@@ -60,20 +61,21 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     assert code == 0, err
     assert "first trial: what method: auto takes" in err
     found = lines(workdir)
-    assert sorted(row["trial"] for row in found) == ["0", "1", "2"]
-    first = next(row for row in found if row["trial"] == "0")
+    assert sorted(row["trial"] for row in found) == ["0000", "0001", "0002"]
+    first = next(row for row in found if row["trial"] == "0000")
     assert first["method"] == "full"  # which is what the advisor takes on little text
     assert {row["epochs"] for row in found} == {"1", "2"}
     best = found[0]
     assert best["epochs"] == "2"
     kept = {p.parts[-3] for p in (workdir / "trials").glob("*/seed_0/best")}
     assert kept == {best["trial"]}
-    assert not list((workdir / "trials").glob(f"[!{best['trial']}]/seed_0/checkpoints/*"))
+    with_checkpoints = {p.parts[-4] for p in (workdir / "trials").glob("*/seed_0/checkpoints/*")}
+    assert with_checkpoints <= kept
     for folder in (workdir / "trials").glob("*/seed_0"):
         data = load(folder / "config.yaml").data
         assert data.test is None  # trials never see it
         assert data.validation.seed == 0
-    final = load(workdir / "final" / "best" / "seed_1000" / "config.yaml")
+    final = load(workdir / "final" / best["trial"] / "seed_1000" / "config.yaml")
     assert final.train.seed == 1000 and final.data.validation.seed == 0  # the same rows held out
     config = load(workdir / "best.yaml")
     assert config.data.test is not None and config.tune is None
@@ -87,6 +89,23 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
     assert code == 0 and events(workdir) == began
     assert "best of 3 trials" in err
+
+
+def test_a_search_may_be_given_more(raw, tmp_path):
+    """More trials, more time: what was found stays, what the time cut off goes on."""
+    raw["tune"].update(trials=1, final_seeds=1)
+    workdir = tmp_path / "run"
+    search(raw, workdir)
+    before = events(workdir)
+    finals = {p: p.stat().st_mtime for p in (workdir / "final").rglob("metrics.json")}
+    raw["tune"]["trials"] = 2
+    board = search(raw, workdir)
+    assert len(board.rows) == 2 and len(finals) == 1
+    assert events(workdir)[: len(before)] == before
+    assert all(path.stat().st_mtime == time for path, time in finals.items())
+    raw["tune"]["seed"] = 5
+    with pytest.raises(UserError, match=r"another config \(only tune.trials, tune.time, "):
+        search(raw, workdir)
 
 
 def test_what_fails_is_told_and_the_search_goes_on(raw, tmp_path):
@@ -118,6 +137,31 @@ def test_what_fails_is_told_and_the_search_goes_on(raw, tmp_path):
     )
     assert "positions for 24 tokens" in rows["1000000", "0.01", "2"]["reason"]
     assert "failed: " in board.text()
+
+
+@pytest.mark.slow
+def test_a_trial_that_needs_more_memory_than_there_is(tmp_path):
+    """A picture of 2000 pixels with patches of 4: attention over 250,000 of them."""
+    folder = tmp_path / "pictures"
+    write_folder(folder, 12, 0)
+    raw = {
+        "data": {
+            "train": {"source": "images", "path": str(folder)},
+            "validation": {"fraction": 0.25},
+        },
+        "model": {
+            "backbone": f"hf:{ROOT / 'tests/golden/vision/vit'}",
+            "image_size": {"search": "choice", "values": [16, 2000]},
+        },
+        "task": {"name": "image_classification"},
+        "train": {"epochs": 1, "batch_size": 4},
+        "tune": {"oracle": "grid", "final_seeds": 0, "advise": False},
+    }
+    search(raw, tmp_path / "run")
+    rows = {row["model.image_size"]: row for row in lines(tmp_path / "run")}
+    assert rows["16"]["status"] == "COMPLETED"
+    assert rows["2000"]["status"] == "FAILED"
+    assert "memory" in rows["2000"]["reason"] and "train.micro_batch" in rows["2000"]["reason"]
 
 
 def test_where_all_fail_it_ends_with_the_reasons(raw, tmp_path):
@@ -302,7 +346,7 @@ def test_a_chief_and_workers_one_of_which_is_lost(raw, tmp_path):
             process.kill()
     assert [row["status"] for row in lines(workdir)] == ["COMPLETED"] * 3
     ends = [e["trial"] for e in events(workdir) if e["event"] == "end"]
-    assert sorted(ends) == ["0", "1", "2"]
+    assert sorted(ends) == ["0000", "0001", "0002"]
 
 
 def test_half_of_the_services_variables_are_a_mistake(raw, tmp_path, monkeypatch):

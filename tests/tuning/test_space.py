@@ -4,6 +4,8 @@ import keras_tuner
 import pytest
 import yaml
 
+from tests.conftest import write_csv
+from tests.console import command
 from tfft.config import parse
 from tfft.errors import UserError
 from tfft.tuning.space import Space
@@ -132,6 +134,10 @@ mask:
             },
             "train.epochs: halving decides",
         ),
+        (
+            {"train": {"validate_every": "20 steps"}, "tune": {"oracle": "hyperband"}},
+            "train.validate_every: halving compares trials after whole epochs",
+        ),
         ({"tune": {"oracle": "optuna"}}, "tune.oracle: must be one of random, grid"),
         ({"tune": {"space": {"train.epochs": {"search": "int"}}}}, "takes min and max"),
     ],
@@ -140,6 +146,21 @@ def test_mistakes_are_told_by_path(change, message):
     with pytest.raises(UserError) as error:
         space(**change)
     assert message in str(error.value)
+
+
+def test_show_tells_of_a_search_and_of_the_middle_of_it(tiny, tmp_path):
+    rows = write_csv(tmp_path / "rows.csv", 40)
+    path = tmp_path / "search.yaml"
+    path.write_text(
+        f"data: {{train: {rows}, max_length: 16}}\nmodel: {{backbone: 'hf:{tiny}'}}\n"
+        "method: {search: choice, values: [{name: full}, {name: lora}]}\n"
+        "optimizer: {learning_rate: {search: loguniform, min: 1e-4, max: 1e-2}}\n"
+    )
+    code, out, err = command("show", f"--config={path}")
+    assert code == 0, err
+    assert "# method: one of full, lora\n" in out
+    assert "# optimizer.learning_rate: loguniform from 0.0001 to 0.01\n" in out
+    assert "learning_rate: 0.001\n" in out and "parameters move" in out
 
 
 def test_a_config_without_a_space_is_no_search_and_one_with_it_no_run():

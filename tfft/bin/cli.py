@@ -8,11 +8,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
 from tfft import memory
-from tfft.config import Config, load
+from tfft.config import Config, parse, read
 from tfft.errors import Interrupted, UserError
 
 FLAGS = flags.FLAGS
@@ -43,9 +44,18 @@ def config() -> Config:
     Raises:
         UserError: there is none, or it has mistakes.
     """
+    return parse(raw(), where=FLAGS.config)
+
+
+def raw() -> dict[str, Any]:
+    """The config that the flags name as nested mappings, not validated.
+
+    Raises:
+        UserError: there is none, or it is no YAML.
+    """
     if FLAGS.config is None:
         raise UserError("--config: required and not given")
-    return load(FLAGS.config, FLAGS.set)
+    return read(FLAGS.config, FLAGS.set)
 
 
 def workdir() -> Path:

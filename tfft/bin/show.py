@@ -1,14 +1,17 @@
-"""Show what a config means: every value, the mask table, the memory it needs. Trains nothing."""
+"""Show what a config means: every value, the mask table, the memory it needs. Trains nothing.
+
+Of a search: its space, and all this of the middle of it.
+"""
 
 from tfft.bin import cli
-from tfft.config import dump
+from tfft.config import Config, dump, searches
 
 cli.define_config()
 
 
 def verb() -> None:
     """Resolve, assemble, print."""
-    config = cli.config()
+    config = _config()
     if config.method.name != "auto":
         print(dump(config))
     cli.load_tensorflow()
@@ -18,6 +21,17 @@ def verb() -> None:
         config = advised(config, None)
         print(dump(config))
     print(preview(config))
+
+
+def _config() -> Config:
+    raw = cli.raw()
+    if not searches(raw):
+        return cli.config()
+    from tfft.tuning.space import Space
+
+    space = Space(raw, cli.FLAGS.config)
+    print("".join(f"# {line}\n" for line in space.text()))
+    return space.config(space.defaults)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -3,13 +3,9 @@
 The same command goes on where it was. `best.yaml` in WORKDIR is a config for `tfft train`.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from tfft.bin import cli
-from tfft.config import read
-from tfft.errors import UserError
 
 cli.define_config()
 cli.define_workdir("directory of the search")
@@ -19,16 +15,14 @@ flags.DEFINE_integer("parallel", 1, "trials at once on this machine", lower_boun
 def verb() -> None:
     """Search, print the leaderboard."""
     f = cli.FLAGS
-    if f.config is None:
-        raise UserError("--config: required and not given")
-    raw = read(f.config, f.set)
+    raw = cli.raw()
     from tfft.tuning.space import Space
 
     Space(raw, f.config)  # mistakes first: what follows takes seconds
     cli.load_tensorflow()
     from tfft.tuning.search import search
 
-    search(raw, Path(f.workdir or f"runs/{Path(f.config).stem}"), f.parallel, f.config)
+    search(raw, cli.workdir(), f.parallel, f.config)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -27,6 +27,11 @@ class Source(Section):
     encoding: str = Field("utf-8", description="of csv, tsv and jsonl files")
     quoting: bool | None = Field(None, description="csv quotes; default: on for csv, off for tsv")
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
+        examples = ["data.csv", "pictures/", "tfds:trec"]
+        return {"anyOf": [handler(core), {"type": "string", "examples": examples}]}
+
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:

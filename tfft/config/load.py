@@ -212,8 +212,24 @@ def dump(config: Config) -> str:
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of the YAML, for editors."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Config.model_json_schema()}
+    """JSON Schema of the YAML, for editors: a search space may stand in place of any value."""
+    found = Config.model_json_schema()
+    for name, part in found["$defs"].items():
+        if name not in ("TuneConfig", "Halving", "Search"):
+            _or_searched(part)
+    tune = found["properties"].pop("tune")
+    _or_searched(found)
+    found["properties"]["tune"] = tune
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _or_searched(part: dict[str, Any]) -> None:
+    """Let each property be what it was, or a search space."""
+    for key, value in part.get("properties", {}).items():
+        if "const" in value:  # the name by which a section is known
+            continue
+        told = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
+        part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **told}
 
 
 def _yaml(text: str, where: str) -> Any:

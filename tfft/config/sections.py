@@ -240,7 +240,10 @@ class TrainConfig(Section):
 
     epochs: int = Field(3, ge=1)
     batch_size: int = Field(
-        32, ge=1, description="examples an optimizer step, over all devices; auto: 32, cut to fit"
+        32,
+        ge=1,
+        description="examples an optimizer step, over all devices; auto: 32, cut to fit",
+        json_schema_extra={"type": ["integer", "string"], "pattern": "^auto$"},
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         None, description="rows that a device holds at once; auto: as many as fit in its memory"

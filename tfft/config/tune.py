@@ -21,7 +21,9 @@ class Search(Section):
     step: float | None = Field(None, gt=0, description="of int and uniform; default of int: 1")
     default: Any = Field(None, description="tried first; default: what method: auto would take")
     when: dict[str, list[Any]] = Field(
-        default_factory=dict, description="path of a choice -> its values for which this one counts"
+        default_factory=dict,
+        description="path of a choice -> its values for which this one counts",
+        json_schema_extra={"additionalProperties": True},  # one value needs no list
     )
 
     @field_validator("when", mode="before")
@@ -74,10 +76,15 @@ class TuneConfig(Section):
 
     oracle: Literal["random", "grid", "bayesian", "hyperband"] = "random"
     trials: int | None = Field(
-        None, ge=1, description="at most; default: 20; of grid and hyperband: all they have"
+        None,
+        ge=1,
+        description="at most; default: all that the time allows, without one 20, or of grid and "
+        "hyperband all they have",
     )
     time: Minutes | None = Field(
-        None, description="for all trials: '90 minutes'; the runs on fresh seeds come on top"
+        None,
+        description="for the advisor's look and all trials: '90 minutes'; the runs on fresh seeds "
+        "come on top",
     )
     objective: str | None = Field(
         None, description="figure of the validation split; default: train.metric"

@@ -53,12 +53,22 @@ class HyperModel(keras_tuner.HyperModel):
         self._built = {id(model): (result, feed)}  # one at a time stays in memory
         return model
 
+    def built(self, model: Model) -> tuple[Any, Feed]:
+        """The run and the rows of the model that was built last.
+
+        Raises:
+            UserError: another was built since.
+        """
+        if id(model) not in self._built:
+            raise UserError("HyperModel: another model was built since; build this one again")
+        return self._built[id(model)]
+
     def fit(
         self, hp: keras_tuner.HyperParameters, model: Model, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
         """Train on the config's rows; `epochs`, `initial_epoch`, `callbacks` and `verbose` are the
         tuner's."""
-        result, feed = self._built[id(model)]
+        result, feed = self.built(model)
         plan = feed.plan
         if args or {"x", "y", "validation_data"} & set(kwargs):
             raise UserError("HyperModel: the data are those of the config; give search() none")

@@ -110,18 +110,22 @@ class _Kept(keras_tuner.Oracle):
         journal: Journal,
         epochs: int,
         halving: Halving | None,
+        trials: int | None,
         seconds: float | None,
+        spent: float,
     ) -> None:
         """Set up, and play back what the journal holds.
 
         Args:
             epochs: of a whole trial.
+            trials: at most.
             seconds: for the whole search, over all its starts.
+            spent: seconds of it that were over before the journal began.
         """
-        self.journal, self.epochs = journal, epochs
+        self.journal, self.epochs, self._most = journal, epochs, trials
         self.rungs = Rungs(halving, epochs, self.objective.direction == "max") if halving else None
         self.notes: dict[str, dict[str, Any]] = {}
-        self.spent, self._limit, self._began = 0.0, seconds, time.monotonic()
+        self.spent, self._limit, self._began = spent, seconds, time.monotonic()
         self._display.verbose = 0
         self._replay()
 
@@ -172,10 +176,7 @@ class _Kept(keras_tuner.Oracle):
         lost = bool(self._retry_queue)  # what another worker lost comes first
         trial = self._promoted(tuner_id, last=False) if not lost else None
         if trial is None:
-            trial = super().create_trial(tuner_id)
-            if trial.status == TrialStatus.RUNNING and not lost and not self._sets_epochs:
-                first = self.rungs.levels[0] if self.rungs is not None else self.epochs
-                trial.hyperparameters.values[EPOCHS] = first
+            trial = self._another(tuner_id, lost)
             if trial.status == TrialStatus.STOPPED and self.rungs is not None:
                 trial = self._promoted(tuner_id, last=not self.ongoing_trials) or trial
             if trial.status == TrialStatus.STOPPED and self.ongoing_trials:
@@ -189,15 +190,29 @@ class _Kept(keras_tuner.Oracle):
             self._note({**event, "values": values})
         return trial
 
+    def _another(self, tuner_id: str, lost: bool) -> Trial:
+        """One that was lost or a new one; STOPPED where there are as many as there may be."""
+        full = self._most is not None and len(self.trials) >= self._most
+        if full and not lost and not self._replaying:
+            return Trial(HyperParameters(), "", TrialStatus.STOPPED)
+        trial: Trial = super().create_trial(tuner_id)
+        if trial.status == TrialStatus.RUNNING and not lost and not self._sets_epochs:
+            first = self.rungs.levels[0] if self.rungs is not None else self.epochs
+            trial.hyperparameters.values[EPOCHS] = first
+        return trial
+
     def _promoted(self, tuner_id: str, last: bool) -> Trial | None:
-        if self.rungs is None:
+        if self.rungs is None or self._replaying:
             return None
         busy = {trial.trial_id for trial in self.ongoing_trials.values()}
         busy |= {name for name, t in self.trials.items() if t.status == TrialStatus.FAILED}
         found = self.rungs.promotable(busy, last)
         if found is None:
             return None
-        trial, epochs = self.trials[found[0]], found[1]
+        return self._go_on(*found, tuner_id)
+
+    def _go_on(self, name: str, epochs: int, tuner_id: str) -> Trial:
+        trial = self.trials[name]
         trial.status = TrialStatus.RUNNING
         trial.hyperparameters.values[EPOCHS] = epochs
         self.ongoing_trials[tuner_id] = trial
@@ -270,28 +285,35 @@ class _Kept(keras_tuner.Oracle):
 
     def _replay(self) -> None:
         self._replaying = True
-        spent = 0.0
         for event in self.journal.read():
-            spent = event["seconds"]
+            self.spent = event["seconds"]
             if event["event"] == "create":
                 self._created(event)
             elif event["event"] == "lost":
                 self.lose(event["tuner"])
-            else:
+            elif not (event["notes"].get("cut") and self._more_time()):
                 trial = self.trials[event["trial"]]
                 trial = Trial.from_state(trial.get_state())
                 trial.status, trial.message = event["status"], json.dumps(event["notes"])
                 self.end_trial(trial)
         self.tuner_ids.clear()
         self._replaying = False
-        self.spent, self._began = spent, time.monotonic()
+        self._began = time.monotonic()
         # The processes of those that ran are gone. The last that is lost is taken first.
         by_age = sorted(self.ongoing_trials, key=lambda t: self.ongoing_trials[t].trial_id)
         for tuner in reversed(by_age):
             self.lose(tuner)
 
+    def _more_time(self) -> bool:
+        """Whether what the time ended may go on, as it was raised since."""
+        return self._limit is None or self.spent < self._limit
+
     def _created(self, event: dict[str, Any]) -> None:
-        trial = self.create_trial(event["tuner"])
+        name, tuner = event["trial"], event["tuner"]
+        if name in self.trials and name not in self._retry_queue:  # it was paused
+            trial = self._go_on(name, event["values"][EPOCHS], tuner)
+        else:
+            trial = self.create_trial(tuner)
         if trial.status != TrialStatus.RUNNING or trial.trial_id != event["trial"]:
             raise UserError(
                 "journal.jsonl: was written by another version of keras-tuner, which goes on "
@@ -340,6 +362,7 @@ def make(
     objective: tuple[str, str],
     epochs: int,
     journal: Journal,
+    spent: float = 0.0,
 ) -> Any:
     """The oracle of a search, where its journal left it.
 
@@ -347,6 +370,7 @@ def make(
         space: whose defaults are the first trial.
         objective: a figure of the validation split, and `max` or `min`.
         epochs: of a whole trial.
+        spent: seconds that the search took before its journal began.
 
     Raises:
         UserError: the Bayesian oracle is wanted without scikit-learn.
@@ -357,19 +381,21 @@ def make(
         "hyperparameters": space,
         "seed": config.seed + 1,  # KerasTuner takes 0 for "any"
     }
+    # The number of trials is not KerasTuner's to know: it writes it into their names.
     trials = config.trials
+    if trials is None and config.time is None and config.oracle in ("random", "bayesian"):
+        trials = TRIALS
     if config.oracle == "grid":
-        oracle = _Grid(max_trials=trials, **common)
+        oracle = _Grid(max_trials=None, **common)
     elif config.oracle == "hyperband":
         oracle = _Hyperband(max_epochs=epochs, factor=config.factor, **common)
-        oracle.max_trials = trials
     elif config.oracle == "bayesian":
         require("sklearn", "baselines")
-        oracle = _Bayesian(max_trials=trials or TRIALS, **common)
+        oracle = _Bayesian(max_trials=None, **common)
     else:
-        oracle = _Random(max_trials=trials or TRIALS, **common)
+        oracle = _Random(max_trials=None, **common)
     seconds = config.time.seconds if config.time is not None else None
-    oracle.prepare(journal, epochs, config.halving, seconds)
+    oracle.prepare(journal, epochs, config.halving, trials, seconds, spent)
     return oracle
 
 

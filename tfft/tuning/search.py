@@ -3,7 +3,7 @@
 WORKDIR/
   search.yaml, journal.jsonl     what is searched, what happened
   trials/0003/seed_0/            a run directory each (`tfft train`), with its log beside it
-  final/best/seed_1000/          the best again on fresh seeds, with the test split
+  final/0003/seed_1000/          the best again on fresh seeds, with the test split
   best.yaml, leaderboard.csv, report.html
 """
 
@@ -13,8 +13,10 @@ import os
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,10 @@ from tfft.tuning.board import Board, Final
 from tfft.tuning.nursery import Nursery
 from tfft.tuning.oracles import EPOCHS, Journal
 from tfft.tuning.space import Space
-from tfft.tuning.trials import GRACE, Outcome, Runner
+from tfft.tuning.trials import GRACE, LOOK, Outcome, Runner
 
 FRESH = 1000  # the first seed of the runs after the search
+GROWS = ("trials", "time", "final_seeds", "keep")  # what a search may be given more of
 
 
 def search(
@@ -41,7 +44,8 @@ def search(
 ) -> Board | None:
     """Search as configured; everything that is found out stands in `workdir`.
 
-    The same config in the same directory goes on where it was, or returns what was found.
+    The same config in the same directory goes on where it was, or returns what was found; what is
+    in `GROWS` may have changed.
 
     Args:
         raw: the YAML as nested mappings (`tfft.config.read`), with search spaces in it.
@@ -64,6 +68,7 @@ def search(
         return None
     with alone(workdir), closing(Nursery()) as nursery:
         open_search(space, raw, workdir)
+        began = time.monotonic()
         first = first_values(space, workdir)
         oracle = oracles.make(
             space.tune,
@@ -71,6 +76,7 @@ def search(
             (objective, direction),
             space.plain.train.epochs,
             Journal(workdir / "journal.jsonl"),
+            time.monotonic() - began,
         )
         runners = [
             Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu, nursery)
@@ -84,7 +90,7 @@ def search(
         board.check_some()
         best = board.best()
         write_best(space, best.values, workdir, board)
-        board.finals = again(runners[0], board, first)
+        board.finals = again(runners, board, first)
         runners[0].prune(set(board.kept(space.tune.keep)))
         write_best(space, best.values, workdir, board)
         board.write(workdir)
@@ -124,10 +130,12 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     path = workdir / "search.yaml"
     text = yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False, allow_unicode=True)
     if path.is_file() and (workdir / "journal.jsonl").is_file():
-        if yaml.safe_load(path.read_text("utf-8")) != yaml.safe_load(text):
+        if _settled(yaml.safe_load(path.read_text("utf-8"))) != _settled(yaml.safe_load(text)):
             raise UserError(
-                f"{workdir}: holds a search of another config; choose another --workdir"
+                f"{workdir}: holds a search of another config (only tune.{', tune.'.join(GROWS)} "
+                "may change); choose another --workdir"
             )
+        write_atomic(path, text)
         return
     if path.is_file():  # a mistake ended it before the first trial: nothing is lost
         for name in ("advised.yaml", "advised.given.yaml"):
@@ -138,6 +146,12 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     if others:
         raise UserError(f"{workdir}: is not empty and holds no search; choose another --workdir")
     write_atomic(path, text)
+
+
+def _settled(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """A search without what may change while it goes on."""
+    tune = raw.get("tune") or {}
+    return {**raw, "tune": {k: v for k, v in tune.items() if k not in GROWS}}
 
 
 def first_values(space: Space, workdir: Path) -> dict[str, Any]:
@@ -209,19 +223,36 @@ def work(oracle: Any, runners: Sequence[Runner], board: Board) -> None:
     Raises:
         Interrupted: a signal asked for it; what ran is saved and goes on next time.
     """
-    ended = threading.Event()
-    failures: list[BaseException] = []
     board.take(oracle)
 
-    def one(runner: Runner, tuner: str) -> None:
+    def one(runner: Runner, tuner: str, ended: Callable[[], bool]) -> None:
+        take_trials(oracle, runner, tuner, ended, lambda: _told(oracle, runner, board))
+
+    try:
+        at_once(runners, one)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"interrupted after {len(board.rows)} trials; what ran is saved, and the same command "
+            "goes on"
+        ) from None
+
+
+def at_once(
+    runners: Sequence[Runner], one: Callable[[Runner, str, Callable[[], bool]], None]
+) -> None:
+    """Call `one` with each runner, a thread each, under a name and with what says whether to stop;
+    the first error of one of them, or a signal, stops all."""
+    ended, failures = threading.Event(), list[BaseException]()
+
+    def call(runner: Runner, name: str) -> None:
         try:
-            take_trials(oracle, runner, tuner, ended.is_set, lambda: _told(oracle, runner, board))
+            one(runner, name, ended.is_set)
         except BaseException as error:  # handed to the main thread
             failures.append(error)
             ended.set()
 
     threads = [
-        threading.Thread(target=one, args=(runner, f"worker{at}"), name=f"worker{at}")
+        threading.Thread(target=call, args=(runner, f"worker{at}"), name=f"worker{at}")
         for at, runner in enumerate(runners)
     ]
     for thread in threads:
@@ -229,15 +260,12 @@ def work(oracle: Any, runners: Sequence[Runner], board: Board) -> None:
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.2)
+                thread.join(LOOK)
     except KeyboardInterrupt:
         ended.set()
         for thread in threads:
             thread.join()
-        raise Interrupted(
-            f"interrupted after {len(board.rows)} trials; what ran is saved, and the same command "
-            "goes on"
-        ) from None
+        raise
     if failures:
         raise failures[0]
 
@@ -283,30 +311,47 @@ def _told(oracle: Any, runner: Runner, board: Board) -> None:
         runner.prune(needed | set(board.kept(board.space.tune.keep)))
 
 
-def again(runner: Runner, board: Board, first: Mapping[str, Any]) -> list[Final]:
-    """The best, and the advisor's choice beside it, on fresh seeds with the test split."""
-    count = board.space.tune.final_seeds
-    best = board.best()
+def again(runners: Sequence[Runner], board: Board, first: Mapping[str, Any]) -> list[Final]:
+    """The best, and the advisor's choice beside it, on fresh seeds with the test split.
+
+    Raises:
+        Interrupted: a signal asked for it; what ran is saved and goes on next time.
+    """
+    best, count = board.best(), board.space.tune.final_seeds
     if not count:
         return []
-    pairs = [("best", best.values)]
+    finals = [Final("best", best.values, [])]
+    folders = {"best": best.trial}
     if board.space.tune.advise and best.values != dict(first):
-        pairs.append(("advised", dict(first)))
-    finals = []
-    for name, values in pairs:
-        config = board.space.config(values)
-        found = []
-        for seed in range(FRESH, FRESH + count):
-            log.say(f"{name}: training with fresh seed {seed} ({seed - FRESH + 1} of {count})")
-            folder = runner.workdir / "final" / name / f"seed_{seed}"
-            one = runner.run(
-                runner.config(config, seed, test=True), folder, config.train.epochs, lambda: False
-            )
-            if one.status == "FAILED":
-                log.say(f"{name}: fresh seed {seed} failed: {one.reason}")
-            found.append(one)
-        finals.append(Final(name, values, found))
-    return finals
+        finals.append(Final("advised", dict(first), []))
+        folders["advised"] = next((r.trial for r in board.rows if r.values == first), "advised")
+    seeds = range(FRESH, FRESH + count)
+    left = deque((final, seed) for final in finals for seed in seeds)
+    found: dict[tuple[str, int], Outcome] = {}
+
+    def one(runner: Runner, name: str, ended: Callable[[], bool]) -> None:
+        while not ended():
+            try:
+                final, seed = left.popleft()
+            except IndexError:
+                return
+            at = f"{final.name}: fresh seed {seed} ({seed - FRESH + 1} of {count})"
+            log.say(f"{at}: training")
+            config = runner.config(board.space.config(final.values), seed, test=True)
+            folder = runner.workdir / "final" / folders[final.name] / f"seed_{seed}"
+            outcome = runner.run(config, folder, config.train.epochs, ended)
+            if outcome.status == "FAILED":
+                log.say(f"{at}: failed: {outcome.reason}")
+            found[final.name, seed] = outcome
+
+    try:
+        at_once(runners, one)
+    except KeyboardInterrupt:
+        raise Interrupted(
+            "interrupted in the runs on fresh seeds; what ran is saved, and the same command goes "
+            "on"
+        ) from None
+    return [replace(final, runs=[found[final.name, seed] for seed in seeds]) for final in finals]
 
 
 def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Board) -> None:

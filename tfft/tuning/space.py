@@ -44,6 +44,17 @@ class Dimension:
             return [v if whole else float(v) for v in values]
         return [_label(v) for v in values]
 
+    def text(self) -> str:
+        """Its path, its values and those of a choice with which it counts."""
+        search = self.search
+        if search.search == "choice":
+            values = f"one of {', '.join(map(str, self.labels))}"
+        else:
+            step = f" in steps of {search.step:g}" if search.step is not None else ""
+            values = f"{search.search} from {search.min:g} to {search.max:g}{step}"
+        counts = [f", with {n}={' or '.join(map(str, v))}" for n, v in self.when.items()]
+        return f"{self.name}: {values}{''.join(counts)}"
+
     def clamp(self, value: Any) -> Any:
         """The nearest that this dimension can take; None where there is none."""
         if self.search.search == "choice":
@@ -76,7 +87,7 @@ class Space:
 
     def __init__(self, raw: Mapping[str, Any], where: str = "config"):
         self.where = where
-        self._raw = self._with_space(raw)
+        self._raw = self._countsspace(raw)
         self.dimensions = self._in_order(list(self._found(self._raw, (), {})))
         if not self.dimensions:
             raise UserError(
@@ -91,9 +102,15 @@ class Space:
             raise UserError(
                 f"{where}: train.epochs: halving decides how long a trial runs; give the most"
             )
+        every = plain.train.validate_every
+        if halved and (every.unit != "epochs" or 1 / every.value % 1):
+            raise UserError(
+                f"{where}: train.validate_every: halving compares trials after whole epochs; give "
+                f"'1 epochs' or a part of it ('0.5 epochs'); received '{every}'"
+            )
         self.plain = plain
 
-    def _with_space(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+    def _countsspace(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The entries of `tune.space` at the places that they name."""
         copy = _copied(raw)
         tune = copy.get("tune")
@@ -144,6 +161,10 @@ class Space:
                         f"received {strange[0]!r}"
                     )
         return ordered
+
+    def text(self) -> list[str]:
+        """A line for each dimension."""
+        return [one.text() for one in self.dimensions]
 
     def hyperparameters(self, defaults: Mapping[str, Any] | None = None) -> HyperParameters:
         """The space as KerasTuner's object.

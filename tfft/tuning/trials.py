@@ -38,6 +38,7 @@ class Outcome:
         reason: of a failure, one line.
         curve: step and score of each validation of the first seed.
         figures: of the splits that were evaluated, by name.
+        cut: whether the time of the search ended it; with more time it goes on.
     """
 
     status: str
@@ -49,6 +50,7 @@ class Outcome:
     reason: str | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
     figures: dict[str, float] = field(default_factory=dict)
+    cut: bool = False
 
     def text(self) -> str:
         """As JSON; `Outcome(**json.loads(text))` reads it back."""
@@ -188,9 +190,12 @@ class Runner:
             return Outcome("COMPLETED", score, low, high, whole, 0.0, None, curve, figures)
         if (code == 3 or stopped) and curve:
             best = (max if self.maximize else min)(value for _, value in curve)
-            return Outcome("COMPLETED", best, epochs=len(curve), curve=curve, figures={name: best})
-        if code == 3 or stopped:
-            return Outcome("FAILED", reason="the time was over before its first validation")
+            done = int(entries[-1]["epoch"])
+            cut, figures = stopped and done < epochs, {name: best}
+            return Outcome("COMPLETED", best, epochs=done, curve=curve, figures=figures, cut=cut)
+        if stopped:
+            reason = "the time was over before its first validation"
+            return Outcome("FAILED", reason=reason, cut=True)
         return Outcome("FAILED", reason=_reason(code, log), curve=curve)
 
     def prune(self, kept: set[str]) -> None:
@@ -210,8 +215,9 @@ def _together(found: Sequence[Outcome], seconds: float) -> Outcome:
         first.seconds = seconds
         return first
     mean, low, high = interval([one.score for one in found if one.score is not None])
-    epochs = min(one.epochs for one in found)
-    return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, first.curve, first.figures)
+    epochs, cut = min(one.epochs for one in found), any(one.cut for one in found)
+    curve, figures = first.curve, first.figures
+    return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, curve, figures, cut)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
