@@ -14,12 +14,17 @@ from tfft.evaluate import Evaluation
 from tfft.report import svg
 
 _STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#222}
-h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid #ddd}
-table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .7em;border-bottom:1px solid #eee;
-text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
-pre{background:#f6f6f6;padding:.8em;overflow-x:auto;font-size:13px}
-svg{margin:.4em;max-width:100%}svg text{font:11px system-ui,sans-serif;fill:#333}
+:root{color-scheme:light dark;--ink:#222;--soft:#777;--line:#ddd;--paper:#fff;--box:#f6f6f6}
+@media(prefers-color-scheme:dark){:root{--ink:#ddd;--soft:#999;--line:#444;--paper:#161616;--box:#222}}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;
+color:var(--ink);background:var(--paper)}
+h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
+table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .7em;
+border-bottom:1px solid var(--line);text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
+svg{margin:.4em;max-width:100%;vertical-align:top}
+svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
+svg .g{stroke:var(--line)}svg .a{stroke:var(--soft)}svg .s{fill:var(--line)}
 .pictures{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
 svg text.t{font-weight:600;font-size:12px}
 """

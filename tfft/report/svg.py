@@ -1,9 +1,11 @@
 """Small plots as inline SVG: curves, bars, a heat map. No dependency, no script.
 
-All plots are 460 x 280 units; colours are safe for the colour-blind (Okabe & Ito).
+All plots are 460 x 280 units, a legend below them; colours are safe for the colour-blind (Okabe &
+Ito). What is grey has a class, which the page colours for light and dark (`page`).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -18,24 +20,33 @@ def curves(
     series: Mapping[str, Sequence[tuple[float, float]]],
     x_name: str,
     marks: bool = False,
+    dots: Collection[str] = (),
 ) -> str:
-    """Lines through (x, y) points, one for each name."""
+    """Lines through (x, y) points, one for each name.
+
+    Args:
+        marks: draw the points too.
+        dots: names whose points alone are drawn.
+    """
     points = [p for line in series.values() for p in line]
     if not points:
         return ""
     axes = _Axes([x for x, _ in points], [y for _, y in points])
     parts = [axes.frame(title, x_name)]
     for (name, line), color in zip(series.items(), COLORS * 9, strict=False):
-        path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>')
-        if marks or len(line) == 1:
+        if name not in dots:
+            path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
+            parts.append(
+                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
+            )
+        if marks or len(line) == 1 or name in dots:
             parts += [
                 f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.6" fill="{color}">'
                 f"<title>{escape(name)} {y:.4g} at {x:g}</title></circle>"
                 for x, y in line
             ]
-    parts.append(_legend(list(series)))
-    return _svg(parts)
+    legend, below = _legend(list(series))
+    return _svg([*parts, legend], WIDTH, HEIGHT + below)
 
 
 def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
@@ -45,9 +56,9 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
     share = bins["count"] / max(1, bins["count"].sum())
     size = len(share)
     for at, height in enumerate(share):
-        parts.append(_bar(axes, at / size, (at + 1) / size, float(height), "#DDDDDD"))
+        parts.append(_bar(axes, at / size, (at + 1) / size, float(height), 'class="s"'))
     line = f'x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"'
-    parts.append(f'<line {line} stroke="#888" stroke-dasharray="4 3"/>')
+    parts.append(f'<line {line} class="a" stroke-dasharray="4 3"/>')
     for count, x, y in zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True):
         if count:
             parts.append(
@@ -63,7 +74,7 @@ def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = 
     axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
     parts = [axes.frame(title, x_name)]
     for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        parts.append(_bar(axes, float(low), float(high), float(count), COLORS[0]))
+        parts.append(_bar(axes, float(low), float(high), float(count), f'fill="{COLORS[0]}"'))
     if mark is not None:
         line = f'x1="{axes.x(mark):.1f}" x2="{axes.x(mark):.1f}" y1="{axes.y(0)}" y2="{_TOP}"'
         parts.append(f'<line {line} stroke="{COLORS[1]}" stroke-dasharray="4 3"/>')
@@ -85,16 +96,16 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
         )
         for column in range(size):
             x, count, part = left + column * cell, int(counts[row, column]), share[row, column]
-            dark = "#fff" if part > 0.5 else "#222"
+            light = ' style="fill:#fff"' if part > 0.5 else ""
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
-                f'fill-opacity="{part:.3f}" stroke="#ccc"><title>{escape(names[row])} as '
+                f'fill-opacity="{part:.3f}" class="a"><title>{escape(names[row])} as '
                 f"{escape(names[column])}: {count}</title></rect>"
             )
             if cell >= 24 and count:
                 parts.append(
-                    f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle" '
-                    f'style="fill:{dark}">{count}</text>'
+                    f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
+                    f"{light}>{count}</text>"
                 )
     for column in range(size):
         x = left + column * cell + cell / 2
@@ -143,7 +154,7 @@ def parallel(
     for at, (name, (low, high)) in enumerate(axes.items()):
         x = 80 + gap * at
         parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{foot}" stroke="#888"/>'
+            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{foot}" class="a"/>'
             f'<text x="{x}" y="{top - 20}" text-anchor="middle">{escape(name[-24:])}</text>'
             f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
             f'<text x="{x}" y="{foot + 14}" text-anchor="middle">{escape(low)}</text>'
@@ -175,17 +186,17 @@ class _Axes:
 
     def frame(self, title: str, x_name: str) -> str:
         parts = [f'<text x="{_LEFT}" y="14" class="t">{escape(title)}</text>']
-        for tick in np.linspace(self._y0, self._y1, 5):
-            y = self.y(float(tick))
+        for tick in _ticks(self._y0, self._y1):
+            y = self.y(tick)
             parts.append(
                 f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
-                f'stroke="#eee"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                f"{tick:.2g}</text>"
+                f'class="g"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
+                f"{tick:g}</text>"
             )
-        for tick in np.linspace(self._x0, self._x1, 5):
+        for tick in _ticks(self._x0, self._x1):
             parts.append(
-                f'<text x="{self.x(float(tick)):.1f}" y="{HEIGHT - _BOTTOM + 16}" '
-                f'text-anchor="middle">{tick:.4g}</text>'
+                f'<text x="{self.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 16}" '
+                f'text-anchor="middle">{tick:,g}</text>'
             )
         parts.append(
             f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
@@ -197,21 +208,34 @@ def _widened(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _bar(axes: _Axes, low: float, high: float, height: float, color: str) -> str:
+def _ticks(low: float, high: float) -> list[float]:
+    """Four to nine round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.75)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{at * step:.10g}") for at in range(first, last + 1)]
+
+
+def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
     x, y = axes.x(low), axes.y(height)
     size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} fill="{color}"/>'
+    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} {fill}/>'
 
 
-def _legend(names: Sequence[str]) -> str:
-    parts = []
-    for at, (name, color) in enumerate(zip(names, COLORS * 9, strict=False)):
-        x, y = WIDTH - 105 * (len(names) - at), 14  # beside the title, off the lines
+def _legend(names: Sequence[str]) -> tuple[str, int]:
+    """Rows below the plot, and their height."""
+    parts, x, y = [], _LEFT, HEIGHT + 12
+    for name, color in zip(names, COLORS * 9, strict=False):
+        width = 30 + round(6.2 * len(name))  # as wide as the letters are, about
+        if x + width > WIDTH and x > _LEFT:
+            x, y = _LEFT, y + 16
         parts.append(
             f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{color}"/>'
             f'<text x="{x + 14}" y="{y}">{escape(name)}</text>'
         )
-    return "".join(parts)
+        x += width
+    return "".join(parts), y + 8 - HEIGHT if parts else 0
 
 
 def _short(name: str) -> str:

@@ -38,7 +38,7 @@ def importance(board: Board) -> dict[str, float]:
         return {}
     dimensions = list({d.name: d for d in board.space.dimensions}.values())
     x = [[_place(d, row.values.get(d.name)) for d in dimensions] for row in rows]
-    x = np.array([[-1.0 if v is None else v for v in line] for line in x])
+    x = np.array([[0.5 if v is None else v for v in line] for line in x])  # says nothing
     forest = RandomForestRegressor(200, random_state=0, min_samples_leaf=2)
     forest.fit(x, [row.outcome.score for row in rows])
     found = dict(zip((d.name for d in dimensions), forest.feature_importances_, strict=True))
@@ -75,7 +75,7 @@ def _progress(board: Board, rows: Sequence[Row]) -> str:
     scores = [r.outcome.score for r in board.rows if r.outcome.score is not None]
     so_far = [(float(at + 1), better(scores[: at + 1])) for at in range(len(scores))]
     dots = [(float(at + 1), score) for at, score in enumerate(scores)]
-    return svg.curves("in turn", {"best so far": so_far, "each": dots}, "trial", marks=True)
+    return svg.curves("in turn", {"best so far": so_far, "each": dots}, "trial", dots=["each"])
 
 
 def _time(board: Board) -> str:
