@@ -19,8 +19,10 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
-table{border-collapse:collapse;margin:.6em 0}td,th{padding:.2em .7em;
-border-bottom:1px solid var(--line);text-align:left;vertical-align:top;overflow-wrap:anywhere}td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+table{border-collapse:collapse;margin:.6em 0}
+td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
+overflow-wrap:anywhere}
+td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
 svg{margin:.4em;max-width:100%;vertical-align:top}
 svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
