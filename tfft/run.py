@@ -150,16 +150,12 @@ class Run:
         sample = [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
         with self._merged(sample[: self.config.export.verify_rows]):
             path, _ = export.publish(
-                self.model,
-                self.inputs,
-                self.task,
-                self.labels,
+                export.Servable(self.model, self.inputs, self.task, self.labels, self.thresholds),
                 sample,
                 folder or self.workdir / "export",
                 self.config.export.verify_rows,
                 self.config.distribute.precision,
                 self._trained_on,
-                self.thresholds,
             )
         return path
 

@@ -45,7 +45,7 @@ def test_signatures(exported):
     labels = [v.decode() for v in served["label"].numpy()]
     assert labels == [exported.labels[i] for i in live.argmax(1)]
     tokens = {k: tf.constant(v) for k, v in exported.inputs.batch(ROWS).items()}
-    from_ids = model.signatures["tokens"](**tokens)
+    from_ids = model.signatures["tensors"](**tokens)
     np.testing.assert_allclose(from_ids["probabilities"], live, atol=1e-5)
     for size in (1, 3):
         part = model.signatures["serving_default"](text=tf.constant(ROWS[:size]))

@@ -2,5 +2,6 @@
 
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
 from tfft.export.served import Served, latest
+from tfft.export.signatures import Servable
 
-__all__ = ["BOUNDS", "PARITY_ROWS", "Served", "latest", "publish"]
+__all__ = ["BOUNDS", "PARITY_ROWS", "Servable", "Served", "latest", "publish"]

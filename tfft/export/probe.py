@@ -20,12 +20,44 @@ class _Blocker:
 
 
 def value_of(value):
-    """A raw value as it was before it was put in JSON."""
-    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value
+    """A raw value as bytes, as it was before it was put in JSON."""
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
+
+
+def answers(serve, columns, size):
+    """A signature's probabilities, asked in batches of so many rows."""
+    import numpy as np
+    import tensorflow as tf
+
+    rows, parts = len(next(iter(columns.values()))), []
+    for start in range(0, rows, size):
+        chunk = {k: tf.constant(v[start : start + size]) for k, v in columns.items()}
+        out = {name: value.numpy() for name, value in serve(**chunk).items()}
+        scores = out["scores"] if "scores" in out else out["probabilities"]
+        names = out["classes"] if "classes" in out else out["label"]
+        if scores.dtype != np.float32 or names.dtype != object:
+            raise TypeError(f"scores must be float32, labels strings: {out}")
+        parts.append(scores)
+    return np.concatenate(parts)
+
+
+def examples(columns):
+    """Rows of raw columns as serialized tf.Examples."""
+    import tensorflow as tf
+
+    made = []
+    for values in zip(*columns.values(), strict=True):
+        feature = {
+            name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+            for name, value in zip(columns, values, strict=True)
+        }
+        example = tf.train.Example(features=tf.train.Features(feature=feature))
+        made.append(example.SerializeToString())
+    return made
 
 
 def main(folder):
-    """Answer in batches of 1, 3 and all, raw; and all prepared."""
+    """Ask every signature with all rows, the raw one in batches of 1 and 3 too."""
     sys.meta_path.insert(0, _Blocker())
     import numpy as np
     import tensorflow as tf
@@ -37,24 +69,23 @@ def main(folder):
     model = tf.saved_model.load(f"{folder}/model")
     with open(f"{folder}/raw.json", encoding="utf-8") as file:
         raw = {name: [value_of(v) for v in values] for name, values in json.load(file).items()}
-    serve = model.signatures["serving_default"]
-    rows = len(next(iter(raw.values())))
-
-    def answer(size):
-        parts = []
-        for start in range(0, rows, size):
-            chunk = {k: tf.constant(v[start : start + size]) for k, v in raw.items()}
-            out = serve(**chunk)
-            if out["probabilities"].dtype != tf.float32 or out["label"].dtype != tf.string:
-                raise TypeError(f"probabilities must be float32, label string: {out}")
-            parts.append(out["probabilities"].numpy())
-        return np.concatenate(parts)
-
-    prepared = dict(np.load(f"{folder}/request.npz"))
-    answers = {f"batch_{size}": answer(size) for size in (1, 3, rows)}
-    (second,) = (name for name in model.signatures if name != "serving_default")
-    found = model.signatures[second](**{k: tf.constant(v) for k, v in prepared.items()})
-    np.savez(f"{folder}/response.npz", prepared=found["probabilities"].numpy(), **answers)
+    serialized = examples(raw)
+    asked = {
+        "serving_default": raw,
+        "tensors": dict(np.load(f"{folder}/request.npz")),
+        "serialized": {"examples": serialized},
+        "classify": {"inputs": serialized},
+    }
+    if set(asked) != set(model.signatures):
+        raise KeyError(f"signatures {sorted(model.signatures)}, expected {sorted(asked)}")
+    np.savez(
+        f"{folder}/response.npz",
+        **{
+            f"{name}_{size}": answers(model.signatures[name], columns, size)
+            for name, columns in asked.items()
+            for size in ((1, 3) if columns is raw else ()) + (len(serialized),)
+        },
+    )
 
 
 if __name__ == "__main__":

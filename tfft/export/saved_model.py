@@ -16,15 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 import tensorflow as tf
 
 from tfft import log
 from tfft.errors import UserError
 from tfft.export import served
+from tfft.export.signatures import Servable, Signatures
 from tfft.preprocess import ImageInputs, Inputs
-from tfft.spec import Task
 
 # How far served probabilities may be from the live model's, by precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
@@ -34,16 +33,12 @@ _PROBE = Path(__file__).parent / "probe.py"
 
 
 def publish(
-    model: keras.Model,
-    inputs: Inputs,
-    task: Task,
-    labels: Sequence[str],
+    servable: Servable,
     sample: Sequence[tuple[Any, ...]],
     folder: Path,
     verify_rows: int,
     precision: str,
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
-    thresholds: np.ndarray | None = None,
 ) -> tuple[Path, float]:
     """Write `folder/<n>/` and return it with the largest difference that was found.
 
@@ -51,21 +46,21 @@ def publish(
         sample: raw rows of the training data; the first `verify_rows` are run.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
-        thresholds: of a task that has them, [C].
 
     Raises:
         UserError: the graph prepares a row differently from the host, or the served answers are
             further from the live model's than the bound of the precision.
     """
+    inputs = servable.inputs
     sent = _Sent(inputs, sample)
     _check_prepared(inputs, sent, trained_on)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        module = _Module(model, inputs, task, labels, thresholds)
-        _write(module, inputs, task, labels, temporary / "model")
+        Signatures(servable).save(temporary / "model")
+        served.describe(temporary / "model", servable)
         rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
-        difference = _verify(model, inputs, task, rows, temporary)
+        difference = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "
@@ -77,55 +72,6 @@ def publish(
         shutil.rmtree(temporary, ignore_errors=True)
     log.say(f"export: {target} (largest difference {difference:.1e} over {verify_rows} rows)")
     return target, difference
-
-
-class _Module(tf.Module):
-    """What is saved: the preparation's tables, the weights, two functions."""
-
-    def __init__(
-        self,
-        model: keras.Model,
-        inputs: Inputs,
-        task: Task,
-        labels: Sequence[str],
-        thresholds: np.ndarray | None,
-    ):
-        super().__init__()
-        self.thresholds = None if thresholds is None else np.asarray(thresholds)
-        self._graph = inputs.graph()
-        self._weights = [variable.value for variable in model.weights]
-        # The functions and tables of a SavedModel that is a part of the model.
-        self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
-        graph, served_inputs = self._graph, inputs.served()
-
-        def answer(prepared: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-            return task.decode(model(prepared, training=False), labels, thresholds)
-
-        self.raw = tf.function(
-            lambda *columns: answer(graph(*columns)),
-            input_signature=[tf.TensorSpec([None], tf.string, name) for name in inputs.columns],
-            autograph=False,
-        )
-        self.prepared = tf.function(
-            lambda *parts: answer(dict(zip(served_inputs, parts, strict=True))),
-            input_signature=list(served_inputs.values()),
-            autograph=False,
-        )
-
-
-def _write(
-    module: _Module, inputs: Inputs, task: Task, labels: Sequence[str], folder: Path
-) -> None:
-    second = "tokens" if task.modality == "text" else "tensors"
-    signatures = {"serving_default": module.raw, second: module.prepared}
-    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-    tf.saved_model.save(
-        module,
-        str(folder),
-        {name: function.get_concrete_function() for name, function in signatures.items()},
-        options,
-    )
-    served.describe(folder, labels, inputs.columns, task.name, module.thresholds)
 
 
 class _Sent(Sequence[tuple[Any, ...]]):
@@ -184,17 +130,12 @@ def _same(host: dict[str, np.ndarray], made: dict[str, np.ndarray], at: int) -> 
     )
 
 
-def _verify(
-    model: keras.Model,
-    inputs: Inputs,
-    task: Task,
-    rows: Sequence[tuple[Any, ...]],
-    folder: Path,
-) -> float:
+def _verify(servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path) -> float:
     """The largest difference of a served probability from the live model's.
 
-    In batches of 1, of 3 and of all rows, raw; and all rows prepared.
+    Every signature with all rows, the raw one in batches of 1 and of 3 too.
     """
+    model, inputs, task = servable.model, servable.inputs, servable.task
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
     live = task.probabilities(np.asarray(model.predict_on_batch(prepared), np.float32))

@@ -3,30 +3,28 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from tfft.errors import UserError
 
+if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
+    from tfft.export.signatures import Servable
+
 _DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
 
 
-def describe(
-    folder: Path,
-    labels: Sequence[str],
-    columns: Sequence[str],
-    task: str,
-    thresholds: np.ndarray | None,
-) -> None:
+def describe(folder: Path, servable: "Servable") -> None:
     """Write beside the graph what its outputs mean."""
+    thresholds = servable.thresholds
     path = folder / _DESCRIPTION
     path.parent.mkdir(exist_ok=True)
     value = {
-        "task": task,
-        "labels": list(labels),
-        "columns": list(columns),
-        "thresholds": None if thresholds is None else thresholds.tolist(),
+        "task": servable.task.name,
+        "labels": list(servable.labels),
+        "columns": list(servable.inputs.columns),
+        "thresholds": None if thresholds is None else np.asarray(thresholds).tolist(),
     }
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 

@@ -1,0 +1,108 @@
+"""What a SavedModel answers to, under the names and methods that TF Serving knows.
+
+| signature         | takes                                | answers                    | method   |
+|-------------------|--------------------------------------|----------------------------|----------|
+| `serving_default` | raw columns, strings [B] each        | the task's `decode`        | predict  |
+| `tensors`         | what the preparation makes of them   | the same                   | predict  |
+| `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
+| `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
+
+The features of a tf.Example are the raw columns. TF Serving's Classify call asks for the method
+(classifier.cc), which TensorFlow 2 does not write: it is set in the saved file.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfft.preprocess import Inputs
+from tfft.spec import Task
+
+RAW = "serving_default"
+METHODS = {"classify": "tensorflow/serving/classify"}  # of the others: predict
+
+
+@dataclass(frozen=True)
+class Servable:
+    """A trained model with what turns raw rows into its inputs and its outputs into answers.
+
+    Attributes:
+        model: prepared inputs -> logits.
+        labels: in the order of the outputs.
+        thresholds: of a task that has them, [C].
+    """
+
+    model: keras.Model
+    inputs: Inputs
+    task: Task
+    labels: Sequence[str]
+    thresholds: np.ndarray | None = None
+
+
+class Signatures(tf.Module):
+    """What is saved: the preparation's tables, the weights, a function for each signature."""
+
+    def __init__(self, servable: Servable):
+        super().__init__()
+        model, inputs, task = servable.model, servable.inputs, servable.task
+        labels = list(servable.labels)
+        self._graph = graph = inputs.graph()
+        self._weights = [variable.value for variable in model.weights]
+        # The functions and tables of a SavedModel that is a part of the model.
+        self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
+        features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
+        prepared = inputs.served()
+
+        def decoded(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
+            logits = model(dict(zip(prepared, parts, strict=True)), training=False)
+            return task.decode(logits, labels, servable.thresholds)
+
+        tensors = _function(decoded, list(prepared.values()))  # traced once, called by all
+
+        def raw(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+            made = graph(*columns)
+            return tensors(*(made[name] for name in prepared))
+
+        def parsed(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            columns = tf.io.parse_example(examples, features)
+            return raw(*(columns[name] for name in inputs.columns))
+
+        def classified(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            scores = parsed(examples)["probabilities"]
+            return {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
+
+        strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
+        self.functions = {
+            RAW: _function(raw, strings),
+            "tensors": tensors,
+            "serialized": _function(parsed, [tf.TensorSpec([None], tf.string, "examples")]),
+            "classify": _function(classified, [tf.TensorSpec([None], tf.string, "inputs")]),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the SavedModel."""
+        concrete = {n: f.get_concrete_function() for n, f in self.functions.items()}
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        tf.saved_model.save(self, str(folder), concrete, options)
+        changed = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
+        for name, method in METHODS.items():
+            changed.replace_method_name(signature_key=name, method_name=method, tags="serve")
+        changed.save()
+
+
+def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(body, input_signature=specs, autograph=False)
+
+
+def example(columns: Sequence[str], row: Sequence[str | bytes]) -> bytes:
+    """A raw row as a serialized tf.Example."""
+    raw = [value.encode() if isinstance(value, str) else value for value in row]
+    features = {
+        name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
+        for name, value in zip(columns, raw, strict=True)
+    }
+    return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()

@@ -1,0 +1,9 @@
+"""A development server with TF Serving's interfaces: REST and gRPC, for trying an export out.
+
+It loads nothing but the SavedModel. What answers in production is TF Serving, to which a client
+speaks the same way.
+"""
+
+from tfft.serve.serving import Options, serve
+
+__all__ = ["Options", "serve"]
