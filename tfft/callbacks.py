@@ -204,11 +204,12 @@ class Save(keras.callbacks.Callback):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
         self._every, self._seconds, self._total = max(1, every), seconds, total
-        self._last = time.monotonic()
+        self._last = self._told = time.monotonic()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save when it is time."""
-        state = self._state
+        state, now = self._state, time.monotonic()
+        state.seconds, self._told = round(state.seconds + now - self._told, 3), now
         due = self._seconds is not None and time.monotonic() - self._last >= self._seconds
         if due or state.step % self._every == 0 or state.step == self._total or state.stopped:
             self._last = time.monotonic()

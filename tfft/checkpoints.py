@@ -37,6 +37,7 @@ class State:
         waited: validations since then.
         stopped: early stopping ended the training.
         skipped: batches that were left out because their loss was not finite.
+        seconds: of training, over all starts.
     """
 
     step: int = 0
@@ -46,6 +47,7 @@ class State:
     waited: int = 0
     stopped: bool = False
     skipped: int = 0
+    seconds: float = 0.0
 
 
 class Checkpoints:

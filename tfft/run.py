@@ -148,16 +148,21 @@ class Run:
             return plain.export(folder)
         train = self.datasets.train
         sample = [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
+        servable = export.Servable(self.model, self.inputs, self.task, self.labels, self.thresholds)
         with self._merged(sample[: self.config.export.verify_rows]):
-            path, _ = export.publish(
-                export.Servable(self.model, self.inputs, self.task, self.labels, self.thresholds),
+            found = export.publish(
+                servable,
                 sample,
                 folder or self.workdir / "export",
                 self.config.export.verify_rows,
                 self.config.distribute.precision,
+                self.config.export.warmup,
                 self._trained_on,
             )
-        return path
+        export.kit.write(
+            found.path.parent, export.kit.model_name(self.workdir.name), servable, found.rates
+        )
+        return found.path
 
     def _trained_on(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """What the model was given for some training rows, unchanged."""

@@ -219,6 +219,9 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         )
         page = report.shown(result.model, result.inputs, data, changed, evaluations)
     report.write(workdir, config, state.history, evaluations, table(course), data, exported, page)
+    facts_ = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
+    moved = table(course).splitlines()[-1]
+    report.card.write(workdir, config, facts_, state, evaluations, moved)
     finish(result, evaluations, state)
 
 

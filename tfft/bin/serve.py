@@ -11,7 +11,9 @@ from tfft.errors import UserError, require
 
 cli.define_workdir("run directory, whose export/ is served")
 flags.DEFINE_string("model_base_path", None, "folder of the versions, or one version")
-flags.DEFINE_string("model_name", None, "name in the requests; default: the workdir's, or model")
+flags.DEFINE_string(
+    "model_name", None, "name in the requests; default: that of models.config, or model"
+)
 flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 flags.DEFINE_integer("rest_api_port", 8501, "0: any that is free", 0, 65535)
 flags.DEFINE_integer("port", 8500, "of gRPC; 0: any that is free", 0, 65535)
@@ -26,15 +28,14 @@ def verb() -> None:
     if (f.workdir is None) == (f.model_base_path is None):
         raise UserError("--workdir or --model_base_path: one of them says what is served")
     base = Path(f.model_base_path) if f.workdir is None else Path(f.workdir) / "export"
-    name = f.model_name or ("model" if f.workdir is None else Path(f.workdir).resolve().name)
     for package in ("aiohttp", "tensorflow_serving"):
         require(package, "serve")
     cli.load_tensorflow()
-    from tfft.serve import Options, serve
+    from tfft.serve import Options, default_name, serve
 
     serve(
         Options(
-            name,
+            f.model_name or default_name(base),
             base,
             f.host,
             f.rest_api_port,

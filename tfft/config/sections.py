@@ -381,3 +381,6 @@ class ExportConfig(Section):
 
     enabled: bool = True
     verify_rows: int = Field(64, ge=32, description="rows compared with the live model")
+    warmup: bool = Field(
+        True, description="write warm-up requests for TF Serving, which hold training rows"
+    )

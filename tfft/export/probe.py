@@ -7,7 +7,10 @@ FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz th
 import base64
 import json
 import sys
+import time
 
+SIZES = (1, 2, 4, 8, 16, 32, 64)  # of the batches that are timed
+LONG = 2.0  # seconds for a size after which no larger one is timed
 BLOCKED = ("tfft", "transformers", "tokenizers", "keras_hub", "tf_keras", "torch")
 
 
@@ -86,6 +89,26 @@ def main(folder):
             for size in ((1, 3) if columns is raw else ()) + (len(serialized),)
         },
     )
+    with open(f"{folder}/rates.json", "w", encoding="utf-8") as file:
+        json.dump(rates(model.signatures["serving_default"], raw), file)
+
+
+def rates(serve, raw):
+    """Rows a second by batch size, the better of two; until a batch takes too long."""
+    import tensorflow as tf
+
+    found = {}
+    for size in SIZES:
+        batch = {k: tf.constant([v[at % len(v)] for at in range(size)]) for k, v in raw.items()}
+        seconds = []
+        for _ in range(3):  # the first also does what is done once
+            began = time.perf_counter()
+            serve(**batch)
+            seconds.append(time.perf_counter() - began)
+        found[size] = size / min(seconds[1:])
+        if sum(seconds) > LONG:
+            break
+    return found
 
 
 if __name__ == "__main__":

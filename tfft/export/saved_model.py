@@ -12,7 +12,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import tensorflow as tf
 
 from tfft import log
 from tfft.errors import UserError
-from tfft.export import served
+from tfft.export import kit, served, warmup
 from tfft.export.signatures import Servable, Signatures
 from tfft.preprocess import ImageInputs, Inputs
 
@@ -38,12 +39,14 @@ def publish(
     folder: Path,
     verify_rows: int,
     precision: str,
+    warm: bool = True,
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
-) -> tuple[Path, float]:
-    """Write `folder/<n>/` and return it with the largest difference that was found.
+) -> "Published":
+    """Write `folder/<n>/`.
 
     Args:
         sample: raw rows of the training data; the first `verify_rows` are run.
+        warm: write warm-up requests, which hold these rows.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
 
@@ -60,18 +63,35 @@ def publish(
         Signatures(servable).save(temporary / "model")
         served.describe(temporary / "model", servable)
         rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
-        difference = _verify(servable, rows, temporary)
+        difference, rates = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
+        if warm:
+            warmup.write(temporary / "model", inputs, rows, kit.batch_sizes(rates))
         target = folder / str(served.next_number(folder))
         os.rename(temporary / "model", target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.say(f"export: {target} (largest difference {difference:.1e} over {verify_rows} rows)")
-    return target, difference
+    return Published(target, difference, rates)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A verified SavedModel.
+
+    Attributes:
+        path: its folder, whose name is its version.
+        difference: the largest of a served probability from the live model's.
+        rates: batch size -> raw rows a second, in the process that verified it.
+    """
+
+    path: Path
+    difference: float
+    rates: Mapping[int, float]
 
 
 class _Sent(Sequence[tuple[Any, ...]]):
@@ -130,8 +150,10 @@ def _same(host: dict[str, np.ndarray], made: dict[str, np.ndarray], at: int) -> 
     )
 
 
-def _verify(servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path) -> float:
-    """The largest difference of a served probability from the live model's.
+def _verify(
+    servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path
+) -> tuple[float, dict[int, float]]:
+    """The largest difference of a served probability from the live model's; rows a second.
 
     Every signature with all rows, the raw one in batches of 1 and of 3 too.
     """
@@ -150,7 +172,9 @@ def _verify(servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path) -
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise UserError(f"export: the SavedModel does not run in a fresh process: {last}")
     answers = np.load(response)
-    return max(float(np.abs(answers[name] - live).max()) for name in answers.files)
+    difference = max(float(np.abs(answers[name] - live).max()) for name in answers.files)
+    rates = json.loads((folder / "rates.json").read_text(encoding="utf-8"))
+    return difference, {int(size): rate for size, rate in rates.items()}
 
 
 def _plain(value: str | bytes) -> str | dict[str, str]:

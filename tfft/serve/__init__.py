@@ -5,5 +5,6 @@ speaks the same way.
 """
 
 from tfft.serve.serving import Options, serve
+from tfft.serve.versions import default_name
 
-__all__ = ["Options", "serve"]
+__all__ = ["Options", "default_name", "serve"]

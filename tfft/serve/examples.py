@@ -48,12 +48,12 @@ def inputs(request: Mapping[str, Any]) -> Arrays:
     context = request.get("context", {})
     if not isinstance(context, dict):
         raise invalid("'context' value must be an object")
-    made = []
+    shared, made = {name: _feature(name, value) for name, value in context.items()}, []
     for at, one in enumerate(given):
         if not isinstance(one, dict):
             raise invalid(f"Example {at} must be an object of features")
-        features = {name: _feature(name, v) for name, v in {**context, **one}.items()}
-        made.append(_example(features))
+        own = {name: _feature(name, value) for name, value in one.items()}
+        made.append(_example({**shared, **own}))
     return serialized(made)
 
 

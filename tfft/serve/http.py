@@ -36,13 +36,20 @@ class Limits:
 
     Attributes:
         body: bytes of a request, after it was unpacked.
-        seconds: for a request to arrive, and to be answered.
-        idle: seconds for which a connection without a request is held.
+        seconds: for a request to arrive, and as many again to be answered.
     """
 
     body: int
     seconds: float
-    idle: float = 30.0
+
+    @property
+    def idle(self) -> float:
+        """Seconds for which a connection without a whole request is held."""
+        return min(30.0, self.seconds)
+
+
+class _Slow(Exception):
+    """A request that does not arrive."""
 
 
 class Rest:
@@ -79,13 +86,13 @@ class Rest:
 
     async def _handle(self, request: web.Request) -> web.Response:
         try:
-            async with asyncio.timeout(self._limits.seconds):
-                return _reply(200, await self._answer(request))
+            return _reply(200, await self._answer(request))
         except Failure as failure:
             return _reply(failure.http, {"error": failure.message})
+        except _Slow as error:
+            return _reply(408, {"error": str(error)}, close=True)
         except TimeoutError:
-            said = f"no answer within {self._limits.seconds:g} s"
-            return _reply(504, {"error": said}, close=True)
+            return _reply(504, {"error": f"no answer within {self._limits.seconds:g} s"})
         except web.HTTPRequestEntityTooLarge:
             said = f"the request is larger than {self._limits.body:,} bytes"
             return _reply(413, {"error": said}, close=True)
@@ -115,7 +122,15 @@ class Rest:
         loaded = self._versions.find(version, match["label"])
         if not verb:
             return metadata(self._versions.name, loaded)
-        return await self._asked(verb, loaded, await request.read())
+        return await self._asked(verb, loaded, await self._body(request))
+
+    async def _body(self, request: web.Request) -> bytes:
+        try:
+            async with asyncio.timeout(self._limits.seconds):
+                return await request.read()
+        except TimeoutError:
+            said = f"the request did not arrive within {self._limits.seconds:g} s"
+            raise _Slow(said) from None
 
     async def _asked(self, verb: str, loaded: Loaded, body: bytes) -> Any:
         prepare = _predict if verb == "predict" else _examples
@@ -123,7 +138,8 @@ class Rest:
         signature, inputs, reply = await loop.run_in_executor(
             self._parsers, prepare, verb, loaded, body
         )
-        found = await asyncio.wrap_future(self._batcher.submit(signature, inputs))
+        async with asyncio.timeout(self._limits.seconds):
+            found = await asyncio.wrap_future(self._batcher.submit(signature, inputs))
         return await loop.run_in_executor(self._parsers, reply, found)
 
     def _status(self, version: int | None, label: str | None) -> Any:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tfft import log
 from tfft.errors import UserError
@@ -165,6 +166,21 @@ def configured(path: Path, name: str) -> Wanted:
     Raises:
         UserError: it is none, or does not name the model.
     """
+    models = {one.name: one for one in _models(path)}
+    if name not in models:
+        raise UserError(f"{path}: names {', '.join(models) or 'no model'}; received {name!r}")
+    one = models[name]
+    versions = tuple(sorted(one.model_version_policy.specific.versions))
+    return Wanted(versions, dict(one.version_labels))
+
+
+def default_name(base: Path) -> str:
+    """What `models.config` calls the model; `model` where there is none."""
+    path = base / CONFIG
+    return next((one.name for one in _models(path)), "model") if path.is_file() else "model"
+
+
+def _models(path: Path) -> list[Any]:
     from google.protobuf import text_format
     from tensorflow_serving.config import model_server_config_pb2
 
@@ -173,12 +189,7 @@ def configured(path: Path, name: str) -> Wanted:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no model_config_list: {error}") from None
-    models = {one.name: one for one in config.model_config_list.config}
-    if name not in models:
-        raise UserError(f"{path}: names {', '.join(models) or 'no model'}; received {name!r}")
-    one = models[name]
-    versions = tuple(sorted(one.model_version_policy.specific.versions))
-    return Wanted(versions, dict(one.version_labels))
+    return list(config.model_config_list.config)
 
 
 def _numbers(base: Path) -> list[int]:

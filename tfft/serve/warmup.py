@@ -45,13 +45,17 @@ def requests(loaded: Loaded) -> Iterator[tuple[Signature, Arrays]]:
     path = loaded.folder / FILE
     if not path.is_file():
         return
+    at = 0
     try:
         for at, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), 1):
             if at > MOST:
                 raise UserError(f"{path}: holds more than {MOST} requests")
             yield _asked(loaded, prediction_log_pb2.PredictionLog.FromString(record), at)
+        whole = at > 0
     except tf.errors.DataLossError:
-        raise UserError(f"{path}: is no TFRecord file, or is cut off") from None
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: is no TFRecord file, or is cut off")
 
 
 def _asked(loaded: Loaded, entry: Any, at: int) -> tuple[Signature, Arrays]:

@@ -1,0 +1,127 @@
+"""An export, and a server over it: tfft's; TF Serving's too where its binary is present."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+
+import tfft
+from tests.conftest import ROOT, write_csv
+from tfft.launch import _free_ports
+
+BINARY = "tensorflow_model_server"
+NAME = "colours"
+
+
+@dataclass
+class Server:
+    """A running server."""
+
+    process: subprocess.Popen
+    name: str
+    rest: str
+    grpc: str
+
+    @property
+    def model(self):
+        return f"{self.rest}/v1/models/{self.name}"
+
+    def ask(self, verb="predict", path="", **options):
+        return requests.post(f"{self.model}{path}:{verb}", timeout=60, **options)
+
+
+def tfft_server(base, *flags):
+    """`tfft serve` on ports that are free."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "tfft.bin", "serve", f"--model_base_path={base}"),
+            *("--rest_api_port=0", "--port=0", *flags),
+        ],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        found = re.search(r"REST (http://\S+)/v1/models/(\S+):predict   gRPC (\S+) ", line)
+        if found:
+            return Server(process, found[2], found[1], found[3])
+    process.wait()
+    raise AssertionError("".join(said))
+
+
+def serving_server(base):
+    """TF Serving itself."""
+    rest, grpc = _free_ports(2)
+    process = subprocess.Popen(
+        [
+            *(BINARY, f"--rest_api_port={rest}", f"--port={grpc}", f"--model_name={NAME}"),
+            f"--model_base_path={base}",
+        ],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    server = Server(process, NAME, f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}")
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        try:
+            if "AVAILABLE" in requests.get(server.model, timeout=5).text:
+                return server
+        except requests.ConnectionError:
+            time.sleep(0.5)
+    raise AssertionError(f"{BINARY} did not start")
+
+
+def stop(server):
+    server.process.send_signal(signal.SIGTERM)
+    try:
+        server.process.communicate(timeout=20)
+    finally:
+        server.process.kill()
+    return server.process.returncode
+
+
+@pytest.fixture(scope="package")
+def exported(tmp_path_factory, tiny):
+    """A text classifier of three colours, with its export."""
+    folder = tmp_path_factory.mktemp("served")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 60)),
+            "validation": None,
+            "max_length": 12,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 1},
+    }
+    return tfft.train(config, workdir=folder / NAME)
+
+
+@pytest.fixture(scope="package")
+def base(exported):
+    return exported.workdir / "export"
+
+
+@pytest.fixture(scope="package", params=["tfft", BINARY])
+def server(request, base):
+    """Each test is run against both, so that what holds of one holds of the other."""
+    if request.param == BINARY and shutil.which(BINARY) is None:
+        pytest.skip(f"{BINARY} is not on the PATH: TF Serving itself is not tested")
+    made = serving_server(base) if request.param == BINARY else tfft_server(base)
+    yield made
+    stop(made)
+
+
+def resident(process):
+    """MiB."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024

@@ -1,0 +1,203 @@
+"""curl, requests and TF Serving's own gRPC stubs get the live model's answers."""
+
+import base64
+import json
+import subprocess
+import threading
+
+import grpc
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    inference_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from tests.serve.conftest import BINARY, resident
+from tfft.export.signatures import example
+from tfft.metrics import softmax
+
+BOUND = 1e-5  # of a probability
+ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é 好"]
+
+
+@pytest.fixture(scope="module")
+def live(exported):
+    return softmax(exported.logits(ROWS))
+
+
+@pytest.fixture
+def stub(server):
+    with grpc.insecure_channel(server.grpc) as channel:
+        yield prediction_service_pb2_grpc.PredictionServiceStub(channel)
+
+
+def examples(rows):
+    return [example(["text"], [row]) for row in rows]
+
+
+def request_for(server, message, signature=""):
+    message.model_spec.name = server.name
+    message.model_spec.signature_name = signature
+    return message
+
+
+def test_curl(server, live, tmp_path):
+    (tmp_path / "body").write_text(json.dumps({"instances": ROWS}))
+    command = ["curl", "-s", "--fail", "-d", f"@{tmp_path / 'body'}", f"{server.model}:predict"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["predictions"]
+    np.testing.assert_allclose([row["probabilities"] for row in found], live, atol=BOUND)
+
+
+def test_rows_and_columns(server, exported, live):
+    rows = server.ask(json={"instances": [{"text": row} for row in ROWS]}).json()["predictions"]
+    np.testing.assert_allclose([row["probabilities"] for row in rows], live, atol=BOUND)
+    assert [row["label"] for row in rows] == [exported.labels[i] for i in live.argmax(1)]
+    raw = [{"b64": base64.b64encode(row.encode()).decode()} for row in ROWS]
+    assert server.ask(json={"instances": raw}).json()["predictions"] == rows
+    for inputs in (ROWS, {"text": ROWS}):
+        columns = server.ask(json={"inputs": inputs}).json()["outputs"]
+        assert set(columns) == {"probabilities", "label"}
+        np.testing.assert_allclose(columns["probabilities"], live, atol=BOUND)
+
+
+def test_prepared_and_serialized(server, exported, live):
+    tensors = {k: v.tolist() for k, v in exported.inputs.batch(ROWS).items()}
+    found = server.ask(json={"inputs": tensors, "signature_name": "tensors"}).json()["outputs"]
+    np.testing.assert_allclose(found["probabilities"], live, atol=BOUND)
+    raw = [{"b64": base64.b64encode(one).decode()} for one in examples(ROWS)]
+    body = {"instances": raw, "signature_name": "serialized"}
+    found = server.ask(json=body).json()["predictions"]
+    np.testing.assert_allclose([row["probabilities"] for row in found], live, atol=BOUND)
+
+
+def test_classify(server, exported, live):
+    body = {"signature_name": "classify", "examples": [{"text": row} for row in ROWS]}
+    found = server.ask("classify", json=body).json()["results"]
+    assert [[label for label, _ in row] for row in found] == [exported.labels] * len(ROWS)
+    np.testing.assert_allclose([[s for _, s in row] for row in found], live, atol=BOUND)
+    body = {"signature_name": "classify", "context": {"text": ROWS[0]}, "examples": [{}, {}]}
+    found = server.ask("classify", json=body).json()["results"]
+    np.testing.assert_allclose([[s for _, s in row] for row in found], live[[0, 0]], atol=BOUND)
+
+
+def test_status_and_metadata(server):
+    for path in ("", "/versions/1"):
+        found = requests.get(f"{server.model}{path}", timeout=10).json()
+        (one,) = found["model_version_status"]
+        assert (one["version"], one["state"]) == ("1", "AVAILABLE")
+        assert one["status"] == {"error_code": "OK", "error_message": ""}
+    found = requests.get(f"{server.model}/metadata", timeout=10).json()
+    assert found["model_spec"] == {"name": server.name, "signature_name": "", "version": "1"}
+    told = found["metadata"]["signature_def"]["signature_def"]
+    assert set(told) >= {"serving_default", "tensors", "serialized", "classify"}
+    assert told["classify"]["method_name"] == "tensorflow/serving/classify"
+    text = told["serving_default"]["inputs"]["text"]
+    assert text["dtype"] == "DT_STRING" and text["tensor_shape"]["dim"][0]["size"] == "-1"
+
+
+def test_grpc_predict(server, stub, exported, live):
+    request = request_for(server, predict_pb2.PredictRequest())
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto(ROWS))
+    reply = stub.Predict(request, timeout=30)
+    assert reply.model_spec.version.value == 1
+    found = tf.make_ndarray(reply.outputs["probabilities"])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, live, atol=BOUND)
+    request.output_filter.append("label")
+    assert set(stub.Predict(request, timeout=30).outputs) == {"label"}
+    tensors = request_for(server, predict_pb2.PredictRequest(), "tensors")
+    for name, value in exported.inputs.batch(ROWS).items():
+        tensors.inputs[name].CopyFrom(tf.make_tensor_proto(value))
+    found = tf.make_ndarray(stub.Predict(tensors, timeout=30).outputs["probabilities"])
+    np.testing.assert_allclose(found, live, atol=BOUND)
+
+
+def test_grpc_classify_and_several_at_once(server, stub, exported, live):
+    request = request_for(server, classification_pb2.ClassificationRequest(), "classify")
+    for one in examples(ROWS):
+        request.input.example_list.examples.add().ParseFromString(one)
+    found = stub.Classify(request, timeout=30).result.classifications
+    scores = [[one.score for one in row.classes] for row in found]
+    np.testing.assert_allclose(scores, live, atol=BOUND)
+    assert [one.label for one in found[0].classes] == exported.labels
+    several = inference_pb2.MultiInferenceRequest(input=request.input)
+    task = several.tasks.add(method_name="tensorflow/serving/classify")
+    task.model_spec.CopyFrom(request.model_spec)
+    (result,) = stub.MultiInference(several, timeout=30).results
+    assert result.classification_result.classifications == found
+
+
+def test_grpc_metadata_and_status(server, stub):
+    request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
+    reply = stub.GetModelMetadata(request_for(server, request), timeout=10)
+    told = get_model_metadata_pb2.SignatureDefMap()
+    assert reply.metadata["signature_def"].Unpack(told)
+    assert "classify" in told.signature_def
+    with grpc.insecure_channel(server.grpc) as channel:
+        models = model_service_pb2_grpc.ModelServiceStub(channel)
+        asked = get_model_status_pb2.GetModelStatusRequest()
+        asked.model_spec.name = server.name
+        (one,) = models.GetModelStatus(asked, timeout=10).model_version_status
+    assert one.version == 1 and one.state == one.AVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (lambda r: setattr(r.model_spec, "name", "none"), "NOT_FOUND", "Servable not found"),
+        (lambda r: setattr(r.model_spec.version, "value", 9), "NOT_FOUND", "Servable not found"),
+        (lambda r: setattr(r.model_spec, "version_label", "x"), None, "label"),
+        (lambda r: setattr(r.model_spec, "signature_name", "no"), None, "not found in signature"),
+        (lambda r: r.inputs.clear(), "INVALID_ARGUMENT", "Missing but required: {text}"),
+        (lambda r: r.inputs["more"].CopyFrom(tf.make_tensor_proto(1)), "INVALID_ARGUMENT", "more"),
+        (
+            lambda r: r.inputs["text"].CopyFrom(tf.make_tensor_proto([1.0])),
+            "INVALID_ARGUMENT",
+            "expected string, received float32",
+        ),
+        (lambda r: r.output_filter.append("logits"), "INVALID_ARGUMENT", "logits"),
+    ],
+)
+def test_grpc_mistakes(server, stub, change, code, message):
+    request = request_for(server, predict_pb2.PredictRequest())
+    request.inputs["text"].CopyFrom(tf.make_tensor_proto(ROWS))
+    change(request)
+    with pytest.raises(grpc.RpcError) as error:
+        stub.Predict(request, timeout=30)
+    assert code is None or error.value.code() == grpc.StatusCode[code]
+    if server.process.args[0] != BINARY:
+        assert message in error.value.details()
+
+
+def test_two_thousand_requests_on_eight_connections(server, live):
+    """None is lost, none is mixed up with another; the memory stays."""
+    before, lost = None, []
+
+    def client(at):
+        with requests.Session() as session:
+            for number in range(250):
+                row = (at + number) % len(ROWS)
+                reply = session.post(f"{server.model}:predict", json={"instances": [ROWS[row]]})
+                found = reply.json()["predictions"][0]["probabilities"]
+                if not np.allclose(found, live[row], atol=BOUND):
+                    lost.append((at, number, reply.text))
+
+    for round_ in range(2):
+        threads = [threading.Thread(target=client, args=(at,)) for at in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if round_ == 0:
+            before = resident(server.process)
+    assert not lost, lost[:3]
+    assert resident(server.process) - before < 30  # MiB

@@ -1,0 +1,207 @@
+"""Versions, labels, warm-up, batches and what the JSON of TF Serving means."""
+
+import json
+import shutil
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import requests
+import tensorflow as tf
+
+from tests.console import command
+from tests.serve.conftest import NAME, stop, tfft_server
+from tfft.errors import UserError
+from tfft.serve import json_tensors, versions, warmup
+from tfft.serve.batching import Batcher
+from tfft.serve.failure import Failure
+from tfft.serve.loaded import Info, Loaded
+
+STRING, FLOAT = Info(tf.string, (None,)), Info(tf.float32, (None, 2))
+
+
+def test_a_newer_version_is_served_without_a_restart_and_labels_hold(exported, base, tmp_path):
+    """`tfft export` makes a newer version the canary; stable stays until the user moves it."""
+    folder = tmp_path / "export"
+    shutil.copytree(base, folder)
+    server = tfft_server(folder)
+    try:
+        assert server.name == NAME
+        assert server.ask(path="/labels/stable", json={"inputs": ["a"]}).status_code == 200
+        assert server.ask(path="/labels/canary", json={"inputs": ["a"]}).status_code == 400
+        assert exported.export(folder).name == "2"
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            found = requests.get(server.model, timeout=10).json()["model_version_status"]
+            if {one["version"]: one["state"] for one in found}.get("2") == "AVAILABLE":
+                break
+            time.sleep(0.3)
+        time.sleep(2 * versions.POLL)
+        for label, version in (("stable", "1"), ("canary", "2")):
+            told = requests.get(f"{server.model}/labels/{label}/metadata", timeout=10).json()
+            assert told["model_spec"]["version"] == version
+        told = requests.get(f"{server.model}/metadata", timeout=10).json()
+        assert told["model_spec"]["version"] == "2"
+    finally:
+        assert stop(server) == 0
+
+
+def test_the_warm_up_file_is_read_back_and_replayed(exported, base):
+    """Every signature in every batch size of the batching parameters."""
+    loaded = Loaded(base / "1", 1)
+    asked = list(warmup.requests(loaded))
+    assert {signature.name for signature, _ in asked} == set(loaded.signatures)
+    text = (base / "batching_params.pbtxt").read_text()
+    sizes = {int(line.split()[1]) for line in text.splitlines() if line.startswith("allowed")}
+    assert {len(next(iter(inputs.values()))) for _, inputs in asked} == sizes
+    for signature, inputs in asked:
+        signature.check(inputs)
+        found = signature.answer(inputs)
+        scores = found.get("scores", found.get("probabilities"))
+        np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
+    widths = {v["token_ids"].shape[1] for s, v in asked if s.name == "tensors"}
+    assert len(widths) >= 2  # short rows and long ones
+
+
+def test_a_broken_warm_up_file_is_told(base, tmp_path):
+    shutil.copytree(base / "1", tmp_path / "1")
+    path = tmp_path / "1" / warmup.FILE
+    for data in (b"no record", b"no record" * 20, path.read_bytes()[:-3]):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match="is no TFRecord file, or is cut off"):
+            versions.Versions("model", tmp_path, warmup.replay)
+
+
+def test_mistakes_of_the_command_are_told(base, tmp_path):
+    for flags, message in (
+        ([], "--workdir or --model_base_path"),
+        ([f"--model_base_path={tmp_path}"], "holds no version"),
+        ([f"--model_base_path={base}", "--model_name=other"], f"names {NAME}; received 'other'"),
+    ):
+        code, _, err = command("serve", *flags)
+        assert code == 2 and message in err, err
+    (tmp_path / "1").mkdir()
+    (tmp_path / "1" / "saved_model.pb").write_bytes(b"no model")
+    code, _, err = command("serve", f"--model_base_path={tmp_path}")
+    assert code == 2 and "cannot be loaded" in err
+    taken = tfft_server(base)
+    try:
+        port = taken.rest.rsplit(":", 1)[1]
+        code, _, err = command("serve", f"--model_base_path={base}", f"--rest_api_port={port}")
+        assert code == 2 and f"cannot listen on 127.0.0.1:{port}" in err
+    finally:
+        stop(taken)
+
+
+class Doubling:
+    """A signature that doubles numbers below 100, and remembers its batches."""
+
+    name, inputs = "double", {"x": None}
+
+    def __init__(self):
+        self.batches, self.go = [], threading.Event()
+
+    def check(self, inputs):
+        pass
+
+    def answer(self, inputs):
+        assert self.go.wait(10)
+        self.batches.append(len(inputs["x"]))
+        if (inputs["x"] >= 100).any():
+            raise Failure("INVALID_ARGUMENT", "too large")
+        return {"y": 2 * inputs["x"]}
+
+
+def test_what_comes_in_meanwhile_is_answered_together():
+    signature, batcher = Doubling(), Batcher(rows=4)
+    asked = [batcher.submit(signature, {"x": np.array([at])}) for at in range(10)]
+    signature.go.set()
+    assert [int(one.result(10)["y"][0]) for one in asked] == [2 * at for at in range(10)]
+    assert sum(signature.batches) == 10
+    assert max(signature.batches) == 4 and len(signature.batches) <= 4
+    batcher.close()
+
+
+def test_one_bad_request_does_not_spoil_the_others():
+    signature, batcher = Doubling(), Batcher(rows=8)
+    asked = [batcher.submit(signature, {"x": np.array([at])}) for at in (1, 2, 100, 3)]
+    signature.go.set()
+    for one, value in zip(asked, (2, 4, None, 6), strict=True):
+        if value is None:
+            with pytest.raises(Failure, match="too large"):
+                one.result(10)
+        else:
+            assert one.result(10)["y"] == [value]
+    batcher.close()
+
+
+def test_too_many_that_wait_are_refused():
+    signature, batcher = Doubling(), Batcher(waiting=2)
+    asked = []
+    with pytest.raises(Failure, match="queue to which this task was submitted is full") as error:
+        for at in range(5):
+            asked.append(batcher.submit(signature, {"x": np.array([at])}))
+    assert error.value.http == 503
+    signature.go.set()
+    assert all(one.result(10) for one in asked)
+    batcher.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "infos", "expected"),
+    [
+        ({"instances": ["a", "b"]}, {"x": STRING}, {"x": [b"a", b"b"]}),
+        ({"instances": [{"x": "a"}]}, {"x": STRING}, {"x": [b"a"]}),
+        ({"instances": [{"b64": "/w=="}]}, {"x": STRING}, {"x": [b"\xff"]}),
+        ({"instances": [[1, 2.5], [3, 4]]}, {"x": FLOAT}, {"x": [[1, 2.5], [3, 4]]}),
+        ({"inputs": [[1, 2]]}, {"x": FLOAT}, {"x": [[1, 2]]}),
+        (
+            {"instances": [{"x": "a", "y": [1, 2]}, {"x": "b", "y": [3, 4]}]},
+            {"x": STRING, "y": FLOAT},
+            {"x": [b"a", b"b"], "y": [[1, 2], [3, 4]]},
+        ),
+        ({"inputs": {"x": ["a"], "y": []}}, {"x": STRING, "y": FLOAT}, {"x": [b"a"], "y": []}),
+    ],
+)
+def test_requests(request_, infos, expected):
+    found, form = json_tensors.inputs(request_, infos)
+    assert {name: value.tolist() for name, value in found.items()} == expected
+    assert form == next(iter(request_))
+
+
+def test_replies():
+    one = {"y": np.array([0.1, np.nan], np.float32)}
+    text = json.dumps(json_tensors.outputs(one, "instances"))
+    assert text == '{"predictions": [0.1, NaN]}'
+    two = {"y": np.array([[1], [2]]), "z_bytes": np.array([b"a", b"\xff"], object)}
+    assert json_tensors.outputs(two, "instances") == {
+        "predictions": [
+            {"y": [1], "z_bytes": {"b64": "YQ=="}},
+            {"y": [2], "z_bytes": {"b64": "/w=="}},
+        ]
+    }
+    assert json_tensors.outputs(two, "inputs")["outputs"]["y"] == [[1], [2]]
+    different = {"y": np.zeros(2), "z": np.zeros(3)}
+    with pytest.raises(Failure, match="no common batch size"):
+        json_tensors.outputs(different, "instances")
+
+
+def test_regress():
+    from tfft.serve import examples
+
+    found = {"outputs": np.array([[0.5], [2.0]], np.float32)}
+    assert examples.values(found) == [0.5, 2.0]
+    signature = SimpleNamespace(method="tensorflow/serving/regress", inputs={"inputs": STRING})
+    examples.check(signature, "regress")
+    with pytest.raises(Failure, match="Expected classification signature"):
+        examples.check(signature, "classify")
+
+
+def test_nothing_but_tensorflow_is_loaded():
+    """What serves needs neither Keras models nor tokenizers: the graph has all."""
+    text = "".join(p.read_text() for p in Path(json_tensors.__file__).parent.glob("*.py"))
+    for package in ("keras", "transformers", "tokenizers", "tfft.model", "tfft.preprocess"):
+        assert f"import {package}" not in text and f"from {package}" not in text
