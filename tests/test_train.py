@@ -68,7 +68,7 @@ def test_the_run_directory_explains_itself(finished):
     result, config = finished
     names = {path.name for path in result.workdir.iterdir()}
     expected = "config.yaml run.json mask.txt metrics.jsonl metrics.json checkpoints best export"
-    assert set(expected.split()) | {"report.html"} <= names
+    assert set(expected.split()) | {"report.html", "MODEL_CARD.md"} <= names
     assert not [name for name in names if name.startswith(".")]
     assert parse(yaml.safe_load((result.workdir / "config.yaml").read_text())) == parse(config)
     lines = [json.loads(line) for line in (result.workdir / "metrics.jsonl").open()]
@@ -101,6 +101,33 @@ def test_report_is_one_page_with_everything(finished):
         for element in ElementTree.fromstring(svg).iter():  # well-formed, and inside its view
             assert "nan" not in "".join(element.attrib.values())
     assert "<script" not in page and "src=" not in page and "<link" not in page
+
+
+def test_the_model_card_holds_the_runs_figures_and_no_others(finished):
+    result, config = finished
+    text = (result.workdir / "MODEL_CARD.md").read_text(encoding="utf-8")
+    _, front, body = text.split("---\n", 2)
+    card = yaml.safe_load(front)
+    assert card["pipeline_tag"] == "text-classification" and "base_model" not in card  # a folder
+    (model,) = card["model-index"]
+    for one in model["results"]:
+        split = one["dataset"]["split"]
+        for metric in one["metrics"]:
+            value = result.metrics[f"{split}/{metric['name']}"]
+            assert metric["value"] == pytest.approx(value, abs=5e-5)
+    assert {one["dataset"]["split"] for one in model["results"]} == {"validation", "test"}
+    for name in ("accuracy", "accuracy/low", "accuracy/high", "baseline/majority/accuracy"):
+        assert f"{result.metrics[f'test/{name}']:.4f}" in body
+    assert f"{result.metrics['test/calibration_error']:.3f}" in body
+    assert all(f"| {label} |" in body for label in result.labels)
+    facts = json.loads((result.workdir / "run.json").read_text())
+    assert (
+        facts["backbone"] in body
+        and f"| train | train.csv | {facts['data']['rows']['train']:,} |" in body
+    )
+    assert re.search(r"; \d+\.\d minutes of training", body) and "Energy: not measured" in body
+    steps = int(result.metrics["steps"])
+    assert f"{steps:,} steps of {parse(config).train.batch_size} rows" in body
 
 
 def test_loaded_again_it_answers_the_same(finished):

@@ -1,7 +1,6 @@
 """A finished run: what `tfft.train` and `tfft.load` return."""
 
 import json
-import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
 from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
+from tfft.files import write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import Inputs
@@ -233,10 +233,7 @@ class Run:
             "thresholds": None if limits is None else limits.tolist(),
         }
         path = self.workdir / "best" / DESCRIPTION
-        temporary = path.with_name(f".{path.name}")
-        text = json.dumps(description, ensure_ascii=False, indent=1)
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, json.dumps(description, ensure_ascii=False, indent=1))
 
     def save_weights(self) -> None:
         """Write the weights of `best/` anew."""

@@ -1,21 +1,15 @@
 """The road of one run: config -> backbone -> inputs -> data -> head -> method -> mask ->
 optimizer -> fit -> evaluate -> export. Read `run` from top to bottom."""
 
-import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import yaml
 
 from tfft import (
     advisor,
@@ -34,6 +28,7 @@ from tfft import (
     preprocess,
     regularizers,
     report,
+    rundir,
     surgery,
 )
 from tfft import model as model_room
@@ -41,8 +36,8 @@ from tfft.checkpoints import Checkpoints, State
 from tfft.config import Config, TrainConfig, dump, load, parse
 from tfft.data import Datasets, batches, build, rows
 from tfft.errors import UserError, nearest, require
-from tfft.evaluate import Evaluation
 from tfft.feed import Plan
+from tfft.files import write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.phases import Course
@@ -74,7 +69,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
     log.quiet(not workers.first)
     config = advised(config, workdir)
     if workers.first:
-        open_workdir(config, workdir)
+        rundir.open_workdir(config, workdir)
     if (workdir / "metrics.json").is_file():
         log.say(f"{workdir}: this run is finished; nothing to do")
         return load_run(workdir)
@@ -87,7 +82,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         result, data, plan, course = prepare(config, workdir)
     result.targets = teachers_targets(config, data)
     if workers.first:
-        describe(result, data, course)
+        rundir.describe(result, data, course)
 
     with distribute.lost_workers_told(workdir):
         keep = Checkpoints(
@@ -219,10 +214,9 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         )
         page = report.shown(result.model, result.inputs, data, changed, evaluations)
     report.write(workdir, config, state.history, evaluations, table(course), data, exported, page)
-    facts_ = json.loads((workdir / "run.json").read_text(encoding="utf-8"))
     moved = table(course).splitlines()[-1]
-    report.card.write(workdir, config, facts_, state, evaluations, moved)
-    finish(result, evaluations, state)
+    report.card.write(workdir, config, rundir.read_facts(workdir), state, evaluations, moved)
+    rundir.finish(result, evaluations, state)
 
 
 def advised(config: Config, workdir: Path | None) -> Config:
@@ -231,7 +225,7 @@ def advised(config: Config, workdir: Path | None) -> Config:
     Raises:
         UserError: the run directory is of another config.
     """
-    if workdir is not None and distribute.workers().first and _untrained(workdir):
+    if workdir is not None and distribute.workers().first and rundir.untrained(workdir):
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
             (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":
@@ -244,12 +238,12 @@ def advised(config: Config, workdir: Path | None) -> Config:
     text = dump(config)
     given = workdir / "config.given.yaml" if workdir is not None else None
     if given is not None and given.is_file() and (given.parent / "config.yaml").is_file():
-        check_same(given, text)
+        rundir.check_same(given, text)
         return load(given.parent / "config.yaml")
     plain, reasons = advisor.advise(config, facts(config))
     log.say("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
     if workdir is not None and given is not None:
-        open_workdir(plain, workdir)
+        rundir.open_workdir(plain, workdir)
         write_atomic(given, text)
         write_atomic(workdir / "config.yaml", dump(plain))
         write_atomic(workdir / "advice.txt", "\n".join(reasons) + "\n")
@@ -354,118 +348,6 @@ def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInpu
             f"data.max_length: the backbone has positions for {limit} tokens{own}; "
             f"received {inputs.max_length}"
         )
-
-
-def open_workdir(config: Config, workdir: Path) -> None:
-    """Create the run directory, or check that it is this config's.
-
-    `describe` writes the config there, once data and model are known to be good. A mistake that is
-    found before the first steps leaves nothing to lose: the mended config may use the folder.
-
-    Raises:
-        UserError: it holds a run of another config, or something that is no run.
-    """
-    path = workdir / "config.yaml"
-    if path.is_file():
-        if not _untrained(workdir):
-            check_same(path, dump(config))
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir}: is a file; --workdir must be a folder")
-    if workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
-
-
-def _untrained(workdir: Path) -> bool:
-    """Whether a run was described there and ended before anything of its training was kept."""
-    entries = workdir / "metrics.jsonl"
-    return (
-        (workdir / "run.json").is_file()
-        and not (workdir / "metrics.json").is_file()
-        and not any((workdir / "checkpoints").glob("step_*"))
-        and not (entries.is_file() and entries.stat().st_size)
-    )
-
-
-def check_same(path: Path, text: str) -> None:
-    """The run directory's config must be this one.
-
-    Raises:
-        UserError: it is another; some of the differences are named.
-    """
-    changed = _differences(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
-    if changed:
-        raise UserError(
-            f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
-            "choose another --workdir"
-        )
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
-    return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
-
-
-def describe(result: Run, data: Datasets, course: Course) -> None:
-    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
-    write_atomic(result.workdir / "config.yaml", dump(result.config))
-    text = table(course)
-    log.say(text)
-    write_atomic(result.workdir / "mask.txt", text + "\n")
-    packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
-    facts = {
-        "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
-        "python": platform.python_version(),
-        "device": distribute.report(result.model.distribute_strategy),
-        "git": _git_commit(),
-        "backbone": result.backbone.fingerprint,
-        "data": {
-            "train": data.train.prepared.folder.name,
-            "rows": {
-                name: len(split)
-                for name in ("train", "validation", "test")
-                if (split := getattr(data, name)) is not None
-            },
-            "labels": list(data.labels),
-        },
-        "command": sys.argv,
-    }
-    write_atomic(result.workdir / "run.json", json.dumps(facts, indent=1, ensure_ascii=False))
-    bad = result.workdir / "bad_rows.txt"
-    bad.unlink(missing_ok=True)
-    if data.bad_rows:
-        write_atomic(bad, "\n".join(data.bad_rows) + "\n")
-
-
-def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:
-    """Write `metrics.json`, which also says that the run is done."""
-    figures: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
-    for name, evaluation in evaluations.items():
-        figures |= evaluation.flat(name)
-    write_atomic(result.workdir / "metrics.json", json.dumps(figures, indent=1))
-    log.say(f"done: {result.workdir / 'report.html'}")
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """To a temporary name, then renamed."""
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _git_commit() -> str | None:
-    command = ["git", "rev-parse", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
 
 
 class _CallableModule(ModuleType):

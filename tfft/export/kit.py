@@ -8,7 +8,6 @@ which container, and how to ask.
     README.md               the calls, for these signatures
 """
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import tensorflow as tf
 
 from tfft import log
 from tfft.export.signatures import METHODS, Servable
+from tfft.files import write_atomic
 from tfft.spec import Task
 
 GAIN = 1.1  # so much more a second must twice the batch answer
@@ -42,13 +42,12 @@ def write(folder: Path, name: str, servable: Servable, rates: Mapping[int, float
         "README.md": readme(name, servable, versions[-1]),
     }
     for file, text in files.items():
-        path, temporary = folder / file, folder / f".{file}"
+        path = folder / file
         if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
             log.say(f"export: {path} is not tfft's and stays as it is")
             continue
         mark = f"<!-- {MARK} -->" if file.endswith(".md") else f"# {MARK}"
-        temporary.write_text(f"{mark}\n{text}", encoding="utf-8")
-        os.replace(temporary, path)
+        write_atomic(path, f"{mark}\n{text}")
 
 
 def model_name(text: str) -> str:

@@ -5,7 +5,6 @@ the run's; what a run cannot know, its author's purpose above all, is asked for 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import yaml
 from tfft.checkpoints import State
 from tfft.config import Config, Source
 from tfft.evaluate import Evaluation
+from tfft.files import write_atomic
 
 CLASSES = 30  # of so many there is a table at most
 PIPELINES = {"text": "text-classification", "image": "image-classification"}
@@ -54,9 +54,7 @@ def write(
         _limits(config, facts, evaluations),
     ]
     path = workdir / "MODEL_CARD.md"
-    temporary = workdir / ".MODEL_CARD.md"
-    temporary.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, "\n\n".join(parts) + "\n")
     return path
 
 

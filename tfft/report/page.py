@@ -1,6 +1,5 @@
 """report.html: one self-contained page with what a run was and what came of it."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -11,6 +10,7 @@ import numpy as np
 from tfft.config import Config, dump
 from tfft.data import Datasets
 from tfft.evaluate import Evaluation
+from tfft.files import write_atomic
 from tfft.report import svg
 
 _STYLE = """
@@ -59,9 +59,7 @@ def write(
         f"<style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}</html>\n"
     )
     path = workdir / "report.html"
-    temporary = workdir / ".report.html"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomic(path, page)
     return path
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tfft.errors import UserError
-from tfft.train import write_atomic
+from tfft.files import write_atomic
 from tfft.tuning import oracles
 from tfft.tuning.space import Space
 from tfft.tuning.trials import Outcome, interval

@@ -27,7 +27,7 @@ from tfft import log
 from tfft.callbacks import LOWER_IS_BETTER
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
-from tfft.train import write_atomic
+from tfft.files import write_atomic
 from tfft.tuning import child, hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.nursery import Nursery

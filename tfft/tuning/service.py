@@ -30,6 +30,7 @@ from keras_tuner.src.distribute.oracle_client import OracleClient
 
 from tfft import log
 from tfft.errors import Interrupted, UserError
+from tfft.files import write_atomic
 
 LOST = 60.0  # seconds of silence
 BEAT = 5.0  # seconds between two signs of life
@@ -170,9 +171,7 @@ class Client:
         """As the oracle's."""
         folder = self._workdir / RESULTS
         folder.mkdir(exist_ok=True)
-        temporary = folder / f".{trial.trial_id}.json"
-        temporary.write_text(trial.message or "{}", encoding="utf-8")
-        os.replace(temporary, folder / f"{trial.trial_id}.json")
+        write_atomic(folder / f"{trial.trial_id}.json", trial.message or "{}")
         try:
             self._client.end_trial(trial)
         except grpc.RpcError as error:  # given again, the finished run answers at once

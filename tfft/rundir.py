@@ -1,0 +1,134 @@
+"""The run directory: who may use it, and the plain files in it that say what a run is."""
+
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tfft import distribute, log, masks
+from tfft.checkpoints import State
+from tfft.config import Config, dump
+from tfft.data import Datasets
+from tfft.errors import UserError
+from tfft.evaluate import Evaluation
+from tfft.files import write_atomic
+from tfft.phases import Course
+from tfft.run import Run
+
+FACTS = "run.json"
+
+
+def open_workdir(config: Config, workdir: Path) -> None:
+    """Create the run directory, or check that it is this config's.
+
+    `describe` writes the config there, once data and model are known to be good. A mistake that is
+    found before the first steps leaves nothing to lose: the mended config may use the folder.
+
+    Raises:
+        UserError: it holds a run of another config, or something that is no run.
+    """
+    path = workdir / "config.yaml"
+    if path.is_file():
+        if not untrained(workdir):
+            check_same(path, dump(config))
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: is a file; --workdir must be a folder")
+    if workdir.is_dir() and any(workdir.iterdir()):
+        raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+
+
+def untrained(workdir: Path) -> bool:
+    """Whether a run was described there and ended before anything of its training was kept."""
+    entries = workdir / "metrics.jsonl"
+    return (
+        (workdir / FACTS).is_file()
+        and not (workdir / "metrics.json").is_file()
+        and not any((workdir / "checkpoints").glob("step_*"))
+        and not (entries.is_file() and entries.stat().st_size)
+    )
+
+
+def check_same(path: Path, text: str) -> None:
+    """The run directory's config must be this one.
+
+    Raises:
+        UserError: it is another; some of the differences are named.
+    """
+    changed = _differences(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
+    if changed:
+        raise UserError(
+            f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
+            "choose another --workdir"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
+    return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
+
+
+def describe(result: Run, data: Datasets, course: Course) -> None:
+    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
+    write_atomic(result.workdir / "config.yaml", dump(result.config))
+    text = masks.table(course.mask, course.starts)
+    log.say(text)
+    write_atomic(result.workdir / "mask.txt", text + "\n")
+    packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
+    facts = {
+        "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
+        "python": platform.python_version(),
+        "device": distribute.report(result.model.distribute_strategy),
+        "git": _git_commit(),
+        "backbone": result.backbone.fingerprint,
+        "data": {
+            "train": data.train.prepared.folder.name,
+            "rows": {
+                name: len(split)
+                for name in ("train", "validation", "test")
+                if (split := getattr(data, name)) is not None
+            },
+            "labels": list(data.labels),
+        },
+        "command": sys.argv,
+    }
+    write_atomic(result.workdir / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
+    bad = result.workdir / "bad_rows.txt"
+    bad.unlink(missing_ok=True)
+    if data.bad_rows:
+        write_atomic(bad, "\n".join(data.bad_rows) + "\n")
+
+
+def read_facts(workdir: Path) -> dict[str, Any]:
+    """What `describe` wrote of a run."""
+    facts: dict[str, Any] = json.loads((workdir / FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:
+    """Write `metrics.json`, which also says that the run is done."""
+    figures: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
+    for name, evaluation in evaluations.items():
+        figures |= evaluation.flat(name)
+    write_atomic(result.workdir / "metrics.json", json.dumps(figures, indent=1))
+    log.say(f"done: {result.workdir / 'report.html'}")
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
