@@ -41,10 +41,9 @@ def write(
         moved: the line of the mask table that sums it up.
     """
     name = workdir.resolve().name
+    matter = front(name, config, evaluations)
     parts = [
-        "---",
-        yaml.safe_dump(front(name, config, evaluations), sort_keys=False, allow_unicode=True)
-        + "---",
+        f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---",
         f"# {name}",
         _model(config, facts),
         _data(config, facts),
@@ -68,7 +67,7 @@ def front(name: str, config: Config, evaluations: Mapping[str, Evaluation]) -> d
     found["tags"] = ["tfft", "tensorflow", config.task.name, config.method.name]
     results = [
         {
-            "task": task,
+            "task": dict(task),
             "dataset": {"name": _dataset(config, split), "type": "own", "split": split},
             "metrics": [
                 {"type": TOLD.get(key, key), "name": key, "value": round(value, 4)}
@@ -96,9 +95,15 @@ def _model(config: Config, facts: Mapping[str, Any]) -> str:
     several = "any number of" if config.task.several else "one of"
     return f"""## Model
 
-- Backbone: `{config.model.backbone}` (fingerprint {facts["backbone"]})
+- Backbone: `{_backbone(config)}` (fingerprint {facts["backbone"]})
 - Reads {reads}, answers with {several} {len(labels)} classes: {shown}
 - Method: {config.method.name}; made with {_versions(facts)}"""
+
+
+def _backbone(config: Config) -> str:
+    """As configured; of a folder its name: where it lies is its owner's matter."""
+    provider, _, place = config.model.backbone.partition(":")
+    return f"{provider}:{Path(place).name}" if Path(place).exists() else config.model.backbone
 
 
 def _versions(facts: Mapping[str, Any]) -> str:
@@ -125,14 +130,20 @@ def _training(config: Config, facts: Mapping[str, Any], state: State, moved: str
 - {optimizer.name}, peak rate {optimizer.learning_rate:g}, {optimizer.schedule} schedule
 - Method: `{method}`
 - What moved: {moved}
-- Hardware: {_hardware(facts["device"])}; {state.seconds / 60:.1f} minutes of training
+- Hardware: {_hardware(facts["device"])}; {_time(state.seconds)} of training
 - Energy: not measured"""
 
 
 def _hardware(device: Mapping[str, Any]) -> str:
     gpus = device["gpus"]
     what = f"{len(gpus)} x {gpus[0]}" if gpus else f"CPU ({device['cpu']})"
-    return f"{what}, {device['replicas']} replicas on {device['workers']} workers"
+    if device["replicas"] == 1:
+        return what
+    return f"{what}, {device['replicas']} replicas, {device['workers']} workers"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
 
 
 def _figures(split: str, evaluation: Evaluation, config: Config) -> str:
