@@ -161,7 +161,8 @@ def test_a_trial_that_needs_more_memory_than_there_is(tmp_path):
     rows = {row["model.image_size"]: row for row in lines(tmp_path / "run")}
     assert rows["16"]["status"] == "COMPLETED"
     assert rows["2000"]["status"] == "FAILED"
-    assert "memory" in rows["2000"]["reason"] and "train.micro_batch" in rows["2000"]["reason"]
+    assert "out of memory with 4 rows at once on a device" in rows["2000"]["reason"]
+    assert "lower model.image_size" in rows["2000"]["reason"]
 
 
 def test_where_all_fail_it_ends_with_the_reasons(raw, tmp_path):
