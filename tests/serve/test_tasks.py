@@ -1,0 +1,172 @@
+"""Every task, from training to what three clients and saved_model_cli are answered."""
+
+import ast
+import base64
+import csv
+import json
+import re
+import subprocess
+import sys
+
+import grpc
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    classification_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+import tfft
+from tests.conftest import GOLDEN, write_csv
+from tests.serve.conftest import stop, tfft_server
+from tests.test_pictures import write_folder
+from tests.test_tagging import write_table
+from tfft.export.signatures import example
+
+BOUND = 1e-5  # of a probability
+COUNT = 4  # rows that are asked
+
+
+def of_texts(tiny, folder):
+    return {"train": str(write_csv(folder / "t.csv", 60)), "max_length": 12}, f"hf:{tiny}"
+
+
+def of_pairs(tiny, folder):
+    rows = list(csv.DictReader(open(write_csv(folder / "t.csv", 60), newline="")))  # noqa: SIM115
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "other", "label"])
+        table.writerows([[r["text"], r["text"][::-1], r["label"]] for r in rows])
+    data = {"train": str(folder / "pairs.csv"), "text_pair": "other", "max_length": 16}
+    return data, f"hf:{tiny}"
+
+
+def of_tagged_texts(tiny, folder):
+    with open(folder / "tags.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        table.writerows(
+            [[f"the {a} {b} sky", f"{a}|{b}"] for a in ("red", "blue") for b in "xyz"] * 8
+        )
+    return {"train": str(folder / "tags.csv"), "max_length": 12}, f"hf:{tiny}"
+
+
+def of_pictures(tiny, folder):
+    write_folder(folder / "pictures", 8, 0)
+    data = {"train": {"source": "images", "path": str(folder / "pictures")}}
+    return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
+
+
+def of_tagged_pictures(tiny, folder):
+    return {"train": write_table(folder / "pictures", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
+
+
+slow = pytest.mark.slow
+TASKS = [
+    pytest.param("text_classification", of_texts, marks=slow),  # test_clients asks one too
+    pytest.param("text_classification", of_pairs, marks=slow),
+    pytest.param("text_tagging", of_tagged_texts, marks=slow),
+    pytest.param("image_classification", of_pictures, marks=slow),
+    ("image_tagging", of_tagged_pictures),
+]
+
+
+@pytest.mark.parametrize(("task", "make"), TASKS)
+def test_the_live_models_answers(task, make, tiny, tmp_path):
+    data, backbone = make(tiny, tmp_path)
+    config = {
+        "data": {**data, "validation": {"fraction": 0.25}},
+        "model": {"backbone": backbone},
+        "task": {"name": task},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 2, "batch_size": 8},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    run = tfft.train(config, tmp_path / "run")
+    raw = [run.inputs.sent(run.datasets.train.raw(at)) for at in range(COUNT)]
+    rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
+    live = run.task.probabilities(run.logits([run.datasets.train.raw(at) for at in range(COUNT)]))
+    answers = run.predict([run.datasets.train.raw(at) for at in range(COUNT)])
+    columns = run.inputs.columns
+    server = tfft_server(run.workdir / "export")
+    try:
+        for ask in (by_curl, by_requests, by_grpc):
+            found, labels = ask(server, columns, rows, tmp_path)
+            np.testing.assert_allclose(found, live, atol=BOUND)
+            told = [a.get("label", "|".join(a.get("labels", []))) for a in answers]
+            assert labels == told
+        classes, scores = classified(server, columns, rows)
+        assert classes == [run.labels] * COUNT
+        np.testing.assert_allclose(scores, live, atol=BOUND)
+    finally:
+        assert stop(server) == 0
+    if "image" not in columns:  # a picture's bytes do not go on a command line
+        np.testing.assert_allclose(
+            by_cli(run.workdir / "export" / "1", columns, raw), live, atol=BOUND
+        )
+
+
+def instances(columns, rows):
+    return [
+        {c: {"b64": base64.b64encode(v).decode()} for c, v in zip(columns, row, strict=True)}
+        for row in rows
+    ]
+
+
+def by_curl(server, columns, rows, folder):
+    (folder / "body").write_text(json.dumps({"instances": instances(columns, rows)}))
+    command = ["curl", "-s", "--fail", "-d", f"@{folder / 'body'}", f"{server.model}:predict"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout)["predictions"]
+    return [row["probabilities"] for row in found], [row["label"] for row in found]
+
+
+def by_requests(server, columns, rows, folder):
+    inputs = {c: [row[c] for row in instances(columns, rows)] for c in columns}
+    found = server.ask(json={"inputs": inputs}).json()["outputs"]
+    return found["probabilities"], found["label"]
+
+
+def by_grpc(server, columns, rows, folder):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = server.name
+    for column, values in zip(columns, zip(*rows, strict=True), strict=True):
+        request.inputs[column].CopyFrom(tf.make_tensor_proto(list(values)))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        outputs = stub.Predict(request, timeout=30).outputs
+    labels = [label.decode() for label in tf.make_ndarray(outputs["label"])]
+    return tf.make_ndarray(outputs["probabilities"]), labels
+
+
+def classified(server, columns, rows):
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = server.name, "classify"
+    for row in rows:
+        request.input.example_list.examples.add().ParseFromString(example(columns, row))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        found = stub.Classify(request, timeout=30).result.classifications
+    classes = [[one.label for one in row.classes] for row in found]
+    return classes, [[one.score for one in row.classes] for row in found]
+
+
+def by_cli(folder, columns, rows):
+    """TensorFlow's saved_model_cli, as the export's README has it."""
+    text = (folder.parent / "README.md").read_text()
+    (code,) = re.findall(r"python -c '(.*?)'", text, re.S)
+    given = zip(columns, zip(*rows, strict=True), strict=True)
+    inputs = ";".join(f"{column}={list(values)!r}" for column, values in given)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", code, "run", f"--dir={folder}", "--tag_set=serve"),
+            *("--signature_def=serving_default", f"--input_exprs={inputs}"),
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    shown = done.stdout.split("Result for output key probabilities:\n")[1].split("Result")[0]
+    return ast.literal_eval(re.sub(r"(?<=[\d.\]])\s+(?=[-\d\[])", ", ", shown.strip()))
