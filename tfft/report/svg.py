@@ -87,7 +87,7 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
     cell = max(14, min(44, 420 // size))
     left, top = 110, 96  # room for names along both sides
     share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
-    parts = [f'<text x="{left}" y="14" class="t">{escape(title)}</text>']
+    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
     for row in range(size):
         y = top + row * cell
         parts.append(
@@ -113,7 +113,7 @@ def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
             f'<text x="{x}" y="{top - 6}" text-anchor="start" '
             f'transform="rotate(-40 {x} {top - 6})">{escape(_short(names[column]))}</text>'
         )
-    return _svg(parts, left + size * cell + 60, top + size * cell + 12)
+    return _svg(parts, max(340, left + size * cell + 60), top + size * cell + 12)
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
