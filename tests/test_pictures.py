@@ -150,7 +150,7 @@ def test_loaded_and_served_from_paths_and_bytes(run, raw):
 
 def test_signatures(run):
     model = tf.saved_model.load(str(run.workdir / "export" / "1"))
-    assert set(model.signatures) == {"serving_default", "tensors"}
+    assert set(model.signatures) == {"serving_default", "tensors", "serialized", "classify"}
     raw_, tensors = model.signatures["serving_default"], model.signatures["tensors"]
     assert raw_.structured_input_signature[1] == {
         "image": tf.TensorSpec([None], tf.string, "image")
