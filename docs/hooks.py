@@ -32,7 +32,7 @@ def on_page_markdown(markdown, page, config, files):
 def relinked(text):
     """Links of the README as the site has them."""
     text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contribute.md")
-    return re.sub(r"\]\((?=(configs|colab|benchmarks)/|README)", f"]({BLOB}", text)
+    return re.sub(r"\]\((?=configs|colab|benchmarks|README)", f"]({BLOB}", text)
 
 
 def readme(heading):
