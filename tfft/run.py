@@ -16,6 +16,7 @@ from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
 from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
+from tfft.export import Servable
 from tfft.files import write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
@@ -146,12 +147,10 @@ class Run:
             plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
             plain.datasets = self.datasets
             return plain.export(folder)
-        train = self.datasets.train
-        sample = [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
-        servable = export.Servable(self.model, self.inputs, self.task, self.labels, self.thresholds)
+        sample = self._sample
         with self._merged(sample[: self.config.export.verify_rows]):
             found = export.publish(
-                servable,
+                self._servable,
                 sample,
                 folder or self.workdir / "export",
                 self.config.export.verify_rows,
@@ -159,10 +158,43 @@ class Run:
                 self.config.export.warmup,
                 self._trained_on,
             )
-        export.kit.write(
-            found.path.parent, export.kit.model_name(self.workdir.name), servable, found.rates
-        )
+        name = export.kit.model_name(self.workdir.name)
+        export.kit.write(found.path.parent, name, self._servable, found.rates)
         return found.path
+
+    def export_as(self, form: str, folder: Path | None = None) -> Path:
+        """Write the model as `litert`, `onnx` or `keras`, verified on rows of the training data;
+        default: into WORKDIR/<form>.
+
+        Raises:
+            UserError: it cannot be written in this form, or does not answer as the live model.
+        """
+        from tfft.export import formats
+
+        rows = self._sample[: self.config.export.verify_rows]
+        precision = self.config.distribute.precision
+        with self._merged(rows):
+            return formats.write(
+                form, self._servable, rows, folder or self.workdir / form, precision
+            )
+
+    @property
+    def _servable(self) -> Servable:
+        return Servable(
+            self.model,
+            self.inputs,
+            self.task,
+            self.labels,
+            self.thresholds,
+            self.backbone,
+            self.config.task,
+        )
+
+    @cached_property
+    def _sample(self) -> list[tuple[Any, ...]]:
+        """Training rows that exports are verified on."""
+        train = self.datasets.train
+        return [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
 
     def _trained_on(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """What the model was given for some training rows, unchanged."""

@@ -10,7 +10,7 @@ VERBS = {
     "tune": "search for hyperparameters: --config=FILE [--parallel=N] [--workdir=DIR]",
     "evaluate": "figures of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
     "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
-    "export": "publish a SavedModel: --workdir=DIR [--format=saved_model|huggingface]",
+    "export": "publish a model: --workdir=DIR [--format=saved_model|huggingface|litert|onnx|keras]",
     "serve": "try an export out over TF Serving's REST and gRPC: --workdir=DIR [--rest_api_port=N]",
     "show": "resolved config, mask and memory, training nothing: --config=FILE",
     "lr-find": "loss at rising learning rates, with a plot: --config=FILE",

@@ -1,4 +1,6 @@
-"""Publish a trained model: a verified SavedModel for TF Serving, or a Hugging Face checkpoint."""
+"""Publish a trained model: a verified SavedModel for TF Serving, a Hugging Face checkpoint, LiteRT,
+ONNX or `.keras`.
+"""
 
 from pathlib import Path
 
@@ -9,8 +11,9 @@ from tfft.errors import UserError
 
 cli.define_workdir()
 cli.define_backbone()
-flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR/huggingface")
-flags.DEFINE_enum("format", "saved_model", ["saved_model", "huggingface"], "what is written")
+FORMATS = ("saved_model", "huggingface", "litert", "onnx", "keras")
+flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR and the format")
+flags.DEFINE_enum("format", "saved_model", FORMATS, "what is written")
 
 
 def verb() -> None:
@@ -25,8 +28,10 @@ def verb() -> None:
     folder = Path(f.output) if f.output is not None else None
     if f.format == "huggingface":
         print(run.export_huggingface(folder or Path(f.workdir) / "huggingface"))
-    else:
+    elif f.format == "saved_model":
         print(run.export(folder))
+    else:
+        print(run.export_as(f.format, folder))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -15,10 +15,10 @@ if TYPE_CHECKING:  # importing it would load Keras, which a served model does no
 _DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
 
 
-def describe(folder: Path, servable: "Servable") -> None:
-    """Write beside the graph what its outputs mean."""
+def describe(folder: Path, servable: "Servable", name: str | Path = _DESCRIPTION) -> None:
+    """Write beside the model what its outputs mean."""
     thresholds = servable.thresholds
-    path = folder / _DESCRIPTION
+    path = folder / name
     path.parent.mkdir(exist_ok=True)
     value = {
         "task": servable.task.name,

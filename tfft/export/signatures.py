@@ -19,8 +19,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfft.config import TaskConfig
 from tfft.preprocess import Inputs
-from tfft.spec import Task
+from tfft.spec import Backbone, Task
 
 RAW = "serving_default"
 METHODS = {"classify": "tensorflow/serving/classify"}  # of the others: predict
@@ -34,13 +35,16 @@ class Servable:
         model: prepared inputs -> logits.
         labels: in the order of the outputs.
         thresholds: of a task that has them, [C].
+        backbone, config: what the model was made of, and the section `task`.
     """
 
     model: keras.Model
     inputs: Inputs
     task: Task
     labels: Sequence[str]
-    thresholds: np.ndarray | None = None
+    thresholds: np.ndarray | None
+    backbone: Backbone
+    config: TaskConfig
 
 
 class Signatures(tf.Module):

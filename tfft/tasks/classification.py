@@ -34,7 +34,7 @@ class Pooling(keras.layers.Layer):
         if self.kind == "mean" and mask is None:
             return ops.mean(x, axis=1)
         if self.kind == "mean":
-            weights = ops.cast(mask, "float32")[:, :, None]
+            weights = ops.expand_dims(ops.cast(mask, "float32"), -1)  # LiteRT has no [:, :, None]
             return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
         return x
 

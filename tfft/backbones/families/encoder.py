@@ -145,7 +145,8 @@ class AttentionBias(keras.layers.Layer):
 
     def call(self, mask):
         """See the class."""
-        bias = (1.0 - ops.cast(mask, "float32")[:, None, None, :]) * -1e9
+        # Not [:, None, None, :]: LiteRT has no op for it.
+        bias = (1.0 - ops.expand_dims(ops.cast(mask, "float32"), (1, 2))) * -1e9
         return ops.pad(bias, [(0, 0), (0, 0), (0, 0), (self.prompt, 0)]) if self.prompt else bias
 
 

@@ -1,0 +1,133 @@
+"""LiteRT, ONNX and .keras: run outside of tfft's own code, they answer as the live model."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import tfft
+from tests.conftest import GOLDEN, write_csv
+from tests.console import command
+from tests.test_tagging import write_table
+from tfft.errors import UserError
+from tfft.export import formats
+
+ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    """With LoRA, which is merged on the way."""
+    folder = tmp_path_factory.mktemp("formats")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 60)),
+            "validation": None,
+            "max_length": 12,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "method": {"name": "lora"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 1},
+        "export": {"enabled": False},
+    }
+    return tfft.train(config, workdir=folder / "run")
+
+
+@pytest.fixture(scope="module")
+def live(run):
+    return run.task.probabilities(run.logits(ROWS))
+
+
+def padded(run):
+    return run.inputs.batch(ROWS)
+
+
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_it_is_written_verified_and_described(run, live, form, tmp_path):
+    code, out, err = command(
+        "export", f"--workdir={run.workdir}", f"--format={form}", f"--output={tmp_path / form}"
+    )
+    assert code == 0, err
+    path = tmp_path / form / formats.FORMATS[form].file
+    assert out.strip() == str(path) and "largest difference" in err
+    told = json.loads((tmp_path / form / "tfft.json").read_text())
+    assert told["labels"] == run.labels and told["columns"] == ["text"]
+    assert (tmp_path / form / "tokenizer.json").is_file()
+    answer = {"litert": by_litert, "onnx": by_onnx, "keras": by_keras}[form]
+    np.testing.assert_allclose(answer(path, padded(run)), live, atol=1e-5)
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+    # Written again it takes the place of the one before; of something else it does not.
+    assert run.export_as(form, tmp_path / form) == path
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
+    with pytest.raises(UserError, match="holds something else than a model"):
+        run.export_as(form, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+def by_litert(path, batch):
+    from ai_edge_litert.interpreter import Interpreter
+
+    (found,) = Interpreter(model_path=str(path)).get_signature_runner()(**batch).values()
+    return found
+
+
+def by_onnx(path, batch):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert {given.name for given in session.get_inputs()} == set(batch)
+    return session.run(["probabilities"], batch)[0]
+
+
+def by_keras(path, batch):
+    """In a fresh process."""
+    np.savez(path.parent / "batch.npz", **batch)
+    code = (
+        "import sys, keras, numpy as np, tfft.export.formats\n"
+        "model = keras.models.load_model(sys.argv[1])\n"
+        "logits = model.predict_on_batch(dict(np.load(sys.argv[2])))\n"
+        "np.save(sys.argv[3], logits)\n"
+    )
+    arguments = [str(path), str(path.parent / "batch.npz"), str(path.parent / "logits.npy")]
+    subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+    logits = np.load(arguments[2]).astype(np.float64)
+    scores = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", list(formats.FORMATS))
+def test_pictures_with_tags(form, tmp_path):
+    config = {
+        "data": {"train": write_table(tmp_path / "p", 40, 0), "validation": {"fraction": 0.25}},
+        "model": {"backbone": f"hf:{GOLDEN / 'vision' / 'vit'}"},
+        "task": {"name": "image_tagging"},
+        "train": {"epochs": 1, "batch_size": 8},
+        "export": {"enabled": False},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    run = tfft.train(config, tmp_path / "run")
+    path = run.export_as(form)
+    assert path.parent == run.workdir / form and path.is_file()
+
+
+def test_what_differs_is_not_published(run, monkeypatch, tmp_path):
+    form = formats.FORMATS["keras"]
+    off = replace(form, answer=lambda *given: form.answer(*given) + 2e-5)
+    monkeypatch.setitem(formats.FORMATS, "keras", off)
+    with pytest.raises(
+        UserError, match=r"differ by 2.0e-05 .* for float32 is 1e-05. Not published"
+    ):
+        run.export_as("keras", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_missing_is_named(run, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"onnxruntime is needed here: pip install 'tfft\[onnx\]'"):
+        run.export_as("onnx", tmp_path / "out")
