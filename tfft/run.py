@@ -16,7 +16,7 @@ from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
 from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
-from tfft.export import Servable
+from tfft.export import Servable, Stored
 from tfft.files import write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
@@ -147,15 +147,16 @@ class Run:
             plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
             plain.datasets = self.datasets
             return plain.export(folder)
-        sample = self._sample
-        with self._merged(sample[: self.config.export.verify_rows]):
+        sample, config = self._sample, self.config.export
+        with self._merged(sample[: config.verify_rows]), self._stored(config.weights) as stored:
             found = export.publish(
                 self._servable,
                 sample,
                 folder or self.workdir / "export",
-                self.config.export.verify_rows,
+                config.verify_rows,
                 self.config.distribute.precision,
-                self.config.export.warmup,
+                config.warmup,
+                stored,
                 self._trained_on,
             )
         name = export.kit.model_name(self.workdir.name)
@@ -177,6 +178,24 @@ class Run:
             return formats.write(
                 form, self._servable, rows, folder or self.workdir / form, precision
             )
+
+    @contextmanager
+    def _stored(self, kind: str) -> Iterator[list[Stored]]:
+        """Within: the weights are as they are stored; what that costs is said."""
+        split = self.datasets.validation or self.datasets.test or self.datasets.train
+        plain = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
+        before = self.evaluate_on(split, plain, None).figures if kind != "float32" else {}
+        with export.rounded(self.model, kind) as stored:
+            if stored:
+                after = self.evaluate_on(split, plain, None).figures
+                size = sum(4 * int(np.prod(one.variable.shape)) for one in stored) / 1e6
+                now = sum(one.size for one in stored) / 1e6
+                lost = ", ".join(f"{n} {before[n]:.4f} -> {after[n]:.4f}" for n in before)
+                log.say(
+                    f"export: {kind} weights take {now:.1f} MB in place of {size:.1f}; over "
+                    f"{len(split):,} rows {lost}"
+                )
+            yield stored
 
     @property
     def _servable(self) -> Servable:

@@ -381,6 +381,9 @@ class ExportConfig(Section):
 
     enabled: bool = True
     verify_rows: int = Field(64, ge=32, description="rows compared with the live model")
+    weights: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        "float32", description="how they are stored; the loss of accuracy is measured and told"
+    )
     warmup: bool = Field(
         True, description="write warm-up requests for TF Serving, which hold training rows"
     )

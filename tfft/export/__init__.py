@@ -1,8 +1,20 @@
 """Trained model -> a SavedModel that takes raw inputs, verified before it is published."""
 
 from tfft.export import kit
+from tfft.export.compact import Stored, rounded
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, Published, publish
 from tfft.export.served import Served, latest
 from tfft.export.signatures import Servable
 
-__all__ = ["BOUNDS", "PARITY_ROWS", "Published", "Servable", "Served", "kit", "latest", "publish"]
+__all__ = [
+    "BOUNDS",
+    "PARITY_ROWS",
+    "Published",
+    "Servable",
+    "Served",
+    "Stored",
+    "kit",
+    "latest",
+    "publish",
+    "rounded",
+]

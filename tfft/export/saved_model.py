@@ -23,6 +23,7 @@ import tensorflow as tf
 from tfft import log
 from tfft.errors import UserError
 from tfft.export import kit, served, warmup
+from tfft.export.compact import Stored
 from tfft.export.signatures import Servable, Signatures
 from tfft.preprocess import ImageInputs, Inputs
 
@@ -40,6 +41,7 @@ def publish(
     verify_rows: int,
     precision: str,
     warm: bool = True,
+    stored: Sequence[Stored] = (),
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
 ) -> "Published":
     """Write `folder/<n>/`.
@@ -47,6 +49,7 @@ def publish(
     Args:
         sample: raw rows of the training data; the first `verify_rows` are run.
         warm: write warm-up requests, which hold these rows.
+        stored: weights that are saved in another form, whose values the model has now.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
 
@@ -60,7 +63,7 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        Signatures(servable).save(temporary / "model")
+        Signatures(servable, stored).save(temporary / "model")
         served.describe(temporary / "model", servable)
         rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
         difference, rates = _verify(servable, rows, temporary)

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.config import TaskConfig
+from tfft.export.compact import Stored
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Task
 
@@ -48,21 +49,28 @@ class Servable:
 
 
 class Signatures(tf.Module):
-    """What is saved: the preparation's tables, the weights, a function for each signature."""
+    """What is saved: the preparation's tables, the weights, a function for each signature.
 
-    def __init__(self, servable: Servable):
+    Args:
+        stored: weights that are saved in another form.
+    """
+
+    def __init__(self, servable: Servable, stored: Sequence[Stored] = ()):
         super().__init__()
         model, inputs, task = servable.model, servable.inputs, servable.task
         labels = list(servable.labels)
         self._graph = graph = inputs.graph()
-        self._weights = [variable.value for variable in model.weights]
+        others = {id(one.variable) for one in stored}
+        self._weights = [v.value for v in model.weights if id(v) not in others]
+        self._stored = [one.parts for one in stored]
         # The functions and tables of a SavedModel that is a part of the model.
         self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
         prepared = inputs.served()
 
         def decoded(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
-            logits = model(dict(zip(prepared, parts, strict=True)), training=False)
+            with keras.StatelessScope([(one.variable, one.value()) for one in stored]):
+                logits = model(dict(zip(prepared, parts, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 
         tensors = _function(decoded, list(prepared.values()))  # traced once, called by all

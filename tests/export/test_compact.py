@@ -1,0 +1,94 @@
+"""Weights stored in fewer bits: what is served, what is lost, what comes back."""
+
+import numpy as np
+import pytest
+
+import tfft
+from tests.conftest import write_csv
+from tests.test_loop import weights
+from tfft.errors import UserError
+from tfft.export import Served, compact
+from tfft.run import load_run
+
+ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
+# Relative to the largest weight of a row or column: half a step.
+STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 1 / 254}
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compact")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 120)),
+            "validation": {"fraction": 0.25},
+            "max_length": 12,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 3, "batch_size": 16},
+        "export": {"enabled": False},
+    }
+    return tfft.train(config, workdir=folder / "run")
+
+
+@pytest.mark.parametrize("kind", list(STEP))
+def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
+    run, kind, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(compact, "LEAST", 64)  # the network is tiny
+    before, live = weights(run), run.task.probabilities(run.logits(ROWS))
+    export = run.config.export.model_copy(update={"weights": kind})
+    run.config = run.config.model_copy(update={"export": export})
+    run.export(tmp_path / "export")
+    after = weights(run)
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    with compact.rounded(run.model, kind):
+        expected = run.task.probabilities(run.logits(ROWS))
+    found = Served(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert 0 < np.abs(found - live).max() < 0.05
+    err = capsys.readouterr().err
+    assert f"export: {kind} weights take" in err and "over 30 rows accuracy" in err
+
+
+@pytest.mark.parametrize("kind", list(STEP))
+def test_rounding_is_within_half_a_step(run, kind, monkeypatch):
+    monkeypatch.setattr(compact, "LEAST", 64)
+    before = weights(run)
+    with compact.rounded(run.model, kind) as stored:
+        assert stored
+        for one in stored:
+            exact, now = before[one.variable.path], one.variable.numpy()
+            np.testing.assert_array_equal(now, one.value().numpy())
+            bound = np.abs(exact).max() if kind == "int8" else np.abs(exact)
+            assert (np.abs(now - exact) <= STEP[kind] * bound * 1.001 + 1e-7).all()
+            bits = {"float16": 16, "bfloat16": 16, "int8": 8}[kind]
+            scales = 4 * max(exact.shape) if kind == "int8" else 0
+            assert one.size <= exact.size * bits / 8 + scales
+
+
+def test_float32_is_what_it_was(run):
+    with compact.rounded(run.model, "float32") as stored:
+        assert stored == []
+
+
+def test_a_saved_model_inside_keeps_its_own(run, monkeypatch):
+    monkeypatch.setattr(type(run.model.layers[-1]), "saved", None, raising=False)
+    with (
+        pytest.raises(UserError, match="float16 does not go with hub: backbones"),
+        compact.rounded(run.model, "float16"),
+    ):
+        pass
+
+
+def test_the_size_on_the_disk(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(compact, "LEAST", 64)
+    sizes = {}
+    for kind in ("float32", "int8"):
+        export = run.config.export.model_copy(update={"weights": kind, "warmup": False})
+        run.config = run.config.model_copy(update={"export": export})
+        path = run.export(tmp_path / kind)
+        sizes[kind] = sum(p.stat().st_size for p in (path / "variables").glob("*data*"))
+    assert sizes["int8"] < 0.5 * sizes["float32"]
+    assert load_run(run.workdir).config.export.weights == "float32"
