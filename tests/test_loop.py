@@ -166,6 +166,7 @@ def test_rows_that_fit_by_trying():
         memory.by_trying(lambda size: False, 32)
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_a_line_with_what_works(config, tmp_path, monkeypatch):
     original = Model._gradients
 

@@ -184,6 +184,7 @@ print(re.search(r'VmHWM:\s+(\d+)', Path('/proc/self/status').read_text())[1])
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(tiny, tmp_path):
     """Peak memory of preparing a small and a large file, in a process each."""
     from tfft.preprocess import tokenizer

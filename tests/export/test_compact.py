@@ -32,7 +32,10 @@ def run(tiny, tmp_path_factory):
     return tfft.train(config, workdir=folder / "run")
 
 
-@pytest.mark.parametrize("kind", list(STEP))
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(kind, marks=pytest.mark.slow) if kind != "int8" else kind for kind in STEP],
+)
 def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     run, kind, tmp_path, monkeypatch, capsys
 ):
@@ -82,6 +85,7 @@ def test_a_saved_model_inside_keeps_its_own(run, monkeypatch):
         pass
 
 
+@pytest.mark.slow
 def test_the_size_on_the_disk(run, tmp_path, monkeypatch):
     monkeypatch.setattr(compact, "LEAST", 64)
     sizes = {}

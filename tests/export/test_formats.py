@@ -60,12 +60,15 @@ def test_it_is_written_verified_and_described(run, live, form, tmp_path):
     answer = {"litert": by_litert, "onnx": by_onnx, "keras": by_keras}[form]
     np.testing.assert_allclose(answer(path, padded(run)), live, atol=1e-5)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
-    # Written again it takes the place of the one before; of something else it does not.
-    assert run.export_as(form, tmp_path / form) == path
+
+
+def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
+    path = run.export_as("keras", tmp_path / "keras")
+    assert run.export_as("keras", tmp_path / "keras") == path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
     with pytest.raises(UserError, match="holds something else than a model"):
-        run.export_as(form, tmp_path / "mine")
+        run.export_as("keras", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
 
 

@@ -81,6 +81,7 @@ def test_two_replicas(alone, tmp_path):
     assert_equal(alone, train(GOLDEN / "encoders" / "bert", tmp_path / "two.npz", 2)[0])
 
 
+@pytest.mark.slow
 def test_two_workers(alone, tmp_path):
     found = train(GOLDEN / "encoders" / "bert", tmp_path / "workers.npz", workers=2)
     for worker in found:

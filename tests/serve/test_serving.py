@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -87,13 +88,10 @@ def test_mistakes_of_the_command_are_told(base, tmp_path):
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"no model")
     code, _, err = command("serve", f"--model_base_path={tmp_path}")
     assert code == 2 and "cannot be loaded" in err
-    taken = tfft_server(base)
-    try:
-        port = taken.rest.rsplit(":", 1)[1]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
         code, _, err = command("serve", f"--model_base_path={base}", f"--rest_api_port={port}")
         assert code == 2 and f"cannot listen on 127.0.0.1:{port}" in err
-    finally:
-        stop(taken)
 
 
 class Doubling:

@@ -69,7 +69,7 @@ TASKS = [
     pytest.param("text_classification", of_pairs, marks=slow),
     pytest.param("text_tagging", of_tagged_texts, marks=slow),
     pytest.param("image_classification", of_pictures, marks=slow),
-    ("image_tagging", of_tagged_pictures),
+    pytest.param("image_tagging", of_tagged_pictures, marks=slow),
 ]
 
 

@@ -36,8 +36,8 @@ def raw(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("tuner", "options"),
     [
-        pytest.param(keras_tuner.RandomSearch, {"max_trials": 3}, marks=pytest.mark.slow),
-        (keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}),
+        (keras_tuner.RandomSearch, {"max_trials": 2}),
+        pytest.param(keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}, marks=pytest.mark.slow),
         pytest.param(keras_tuner.BayesianOptimization, {"max_trials": 2}, marks=pytest.mark.slow),
         pytest.param(keras_tuner.GridSearch, {"max_trials": 3}, marks=pytest.mark.slow),
     ],
