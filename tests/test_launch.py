@@ -105,7 +105,9 @@ def test_two_workers_killed_and_started_again(setting, tmp_path):
         assert_close(tmp_path / "one", workdir, 1e-3)  # after 300 steps of 1e-3, not 20 of 5e-5
 
 
-@pytest.mark.parametrize(("victim", "by"), [(0, "TF_CONFIG"), (1, "flags")])
+@pytest.mark.parametrize(
+    ("victim", "by"), [(0, "TF_CONFIG"), pytest.param(1, "flags", marks=pytest.mark.slow)]
+)
 def test_without_a_launcher_the_other_worker_ends_by_itself(setting, tmp_path, victim, by):
     workdir = tmp_path / "run"
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]

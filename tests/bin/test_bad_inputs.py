@@ -307,7 +307,7 @@ def test_set_is_checked_too(setting):
         (["evaluate", "--workdir={}"], "holds no run"),
         (["evaluate", "--workdir={}", "--split=tset"], "unknown split 'tset'; did you mean 'test'"),
         (["export"], "--workdir: required and not given"),
-        (["export", "--workdir={}", "--format=onnx"], "should be one of"),
+        (["export", "--workdir={}", "--format=onyx"], "should be one of"),
         (["show"], "--config: required"),
         (["lr-find"], "--config: required"),
         (["lr-find", "--steps=3"], "steps"),

@@ -173,7 +173,13 @@ def test_exported_in_bfloat16(config, tmp_path, name):
     assert all(v.dtype == "float32" for v in run.model.trainable_variables)
 
 
-@pytest.mark.parametrize("name", ["adapter", "dora", "prefix", "qlora"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("adapter", "dora")),
+        *("prefix", "qlora"),
+    ],
+)
 def test_exported(config, tmp_path, name):
     """One of each kind: merged, left as it is, with other keys, with other kernels."""
     config = changed(config, name)

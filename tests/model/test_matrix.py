@@ -61,6 +61,9 @@ def assert_equal(one, other):
         assert np.isfinite(expected).all()
 
 
+pytestmark = pytest.mark.slow  # minutes; test_step and test_loop are the quick ones
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What one device makes of a tiny BERT."""
@@ -81,7 +84,6 @@ def test_two_replicas(alone, tmp_path):
     assert_equal(alone, train(GOLDEN / "encoders" / "bert", tmp_path / "two.npz", 2)[0])
 
 
-@pytest.mark.slow
 def test_two_workers(alone, tmp_path):
     found = train(GOLDEN / "encoders" / "bert", tmp_path / "workers.npz", workers=2)
     for worker in found:
@@ -90,12 +92,10 @@ def test_two_workers(alone, tmp_path):
         np.testing.assert_array_equal(found[0][key], found[1][key], err_msg=key)
 
 
-@pytest.mark.slow
 def test_four_replicas(alone, tmp_path):
     assert_equal(alone, train(GOLDEN / "encoders" / "bert", tmp_path / "four.npz", 4)[0])
 
 
-@pytest.mark.slow
 def test_minilm(minilm, tmp_path):
     """The same at full size: 1, 2 and 4 replicas, 2 workers."""
     one = train(minilm, tmp_path / "one.npz")[0]

@@ -2,7 +2,9 @@
 
 import base64
 import json
+import re
 import subprocess
+import sys
 import threading
 
 import grpc
@@ -176,6 +178,23 @@ def test_grpc_mistakes(server, stub, change, code, message):
     assert code is None or error.value.code() == grpc.StatusCode[code]
     if server.process.args[0] != BINARY:
         assert message in error.value.details()
+
+
+def test_the_calls_of_the_exports_readme(server, base, live, tmp_path):
+    """As they stand there, but for the ports."""
+    text = (base / "README.md").read_text().replace("http://localhost:8501", server.rest)
+    text = text.replace("localhost:8500", server.grpc)
+    for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert "0." in done.stdout
+    (commands,) = re.findall(r"## Ask\n\n```sh\n(.*?)```", text, re.DOTALL)
+    for line in commands.splitlines():
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        known = ("model_version_status", "predictions", "results", "metadata")
+        # `stable` is a label of the folder's models.config, which the plain binary is not given.
+        assert any(word in done.stdout for word in known) or "/labels/" in line
 
 
 def test_two_thousand_requests_on_eight_connections(server, live):

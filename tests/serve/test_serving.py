@@ -24,6 +24,7 @@ from tfft.serve.loaded import Info, Loaded
 STRING, FLOAT = Info(tf.string, (None,)), Info(tf.float32, (None, 2))
 
 
+@pytest.mark.slow
 def test_a_newer_version_is_served_without_a_restart_and_labels_hold(exported, base, tmp_path):
     """`tfft export` makes a newer version the canary; stable stays until the user moves it."""
     folder = tmp_path / "export"

@@ -33,13 +33,14 @@ def raw(tiny, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("tuner", "options"),
     [
         (keras_tuner.RandomSearch, {"max_trials": 2}),
-        pytest.param(keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}, marks=pytest.mark.slow),
-        pytest.param(keras_tuner.BayesianOptimization, {"max_trials": 2}, marks=pytest.mark.slow),
-        pytest.param(keras_tuner.GridSearch, {"max_trials": 3}, marks=pytest.mark.slow),
+        (keras_tuner.Hyperband, {"max_epochs": 2, "factor": 2}),
+        (keras_tuner.BayesianOptimization, {"max_trials": 2}),
+        (keras_tuner.GridSearch, {"max_trials": 3}),
     ],
 )
 def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):

@@ -91,6 +91,7 @@ def test_a_search_from_the_first_trial_to_the_best_on_fresh_seeds(raw, tmp_path)
     assert "best of 3 trials" in err
 
 
+@pytest.mark.slow
 def test_a_search_may_be_given_more(raw, tmp_path):
     """More trials, more time: what was found stays, what the time cut off goes on."""
     raw["tune"].update(trials=1, final_seeds=1)
@@ -257,6 +258,9 @@ def test_the_searchers_memory_stays_flat_and_the_disk_small(raw, tmp_path):
 
 
 def test_only_one_searches_in_a_folder(killed_now_and_then, tmp_path):
+    raw = yaml.safe_load(killed_now_and_then.read_text())
+    raw["tune"]["trials"] = 200  # it will not be over
+    killed_now_and_then.write_text(yaml.safe_dump(raw))
     first = started(killed_now_and_then, tmp_path / "run")
     try:
         while not (tmp_path / "run" / "journal.jsonl").is_file():

@@ -41,6 +41,10 @@ def write(folder: Path, name: str, servable: Servable, rates: Mapping[int, float
         "kubernetes.yaml": kubernetes(name),
         "README.md": readme(name, servable, versions[-1]),
     }
+    _put(folder, files)
+
+
+def _put(folder: Path, files: Mapping[str, str]) -> None:
     for file, text in files.items():
         path = folder / file
         if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
@@ -139,7 +143,7 @@ services:
     volumes:
       - .:/models/{name}:ro
     healthcheck:
-      test: ["CMD-SHELL", "exec 3<>/dev/tcp/localhost/8501"]
+      test: ["CMD", "bash", "-c", "exec 3<>/dev/tcp/localhost/8501"]
       interval: 10s
 """
 
