@@ -38,6 +38,7 @@ class Codes(keras.layers.Layer):
             dtype="float32",
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(scales, dtype),
             trainable=False,
+            autocast=False,  # in mixed precision the codes are of no use with rounded scales
         )
         self.built = True
 
