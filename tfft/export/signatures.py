@@ -103,7 +103,10 @@ class Signatures(tf.Module):
         changed = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
         for name, method in METHODS.items():
             changed.replace_method_name(signature_key=name, method_name=method, tags="serve")
+        level = tf.get_logger().level
+        tf.get_logger().setLevel("ERROR")  # it says where it writes, which is not yet the place
         changed.save()
+        tf.get_logger().setLevel(level)
 
 
 def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.PolymorphicFunction:
