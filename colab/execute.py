@@ -29,7 +29,8 @@ SMALL: dict[str, dict[str, Any]] = {
 LIMIT = 1500  # seconds for a cell
 # What TensorFlow writes as it is loaded, which says nothing of the notebook.
 NOISE = re.compile(
-    r"^(WARNING: All log messages|(INFO|WARNING):tensorflow|[IWE]0000 |[\d: .-]+: [IWE] |To enable the following)"
+    r"^(WARNING: All log messages|(INFO|WARNING):tensorflow|[IWE]0000 |[\d: .-]+: [IWE] |"
+    r"To enable the following)"
 )
 
 
