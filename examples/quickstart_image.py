@@ -80,8 +80,9 @@ def write_pictures(folder: Path) -> None:
 SERVE = """
 import base64, glob, json, sys
 import tensorflow as tf
-newest = max(glob.glob(sys.argv[1] + "/*"), key=lambda path: int(path.rpartition("/")[2]))
-serve = tf.saved_model.load(newest).signatures["serving_default"]
+found = [path.split("/") for path in glob.glob(sys.argv[1] + "/*/saved_model.pb")]
+newest = max(found, key=lambda parts: int(parts[-2]))
+serve = tf.saved_model.load("/".join(newest[:-1])).signatures["serving_default"]
 images = [base64.b64decode(one["image"]["b64"]) for one in json.load(sys.stdin)["instances"]]
 answer = serve(image=tf.constant(images))
 for label, share in zip(answer["label"].numpy(), answer["probabilities"].numpy().max(axis=1)):
