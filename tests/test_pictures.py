@@ -1,5 +1,6 @@
 """A run on pictures, from a folder of files to served bytes."""
 
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import tensorflow as tf
 
 import tfft
+from tests.conftest import ROOT
 from tfft import backbones, train
 from tfft.config import ModelConfig, TaskConfig, parse
 from tfft.errors import Interrupted, UserError
@@ -146,6 +148,19 @@ def test_loaded_and_served_from_paths_and_bytes(run, raw):
     np.testing.assert_array_equal(found, served.probabilities([(path,) for path in paths], 2))
     with pytest.raises(UserError, match="row 2 of the batch: not a picture of a known kind"):
         served.probabilities([(encoded[0],), (b"nothing",)], 2)
+
+
+def test_the_quickstart_asks_an_export_as_it_stands(run, raw, capfd):
+    """Its folder holds more than versions."""
+    spec = importlib.util.spec_from_file_location(
+        "quickstart_image", ROOT / "examples" / "quickstart_image.py"
+    )
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+    paths = [next((Path(raw["data"]["train"]) / name).glob("*.png")) for name in COLOURS]
+    quickstart.served(run.workdir / "export", paths)
+    told = re.findall(r"^  (\w+) \(\d\.\d{3}\)$", capfd.readouterr().out, re.MULTILINE)
+    assert told == [a["label"] for a in run.predict([str(path) for path in paths])]
 
 
 def test_signatures(run):
