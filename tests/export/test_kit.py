@@ -72,7 +72,7 @@ def test_others_files_stay(tmp_path, capsys):
     assert "newer" in (tmp_path / "models.config").read_text()
 
 
-def test_a_folder_that_cannot_be_written_is_a_line(tmp_path):
+def test_a_folder_without_a_run_is_a_line(tmp_path):
     code, _, err = command("export", f"--workdir={tmp_path}")
     assert code == 2 and "Traceback" not in err
     assert np.size(err.splitlines()) == 1

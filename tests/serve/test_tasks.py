@@ -34,7 +34,8 @@ def of_texts(tiny, folder):
 
 
 def of_pairs(tiny, folder):
-    rows = list(csv.DictReader(open(write_csv(folder / "t.csv", 60), newline="")))  # noqa: SIM115
+    with open(write_csv(folder / "t.csv", 60), newline="") as file:
+        rows = list(csv.DictReader(file))
     with open(folder / "pairs.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["text", "other", "label"])
