@@ -18,6 +18,7 @@ flags.DEFINE_string("host", "127.0.0.1", "address to listen on")
 flags.DEFINE_integer("rest_api_port", 8501, "0: any that is free", 0, 65535)
 flags.DEFINE_integer("port", 8500, "of gRPC; 0: any that is free", 0, 65535)
 flags.DEFINE_integer("max_batch_size", 32, "rows that are answered together", 1)
+flags.DEFINE_integer("num_batch_threads", 1, "batches at once", 1)
 flags.DEFINE_integer("max_body_mib", 64, "size of a request at most", 1)
 flags.DEFINE_float("timeout", 60.0, "seconds for a request", 0.1)
 
@@ -41,6 +42,7 @@ def verb() -> None:
             f.rest_api_port,
             f.port,
             f.max_batch_size,
+            f.num_batch_threads,
             body=f.max_body_mib << 20,
             seconds=f.timeout,
         )
