@@ -40,7 +40,21 @@ for line in sys.stdin:
     told = {"latency": sorted(times)[len(times) // 2], "rate": 32 * batches / spent, "first": first}
     print(json.dumps(told), flush=True)
 """
+# As TF Serving runs it: a session.
 OURS = """
+import sys
+import tensorflow as tf, tensorflow_text
+session = tf.compat.v1.Session(graph=tf.Graph())
+with session.graph.as_default():
+    saved = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
+signature = saved.signature_def["serving_default"]
+given = signature.inputs["text"].name
+serve = session.make_callable(signature.outputs["probabilities"].name, [given])
+def answer(texts):
+    return serve(texts).tolist()
+"""
+# As Python calls it, with what TensorFlow needs for that.
+PYTHON = """
 import sys
 import tensorflow as tf, tensorflow_text
 model = tf.saved_model.load(sys.argv[1])
@@ -81,6 +95,7 @@ def main() -> None:
         del run
         processes = {
             "tfft": started(sys.executable, OURS, export, folder),
+            "in Python": started(sys.executable, PYTHON, export, folder),
             "pytorch": started(flags.torch, theirs, checkpoint, folder),
         }
         rounds = [
@@ -118,11 +133,11 @@ def report(rounds: list[dict[str, dict[str, object]]]) -> None:
     first = rounds[0]
     pairs = zip(first["tfft"]["first"], first["pytorch"]["first"], strict=True)
     apart = max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
-    latency = {n: 1000 * min(r[n]["latency"] for r in rounds) for n in ("tfft", "pytorch")}
-    rate = {n: max(r[n]["rate"] for r in rounds) for n in ("tfft", "pytorch")}
-    for name in ("tfft", "pytorch"):
+    latency = {n: 1000 * min(r[n]["latency"] for r in rounds) for n in first}
+    rate = {n: max(r[n]["rate"] for r in rounds) for n in first}
+    for name in first:
         print(
-            f"{name:<8} one text {latency[name]:6.2f} ms   batches of 32 {rate[name]:8.0f} a second"
+            f"{name:<9} one text {latency[name]:6.2f} ms   batches of 32 {rate[name]:8.0f} a second"
         )
     print(
         f"tfft takes {latency['tfft'] / latency['pytorch']:.2f} of the time and answers "

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfft.backbones.families.packing import packed
 from tfft.config import TaskConfig
 from tfft.export.compact import Stored
 from tfft.preprocess import Inputs
@@ -69,7 +70,8 @@ class Signatures(tf.Module):
         prepared = inputs.served()
 
         def decoded(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
-            with keras.StatelessScope([(one.variable, one.value()) for one in stored]):
+            values = [(one.variable, one.value()) for one in stored]
+            with keras.StatelessScope(values), packed(model):
                 logits = model(dict(zip(prepared, parts, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 

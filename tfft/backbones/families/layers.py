@@ -9,6 +9,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
+from tfft.backbones.families.packing import is_packed, places
 from tfft.errors import UserError, nearest
 
 # Names as in transformers' ACT2FN.
@@ -225,17 +226,22 @@ class SelfAttention(keras.layers.Layer):
         self.built = True
 
     def call(self, x, bias=None, training: bool = False):
-        """[B, T, D] and what is added to the scores, [B, 1, 1, T], if anything -> [B, T, D]."""
-        rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
+        """[B, T, D] and what is added to the scores, [B, 1, 1, T], if anything -> [B, T, D].
+
+        Of tokens without padding, with the bias: [N, D] -> [N, D].
+        """
         weights, value = self.weights_and_values(x, bias)
         weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
         mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
-        return self.out(ops.reshape(mixed, [rows, tokens, self._width]))
+        rows, tokens = ops.shape(mixed)[0], ops.shape(mixed)[1]
+        mixed = ops.reshape(mixed, [rows, tokens, self._width])
+        return self.out(places(bias).packed(mixed) if is_packed(x) else mixed)
 
     def weights_and_values(self, x, bias=None):
         """How much of each value goes where, float32 [B, H, T, T], and the values [B, H, T, d]."""
-        rows, tokens = ops.shape(x)[0], ops.shape(x)[1]
-        qkv = ops.reshape(self.qkv(x), [rows, tokens, 3, self.heads, self.size])
+        qkv = places(bias).spread(self.qkv(x)) if is_packed(x) else self.qkv(x)
+        rows, tokens = ops.shape(qkv)[0], ops.shape(qkv)[1]
+        qkv = ops.reshape(qkv, [rows, tokens, 3, self.heads, self.size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
         if self.prefix is not None:
             key, value, bias = self.prefix(key, value, bias)
@@ -293,7 +299,7 @@ class Block(keras.layers.Layer):
         self.built = True
 
     def call(self, x, bias, training: bool = False):
-        """[B, T, D] and an additive [B, 1, 1, T] -> [B, T, D]."""
+        """[B, T, D] (or [N, D]) and an additive [B, 1, 1, T] -> the same shape."""
         attended = self.attention(x, bias, training=training)
         x = self.attention_norm(x + self.attention_dropout(attended, training=training))
         y = self.down(self._activation(self.up(x)))
