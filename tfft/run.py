@@ -141,14 +141,21 @@ class Run:
         if distribute.workers().first:
             self._describe()
 
-    def export(self, folder: Path | None = None) -> Path:
-        """Publish a verified SavedModel under `folder` (default: WORKDIR/export)."""
+    def export(self, folder: Path | None = None, weights: str | None = None) -> Path:
+        """Publish a verified SavedModel.
+
+        Args:
+            folder: the next number under it; default: WORKDIR/export.
+            weights: how they are stored: `float32`, `float16`, `bfloat16` or `int8`; default: what
+                the config says in `export.weights`.
+        """
         if self.model.distribute_strategy.num_replicas_in_sync > 1:
             plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
             plain.datasets = self.datasets
-            return plain.export(folder)
+            return plain.export(folder, weights)
         sample, config = self._sample, self.config.export
-        with self._merged(sample[: config.verify_rows]), self._stored(config.weights) as stored:
+        kind = weights or config.weights
+        with self._merged(sample[: config.verify_rows]), self._stored(kind) as stored:
             found = export.publish(
                 self._servable,
                 sample,
@@ -164,8 +171,8 @@ class Run:
         return found.path
 
     def export_as(self, form: str, folder: Path | None = None) -> Path:
-        """Write the model as `litert`, `onnx` or `keras`, verified on rows of the training data;
-        default: into WORKDIR/<form>.
+        """Write the model as `huggingface`, `litert`, `onnx` or `keras`, verified on rows of the
+        training data; default: into WORKDIR/<form>.
 
         Raises:
             UserError: it cannot be written in this form, or does not answer as the live model.
@@ -178,6 +185,15 @@ class Run:
             return formats.write(
                 form, self._servable, rows, folder or self.workdir / form, precision
             )
+
+    def export_huggingface(self, folder: Path | None = None) -> Path:
+        """Write a checkpoint for transformers, tokenizer or image processor included: `export_as`
+        with `huggingface`; its folder.
+
+        Raises:
+            UserError: the backbone or the head has no form in transformers.
+        """
+        return self.export_as("huggingface", folder).parent
 
     @contextmanager
     def _stored(self, kind: str) -> Iterator[list[Stored]]:
@@ -241,23 +257,6 @@ class Run:
                     )
                 log.say(f"export: {len(layers)} layers merged (difference {difference:.1e})")
             yield
-
-    def export_huggingface(self, folder: Path) -> Path:
-        """Write the model as a Hugging Face checkpoint, tokenizer or image processor included.
-
-        Raises:
-            UserError: the backbone or the head has no form in transformers.
-        """
-        if self.backbone.description["provider"] != "hf":
-            raise UserError("export: only hf: backbones can be written as a checkpoint")
-        picture = getattr(self.inputs, "picture", None)
-        with self.model.merged():
-            backbones.huggingface.save(
-                self.model, self.backbone, self.labels, folder, picture, self.task.several
-            )
-        if picture is None:
-            (folder / "tokenizer.json").write_text(self.inputs.spec, encoding="utf-8")
-        return folder
 
     @cached_property
     def datasets(self) -> Datasets:

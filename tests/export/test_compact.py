@@ -5,6 +5,7 @@ import pytest
 
 import tfft
 from tests.conftest import write_csv
+from tests.console import command
 from tests.test_loop import weights
 from tfft.errors import UserError
 from tfft.export import Served, compact
@@ -37,13 +38,14 @@ def run(tiny, tmp_path_factory):
     [pytest.param(kind, marks=pytest.mark.slow) if kind != "int8" else kind for kind in STEP],
 )
 def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
-    run, kind, tmp_path, monkeypatch, capsys
+    run, kind, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(compact, "LEAST", 64)  # the network is tiny
     before, live = weights(run), run.task.probabilities(run.logits(ROWS))
-    export = run.config.export.model_copy(update={"weights": kind})
-    run.config = run.config.model_copy(update={"export": export})
-    run.export(tmp_path / "export")
+    code, out, err = command(
+        "export", f"--workdir={run.workdir}", f"--weights={kind}", f"--output={tmp_path / 'export'}"
+    )
+    assert code == 0 and out.strip() == str(tmp_path / "export" / "1"), err
     after = weights(run)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     with compact.rounded(run.model, kind):
@@ -51,7 +53,6 @@ def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     found = Served(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 0 < np.abs(found - live).max() < 0.05
-    err = capsys.readouterr().err
     assert f"export: {kind} weights take" in err and "over 30 rows accuracy" in err
 
 

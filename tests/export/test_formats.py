@@ -1,6 +1,7 @@
 """LiteRT, ONNX and .keras: run outside of tfft's own code, they answer as the live model."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,12 @@ import tfft
 from tests.conftest import GOLDEN, write_csv
 from tests.console import command
 from tests.test_tagging import write_table
+from tfft import backbones
+from tfft.config import ModelConfig, TaskConfig
 from tfft.errors import UserError
 from tfft.export import formats
+from tfft.model import assemble
+from tfft.tasks import TASKS
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
 
@@ -53,11 +58,17 @@ def test_it_is_written_verified_and_described(run, live, form, tmp_path):
     )
     assert code == 0, err
     path = tmp_path / form / formats.FORMATS[form].file
-    assert out.strip() == str(path) and "largest difference" in err
+    assert out.strip() == str(path if form != "huggingface" else path.parent)
+    assert "largest difference" in err
     told = json.loads((tmp_path / form / "tfft.json").read_text())
     assert told["labels"] == run.labels and told["columns"] == ["text"]
     assert (tmp_path / form / "tokenizer.json").is_file()
-    answer = {"litert": by_litert, "onnx": by_onnx, "keras": by_keras}[form]
+    answer = {
+        "huggingface": by_huggingface,
+        "litert": by_litert,
+        "onnx": by_onnx,
+        "keras": by_keras,
+    }[form]
     np.testing.assert_allclose(answer(path, padded(run)), live, atol=1e-5)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
 
@@ -67,9 +78,33 @@ def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
     assert run.export_as("keras", tmp_path / "keras") == path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
-    with pytest.raises(UserError, match="holds something else than a model"):
+    with pytest.raises(UserError, match="holds something else than an exported model"):
         run.export_as("keras", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
+
+
+def test_a_checkpoint_that_is_not_an_export_stays(run, tiny, tmp_path):
+    """Where `--output` names the folder of the pretrained model."""
+    folder = shutil.copytree(tiny, tmp_path / "pretrained")
+    before = (folder / "model.safetensors").read_bytes()
+    code, _, err = command(
+        "export", f"--workdir={run.workdir}", "--format=huggingface", f"--output={folder}"
+    )
+    assert code == 2 and "holds something else than an exported model.safetensors" in err
+    assert (folder / "model.safetensors").read_bytes() == before
+
+
+def test_weights_are_of_a_saved_model(run):
+    code, _, err = command("export", f"--workdir={run.workdir}", "--format=onnx", "--weights=int8")
+    assert code == 2 and "--weights: of a SavedModel; received it with --format=onnx" in err
+
+
+def by_huggingface(path, batch):
+    """In float32, whose names and shapes golden files hold to PyTorch's transformers."""
+    backbone = backbones.load(ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint"))
+    task = TASKS["text_classification"]
+    model = assemble(backbone, task, TaskConfig(), backbone.head.labels)
+    return task.probabilities(model.predict_on_batch(batch))
 
 
 def by_litert(path, batch):

@@ -1,10 +1,12 @@
-"""Other forms of a trained model: LiteRT, ONNX and `.keras`, by Keras' own exporters.
+"""Other forms of a trained model: LiteRT, ONNX and `.keras`, by Keras' own exporters, and the
+checkpoint of Hugging Face's transformers.
 
     WORKDIR/onnx/   model.onnx    prepared inputs -> `probabilities` float32 [B, C]
                     tfft.json     task, labels, columns, thresholds
                     ...           what the preparation reads (`preprocess.restore`)
 
-They take prepared inputs (token ids, pixels), as neither runtime has the ops that prepare raw ones.
+They take prepared inputs (token ids, pixels), as no runtime of theirs has the ops that prepare raw
+ones; transformers prepares them with the tokenizer or image processor that lies beside.
 Each is written to a temporary name, run there on real rows, compared with the live model, and only
 then renamed.
 """
@@ -25,7 +27,7 @@ import tensorflow as tf
 
 from tfft import backbones, log
 from tfft import model as model_room
-from tfft.config import TaskConfig
+from tfft.config import ModelConfig, TaskConfig
 from tfft.errors import UserError, require
 from tfft.export import served
 from tfft.export.saved_model import BOUNDS
@@ -33,6 +35,7 @@ from tfft.export.signatures import Servable
 from tfft.tasks import TASKS
 
 OUTPUT = "probabilities"
+_ABOUT = "tfft.json"
 Batch = Mapping[str, np.ndarray]
 
 
@@ -75,9 +78,10 @@ def write(
     form = FORMATS[name]
     for package in form.packages:
         require(package, form.extra)
-    if folder.exists() and not (folder / form.file).is_file():
+    ours = all((folder / file).is_file() for file in (form.file, _ABOUT))
+    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder}: holds something else than a {form.file}; choose another --output"
+            f"{folder}: holds something else than an exported {form.file}; choose another --output"
         )
     folder.parent.mkdir(parents=True, exist_ok=True)
     rows = [servable.inputs.sent(row) for row in rows]
@@ -93,7 +97,7 @@ def write(
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
         servable.inputs.save(temporary)
-        served.describe(temporary, servable, "tfft.json")
+        served.describe(temporary, servable, _ABOUT)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(temporary, folder)
     finally:
@@ -229,7 +233,30 @@ def _answer_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     return servable.task.probabilities(_float(loaded.predict_on_batch(batch)))
 
 
+def _write_huggingface(servable: Servable, path: Path) -> None:
+    if servable.backbone.description["provider"] != "hf":
+        raise UserError("export: only hf: backbones can be written as a checkpoint")
+    backbones.huggingface.save(
+        servable.model,
+        servable.backbone,
+        servable.labels,
+        path.parent,
+        getattr(servable.inputs, "picture", None),
+        servable.task.several,
+    )
+
+
+def _answer_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
+    picture = getattr(servable.inputs, "picture", None)
+    size = picture.size[0] if picture is not None and picture.size[0] == picture.size[1] else None
+    config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)
+    loaded = backbones.load(config)
+    model = model_room.assemble(loaded, servable.task, servable.config, servable.labels)
+    return servable.task.probabilities(_float(model.predict_on_batch(batch)))
+
+
 FORMATS: Mapping[str, Format] = {
+    "huggingface": Format("model.safetensors", (), "", _write_huggingface, _answer_huggingface),
     "litert": Format("model.tflite", ("ai_edge_litert",), "litert", _write_litert, _answer_litert),
     "onnx": Format(
         "model.onnx", ("tf2onnx", "onnx", "onnxruntime"), "onnx", _write_onnx, _answer_onnx
