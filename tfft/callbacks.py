@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft import log
+from tfft import energy, log
 from tfft.checkpoints import Checkpoints, State
 from tfft.errors import UserError, require
 from tfft.soup import Soup
@@ -205,15 +205,27 @@ class Save(keras.callbacks.Callback):
         self._state, self._checkpoints = state, checkpoints
         self._every, self._seconds, self._total = max(1, every), seconds, total
         self._last = self._told = time.monotonic()
+        self._meter = energy.Meter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save when it is time."""
-        state, now = self._state, time.monotonic()
-        state.seconds, self._told = round(state.seconds + now - self._told, 3), now
+        state = self._state
+        self._count()
         due = self._seconds is not None and time.monotonic() - self._last >= self._seconds
         if due or state.step % self._every == 0 or state.step == self._total or state.stopped:
             self._last = time.monotonic()
             self._checkpoints.save(self.model, state)
+
+    def _count(self) -> None:
+        """Time and energy since the last step."""
+        state, now = self._state, time.monotonic()
+        spent, self._told = now - self._told, now
+        state.seconds = round(state.seconds + spent, 3)
+        joules = self._meter.joules()
+        if joules is not None:
+            state.joules = round(state.joules + joules, 3)
+            state.metered = round(state.metered + spent, 3)
+            state.meters = self._meter.names
 
 
 class Profile(keras.callbacks.Callback):

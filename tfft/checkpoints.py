@@ -38,6 +38,8 @@ class State:
         stopped: early stopping ended the training.
         skipped: batches that were left out because their loss was not finite.
         seconds: of training, over all starts.
+        joules: that the machine's counters saw in `metered` of these seconds.
+        meters: what they count (`energy.Meter.names`), at the last start.
     """
 
     step: int = 0
@@ -48,6 +50,9 @@ class State:
     stopped: bool = False
     skipped: int = 0
     seconds: float = 0.0
+    joules: float = 0.0
+    metered: float = 0.0
+    meters: list[str] = field(default_factory=list)
 
 
 class Checkpoints:

@@ -131,7 +131,7 @@ def _training(config: Config, facts: Mapping[str, Any], state: State, moved: str
 - Method: `{method}`
 - What moved: {moved}
 - Hardware: {_hardware(facts["device"])}; {_time(state.seconds)} of training
-- Energy: not measured"""
+- Energy: {_energy(state, facts["device"])}"""
 
 
 def _hardware(device: Mapping[str, Any]) -> str:
@@ -140,6 +140,19 @@ def _hardware(device: Mapping[str, Any]) -> str:
     if device["replicas"] == 1:
         return what
     return f"{what}, {device['replicas']} replicas, {device['workers']} workers"
+
+
+def _energy(state: State, device: Mapping[str, Any]) -> str:
+    """By the machine's counters; what no counter saw is said."""
+    if not state.metered:
+        return "not measured (no counter of CPU or GPU could be read)"
+    missing = state.seconds - state.metered
+    return (
+        f"{state.joules / 3600:.2f} Wh by {' and '.join(state.meters)}"
+        + (f", without {_time(missing)} that were not measured" if missing >= 1 else "")
+        + (", of the first worker" if device["workers"] > 1 else "")
+        + "; other work of the machine counts too"
+    )
 
 
 def _time(seconds: float) -> str:
