@@ -103,6 +103,18 @@ def write_csv(path: Path, rows: int, seed: int = 0, header: str = "text,label") 
     return path
 
 
+def one_epoch(tiny, folder, **sections) -> dict:
+    """A config of 60 rows, one epoch, no validation: for tests of what comes afterwards."""
+    train = str(write_csv(folder / "t.csv", 60))
+    return {
+        "data": {"train": train, "validation": None, "max_length": 12},
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 1},
+        **sections,
+    }
+
+
 @pytest.fixture
 def config(tiny, tmp_path) -> dict:
     """A whole config on the tiny checkpoint, as nested mappings."""

@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401 -- its ops
 
 import tfft
+from tests.conftest import one_epoch
 from tfft import export
 from tfft.errors import UserError
 from tfft.export import saved_model
@@ -16,20 +17,8 @@ from tfft.metrics import softmax
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, tiny):
-    from tests.conftest import write_csv
-
     folder = tmp_path_factory.mktemp("exported")
-    config = {
-        "data": {
-            "train": str(write_csv(folder / "t.csv", 60)),
-            "validation": None,
-            "max_length": 12,
-        },
-        "model": {"backbone": f"hf:{tiny}"},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"epochs": 1},
-    }
-    return tfft.train(config, workdir=folder / "run")
+    return tfft.train(one_epoch(tiny, folder), workdir=folder / "run")
 
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tfft
-from tests.conftest import GOLDEN, write_csv
+from tests.conftest import GOLDEN, one_epoch
 from tests.console import command
 from tests.test_tagging import write_table
 from tfft import backbones
@@ -27,18 +27,7 @@ ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
 def run(tiny, tmp_path_factory):
     """With LoRA, which is merged on the way."""
     folder = tmp_path_factory.mktemp("formats")
-    config = {
-        "data": {
-            "train": str(write_csv(folder / "t.csv", 60)),
-            "validation": None,
-            "max_length": 12,
-        },
-        "model": {"backbone": f"hf:{tiny}"},
-        "method": {"name": "lora"},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"epochs": 1},
-        "export": {"enabled": False},
-    }
+    config = one_epoch(tiny, folder, method={"name": "lora"}, export={"enabled": False})
     return tfft.train(config, workdir=folder / "run")
 
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 
 import tfft
-from tests.conftest import ROOT, write_csv
+from tests.conftest import ROOT, one_epoch
 from tfft.launch import _free_ports
 
 BINARY = "tensorflow_model_server"
@@ -93,17 +93,7 @@ def stop(server):
 def exported(tmp_path_factory, tiny):
     """A text classifier of three colours, with its export."""
     folder = tmp_path_factory.mktemp("served")
-    config = {
-        "data": {
-            "train": str(write_csv(folder / "t.csv", 60)),
-            "validation": None,
-            "max_length": 12,
-        },
-        "model": {"backbone": f"hf:{tiny}"},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"epochs": 1},
-    }
-    return tfft.train(config, workdir=folder / NAME)
+    return tfft.train(one_epoch(tiny, folder), workdir=folder / NAME)
 
 
 @pytest.fixture(scope="package")
