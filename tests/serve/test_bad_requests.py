@@ -145,8 +145,8 @@ CLASSIFY = {
     "context of invalid base64": {"examples": [TEXT], "context": {"text": {"b64": "*"}}},
 }
 PATHS = [  # method, path after the host, code
-    ("GET", "/", 400),
-    ("GET", "/v1", 400),
+    ("GET", "/", 404),
+    ("GET", "/v1", 404),
     ("GET", "/v1/models", 400),
     ("GET", "/v1/models/", 400),
     ("GET", "/v1/models/none", 404),
@@ -154,6 +154,8 @@ PATHS = [  # method, path after the host, code
     ("GET", "/v1/models/NAME/versions/9", 404),
     ("GET", "/v1/models/NAME/versions/9/metadata", 404),
     ("GET", "/v1/models/NAME/versions/x", 400),
+    ("GET", "/v1/models/NAME/versions/" + 18 * "9", 404),
+    ("GET", "/v1/models/NAME/versions/" + 5000 * "9", 400),
     ("GET", "/v1/models/NAME/labels/none", 400),
     ("GET", "/v1/models/NAME:predict", 400),
     ("POST", "/v1/models/NAME", 400),
@@ -165,7 +167,7 @@ PATHS = [  # method, path after the host, code
     ("POST", "/v1/models/NAME/versions/9:predict", 404),
     ("POST", "/v1/models/NAME/versions/-1:predict", 400),
     ("POST", "/v1/models/NAME/labels/none:predict", 400),
-    ("POST", "/v2/models/NAME/infer", 400),
+    ("POST", "/v2/models/NAME/infer", 404),
     ("PUT", "/v1/models/NAME:predict", 400),
     ("DELETE", "/v1/models/NAME", 400),
     ("POST", "/v1/models/%2e%2e%2f:predict", 400),

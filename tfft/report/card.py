@@ -201,15 +201,17 @@ def _limits(config: Config, facts: Mapping[str, Any], evaluations: Mapping[str, 
         lines.append(f"What is longer than {config.data.max_length} tokens is cut.")
     if "test" not in evaluations:
         lines.append("There was no test split: the figures are of rows that chose the weights.")
-    lines.append("It answers with one of its classes whatever it is given, also far from its data.")
+    if not config.task.several:
+        lines.append(
+            "It answers with one of its classes whatever it is given, far from its data too."
+        )
     lines.append("What it is meant for, and what not: *to be filled in by whoever publishes it.*")
-    if config.task.several:
-        del lines[-2]
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        plain = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
+        return f"| {' | '.join(plain)} |"
 
     return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])

@@ -153,7 +153,11 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         return self._run(signature, examples.serialized(examples.merged(given))), spec
 
     def _run(self, signature: Signature, inputs: Arrays) -> Arrays:
-        return self._batcher.submit(signature, inputs).result(self._seconds)
+        answer = self._batcher.submit(signature, inputs)
+        try:
+            return answer.result(self._seconds)
+        finally:
+            answer.cancel()  # where it was given up before its turn came
 
 
 class _Model(model_service_pb2_grpc.ModelServiceServicer):

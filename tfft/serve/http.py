@@ -24,7 +24,7 @@ from tfft.serve.loaded import Loaded, Signature
 from tfft.serve.versions import Versions
 
 _PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d+)|/labels/(?P<label>[^/:]+))?"
+    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
     r"(?::(?P<verb>predict|classify|regress)|(?P<metadata>/metadata))?"
 )
 PARSERS = 2  # bodies that are read at once
@@ -105,6 +105,8 @@ class Rest:
             return _reply(500, {"error": "internal error"})
 
     async def _answer(self, request: web.Request) -> Any:
+        if not request.path.startswith("/v1/"):
+            raise Failure("NOT_FOUND", "Not Found")
         match = _PATH.fullmatch(request.path)
         verb = match["verb"] if match is not None else None
         if match is None or request.method != ("POST" if verb else "GET"):
