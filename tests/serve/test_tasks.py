@@ -103,10 +103,8 @@ def test_the_live_models_answers(task, make, tiny, tmp_path):
         np.testing.assert_allclose(scores, live, atol=BOUND)
     finally:
         assert stop(server) == 0
-    if "image" not in columns:  # a picture's bytes do not go on a command line
-        np.testing.assert_allclose(
-            by_cli(run.workdir / "export" / "1", columns, raw), live, atol=BOUND
-        )
+    found = by_cli(run.workdir / "export" / "1", columns, raw, tmp_path)
+    np.testing.assert_allclose(found, live, atol=BOUND)
 
 
 def instances(columns, rows):
@@ -154,16 +152,26 @@ def classified(server, columns, rows):
     return classes, [[one.score for one in row.classes] for row in found]
 
 
-def by_cli(folder, columns, rows):
+def by_cli(folder, columns, rows, scratch):
     """TensorFlow's saved_model_cli, as the export's README has it."""
     text = (folder.parent / "README.md").read_text()
-    (code,) = re.findall(r"python -c '(.*?)'", text, re.S)
-    given = zip(columns, zip(*rows, strict=True), strict=True)
-    inputs = ";".join(f"{column}={list(values)!r}" for column, values in given)
+    code = re.findall(r"python -c '(.*?)'", text, re.S)[-1]
+    if "image" in columns:
+        assert "--inputs='image=picture.npy'" in text
+        (scratch / "picture.jpg").write_bytes(rows[0][0])
+        saved = re.search(r"python -c '(import numpy.*?)'", text)[1]
+        subprocess.run([sys.executable, "-c", saved], cwd=scratch, check=True)
+        (alone,) = np.load(scratch / "picture.npy")
+        assert alone == rows[0][0]
+        np.save(scratch / "picture.npy", [picture for (picture,) in rows])
+        inputs = f"--inputs=image={scratch / 'picture.npy'}"
+    else:
+        given = zip(columns, zip(*rows, strict=True), strict=True)
+        inputs = "--input_exprs=" + ";".join(f"{c}={list(values)!r}" for c, values in given)
     done = subprocess.run(
         [
             *(sys.executable, "-c", code, "run", f"--dir={folder}", "--tag_set=serve"),
-            *("--signature_def=serving_default", f"--input_exprs={inputs}"),
+            *("--signature_def=serving_default", inputs),
         ],
         capture_output=True,
         text=True,

@@ -3,7 +3,7 @@
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from tfft.config.base import Section
 
@@ -17,8 +17,18 @@ SUFFIXES = {
 }
 
 
+def _or_shorthand(schema: dict[str, Any]) -> None:
+    """Turn the schema of the long form into one of either form."""
+    examples = ["data.csv", "pictures/", "tfds:trec"]
+    long = dict(schema)
+    schema.clear()
+    schema["anyOf"] = [long, {"type": "string", "examples": examples}]
+
+
 class Source(Section):
     """One split's rows: a file, a glob, a list of them, folders of pictures, or a TFDS set."""
+
+    model_config = ConfigDict(json_schema_extra=_or_shorthand)
 
     source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz"]
     path: str | list[str] = Field(description="a path, a glob, a list; for tfds the set's name")
@@ -26,11 +36,6 @@ class Source(Section):
     data_dir: str | None = Field(None, description="tfds only: where sets are prepared")
     encoding: str = Field("utf-8", description="of csv, tsv and jsonl files")
     quoting: bool | None = Field(None, description="csv quotes; default: on for csv, off for tsv")
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> dict[str, Any]:
-        examples = ["data.csv", "pictures/", "tfds:trec"]
-        return {"anyOf": [handler(core), {"type": "string", "examples": examples}]}
 
     @model_validator(mode="before")
     @classmethod

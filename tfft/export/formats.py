@@ -11,11 +11,12 @@ Each is written to a temporary name, run there on real rows, compared with the l
 then renamed.
 """
 
+import contextlib
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,7 +140,7 @@ def _scored(servable: Servable) -> keras.Model:
     return made  # the exporters want a model that was called
 
 
-@contextmanager
+@contextlib.contextmanager
 def _plain_gelu() -> Iterator[None]:
     """TensorFlow writes gelu with erfc, which neither form has an op for; erf is the same."""
 
@@ -155,7 +156,8 @@ def _plain_gelu() -> Iterator[None]:
 
 
 def _write_litert(servable: Servable, path: Path) -> None:
-    _scored(servable).export(str(path), format="litert", verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.14 prints all the same
+        _scored(servable).export(str(path), format="litert", verbose=False)
 
 
 def _answer_litert(path: Path, servable: Servable, batch: Batch) -> np.ndarray:

@@ -201,7 +201,7 @@ def readme(name: str, servable: Servable, version: int) -> str:
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
     row = ", ".join(f'"{column}": {_json_of(column)}' for column in columns)
     python = ", ".join(f'"{column}": {_python_of(column)}' for column in columns)
-    cli = ";".join(f"{column}={_cli_of(column)}" for column in columns)
+    before, given = _cli(columns)
     return f"""\
 # {name}
 
@@ -248,9 +248,10 @@ print(tf.make_ndarray(answer.outputs["probabilities"]))
 Without a server, `import tensorflow_text` first:
 
 ```sh
-python -c 'import sys, tensorflow_text; from tensorflow.python.tools.saved_model_cli import main;
+{before}python -c 'import sys, tensorflow_text
+from tensorflow.python.tools.saved_model_cli import main
 sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_default \\
-  --input_exprs='{cli}'
+  {given}
 ```
 
 ## Signatures
@@ -322,10 +323,13 @@ def _grpc_row(columns: Sequence[str]) -> str:
     return ", ".join(f'"{column}": {value}' for column, value in values.items())
 
 
-def _cli_of(column: str) -> str:
-    if column == "image":
-        return '[open("picture.jpg", "rb").read()]'
-    return '["an example"]'
+def _cli(columns: Sequence[str]) -> tuple[str, str]:
+    """What must be run before saved_model_cli, and its inputs: literals, or files of numpy's."""
+    if "image" in columns:
+        code = 'import numpy; numpy.save("picture.npy", [open("picture.jpg", "rb").read()])'
+        return f"python -c '{code}'\n", "--inputs='image=picture.npy'"
+    given = ";".join(f'{column}=["an example"]' for column in columns)
+    return "", f"--input_exprs='{given}'"
 
 
 def _stable(path: Path) -> int | None:
