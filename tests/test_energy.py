@@ -5,11 +5,7 @@ import types
 
 import pytest
 
-from tfft.checkpoints import State
 from tfft.energy import Meter
-from tfft.report import card
-
-DEVICE = {"workers": 1}
 
 
 @pytest.fixture
@@ -124,13 +120,3 @@ def test_no_driver(nvml, tmp_path):
 
     nvml.nvmlInit = init
     assert Meter(tmp_path).names == []
-
-
-def test_the_card_tells_what_was_seen():
-    state = State(seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"])
-    line = card._energy(state, DEVICE)
-    assert line == "0.50 Wh by 1 CPU package (RAPL); other work of the machine counts too"
-    state.metered = 40.2
-    assert ", without 60 seconds that were not measured;" in card._energy(state, DEVICE)
-    assert "of the first worker" in card._energy(state, {"workers": 2})
-    assert card._energy(State(seconds=9), DEVICE).startswith("not measured")

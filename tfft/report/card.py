@@ -175,10 +175,18 @@ def _figures(split: str, evaluation: Evaluation, config: Config) -> str:
 
 def _slices(split: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
     by_class = evaluation.details.by_class
-    order = sorted(range(len(labels)), key=lambda at: by_class["f1"][at])[:CLASSES]
+    support = by_class["support"]
+    # Of a class without rows there is no recall.
+    order = sorted(range(len(labels)), key=lambda at: (support[at] == 0, by_class["f1"][at]))
     rows = [
-        [labels[at], *(_number(name, values[at]) for name, values in by_class.items())]
-        for at in order
+        [
+            labels[at],
+            *(
+                _number(name, values[at]) if support[at] or name == "support" else ""
+                for name, values in by_class.items()
+            ),
+        ]
+        for at in order[:CLASSES]
     ]
     which = "weakest first" + (f", {CLASSES} of {len(labels)}" if len(labels) > CLASSES else "")
     head = ["class", *(name.replace("_", " ") for name in by_class)]
