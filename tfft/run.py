@@ -160,9 +160,8 @@ class Run:
                 self._servable,
                 sample,
                 folder or self.workdir / "export",
-                config.verify_rows,
+                config,
                 self.config.distribute.precision,
-                config.warmup,
                 stored,
                 self._trained_on,
             )

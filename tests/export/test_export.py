@@ -12,6 +12,7 @@ from tests.conftest import one_epoch
 from tfft import export
 from tfft.errors import UserError
 from tfft.export import saved_model
+from tfft.export.signatures import Signatures
 from tfft.metrics import softmax
 
 
@@ -19,6 +20,14 @@ from tfft.metrics import softmax
 def exported(tmp_path_factory, tiny):
     folder = tmp_path_factory.mktemp("exported")
     return tfft.train(one_epoch(tiny, folder), workdir=folder / "run")
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_padding_is_left_out_unless_it_should_not(exported, skip):
+    """What XLA compiles has no op whose shape follows from the values."""
+    made = Signatures(exported._servable, skip_padding=skip)
+    graph = made.functions["tensors"].get_concrete_function().graph
+    assert any(op.type == "Where" for op in graph.get_operations()) is skip
 
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]

@@ -384,6 +384,11 @@ class ExportConfig(Section):
     weights: Literal["float32", "float16", "bfloat16", "int8"] = Field(
         "float32", description="how they are stored; the loss of accuracy is measured and told"
     )
+    skip_padding: bool = Field(
+        True,
+        description="encoders of texts compute the real tokens alone; false: for what compiles the "
+        "graph (XLA, TensorRT), which takes no shapes that follow from the values",
+    )
     warmup: bool = Field(
         True, description="write warm-up requests for TF Serving, which hold training rows"
     )

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import log
+from tfft.config import ExportConfig
 from tfft.errors import UserError
 from tfft.export import kit, served, warmup
 from tfft.export.compact import Stored
@@ -38,17 +39,16 @@ def publish(
     servable: Servable,
     sample: Sequence[tuple[Any, ...]],
     folder: Path,
-    verify_rows: int,
+    config: ExportConfig,
     precision: str,
-    warm: bool = True,
     stored: Sequence[Stored] = (),
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
 ) -> "Published":
     """Write `folder/<n>/`.
 
     Args:
-        sample: raw rows of the training data; the first `verify_rows` are run.
-        warm: write warm-up requests, which hold these rows.
+        sample: raw rows of the training data; the first `config.verify_rows` are run, and are what
+            warm-up requests hold.
         stored: weights that are saved in another form, whose values the model has now.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
@@ -63,22 +63,22 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        Signatures(servable, stored).save(temporary / "model")
+        Signatures(servable, stored, config.skip_padding).save(temporary / "model")
         served.describe(temporary / "model", servable)
-        rows = [sent[i % len(sample)] for i in range(verify_rows)]  # a tiny set comes again
+        rows = [sent[i % len(sample)] for i in range(config.verify_rows)]  # a tiny set comes again
         difference, rates = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
-        if warm:
+        if config.warmup:
             warmup.write(temporary / "model", inputs, rows, kit.batch_sizes(rates))
         target = folder / str(served.next_number(folder))
         os.rename(temporary / "model", target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    log.say(f"export: {target} (largest difference {difference:.1e} over {verify_rows} rows)")
+    log.say(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
     return Published(target, difference, rates)
 
 

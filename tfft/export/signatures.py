@@ -12,6 +12,7 @@ The features of a tf.Example are the raw columns. TF Serving's Classify call ask
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,9 +55,12 @@ class Signatures(tf.Module):
 
     Args:
         stored: weights that are saved in another form.
+        skip_padding: encoders whose families can compute without padding do.
     """
 
-    def __init__(self, servable: Servable, stored: Sequence[Stored] = ()):
+    def __init__(
+        self, servable: Servable, stored: Sequence[Stored] = (), skip_padding: bool = True
+    ):
         super().__init__()
         model, inputs, task = servable.model, servable.inputs, servable.task
         labels = list(servable.labels)
@@ -71,7 +75,8 @@ class Signatures(tf.Module):
 
         def decoded(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [(one.variable, one.value()) for one in stored]
-            with keras.StatelessScope(values), packed(model):
+            packing = packed(model) if skip_padding else nullcontext()
+            with keras.StatelessScope(values), packing:
                 logits = model(dict(zip(prepared, parts, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 
