@@ -97,3 +97,9 @@ def test_the_size_on_the_disk(run, tmp_path, monkeypatch):
         sizes[kind] = sum(p.stat().st_size for p in (path / "variables").glob("*data*"))
     assert sizes["int8"] < 0.5 * sizes["float32"]
     assert load_run(run.workdir).config.export.weights == "float32"
+
+
+def test_a_form_that_there_is_not(run, tmp_path):
+    with pytest.raises(UserError, match=r"must be one of float32, float16, .*; received 'int4'"):
+        run.export(tmp_path / "export", "int4")
+    assert list(tmp_path.iterdir()) == []

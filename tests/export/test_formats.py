@@ -64,7 +64,12 @@ def test_it_is_written_verified_and_described(run, live, form, tmp_path):
 
 def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
     path = run.export_as("keras", tmp_path / "keras")
+    (tmp_path / "keras" / "README.md").write_text("# my card")
+    (tmp_path / "keras" / "tfft.json").write_text("{}")
     assert run.export_as("keras", tmp_path / "keras") == path
+    assert (tmp_path / "keras" / "README.md").read_text() == "# my card"
+    assert json.loads((tmp_path / "keras" / "tfft.json").read_text())["labels"] == run.labels
+    assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
     with pytest.raises(UserError, match="holds something else than an exported model"):

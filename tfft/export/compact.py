@@ -43,11 +43,15 @@ def rounded(model: keras.Model, kind: str) -> Iterator[list[Stored]]:
     """Within: the model's weights are what their stored form gives; afterwards what they were.
 
     Raises:
-        UserError: a part of the model is a SavedModel, whose weights are its own.
+        UserError: there is no such form, or a part of the model is a SavedModel, whose weights are
+            its own.
     """
     if kind == "float32":
         yield []
         return
+    if kind not in _MADE:
+        known = ", ".join(("float32", *_MADE))
+        raise UserError(f"export.weights: must be one of {known}; received {kind!r}")
     if any(hasattr(layer, "saved") for layer in model._flatten_layers()):
         raise UserError(f"export.weights: {kind} does not go with hub: backbones, received one")
     chosen = [v for v in model.weights if _worth(v)]

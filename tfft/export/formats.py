@@ -88,7 +88,9 @@ def write(
     rows = [servable.inputs.sent(row) for row in rows]
     temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
     try:
-        path = temporary / form.file
+        made = temporary / "made"  # the folder around it is for its owner's eyes alone
+        made.mkdir()
+        path = made / form.file
         with _plain_gelu():
             form.write(servable, path)
         difference = _difference(form, servable, path, rows)
@@ -97,10 +99,13 @@ def write(
                 f"export: {form.file}'s probabilities differ by {difference:.1e} from the live "
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
-        servable.inputs.save(temporary)
-        served.describe(temporary, servable, _ABOUT)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.rename(temporary, folder)
+        servable.inputs.save(made)
+        served.describe(made, servable, _ABOUT)
+        if folder.exists():  # what else was put beside it stays
+            for file in made.iterdir():
+                os.replace(file, folder / file.name)
+        else:
+            os.rename(made, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     log.say(
