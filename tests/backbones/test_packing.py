@@ -77,3 +77,19 @@ def test_places_by_hand():
     x = tf.reshape(tf.range(12.0), [2, 3, 2])
     np.testing.assert_array_equal(found.packed(x), [[0, 1], [6, 7], [8, 9]])
     assert found.spread(found.packed(x)).shape == (2, 3, 2)
+
+
+def test_padding_alone_and_padding_first():
+    """The first has no answer that means anything, but none that hangs on other rows either; the
+    second has the live model's."""
+    encoder = load(GOLDEN / "encoders" / "bert").model
+    call = traced(encoder)
+    ids = np.random.default_rng(0).integers(5, 40, (3, 5)).astype(np.int32)
+    mask = np.array([[1, 1, 1, 1, 0], [0, 0, 0, 0, 0], [0, 0, 1, 1, 1]], np.int32)
+    given = {"token_ids": ids, "padding_mask": mask, "segment_ids": ids * 0}
+    found, live = call(given), encoder(given, training=False)
+    np.testing.assert_allclose(found["pooled"][2], live["pooled"][2], atol=BOUND)
+    np.testing.assert_allclose(found["sequence"][2, 2:], live["sequence"][2, 2:], atol=BOUND)
+    alone = call({name: value[1:2] for name, value in given.items()})
+    np.testing.assert_allclose(alone["pooled"][0], found["pooled"][1], atol=BOUND)
+    assert np.isfinite(alone["pooled"]).all()

@@ -28,7 +28,8 @@ class Places:
     Attributes:
         rows, tokens: B and T.
         taken: of each token, its place in [B * T], int [N].
-        given: of each place, the token that goes there, int [B * T]; where none does, another.
+        given: of each place, the token that goes there, int [B * T]; where none does, the one
+            before it.
     """
 
     rows: Any
@@ -41,16 +42,19 @@ class Places:
         return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self.taken, axis=0)
 
     def spread(self, x):
-        """[N, D] -> [B, T, D], with the features of some token where there is none."""
+        """[N, D] -> [B, T, D], with the features of the one before where there is none."""
         return ops.reshape(ops.take(x, self.given, axis=0), [self.rows, self.tokens, x.shape[-1]])
 
 
 def places(bias) -> Places:
-    """Of the real tokens, those that attention's bias, [B, 1, 1, T], does not hide."""
+    """Of the real tokens, those that attention's bias, [B, 1, 1, T], does not hide; and of the
+    first of each row in any case. So a row of padding alone has an answer too, and what stands in
+    for padding never comes from another row."""
     rows, tokens = ops.shape(bias)[0], ops.shape(bias)[3]
-    real = ops.cast(ops.reshape(bias, [-1]) > -1, "int32")
-    before = ops.maximum(ops.cumsum(real) - 1, 0)
-    return Places(rows, tokens, ops.nonzero(real)[0], before)
+    shown = ops.reshape(bias, [rows, tokens]) > -1
+    real = ops.logical_or(shown, ops.arange(tokens) == 0)
+    real = ops.cast(ops.reshape(real, [-1]), "int32")
+    return Places(rows, tokens, ops.nonzero(real)[0], ops.cumsum(real) - 1)
 
 
 def is_packed(x) -> bool:
