@@ -1,7 +1,8 @@
 """Raw texts answered: an export beside the Hugging Face pipeline in PyTorch, in one run.
 
 The same weights (`tfft export --format=huggingface` of the run), the same texts, each in a process
-of its own with all cores; rounds alternate between the two and the best of each counts. Latency:
+of its own with all cores: the run's newest export in a session, as TF Serving runs it, the same as
+Python calls it, the pipeline. Rounds go from one to the next and the best of each counts. Latency:
 one text at a time; throughput: batches of 32.
 
     python benchmarks/serving.py --workdir=RUN --texts=FILE [--rounds=5]
@@ -84,12 +85,16 @@ def main() -> None:
     texts = [t for t in Path(flags.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
 
     import tfft
+    from tfft.errors import UserError
     from tfft.export import latest
 
     run = tfft.load(flags.workdir)
     export = latest(run.workdir / "export")
     with TemporaryDirectory() as folder:
-        checkpoint = run.export_huggingface(Path(folder) / "checkpoint")
+        try:
+            checkpoint = run.export_huggingface(Path(folder) / "checkpoint")
+        except UserError as error:  # a head that transformers has no form for
+            sys.exit(f"serving.py: {error}")
         (Path(folder) / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         theirs = THEIRS.replace("MAX_LENGTH", str(run.config.data.max_length))
         del run

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from tests.conftest import GOLDEN, one_epoch
 from tests.console import command
 from tests.test_tagging import write_table
 from tfft import backbones
-from tfft.config import ModelConfig, TaskConfig
+from tfft.bin import export as export_verb
+from tfft.config import ExportConfig, ModelConfig, TaskConfig
 from tfft.errors import UserError
-from tfft.export import formats
+from tfft.export import compact, formats
 from tfft.model import assemble
 from tfft.tasks import TASKS
 
@@ -60,6 +62,13 @@ def test_it_is_written_verified_and_described(run, live, form, tmp_path):
     }[form]
     np.testing.assert_allclose(answer(path, padded(run)), live, atol=1e-5)
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
+
+
+def test_the_command_offers_what_there_is():
+    """It lists them itself, so that `--help` loads no TensorFlow."""
+    assert set(export_verb.FORMATS) == {"saved_model", *formats.FORMATS}
+    weights = get_args(ExportConfig.model_fields["weights"].annotation)
+    assert export_verb.WEIGHTS == weights == ("float32", *compact._MADE)
 
 
 def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
