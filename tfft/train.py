@@ -1,6 +1,7 @@
 """The road of one run: config -> backbone -> inputs -> data -> head -> method -> mask ->
 optimizer -> fit -> evaluate -> export. Read `run` from top to bottom."""
 
+import gc
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -65,6 +66,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
+    gc.collect()  # a model, its graphs and its data refer to each other: those of earlier runs go
     workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
     log.quiet(not workers.first)
     config = advised(config, workdir)

@@ -4,6 +4,7 @@ The batches of an epoch are a function of (split, batch size, widths, seed, epoc
 a run resumes at batch k by making the plan again and leaving out its first k batches.
 """
 
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -219,18 +220,11 @@ def dataset(
         shape: rows and width of every element where they are fixed (TPU): smaller ones are filled
             up with rows of weight 0, and the others' weights raised so that the mean stays.
     """
-    pieces = pieces or Pieces()
-
-    def elements() -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        for whole in batches:
-            for batch in pieces.cut(whole):
-                element = rows.source(batch), targets[batch.positions], weights[batch.positions]
-                if shape[0] is None:
-                    yield element
-                else:
-                    count = len(whole.positions) / pieces.of  # rows that a piece stands for
-                    yield _filled(element, rows.pad_id, shape, shape[0] / count)
-
+    source = _Source(rows, targets, weights, batches, pieces or Pieces(), shape)
+    # TensorFlow keeps every Python function of a graph, and so what it refers to, for as long as
+    # the process lives (`ops.script_ops`): it may refer to the source weakly only. The data set
+    # owns the source, and an iterator its data set.
+    weak = weakref.ref(source)
     count = shape[0]
     spec = (
         rows.source_spec(*shape),
@@ -243,12 +237,14 @@ def dataset(
     if rows.uniform:
         # An element that comes from Python costs more than a small step: many come at once.
         several = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
-        made = tf.data.Dataset.from_generator(
-            lambda: _stacked(elements()), output_signature=several
+        generated = tf.data.Dataset.from_generator(
+            lambda: _stacked(iter(weak())), output_signature=several
         )
-        made = made.prefetch(2).unbatch().prefetch(4)
+        made = generated.prefetch(2).unbatch().prefetch(4)
     else:
-        made = tf.data.Dataset.from_generator(elements, output_signature=spec).prefetch(4)
+        generated = tf.data.Dataset.from_generator(lambda: iter(weak()), output_signature=spec)
+        made = generated.prefetch(4)
+    generated._source = source
     if rows.at_once:
         made = made.map(
             lambda given, y, weight: (*rows.finish(given, y), weight),
@@ -256,6 +252,30 @@ def dataset(
             deterministic=True,
         ).prefetch(rows.at_once)
     return made.with_options(options)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What `dataset` reads: iterating gives an element (inputs, targets, weights) at a time."""
+
+    rows: Rows
+    targets: np.ndarray
+    weights: np.ndarray
+    batches: Iterable[Batch]
+    pieces: Pieces
+    shape: tuple[int | None, int | None]
+
+    def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
+        for whole in self.batches:
+            for batch in self.pieces.cut(whole):
+                at = batch.positions
+                element = self.rows.source(batch), self.targets[at], self.weights[at]
+                if self.shape[0] is None:
+                    yield element
+                else:
+                    count = len(whole.positions) / self.pieces.of  # rows that a piece stands for
+                    factor = self.shape[0] / count
+                    yield _filled(element, self.rows.pad_id, self.shape, factor)
 
 
 def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
