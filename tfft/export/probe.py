@@ -1,16 +1,24 @@
 """Runs a SavedModel as a server would: with TensorFlow and tensorflow-text, nothing else.
 
-A script, run by path in a fresh process (`python -I probe.py FOLDER`): FOLDER/model is loaded,
-FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz the answers.
+A script, run by path in a process of its own (`verifier`): `python -I probe.py` imports TensorFlow
+and reads names of folders from standard input, a line each. For each it forks a process, in which
+nothing was loaded before, and answers with that one's exit code. FOLDER/model is loaded,
+FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz the answers,
+FOLDER/errors.txt what was written to standard error. `python -I probe.py FOLDER` does one, without
+a fork.
 """
 
 import base64
 import json
+import os
+import select
 import sys
 import time
+import traceback
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)  # of the batches that are timed
 LONG = 2.0  # seconds for a size after which no larger one is timed
+IDLE = 120.0  # seconds without a request after which it ends
 BLOCKED = ("tfft", "transformers", "tokenizers", "keras_hub", "tf_keras", "torch")
 
 
@@ -59,16 +67,23 @@ def examples(columns):
     return made
 
 
-def main(folder):
-    """Ask every signature with all rows, the raw one in batches of 1 and 3 too."""
+def prepare():
+    """Import what a server has, and let nothing else be imported."""
     sys.meta_path.insert(0, _Blocker())
-    import numpy as np
-    import tensorflow as tf
+    import numpy  # noqa: F401
+    import tensorflow  # noqa: F401
     import tensorflow_text  # noqa: F401 -- registers its ops, which TF Serving links
 
     # TensorFlow imports keras by itself; from here on it is gone.
     for name in [n for n in sys.modules if n.split(".")[0] == "keras"]:
         sys.modules[name] = None
+
+
+def verify(folder):
+    """Ask every signature with all rows, the raw one in batches of 1 and 3 too."""
+    import numpy as np
+    import tensorflow as tf
+
     model = tf.saved_model.load(f"{folder}/model")
     with open(f"{folder}/raw.json", encoding="utf-8") as file:
         raw = {name: [value_of(v) for v in values] for name, values in json.load(file).items()}
@@ -111,5 +126,45 @@ def rates(serve, raw):
     return found
 
 
+def serve():
+    """Verify the folder of each line that comes in, in a process of its own."""
+    answers_to = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
+    os.dup2(2, 1)
+    prepare()
+    while select.select([sys.stdin], [], [], IDLE)[0]:
+        line = sys.stdin.readline()
+        if not line:
+            return
+        child = os.fork()  # safe: importing starts no thread
+        if child == 0:
+            _become(json.loads(line))
+        _, status = os.waitpid(child, 0)
+        answers_to.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        answers_to.flush()
+
+
+def _become(folder):
+    """In the child: verify and exit."""
+    code = 1
+    try:
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # of the one that forks
+            os.environ.pop(name, None)
+        errors = os.open(f"{folder}/errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        os.dup2(errors, 1)
+        os.dup2(errors, 2)
+        verify(folder)
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    if len(sys.argv) > 1:
+        prepare()
+        verify(sys.argv[1])
+    else:
+        serve()

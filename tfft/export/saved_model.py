@@ -9,8 +9,6 @@ import base64
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,13 +24,14 @@ from tfft.errors import UserError
 from tfft.export import kit, served, warmup
 from tfft.export.compact import Stored
 from tfft.export.signatures import Servable, Signatures
-from tfft.preprocess import ImageInputs, Inputs
+from tfft.export.verifier import Verifier
+from tfft.preprocess import Inputs
 
 # How far served probabilities may be from the live model's, by precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
 PARITY_ROWS = 1000  # rows whose preparation is compared
 CHECKED = 128  # of them at once
-_PROBE = Path(__file__).parent / "probe.py"
+_VERIFIER = Verifier()
 
 
 def publish(
@@ -59,11 +58,12 @@ def publish(
     """
     inputs = servable.inputs
     sent = _Sent(inputs, sample)
-    _check_prepared(inputs, sent, trained_on)
+    signatures = Signatures(servable, stored, config.skip_padding)
+    _check_prepared(inputs, signatures.prepare, sent, trained_on)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
     try:
-        Signatures(servable, stored, config.skip_padding).save(temporary / "model")
+        signatures.save(temporary / "model")
         served.describe(temporary / "model", servable)
         rows = [sent[i % len(sample)] for i in range(config.verify_rows)]  # a tiny set comes again
         difference, rates = _verify(servable, rows, temporary)
@@ -114,6 +114,7 @@ class _Sent(Sequence[tuple[Any, ...]]):
 
 def _check_prepared(
     inputs: Inputs,
+    graph: Callable[..., dict[str, tf.Tensor]],
     sample: Sequence[tuple[Any, ...]],
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None,
 ) -> None:
@@ -122,9 +123,6 @@ def _check_prepared(
     Raises:
         UserError: they differ in a row.
     """
-    graph = inputs.graph()
-    if isinstance(inputs, ImageInputs):
-        graph = tf.function(graph, [tf.TensorSpec([None], tf.string)], autograph=False)
     for start in range(0, min(len(sample), PARITY_ROWS), CHECKED):
         rows = sample[start : start + CHECKED]
         columns = list(zip(*rows, strict=True))
@@ -168,12 +166,10 @@ def _verify(
     raw = {name: list(map(_plain, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
     np.savez(request, **prepared)
-    command = [sys.executable, "-I", str(_PROBE), str(folder)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    if done.returncode or not response.is_file():
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        raise UserError(f"export: the SavedModel does not run in a fresh process: {last}")
+    problem = _VERIFIER.run(folder)
+    if problem is not None or not response.is_file():
+        reason = problem or "it gave no answers"
+        raise UserError(f"export: the SavedModel does not run in a fresh process: {reason}")
     answers = np.load(response)
     difference = max(float(np.abs(answers[name] - live).max()) for name in answers.files)
     rates = json.loads((folder / "rates.json").read_text(encoding="utf-8"))

@@ -56,6 +56,10 @@ class Signatures(tf.Module):
     Args:
         stored: weights that are saved in another form.
         skip_padding: encoders whose families can compute without padding do.
+
+    Attributes:
+        functions: signature -> its function.
+        prepare: raw columns, strings [B] each -> the model's inputs.
     """
 
     def __init__(
@@ -80,11 +84,16 @@ class Signatures(tf.Module):
                 logits = model(dict(zip(prepared, parts, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 
-        tensors = _function(decoded, list(prepared.values()))  # traced once, called by all
+        # Each is traced once, and called by those below it.
+        strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
+        self.prepare = prepare = _function(lambda *columns: graph(*columns), strings)
+        tensors = _function(decoded, list(prepared.values()))
 
-        def raw(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
-            made = graph(*columns)
+        def answered(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+            made = prepare(*columns)
             return tensors(*(made[name] for name in prepared))
+
+        raw = _function(answered, strings)
 
         def parsed(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             columns = tf.io.parse_example(examples, features)
@@ -94,9 +103,8 @@ class Signatures(tf.Module):
             scores = parsed(examples)["probabilities"]
             return {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
 
-        strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
         self.functions = {
-            RAW: _function(raw, strings),
+            RAW: raw,
             "tensors": tensors,
             "serialized": _function(parsed, [tf.TensorSpec([None], tf.string, "examples")]),
             "classify": _function(classified, [tf.TensorSpec([None], tf.string, "inputs")]),
