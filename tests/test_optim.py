@@ -5,6 +5,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tfft import masks, optim
 from tfft.config import OptimizerConfig
@@ -66,6 +67,36 @@ def test_adamw_step_against_numpy():
             expected[i] = expected[i] - rate * m[i] / (np.sqrt(v[i]) + 1e-8)
     np.testing.assert_allclose(kernel.value, expected[0], rtol=1e-5)
     np.testing.assert_allclose(bias.value, expected[1], rtol=1e-5)
+
+
+def after_steps(optimizer, gradients):
+    """Two kernels after a step with each gradient, in a graph that is traced anew for the last."""
+    kernels = [variables()[0], variables()[0]]
+    optimizer.build(kernels)
+
+    def step(gradient):
+        optimizer.apply([gradient, 2 * gradient], kernels)
+
+    first, second = tf.function(step), tf.function(step)
+    for gradient in gradients[:-1]:
+        first(tf.constant(gradient))
+    second(tf.constant(gradients[-1]))
+    return [kernel.numpy() for kernel in kernels]
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_what_is_computed_once_a_step_is_kerass_update_to_the_bit(name, amsgrad):
+    """In a graph, from which the shared operations are not to leak into the next step."""
+    gradients = np.random.default_rng(0).normal(size=(5, 2, 2)).astype(np.float32)
+    settings = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-6}
+    keras_class = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name]
+    decay = {"weight_decay": 0.1} if name == "adamw" else {}
+    reference = keras_class(0.05, amsgrad=amsgrad, **settings, **decay)
+    ours = build(name=name, learning_rate=0.05, options={"amsgrad": amsgrad}, **settings, **decay)
+    assert isinstance(ours, optim.SharedBiasCorrection)
+    expected, kernels = after_steps(reference, gradients), after_steps(ours, gradients)
+    np.testing.assert_array_equal(kernels, expected)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])

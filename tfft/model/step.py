@@ -136,15 +136,16 @@ class Model(keras.Model):
             loss, gradients = self._micro_batches(x, y, weight, total, micro)
         loss, *gradients = self._all_reduce([loss, *gradients])
         gradients = self._penalised(gradients)
-        finite = tf.math.is_finite(loss)
+        norm, finite = updates.global_norm(gradients), tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # A loss scaler looks at the gradients itself, and lowers the scale.
-            finite &= tf.math.is_finite(updates.global_norm(gradients))
-        tf.cond(finite & ~dry, lambda: self._apply(gradients), lambda: tf.constant(False))
+            finite &= tf.math.is_finite(norm)
+        tf.cond(finite & ~dry, lambda: self._apply(gradients, norm), lambda: tf.constant(False))
         return loss, finite
 
-    def _apply(self, gradients: list[tf.Tensor]) -> tf.Tensor:
-        self.optimizer.apply(gradients, self.trainable_variables)
+    def _apply(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> tf.Tensor:
+        with updates.norm_known(self.optimizer, gradients, norm):
+            self.optimizer.apply(gradients, self.trainable_variables)
         return tf.constant(True)
 
     def _micro_batches(

@@ -7,7 +7,9 @@ that every replica holds the same true gradient; then the optimizer's backend-in
 run in each replica, update each copy alike, and nothing is left to merge.
 """
 
+import operator
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import MethodType
 from typing import Any
 
@@ -51,8 +53,25 @@ def _clip_gradients(self: Any, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     """Keras' clipping, the global norm being computed by `global_norm`."""
     if not self.global_clipnorm or self.clipnorm:
         return type(self)._clip_gradients(self, gradients)
-    scale = self.global_clipnorm / tf.maximum(global_norm(gradients), self.global_clipnorm)
+    scale = self.global_clipnorm / tf.maximum(_norm_of(self, gradients), self.global_clipnorm)
     return [None if g is None else g * tf.cast(scale, g.dtype) for g in gradients]
+
+
+@contextmanager
+def norm_known(optimizer: Any, gradients: list[tf.Tensor], norm: tf.Tensor) -> Iterator[None]:
+    """Within: clipping by the global norm of these gradients takes this one."""
+    optimizer.__dict__["_known_norm"] = gradients, norm  # past Keras' tracking of attributes
+    try:
+        yield
+    finally:
+        optimizer.__dict__["_known_norm"] = None
+
+
+def _norm_of(optimizer: Any, gradients: list[tf.Tensor]) -> tf.Tensor:
+    known, norm = getattr(optimizer, "_known_norm", None) or ((), None)
+    # An optimizer may have scaled or accumulated the gradients: then they are others.
+    same = len(known) == len(gradients) and all(map(operator.is_, known, gradients))
+    return norm if same else global_norm(gradients)
 
 
 def global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
