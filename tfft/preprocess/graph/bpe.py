@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 
 from tfft.errors import UserError
-from tfft.preprocess.graph import codepoints
+from tfft.preprocess.graph import codepoints, ragged
 from tfft.preprocess.tokenizer import byte_letters
 
 _NO_RANK = tf.int32.max
@@ -50,9 +49,9 @@ class ByteLevelBPE(tf.Module):
             text = tf.strings.regex_replace(text, r"^(?s:([^ ]))", r" \1", replace_global=False)
         for pattern, rewrite in self._cuts:
             text = tf.strings.regex_replace(text, pattern, rewrite)
-        words = tf_text.regex_split(text, codepoints.CUT)
+        words = ragged.regex_split(text, codepoints.CUT)
         unique, where = tf.unique(words.flat_values)
-        return words.with_flat_values(tf.gather(self._encode(unique), where)).merge_dims(1, 2)
+        return ragged.merged(words.with_flat_values(tf.gather(self._encode(unique), where)))
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Ids of each word, [W] -> ragged [W, tokens]."""
@@ -60,6 +59,7 @@ class ByteLevelBPE(tf.Module):
         raw = tf.RaggedTensor.from_row_lengths(
             tf.io.decode_raw(tf.strings.reduce_join(words, keepdims=True), tf.uint8)[0],
             tf.strings.length(words),
+            validate=False,
         )
         ids = raw.with_flat_values(tf.gather(self._byte_ids, tf.cast(raw.flat_values, tf.int32)))
         # A byte that the vocabulary lacks vanishes before any merge, as on the host.

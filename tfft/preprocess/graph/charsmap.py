@@ -10,7 +10,7 @@ import struct
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from tfft.preprocess.graph import codepoints
+from tfft.preprocess.graph import codepoints, ragged
 
 _NORMAL, _UNKNOWN = 1, 2  # SentencePiece.Type
 _UNIGRAM = 1  # TrainerSpec.ModelType
@@ -45,7 +45,7 @@ class CharacterMap(tf.Module):
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
         """The normalised texts."""
-        parts = tf_text.regex_split(text, _CLUSTER, _CLUSTER)
+        parts = ragged.regex_split(text, _CLUSTER, _CLUSTER)
         cluster = tf.strings.regex_full_match(parts.flat_values, _CLUSTER)
         clusters = tf.boolean_mask(parts.flat_values, cluster)
         # The other parts keep their neighbours' company: nothing in the map spans two clusters.

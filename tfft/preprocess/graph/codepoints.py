@@ -20,17 +20,21 @@ _TEXT_PLANES = 0x40000
 
 
 def _characters(stop: int = 0x110000) -> list[str]:
-    return [chr(c) for c in range(0x80, stop) if c not in _SURROGATES]
+    below, above = range(0x80, _SURROGATES.start), range(_SURROGATES.stop, stop)
+    return [*map(chr, below), *map(chr, above)]
 
 
 def images(normalize: Callable[[str], str], stop: int = 0x110000) -> dict[str, str]:
     """What a normalizer makes of each single character, where that is not itself.
 
-    `normalize` must leave the letter "a" alone and treat characters on both sides of it apart.
+    `normalize` must treat characters on both sides of U+0001 apart, or of the letter "a" if it does
+    not leave U+0001 alone.
     """
     characters = _characters(stop)
-    parts = normalize("a" + "a".join(characters) + "a").split("a")[1:-1]
-    if len(parts) != len(characters):  # an image holds an "a" itself (like "ª" under NFKC)
+    # A control character is in no image; a normalizer that drops it makes no image with an "a".
+    mark = "\x01" if normalize("\x01") == "\x01" else "a"
+    parts = normalize(mark + mark.join(characters) + mark).split(mark)[1:-1]
+    if len(parts) != len(characters):  # an image holds the mark itself
         parts = [normalize(c) for c in characters]
     table = {c: image for c, image in zip(characters, parts, strict=True) if image != c}
     for c in map(chr, range(0x80)):

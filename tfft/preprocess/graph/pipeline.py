@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
-import tensorflow_text as tf_text
 from tokenizers import Tokenizer
 
 from tfft.errors import UserError
-from tfft.preprocess.graph import codepoints, normalize, pack
+from tfft.preprocess.graph import codepoints, normalize, pack, ragged
 from tfft.preprocess.graph.bpe import ByteLevelBPE
 from tfft.preprocess.graph.unigram import Unigram
 from tfft.preprocess.graph.wordpiece import WordPiece
@@ -57,11 +56,11 @@ class GraphTokenizer(tf.Module):
         is_text = token < 0
         plain = self._pieces(self._normalize(tf.where(is_text, parts.flat_values, "")))
         single = tf.RaggedTensor.from_row_lengths(
-            tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64)
+            tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64), validate=False
         )
         # Of the two, one is empty in each part.
         ids = tf.concat([plain, single], axis=1)
-        return parts.with_flat_values(ids).merge_dims(1, 2)
+        return ragged.merged(parts.with_flat_values(ids))
 
 
 def _as_read_by_host(spec: str) -> dict[str, Any]:
@@ -116,7 +115,7 @@ class _AddedTokens(tf.Module):
 
     def split(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Texts [N] -> their parts, added tokens apart, ragged [N, parts]."""
-        return tf_text.regex_split(text, self._pattern, self._pattern)
+        return ragged.regex_split(text, self._pattern, self._pattern)
 
     def lookup(self, parts: tf.Tensor) -> tf.Tensor:
         """The id of each part that is an added token, else -1."""

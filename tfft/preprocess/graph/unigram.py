@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
-import tensorflow_text as tf_text
 
 from tfft.errors import UserError
-from tfft.preprocess.graph import codepoints
+from tfft.preprocess.graph import codepoints, ragged
 
 _UNKNOWN_PENALTY = 10.0  # below the worst score: SentencePiece's and the host's constant
 
@@ -48,13 +47,13 @@ class Unigram(tf.Module):
         words = self._words(text)
         unique, where = tf.unique(words.flat_values)
         ids = tf.gather(self._encode(unique), where)
-        return words.with_flat_values(ids).merge_dims(1, 2)
+        return ragged.merged(words.with_flat_values(ids))
 
     def _words(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Split at whitespace, mark the beginnings, split before each mark."""
         mark = self._mark
         if self._split_spaces:
-            words = tf_text.regex_split(text, f"{self._space}+")
+            words = ragged.regex_split(text, f"{self._space}+")
         else:
             words = tf.RaggedTensor.from_tensor(text[:, None])
             words = tf.ragged.boolean_mask(words, words != "")
@@ -65,8 +64,8 @@ class Unigram(tf.Module):
             )
         # A mark belongs to what follows it: cut where something stands before one.
         cut = tf.strings.regex_replace(flat, mark, f"{codepoints.CUT}{mark}")
-        split = tf_text.regex_split(cut, codepoints.CUT)
-        return words.with_flat_values(split).merge_dims(1, 2)
+        split = ragged.regex_split(cut, codepoints.CUT)
+        return ragged.merged(words.with_flat_values(split))
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """The ids along the best path of each word, [W] -> ragged [W, tokens]."""

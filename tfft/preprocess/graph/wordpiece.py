@@ -7,7 +7,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfft.errors import UserError
-from tfft.preprocess.graph import codepoints
+from tfft.preprocess.graph import codepoints, ragged
 
 # Part of no vocabulary: stands for a word that the host calls unknown for its length.
 _TOO_LONG = codepoints.CUT
@@ -40,7 +40,7 @@ class WordPiece(tf.Module):
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Ids of each text."""
-        words = tf_text.regex_split(text, f"{self._spaces}+|{self._punctuation}", self._punctuation)
+        words = ragged.regex_split(text, f"{self._spaces}+|{self._punctuation}", self._punctuation)
         length = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
         known = tf.where(length > self._max_characters, _TOO_LONG, words.flat_values)
-        return self._pieces.tokenize(words.with_flat_values(known)).merge_dims(1, 2)
+        return ragged.merged(self._pieces.tokenize(words.with_flat_values(known)))
