@@ -10,7 +10,7 @@ WORKDIR/
 import fcntl
 import json
 import os
-import subprocess
+import tempfile
 import threading
 import time
 from collections import deque
@@ -28,7 +28,7 @@ from tfft.callbacks import LOWER_IS_BETTER
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
 from tfft.files import write_atomic
-from tfft.tuning import child, hparams, oracles, page, service
+from tfft.tuning import hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.nursery import Nursery
 from tfft.tuning.oracles import EPOCHS, Journal
@@ -69,7 +69,7 @@ def search(
     with alone(workdir), closing(Nursery()) as nursery:
         open_search(space, raw, workdir)
         began = time.monotonic()
-        first = first_values(space, workdir)
+        first = first_values(space, workdir, nursery)
         oracle = oracles.make(
             space.tune,
             space.hyperparameters(first),
@@ -154,7 +154,7 @@ def _settled(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, "tune": {k: v for k, v in tune.items() if k not in GROWS}}
 
 
-def first_values(space: Space, workdir: Path) -> dict[str, Any]:
+def first_values(space: Space, workdir: Path, nursery: Nursery) -> dict[str, Any]:
     """What the first trial takes: the advisor's choice, as far as the space has it."""
     if not space.tune.advise:
         return space.defaults
@@ -165,7 +165,7 @@ def first_values(space: Space, workdir: Path) -> dict[str, Any]:
         asked = workdir / "advised.given.yaml"
         write_atomic(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
         log.say("first trial: what method: auto takes (looking at the data and the backbone)")
-        if reason := _advice(asked, path):
+        if reason := _advice(asked, path, nursery):
             raise UserError(f"{space.where}: {reason}")
     advised = load(path)
     if all(d.path[0] != "method" for d in space.dimensions):
@@ -176,13 +176,19 @@ def first_values(space: Space, workdir: Path) -> dict[str, Any]:
     return space.values_of(advised)
 
 
-def _advice(given: Path, output: Path) -> str:
+def _advice(given: Path, output: Path, nursery: Nursery) -> str:
     temporary = output.with_name(f".{output.name}")
-    command = child.command({"verb": "advise", "config": str(given), "output": str(temporary)})
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.startswith("tfft: ")]
-        return said[-1].removeprefix("tfft: ") if said else done.stderr[-300:]
+    job = {"verb": "advise", "config": str(given), "output": str(temporary)}
+    with tempfile.TemporaryDirectory() as folder:
+        record = Path(folder) / "advice.log"
+        record.touch()  # where the fork server is lost, nothing writes it
+        code = nursery.start(job, record, {}).wait()
+        written = record.read_text(encoding="utf-8", errors="replace")
+    if code:
+        reasons = [line for line in written.splitlines() if line.startswith("tfft: ")]
+        if reasons:
+            return reasons[-1].removeprefix("tfft: ")
+        return written[-300:].strip() or f"the advice ended with exit code {code}"
     os.replace(temporary, output)
     return ""
 
