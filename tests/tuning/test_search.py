@@ -6,8 +6,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,6 +15,7 @@ import yaml
 import tfft
 from tests.conftest import ROOT, write_csv
 from tests.console import command
+from tests.processes import Command
 from tests.test_pictures import write_folder
 from tfft.config import load
 from tfft.errors import UserError
@@ -186,11 +185,8 @@ def killed_now_and_then(raw, tmp_path):
 
 
 def started(path, workdir, *flags):
-    """The searcher in a process group of its own."""
-    arguments = ["tune", f"--config={path}", f"--workdir={workdir}", *flags]
-    return subprocess.Popen(
-        [sys.executable, "-m", "tfft.bin", *arguments], stderr=subprocess.PIPE, text=True
-    )
+    """The searcher in a process of its own."""
+    return Command("tune", f"--config={path}", f"--workdir={workdir}", *flags)
 
 
 def children(pid):
@@ -206,24 +202,21 @@ def test_killed_searchers_and_trials_lose_nothing(killed_now_and_then, tmp_path)
     """SIGKILL at random moments, to the searcher and to a trial in turn."""
     workdir, generator, deaths = tmp_path / "run", random.Random(1), 0
     while True:
-        process = started(killed_now_and_then, workdir, "--parallel=2")
+        searcher = started(killed_now_and_then, workdir, "--parallel=2")
         until = time.monotonic() + generator.uniform(6, 14)
-        while deaths < 5 and process.poll() is None and time.monotonic() < until:
+        while deaths < 5 and searcher.poll() is None and time.monotonic() < until:
             time.sleep(0.05)
-        if deaths < 5 and process.poll() is None:
+        if deaths >= 5 or searcher.poll() is not None:
+            code, err = searcher.wait(1200)
+            break
+        deaths += 1
+        own = children(searcher.pid)  # the fork server; and the trials, which it starts
+        victims = [*own, *(p for one in own for p in children(one))] if deaths % 2 else []
+        if victims:
+            os.kill(generator.choice(victims), signal.SIGKILL)
             deaths += 1
-            own = children(process.pid)  # the nursery; and the trials, which it starts
-            victims = [*own, *(p for one in own for p in children(one))] if deaths % 2 else []
-            if victims:
-                os.kill(generator.choice(victims), signal.SIGKILL)
-                deaths += 1
-                time.sleep(generator.uniform(0, 6))
-            process.kill()
-            process.communicate()
-            continue
-        code, err = process.wait(), process.stderr.read()
-        process.stderr.close()
-        break
+            time.sleep(generator.uniform(0, 6))
+        searcher.kill()
     assert code == 0, err
     assert deaths >= 5
     found = lines(workdir)
@@ -239,10 +232,7 @@ def test_the_searchers_memory_stays_flat_and_the_disk_small(raw, tmp_path):
     raw["tune"] = {"trials": 50, "final_seeds": 0, "advise": False, "keep": 2}
     path, workdir = tmp_path / "search.yaml", tmp_path / "run"
     path.write_text(yaml.safe_dump(raw))
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tfft.bin", "tune", f"--config={path}", f"--workdir={workdir}"],
-        stderr=subprocess.DEVNULL,
-    )
+    process = started(path, workdir)
     resident = {}
     while process.poll() is None:
         time.sleep(0.5)
@@ -251,7 +241,7 @@ def test_the_searchers_memory_stays_flat_and_the_disk_small(raw, tmp_path):
         status = Path(f"/proc/{process.pid}/status")
         if status.is_file() and (found := re.search(r"VmRSS:\s+(\d+)", status.read_text())):
             resident[ended] = int(found[1]) / 1024
-    assert process.returncode == 0 and len(lines(workdir)) == 50
+    assert process.poll() == 0 and len(lines(workdir)) == 50
     assert resident[49] - resident[5] < 20, resident  # MiB
     assert len(list((workdir / "trials").glob("*/seed_0/best"))) == 2
     assert not list((workdir / "trials").glob("*/seed_0/export"))
@@ -263,16 +253,12 @@ def test_only_one_searches_in_a_folder(killed_now_and_then, tmp_path):
     killed_now_and_then.write_text(yaml.safe_dump(raw))
     first = started(killed_now_and_then, tmp_path / "run")
     try:
-        while not (tmp_path / "run" / "journal.jsonl").is_file():
-            assert first.poll() is None
-            time.sleep(0.1)
-        second = started(killed_now_and_then, tmp_path / "run")
-        _, err = second.communicate()
-        assert second.returncode == 2 and "another process searches there" in err
-        time.sleep(1)
+        first.wait_for((tmp_path / "run" / "trials").is_dir)  # before that nothing runs
+        code, err = started(killed_now_and_then, tmp_path / "run").wait()
+        assert code == 2 and "another process searches there" in err
         first.send_signal(signal.SIGINT)
-        _, err = first.communicate()
-        assert first.returncode == 3, err
+        code, err = first.wait()
+        assert code == 3, err
         assert "what ran is saved, and the same command goes on" in err
     finally:
         first.kill()
@@ -310,6 +296,13 @@ def test_a_run_that_stops_after_some_epochs_goes_on_as_if_it_had_not(raw, tmp_pa
     assert tfft.load(tmp_path / "parts").metrics == whole.metrics
 
 
+def impatient():
+    """Let a chief soon think a silent worker lost."""
+    from tfft.tuning import service
+
+    service.LOST, service.BEAT = 8.0, 1.0
+
+
 def test_a_chief_and_workers_one_of_which_is_lost(raw, tmp_path):
     """Over KerasTuner's service on loopback; a killed worker's trial is run by another."""
     raw["tune"] = {"trials": 3, "final_seeds": 0, "advise": False}
@@ -321,30 +314,20 @@ def test_a_chief_and_workers_one_of_which_is_lost(raw, tmp_path):
     }
 
     def member(name):
-        own = {**os.environ, **environment, "KERASTUNER_TUNER_ID": name}
-        command = [sys.executable, "-m", "tests.tuning.impatient", "tune"]
-        return subprocess.Popen(
-            [*command, f"--config={path}", f"--workdir={workdir}"],
-            cwd=ROOT,
-            env=own,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        variables = {**environment, "KERASTUNER_TUNER_ID": name}
+        arguments = ["tune", f"--config={path}", f"--workdir={workdir}"]
+        return Command(*arguments, environment=variables, setup=impatient)
 
     chief, lost = member("chief"), member("worker-a")
     try:
-        until = time.monotonic() + 120
-        while not (workdir / "trials").is_dir():
-            assert time.monotonic() < until and chief.poll() is None
-            time.sleep(0.1)
+        chief.wait_for((workdir / "trials").is_dir)
         lost.kill()
-        lost.communicate()
         other = member("worker-b")
-        _, err = chief.communicate(timeout=180)
-        assert chief.returncode == 0, err
+        code, err = chief.wait()
+        assert code == 0, err
         assert "worker-a is silent for 8 s; its trial is given again" in err
-        _, told = other.communicate(timeout=60)
-        assert other.returncode == 0, told
+        code, told = other.wait()
+        assert code == 0, told
         assert "worker-b: there are no more trials" in told
     finally:
         for process in (chief, lost):
