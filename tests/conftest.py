@@ -6,6 +6,8 @@ import json
 import os
 import random
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -13,36 +15,61 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 
 # Two devices, so that strategies can be tried within the process.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
-# TensorFlow's modules hold millions of objects that stay: not to be walked through every time.
-gc.collect()
-gc.freeze()
-gc.set_threshold(50_000, 20, 50)
+pytest_plugins = ["pytester", "tests.time_budget"]
+
+# A shell that starts pytest in the background ignores SIGINT, and processes inherit that: tests
+# that interrupt one would wait for ever.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+# Nor do the settings of whoever starts pytest reach what is tested.
+for name in [n for n in os.environ if n == "TF_CONFIG" or n.startswith("KERASTUNER_")]:
+    del os.environ[name]
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 
 FIRST = ("test_matrix.py", "test_launch.py")
+SLOW_TIMEOUT = 1800  # seconds
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     """The files that start processes of their own come first: last, they would keep the other
     worker waiting."""
     items.sort(key=lambda item: item.path.name not in FIRST)
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT))
+
+
+def pytest_collection_finish():
+    """Keep the millions of objects of imported modules out of every garbage collection."""
+    gc.set_threshold(50_000, 20, 50)
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """A cache of the session's own, for shared runs too."""
+    folder = tmp_path_factory.getbasetemp() / "cache"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFFT_CACHE", str(folder))
+        yield folder
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory, monkeypatch):
-    """A cache of the session's own."""
-    folder = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("TFFT_CACHE", str(folder))
-    return folder
+def no_process_is_left():
+    yield
+    if (processes := sys.modules.get("tests.processes")) is not None:
+        processes.end_all()
 
 
 @pytest.fixture(scope="session")
@@ -75,19 +102,34 @@ def minilm() -> Path:
 WORDS = ["red", "green", "blue", "apple", "sky", "grass", "the", "is", "a", "like", "an", "un"]
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A tiny BERT checkpoint of the golden files with a vocabulary of its size."""
-    folder = tmp_path_factory.mktemp("tiny")
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(GOLDEN / "encoders" / "bert" / name, folder / name)
+def write_tiny(folder: Path, blocks: int) -> Path:
+    """Write the BERT of the golden files with its first blocks and a vocabulary of its size."""
+    golden = GOLDEN / "encoders" / "bert"
+    settings = json.loads((golden / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": blocks}))
+    tensors = load_file(golden / "model.safetensors")
+    left_out = tuple(f"{at}." for at in range(blocks, settings["num_hidden_layers"]))
+    tensors = {k: v for k, v in tensors.items() if not k.split("layer.")[-1].startswith(left_out)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     letters = list("abcdefghijklmnopqrstuvwxyz")[:20]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
     tokens += [f"##{c}" for c in letters]
-    assert len(tokens) <= 61
+    assert len(tokens) <= settings["vocab_size"]
     (folder / "vocab.txt").write_text("\n".join(tokens) + "\n", encoding="utf-8")
     (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": True}))
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A BERT checkpoint of one block: what a run costs is the tracing of its operations."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"), 1)
+
+
+@pytest.fixture(scope="session")
+def tiny_two_blocks(tmp_path_factory) -> Path:
+    """The same of two blocks, for what tells blocks apart."""
+    return write_tiny(tmp_path_factory.mktemp("tiny"), 2)
 
 
 def write_csv(path: Path, rows: int, seed: int = 0, header: str = "text,label") -> Path:
@@ -115,14 +157,30 @@ def one_epoch(tiny, folder, **sections) -> dict:
     }
 
 
-@pytest.fixture
-def config(tiny, tmp_path) -> dict:
-    """A whole config on the tiny checkpoint, as nested mappings."""
+def copy_killed(finished: Path, workdir: Path, step: int) -> Path:
+    """Copy a finished run as it would be if it had been killed after the checkpoint of a step."""
+    shutil.copytree(finished, workdir)
+    checkpoints = workdir / "checkpoints"
+    assert (checkpoints / f"step_{step:08d}").is_dir(), sorted(os.listdir(checkpoints))
+    for folder in checkpoints.iterdir():
+        if int(folder.name.removeprefix("step_")) > step:
+            shutil.rmtree(folder)
+    best_step = json.loads((workdir / "metrics.json").read_text())["best_step"]
+    if best_step > step:  # what was best at that step is overwritten: the run must save its own
+        shutil.rmtree(workdir / "best")
+    for name in ("metrics.json", "report.html", "README.md"):
+        (workdir / name).unlink(missing_ok=True)
+    shutil.rmtree(workdir / "export", ignore_errors=True)
+    return workdir
+
+
+def whole_config(tiny: Path, folder: Path) -> dict:
+    """A whole config on a checkpoint, as nested mappings; its tables are written to `folder`."""
     return {
         "data": {
-            "train": str(write_csv(tmp_path / "train.csv", 120)),
+            "train": str(write_csv(folder / "train.csv", 120)),
             "validation": {"fraction": 0.2},
-            "test": str(write_csv(tmp_path / "test.csv", 40, seed=1)),
+            "test": str(write_csv(folder / "test.csv", 40, seed=1)),
             "max_length": 16,
         },
         "model": {"backbone": f"hf:{tiny}"},
@@ -131,3 +189,33 @@ def config(tiny, tmp_path) -> dict:
         "evaluate": {"bootstrap": 50, "baselines": False},
         "export": {"enabled": False},
     }
+
+
+@pytest.fixture
+def config(tiny, tmp_path) -> dict:
+    """The config of a test."""
+    return whole_config(tiny, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def exported(tiny, tmp_path_factory):
+    """A text classifier of three colours with its export, for tests/export and tests/serve.
+
+    Tests only read it. Its folder is the name that the model is served under.
+    """
+    import tfft
+
+    folder = tmp_path_factory.mktemp("exported")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 120)),
+            "validation": {"fraction": 0.25},
+            "max_length": 12,
+            "cache_dir": str(tmp_path_factory.getbasetemp() / "cache"),
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 3, "batch_size": 16},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    return tfft.train(config, workdir=folder / "colours")

@@ -86,6 +86,7 @@ def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
 
 
 def test_a_whole_run_is_no_adapter(config, tiny, tmp_path):
+    config["data"]["validation"] = config["data"]["test"] = None
     run = tfft.train({**config, "train": {"epochs": 1}}, workdir=tmp_path / "full")
     with pytest.raises(UserError, match="trained all of its backbone"):
         tfft.Adapters(f"hf:{tiny}").add("full", run.workdir)

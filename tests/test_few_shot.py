@@ -9,6 +9,7 @@ import pytest
 from sklearn.linear_model import Ridge
 
 import tfft
+from tests.conftest import GOLDEN
 from tests.test_advisor import FACTS
 from tests.test_pictures import write_folder
 from tfft import few_shot
@@ -84,7 +85,7 @@ def test_a_run_on_pictures_is_advised(tmp_path):
     config = {
         **PICTURES,
         "data": {"train": f"{tmp_path / 'train'}/", "validation": {"fraction": 0.25}},
-        "model": {"backbone": "keras:MobileNet", "weights": "none", "image_size": 32},
+        "model": {"backbone": f"hf:{GOLDEN / 'vision' / 'resnet'}", "image_size": 32},
         "train": {"epochs": 1},
         "evaluate": {"bootstrap": 0, "baselines": False},
         "export": {"enabled": False},

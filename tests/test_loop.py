@@ -1,5 +1,6 @@
 """The loop: strategies, several steps at once, micro-batches, guards, files, rehearsal."""
 
+import copy
 import json
 import logging
 import subprocess
@@ -11,6 +12,7 @@ import tensorflow as tf
 import yaml
 
 import tfft
+from tests.conftest import whole_config
 from tfft import loop, memory
 from tfft.callbacks import Interrupt, Save
 from tfft.data import batches
@@ -20,13 +22,60 @@ from tfft.model import Model
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 
-@pytest.fixture
-def config(config):
+@pytest.fixture(scope="module")
+def base_config(tiny, tmp_path_factory):
     """Without dropout, and with a partial last batch: 96 training rows, 20 a batch."""
-    config["model"]["dropout"] = 0.0
-    config["task"] = {"dropout": 0.0}
-    config["train"]["batch_size"] = 20
+    config = whole_config(tiny, tmp_path_factory.mktemp("data"))
+    config["model"]["dropout"], config["task"] = 0.0, {"dropout": 0.0}
+    config["train"] |= {
+        "batch_size": 20,
+        "validate_every": "4 steps",
+        "checkpoint": {"every": "3 steps", "keep": 9},
+    }
     return config
+
+
+@pytest.fixture
+def plain_config(base_config):
+    return copy.deepcopy(base_config)
+
+
+@pytest.fixture
+def config(plain_config):
+    """The same without a test split."""
+    plain_config["data"]["test"] = None
+    return plain_config
+
+
+def run_of_module(config, tmp_path_factory, **changes):
+    """Train for all tests of the module; they only read the run."""
+    return tfft.train(config, workdir=tmp_path_factory.mktemp("shared") / "run", **changes)
+
+
+@pytest.fixture(scope="module")
+def plain(base_config, tmp_path_factory):
+    return run_of_module(base_config, tmp_path_factory)
+
+
+DROPOUT_ONE_SHAPE = {  # XLA compiles every shape of a batch
+    "data": {"validation": None, "test": None},
+    "model": {"dropout": 0.1},
+    "train": {"buckets": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def with_dropout(base_config, tmp_path_factory):
+    return run_of_module(base_config, tmp_path_factory, **DROPOUT_ONE_SHAPE)
+
+
+@pytest.fixture(scope="module")
+def observed(base_config, tmp_path_factory):
+    """A run that is profiled and writes checkpoints by the clock."""
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    changes = {"profile": [2, 3], "checkpoint": {"every": "0.00001 minutes", "keep": 99}}
+    changes |= {"cache": False}  # above a cached prefix, several steps are one look
+    return run_of_module(base_config, tmp_path_factory, train=changes, method={"name": "head"})
 
 
 def run(config, workdir, **changes):
@@ -48,10 +97,10 @@ def logged(result):
     return [{k: v for k, v in line.items() if k != "time"} for line in lines]
 
 
-def test_two_replicas_make_the_same_model(config, tmp_path):
-    config["export"] = {"enabled": True}
-    one = run(config, tmp_path / "one")
-    two = run(config, tmp_path / "two", distribute=MIRRORED)
+def test_two_replicas_make_the_same_model(plain, plain_config, tmp_path):
+    plain_config["export"] = {"enabled": True}
+    one = plain
+    two = run(plain_config, tmp_path / "two", distribute=MIRRORED)
     assert largest_difference(one, two) < 1e-5
     assert two.metrics["test/accuracy"] == one.metrics["test/accuracy"]
     assert two.metrics["test/log_loss"] == pytest.approx(one.metrics["test/log_loss"], abs=1e-5)
@@ -88,17 +137,15 @@ def test_interrupted_and_resumed_with_averages_and_dropout(config, tmp_path, mon
         assert a == pytest.approx(b, abs=1e-12 + bound)
 
 
-def test_averages_are_what_is_kept(config, tmp_path):
-    plain = run(config, tmp_path / "plain")
-    mean = run(config, tmp_path / "mean", optimizer={"ema": 0.9})
+def test_averages_are_what_is_kept(plain, plain_config, tmp_path):
+    mean = run(plain_config, tmp_path / "mean", optimizer={"ema": 0.9})
     assert largest_difference(plain, mean) > 1e-4
     assert largest_difference(tfft.load(tmp_path / "mean"), mean) == 0
 
 
-def test_several_steps_at_once_are_the_same_steps(config, tmp_path):
-    changes = {"validate_every": "4 steps", "checkpoint": {"every": "3 steps", "keep": 9}}
-    one = run(config, tmp_path / "one", train=changes)
-    many = run(config, tmp_path / "many", train={**changes, "steps_per_execution": 7})
+def test_several_steps_at_once_are_the_same_steps(plain, plain_config, tmp_path):
+    one = plain
+    many = run(plain_config, tmp_path / "many", train={"steps_per_execution": 7})
     assert largest_difference(one, many) == 0
     kept = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (one, many)]
     assert kept[0] == kept[1] and len(kept[0]) == 4  # 3, 6, 9, 10
@@ -109,11 +156,10 @@ def test_several_steps_at_once_are_the_same_steps(config, tmp_path):
     assert validated(one) == validated(many) and len(validated(one)) == 3  # 4, 8, 10
 
 
-def test_micro_batches_change_nothing_but_memory(config, tmp_path):
-    whole = run(config, tmp_path / "whole")
-    cut = run(config, tmp_path / "cut", train={"micro_batch": 7})
+def test_micro_batches_change_nothing_but_memory(plain, plain_config, tmp_path):
+    cut = run(plain_config, tmp_path / "cut", train={"micro_batch": 7})
     assert cut.model.micro_batch == 7
-    assert largest_difference(whole, cut) < 1e-5
+    assert largest_difference(plain, cut) < 1e-5
 
 
 def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
@@ -128,7 +174,7 @@ def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(memory, "resident", lambda name="VmRSS": 1000)
     monkeypatch.setattr(memory, "peak_of", peak_of)
     monkeypatch.setattr(memory, "available", lambda: 300)
-    result = run(config, tmp_path / "run", train={"batch_size": "auto"})
+    result = run(config, tmp_path / "run", train={"batch_size": "auto"}, data={"validation": None})
     assert result.config.train.batch_size == 32  # the default: `auto` is about the pieces
     assert result.model.micro_batch == 4  # 100 + 50 * (4 - 2) <= 240 < 100 + 50 * (8 - 2)
     assert "micro-batch: 4 of 32 rows" in capfd.readouterr().err
@@ -215,11 +261,10 @@ def test_what_a_failed_step_left_is_not_in_the_way_of_the_next(config, tmp_path,
     assert len(failures) == 2
 
 
-def test_the_rehearsal_changes_nothing(config, tmp_path, monkeypatch):
-    config["model"]["dropout"] = 0.1
-    with_it = run(config, tmp_path / "with")
+def test_the_rehearsal_changes_nothing(with_dropout, config, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "_rehearse", lambda model, feed: None)
-    assert largest_difference(with_it, run(config, tmp_path / "without")) == 0
+    without = run(config, tmp_path / "without", **DROPOUT_ONE_SHAPE)
+    assert largest_difference(with_dropout, without) == 0
 
 
 @pytest.fixture
@@ -270,66 +315,61 @@ def appears(monkeypatch, name, step, workdir):
     monkeypatch.setattr(Save, "on_train_batch_end", on_train_batch_end)
 
 
-def test_a_file_stops_the_run(config, tmp_path, monkeypatch):
-    whole, workdir = run(config, tmp_path / "whole"), tmp_path / "run"
+def test_a_file_stops_the_run(plain, plain_config, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        appears(patch, "STOP", 3, workdir)
-        with pytest.raises(Interrupted, match="interrupted at step 3 of 10, which is saved"):
-            run(config, workdir)
+        appears(patch, "STOP", 2, workdir)  # no step at which a checkpoint is due
+        with pytest.raises(Interrupted, match="interrupted at step 2 of 10, which is saved"):
+            run(plain_config, workdir)
     assert not (workdir / "STOP").exists()
-    assert largest_difference(whole, run(config, workdir)) == 0
+    assert largest_difference(plain, run(plain_config, workdir)) == 0
 
 
 def test_a_file_saves_the_run(config, tmp_path, monkeypatch, capfd):
     workdir = tmp_path / "run"
     appears(monkeypatch, "SAVE", 3, workdir)
-    run(config, workdir, train={"checkpoint": {"keep": 9}})
+    changes = {"checkpoint": {"every": "1 epochs", "keep": 9}, "cache": False}
+    run(config, workdir, train=changes, method={"name": "head"})
     assert "saved at step 3, as asked" in capfd.readouterr().err
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == [f"step_{step:08d}" for step in (3, 5, 10)]
 
 
-def test_checkpoints_by_the_clock(config, tmp_path):
-    every = {"every": "0.00001 minutes", "keep": 99}
-    run(config, tmp_path / "run", train={"checkpoint": every})
-    assert len(list((tmp_path / "run" / "checkpoints").iterdir())) == 10
+def test_checkpoints_by_the_clock(observed):
+    assert len(list((observed.workdir / "checkpoints").iterdir())) == 10
 
 
-def test_a_profile_of_some_steps(config, tmp_path, caplog):
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    run(config, tmp_path / "run", train={"profile": [2, 3]})
-    assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
+def test_a_profile_of_some_steps(observed):
+    assert list((observed.workdir / "profile").rglob("*.xplane.pb"))
 
 
-def test_remat_and_xla_from_the_config(config, tmp_path, capfd):
-    config["model"]["dropout"] = 0.1
-    plain = run(config, tmp_path / "plain")
-    remat = run(config, tmp_path / "remat", train={"remat": ["block_0", "block_1"]})
-    assert "remat: block_0, block_1" in capfd.readouterr().err
-    assert largest_difference(plain, remat) < 1e-5
+def test_remat_and_xla_from_the_config(with_dropout, config, tmp_path, capfd):
+    for section, changes in DROPOUT_ONE_SHAPE.items():
+        config[section] |= changes
+    remat = run(config, tmp_path / "remat", train={"remat": ["embeddings", "block_0"]})
+    assert "remat: embeddings, block_0" in capfd.readouterr().err
+    assert largest_difference(with_dropout, remat) < 1e-5
     xla = run(config, tmp_path / "xla", train={"jit": True})
     assert xla.model.xla
-    assert largest_difference(plain, xla) < 1e-4
+    assert largest_difference(with_dropout, xla) < 1e-4
     with pytest.raises(UserError, match=r"train\.remat: no stage 'block_7'; did you mean 'block_"):
         run(config, tmp_path / "typo", train={"remat": ["block_7"]})
 
 
-def test_without_determinism_it_trains_the_same(config, tmp_path):
+def test_without_determinism_it_trains_the_same(plain, plain_config, tmp_path):
     """In a process of its own: once on, determinism stays on."""
-    plain = run(config, tmp_path / "plain")
     path, workdir = tmp_path / "config.yaml", tmp_path / "loose"
-    path.write_text(yaml.safe_dump(config))
+    path.write_text(yaml.safe_dump(plain_config))
     command = [sys.executable, "-m", "tfft.bin", "train", f"--config={path}"]
     command += [f"--workdir={workdir}", "--set=train.deterministic=false"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert largest_difference(plain, tfft.load(workdir)) < 1e-5
 
 
-def test_a_static_shape_keeps_the_mean(config, tmp_path):
+def test_a_static_shape_keeps_the_mean(plain):
     """What a TPU would get: one shape, filler rows that count nothing."""
-    data = run(config, tmp_path / "run").datasets
-    train = data.train
+    train = plain.datasets.train
     plan = batches.plan(train.lengths, 20, batches.widths(train.lengths, 1), 0, 0)
     shape = (10, 16)
     for replica in range(2):

@@ -1,21 +1,51 @@
 """Phases of a training: what moves when, and that the step is traced anew only there."""
 
+import contextlib
+import io
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
 import tfft
-from tfft import loop, phases
+from tests.conftest import write_csv
+from tfft import loop, phases, rundir, train
+from tfft.config import parse
 from tfft.model import Model
+
+
+def base_config(backbone, folder):
+    """Return a config of 6 steps an epoch."""
+    return {
+        "data": {
+            "train": str(write_csv(folder / "train.csv", 96)),
+            "validation": None,
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{backbone}"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 2, "batch_size": 16},
+        "export": {"enabled": False},
+    }
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    return base_config(tiny, tmp_path)
 
 
 def trained(config, workdir, **method):
     config["method"] = method
-    config["train"] |= {"epochs": 4, "checkpoint": {"every": "1 steps", "keep": 30}}
+    config["train"] |= {"epochs": 4}
     return tfft.train(config, workdir=workdir)
 
 
-def test_gradual_unfreezes_top_down_and_traces_only_there(config, tmp_path, monkeypatch, capfd):
-    """Steps 0, 6, 12, 18 of 24: head; top block and pooler; the other; embeddings."""
+@pytest.fixture(scope="module")
+def gradual(tiny_two_blocks, tmp_path_factory):
+    """A gradual run, what moved from which step on, when it was traced, and what it said."""
+    folder = tmp_path_factory.mktemp("gradual")
+    config = base_config(tiny_two_blocks, folder)
+    config["train"]["checkpoint"] = {"every": "1 steps", "keep": 30}
     seen, traced = {}, []
     original, enter = Model.make_train_function, loop._enter
 
@@ -31,29 +61,35 @@ def test_gradual_unfreezes_top_down_and_traces_only_there(config, tmp_path, monk
         function(result, *arguments)
         return result.model.trainable_variables
 
-    monkeypatch.setattr(Model, "make_train_function", make)
-    monkeypatch.setattr(loop, "_enter", entered)
-    run = trained(config, tmp_path / "run", name="gradual", factor=0.5)
-    assert seen == {
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+        patch.setattr(Model, "make_train_function", make)
+        patch.setattr(loop, "_enter", entered)
+        run = trained(config, folder / "run", name="gradual", factor=0.5)
+    return SimpleNamespace(run=run, seen=seen, traced=traced, err=err.getvalue())
+
+
+def test_gradual_unfreezes_top_down_and_traces_only_there(gradual):
+    """Steps 0, 6, 12, 18 of 24: head; top block and pooler; the other; embeddings."""
+    assert gradual.seen == {
         0: {"head"},
         6: {"head", "pooler", "block_1"},
         12: {"head", "pooler", "block_1", "block_0"},
         18: {"head", "pooler", "block_1", "block_0", "embeddings"},
     }
-    assert traced == [0, 1, 2, 3]
-    table = (run.workdir / "mask.txt").read_text()
+    assert gradual.traced == [0, 1, 2, 3]
+    table = (gradual.run.workdir / "mask.txt").read_text()
     rows = {line.split()[0]: line for line in table.splitlines() if line}
     assert rows["block_1"].endswith("0.5 from step 6")
     assert rows["embeddings"].endswith("0.125 from step 18")
     assert rows["head"].endswith(" 1")
-    assert "from step 7 on" in capfd.readouterr().err
+    assert "from step 7 on" in gradual.err
 
 
-def test_what_is_not_yet_unfrozen_does_not_move(config, tiny, tmp_path):
+def test_what_is_not_yet_unfrozen_does_not_move(gradual):
     from safetensors.numpy import load_file
 
-    run = trained(config, tmp_path / "run", name="gradual")
-    folder = run.workdir / "checkpoints"
+    folder = gradual.run.workdir / "checkpoints"
     at = {s: load_file(folder / f"step_{s:08d}" / "state.safetensors") for s in (5, 6, 7, 12, 13)}
     kernel = "block_0/up/kernel"
     for step in (6, 7, 12):
@@ -102,8 +138,11 @@ def test_course():
 
 
 @pytest.mark.parametrize("decay", [0.5])
-def test_layer_decay_counts_from_the_head(config, tmp_path, decay):
-    run = tfft.train({**config, "optimizer": {"layer_decay": decay}}, workdir=tmp_path / "run")
+def test_layer_decay_counts_from_the_head(config, tiny_two_blocks, tmp_path, decay):
+    config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
+    config["optimizer"] = {"layer_decay": decay}
+    run, data, _, course = train.prepare(parse(config), tmp_path)
+    rundir.describe(run, data, course)
     rows = (run.workdir / "mask.txt").read_text().splitlines()
     found = {line.split()[0]: line.split()[-1] for line in rows[1:6]}
     assert found == {

@@ -1,11 +1,14 @@
 """The cached prefix: the same training, started above what is frozen."""
 
+import copy
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import tfft
+from tests.conftest import write_csv
 from tfft import backbones, masks, prefix
 from tfft.config import ModelConfig, TaskConfig
 from tfft.errors import UserError
@@ -40,8 +43,8 @@ def inputs(rows=3, tokens=9):
         (["block_1", "head"], "mean", (None, 16), {"padding_mask"}),
     ],
 )
-def test_the_two_parts_are_the_model(tiny, moving, pooling, shape, needs):
-    model = built(tiny, *moving, pooling=pooling)
+def test_the_two_parts_are_the_model(tiny_two_blocks, moving, pooling, shape, needs):
+    model = built(tiny_two_blocks, *moving, pooling=pooling)
     expected = np.asarray(model(inputs(), training=False))
     made = prefix.cut(model)
     assert list(made.shapes.values()) == [shape]
@@ -68,8 +71,11 @@ def assert_same(one, two, bound):
 
 
 @pytest.mark.parametrize("method", [{"name": "head"}, {"name": "top", "stages": 1}])
-def test_it_is_the_same_training(config, tmp_path, capfd, method):
+def test_it_is_the_same_training(config, tiny_two_blocks, tmp_path, capfd, method):
     config["method"] = method
+    config["data"]["test"] = None
+    if method["name"] == "top":  # with a block below: sequences of two widths are stored
+        config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     plain = trained(config, tmp_path / "plain", cache=False)
     exact = trained(config, tmp_path / "exact", cache_type="float32")
     out = capfd.readouterr().err
@@ -81,28 +87,66 @@ def test_it_is_the_same_training(config, tmp_path, capfd, method):
     assert trained(config, tmp_path / "b", cache_type="bfloat16").metrics["steps"] == 12
 
 
-def test_it_is_read_again_by_the_next_run(config, tmp_path, capfd, cache, monkeypatch):
-    shutil.rmtree(cache / "prefix", ignore_errors=True)
-    config["method"] = {"name": "head"}
-    first = trained(config, tmp_path / "first")
+@pytest.fixture(scope="module")
+def first(tiny, tmp_path_factory):
+    """A run with a cached prefix, its config, and its cache."""
+    folder = tmp_path_factory.mktemp("first")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "train.csv", 120)),
+            "validation": {"fraction": 0.2},
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "method": {"name": "head"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 2, "batch_size": 16},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+        "export": {"enabled": False},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFFT_CACHE", str(folder / "cache"))
+        run = trained(config, folder / "run")
+    return SimpleNamespace(run=run, config=config, cache=folder / "cache")
+
+
+@pytest.fixture
+def own_cache(first, tmp_path, monkeypatch):
+    """A copy of that cache, in use."""
+    folder = shutil.copytree(first.cache, tmp_path / "cache")
+    monkeypatch.setenv("TFFT_CACHE", str(folder))
+    return folder
+
+
+def test_it_is_read_again_by_the_next_run(first, own_cache, tmp_path, monkeypatch):
+    config = copy.deepcopy(first.config)
     monkeypatch.setattr(prefix, "_compute", None)  # would fail if it were computed
-    assert_same(first, trained(config, tmp_path / "second"), 0)
+    assert_same(first.run, trained(config, tmp_path / "second"), 0)
     config["model"]["surgery"] = {"reinitialize": 1}  # other weights: another prefix
     with pytest.raises(TypeError):
         trained(config, tmp_path / "third")
 
 
-def test_what_was_not_finished_is_computed_anew(config, tmp_path, cache):
-    shutil.rmtree(cache / "prefix", ignore_errors=True)
-    config["method"] = {"name": "head"}
-    first = trained(config, tmp_path / "first")
-    for mark in (cache / "prefix").glob("*/whole"):
+def test_what_was_not_finished_is_computed_anew(first, own_cache, tmp_path, monkeypatch):
+    marks = list((own_cache / "prefix").glob("*/whole"))
+    assert len(marks) == 2  # the training rows, the validation rows
+    for mark in marks:
         mark.unlink()
-    assert_same(first, trained(config, tmp_path / "second"), 0)
+    computed, compute = [], prefix._compute
+
+    def counting(*arguments, **more):
+        computed.append(1)
+        return compute(*arguments, **more)
+
+    monkeypatch.setattr(prefix, "_compute", counting)
+    assert_same(first.run, trained(first.config, tmp_path / "second"), 0)
+    assert len(computed) == 2
 
 
-def test_two_replicas_read_it(config, tmp_path):
+def test_two_replicas_read_it(config, tiny_two_blocks, tmp_path):
     config["method"] = {"name": "top", "stages": 1}
+    config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
+    config["data"]["validation"] = config["data"]["test"] = None
     config["model"]["dropout"], config["task"] = 0.0, {"dropout": 0.0}
     one = trained(config, tmp_path / "one")
     two = tfft.train(config, workdir=tmp_path / "two", distribute=MIRRORED)
@@ -125,6 +169,7 @@ def test_two_replicas_read_it(config, tmp_path):
     ],
 )
 def test_auto_says_why_not(config, tmp_path, capfd, changes, reason):
+    config["data"]["validation"] = config["data"]["test"] = None
     tfft.train(config, workdir=tmp_path / "run", **changes)
     told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cache: off")]
     assert reason in told[0]

@@ -13,6 +13,11 @@ from tfft.tasks import TASKS
 ROWS = ["a red sky", "the blue apple"]
 
 
+@pytest.fixture(scope="session")
+def tiny(tiny_two_blocks):
+    return tiny_two_blocks
+
+
 def built(tiny, **section):
     config = ModelConfig(backbone=f"hf:{tiny}", surgery=section)
     backbone = backbones.load(config)

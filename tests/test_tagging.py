@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -60,7 +59,6 @@ def raw(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(raw, tmp_path_factory):
-    os.environ["TFFT_CACHE"] = str(tmp_path_factory.getbasetemp() / "cache")
     return tfft.train(raw, tmp_path_factory.mktemp("run") / "tags")
 
 
@@ -130,6 +128,7 @@ def test_without_validation_rows_thresholds_stay_at_a_half(raw, tmp_path, capfd)
     config = {
         **raw,
         "data": {**raw["data"], "validation": None},
+        "method": {"name": "head"},
         "train": {"epochs": 1, "batch_size": 32},
         "export": {"enabled": False},
         "evaluate": {"bootstrap": 0, "baselines": False},

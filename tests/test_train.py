@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 import tfft
+from tests.conftest import whole_config, write_csv
 from tfft import train
 from tfft.callbacks import Interrupt
 from tfft.checkpoints import Checkpoints
@@ -37,10 +39,15 @@ def assert_same(a, b):
 
 
 @pytest.fixture(scope="module")
+def plain(tmp_path_factory, tiny):
+    """A run of `config`; tests only read it."""
+    folder = tmp_path_factory.mktemp("plain")
+    return run(whole_config(tiny, folder), folder / "run")
+
+
+@pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny):
     """A run to its end, with everything switched on."""
-    from tests.conftest import write_csv
-
     folder = tmp_path_factory.mktemp("finished")
     config = {
         "data": {
@@ -173,7 +180,7 @@ def test_another_config_is_refused(finished):
 
 
 def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
-    with pytest.raises(UserError, match="2 blocks; received 9"):
+    with pytest.raises(UserError, match="1 blocks; received 9"):
         run(config, tmp_path / "run", method={"name": "top", "stages": 9})
     assert list((tmp_path / "run").iterdir()) == []
     with pytest.raises(UserError, match=r"train.cache: the lowest stage moves"):
@@ -182,11 +189,11 @@ def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
     assert run(config, tmp_path / "run").metrics["steps"] == 12
 
 
-def test_the_same_config_gives_the_same_weights(config, tmp_path):
-    first, second = (run(config, tmp_path / name) for name in "ab")
-    assert_same(weights(first), weights(second))
-    other = run(config, tmp_path / "c", train={"seed": 1})
-    assert any((weights(other)[p] != w).any() for p, w in weights(first).items())
+def test_the_same_config_gives_the_same_weights(plain, config, tmp_path):
+    again = run(config, tmp_path / "again")
+    assert_same(weights(plain), weights(again))
+    other = run(config, tmp_path / "other", train={"seed": 1})
+    assert any((weights(other)[p] != w).any() for p, w in weights(plain).items())
 
 
 class _StopAt:
@@ -204,18 +211,18 @@ class _StopAt:
         return on_train_batch_end
 
 
-@pytest.mark.parametrize("step", [3, 6, 8])  # within the first epoch, at its end, in the second
-def test_interrupted_and_resumed_is_the_same(config, tmp_path, monkeypatch, step):
-    whole = run(config, tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        stop = _StopAt(step)(Interrupt.on_train_batch_end)
-        patch.setattr(Interrupt, "on_train_batch_end", stop)
-        with pytest.raises(Interrupted, match=f"interrupted at step {step} of 12.*goes on"):
-            run(config, tmp_path / "parts")
-    assert not (tmp_path / "parts" / "metrics.json").exists()
+def test_interrupted_and_resumed_is_the_same(plain, config, tmp_path, monkeypatch):
+    """One run that is interrupted within the first epoch, at its end, and in the second."""
+    for step in (3, 6, 8):
+        with monkeypatch.context() as patch:
+            stop = _StopAt(step)(Interrupt.on_train_batch_end)
+            patch.setattr(Interrupt, "on_train_batch_end", stop)
+            with pytest.raises(Interrupted, match=f"interrupted at step {step} of 12.*goes on"):
+                run(config, tmp_path / "parts")
+        assert not (tmp_path / "parts" / "metrics.json").exists()
     parts = run(config, tmp_path / "parts")
-    assert_same(weights(whole), weights(parts))
-    assert whole.metrics == parts.metrics
+    assert_same(weights(plain), weights(parts))
+    assert plain.metrics == parts.metrics
 
     def logged(result):
         lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
@@ -223,12 +230,12 @@ def test_interrupted_and_resumed_is_the_same(config, tmp_path, monkeypatch, step
             {k: v for k, v in line.items() if k not in ("time", "train/loss")} for line in lines
         ]
 
-    assert logged(whole) == logged(parts)
+    assert logged(plain) == logged(parts)
 
 
-def test_torn_checkpoint_is_passed_over(config, tmp_path, monkeypatch, capfd):
+def test_torn_checkpoint_is_passed_over(plain, config, tmp_path, monkeypatch, capfd):
+    """How often a checkpoint is written changes no weights: `plain` has other ones."""
     changes = {"train": {"checkpoint": {"every": "2 steps", "keep": 3}}}
-    whole = run(config, tmp_path / "whole", **changes)
     with monkeypatch.context() as patch:
         stop = _StopAt(8)(Interrupt.on_train_batch_end)
         patch.setattr(Interrupt, "on_train_batch_end", stop)
@@ -238,12 +245,13 @@ def test_torn_checkpoint_is_passed_over(config, tmp_path, monkeypatch, capfd):
     newest.write_bytes(newest.read_bytes()[:1000])
     parts = run(config, tmp_path / "parts", **changes)
     assert "is torn" in capfd.readouterr().err
-    assert_same(weights(whole), weights(parts))
+    assert_same(weights(plain), weights(parts))
 
 
 def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
     path = tmp_path / "c.yaml"
     config["train"]["epochs"] = 400
+    config["data"]["validation"] = None
     path.write_text(yaml.safe_dump(config))
     workdir = tmp_path / "run"
     command = [sys.executable, "-m", "tfft.bin.train", f"--config={path}", f"--workdir={workdir}"]
@@ -263,8 +271,11 @@ def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
     assert "is saved" in last and f"--workdir={workdir}" in last
 
 
-def test_head_and_top_leave_the_rest_bit_equal(config, tmp_path):
-    start = weights(run(config, tmp_path / "zero", optimizer={"learning_rate": 1e-30}))
+def test_head_and_top_leave_the_rest_bit_equal(config, tiny_two_blocks, tmp_path):
+    config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
+    config["data"]["validation"] = config["data"]["test"] = None
+    changes = {"optimizer": {"learning_rate": 1e-30}, "method": {"name": "head"}}
+    start = weights(run(config, tmp_path / "zero", **changes))
     for method, moved in (
         ({"name": "head"}, ("head/",)),
         ({"name": "top", "stages": 1}, ("block_1/", "pooler/", "head/")),
@@ -333,8 +344,8 @@ def test_pairs(config, tmp_path):
         result.predict(["one text"])
 
 
-def test_class_weights_smoothing_and_focal_train(config, tmp_path):
-    plain = weights(run(config, tmp_path / "plain"))
+def test_class_weights_smoothing_and_focal_train(plain, config, tmp_path):
+    plain = weights(plain)
     balanced = {"class_weights": "balanced", "label_smoothing": 0.1}
     for name, task in (("a", balanced), ("b", {"loss": "focal", "class_weights": {"red": 2.0}})):
         found = weights(run(config, tmp_path / name, task=task))
@@ -343,8 +354,6 @@ def test_class_weights_smoothing_and_focal_train(config, tmp_path):
 
 
 def test_stored_head_and_its_labels(config, tmp_path):
-    import shutil
-
     golden = Path(__file__).parent / "golden" / "encoders" / "bert_classifier"
     folder = shutil.copytree(golden, tmp_path / "checkpoint")
     tiny = Path(config["model"]["backbone"].removeprefix("hf:"))
@@ -354,6 +363,7 @@ def test_stored_head_and_its_labels(config, tmp_path):
     changes = {
         "model": {"backbone": f"hf:{folder}", "head": "checkpoint"},
         "data": {"train": str(tmp_path / "t.csv"), "test": None},
+        "method": {"name": "head"},
     }
     result = run(config, tmp_path / "run", **changes)
     assert result.labels == ["zero", "one", "two"]
@@ -370,20 +380,19 @@ def test_non_finite_loss_stops(config, tmp_path):
 def test_bad_rows_are_listed_in_the_run(config, tmp_path):
     path = tmp_path / "train.csv"
     path.write_text(path.read_text() + "one,two,three\n")
-    run(config, tmp_path / "run", data={"on_bad_row": "skip"})
+    run(config, tmp_path / "run", data={"on_bad_row": "skip"}, method={"name": "head"})
     assert "train.csv:122: 3 columns" in (tmp_path / "run" / "bad_rows.txt").read_text()
 
 
 def test_tensorboard(config, tmp_path):
     pytest.importorskip("tensorboard")
-    run(config, tmp_path / "run", train={"tensorboard": True})
+    run(config, tmp_path / "run", train={"tensorboard": True}, method={"name": "head"})
     assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
 
 
-def test_checkpoint_of_another_model_is_refused(config, tmp_path):
-    run(config, tmp_path / "a")
-    other = run(config, tmp_path / "b", method={"name": "head"})
-    checkpoints = Checkpoints(tmp_path / "a" / "checkpoints", 2)
+def test_checkpoint_of_another_model_is_refused(plain, config, tmp_path):
+    other, *_ = train.prepare(parse({**config, "method": {"name": "head"}}), tmp_path / "other")
+    checkpoints = Checkpoints(plain.workdir / "checkpoints", 2)
     with pytest.raises(UserError, match="is of another model"):
         checkpoints.restore(other.model)
 

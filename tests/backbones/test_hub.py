@@ -129,11 +129,20 @@ def values(model):
     return {v.path: np.array(v.value) for v in model.weights}
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param({"name": "full"}, marks=pytest.mark.slow), {"name": "top", "stages": 1}]
-)
-def test_trained_loaded_and_exported(raw, folder, tmp_path, method):
-    run = tfft.train({**raw, "method": method}, tmp_path / "run")
+TOP = {"name": "top", "stages": 1}
+
+
+@pytest.fixture(scope="module")
+def top(raw, tmp_path_factory):
+    return tfft.train({**raw, "method": TOP}, tmp_path_factory.mktemp("hub") / "run")
+
+
+@pytest.mark.parametrize("method", [pytest.param({"name": "full"}, marks=pytest.mark.slow), TOP])
+def test_trained_loaded_and_exported(raw, folder, tmp_path, method, request):
+    if method == TOP:
+        run = request.getfixturevalue("top")
+    else:
+        run = tfft.train({**raw, "method": method}, tmp_path / "run")
     before, after = values(load(folder).model), values(run.model)
     moved = {path for path in before if not np.array_equal(before[path], after[path])}
     assert not [path for path in moved if "moving" in path]  # statistics are kept
@@ -150,14 +159,13 @@ def test_trained_loaded_and_exported(raw, folder, tmp_path, method):
     np.testing.assert_allclose(served[0], [live[n] for n in run.labels], atol=1e-5)
 
 
-def test_resumed_to_the_bit(raw, tmp_path):
+def test_resumed_to_the_bit(top, raw, tmp_path):
     from tests.test_pictures import _stopped
 
-    changes = {"export": {"enabled": False}}
-    whole = tfft.train({**raw, **changes}, tmp_path / "whole")
+    changes = {"method": TOP, "export": {"enabled": False}}
     _stopped(parse({**raw, **changes}), tmp_path / "again", "step 1 of 9")
     again = tfft.train({**raw, **changes}, tmp_path / "again")
-    for path, value in values(whole.model).items():
+    for path, value in values(top.model).items():
         np.testing.assert_array_equal(values(again.model)[path], value, err_msg=path)
 
 

@@ -15,8 +15,9 @@ from tfft.bin import __main__ as console
 
 
 @pytest.fixture
-def setting(config, tmp_path):
+def setting(config, tiny_two_blocks, tmp_path):
     """A config file, its content and a run directory's name."""
+    config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path, config, tmp_path / "run"
@@ -349,7 +350,9 @@ def test_every_verb_has_a_binary_and_short_help():
         assert code == 0 and len(out.splitlines()) < 24
 
 
-def test_the_verbs_on_a_real_run(setting, tmp_path):
+def test_the_verbs_on_a_real_run(setting, tiny, tmp_path):
+    small = {"model": {"backbone": f"hf:{tiny}"}, "method": {"name": "head"}}
+    edited(setting, lambda c: c.update(small))
     path, _, workdir = setting
     code, _, err = tfft(
         "train",

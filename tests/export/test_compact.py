@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import tfft
-from tests.conftest import write_csv
+from tests.conftest import one_epoch
 from tests.console import command
 from tests.test_loop import weights
 from tfft.errors import UserError
@@ -17,20 +17,8 @@ STEP = {"float16": 2.0**-11, "bfloat16": 2.0**-8, "int8": 1 / 254}
 
 
 @pytest.fixture(scope="module")
-def run(tiny, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compact")
-    config = {
-        "data": {
-            "train": str(write_csv(folder / "t.csv", 120)),
-            "validation": {"fraction": 0.25},
-            "max_length": 12,
-        },
-        "model": {"backbone": f"hf:{tiny}"},
-        "optimizer": {"learning_rate": 1e-2},
-        "train": {"epochs": 3, "batch_size": 16},
-        "export": {"enabled": False},
-    }
-    return tfft.train(config, workdir=folder / "run")
+def run(exported):
+    return exported
 
 
 @pytest.mark.parametrize(
@@ -87,9 +75,11 @@ def test_a_saved_model_inside_keeps_its_own(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_size_on_the_disk(run, tmp_path, monkeypatch):
+def test_the_size_on_the_disk(tiny_two_blocks, tmp_path, monkeypatch):
+    """Of two blocks: in one, the vectors, which stay as they are, are too large a part."""
     monkeypatch.setattr(compact, "LEAST", 64)
-    sizes = {}
+    config = one_epoch(tiny_two_blocks, tmp_path, export={"enabled": False})
+    run, sizes = tfft.train(config, workdir=tmp_path / "run"), {}
     for kind in ("float32", "int8"):
         export = run.config.export.model_copy(update={"weights": kind, "warmup": False})
         run.config = run.config.model_copy(update={"export": export})

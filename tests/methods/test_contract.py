@@ -10,10 +10,9 @@ from pydantic import TypeAdapter
 from safetensors.numpy import load_file
 
 import tfft
+from tests.conftest import copy_killed
 from tfft import backbones, masks, phases
-from tfft.callbacks import Interrupt
 from tfft.config import MethodConfig, ModelConfig, OptimizerConfig, TaskConfig
-from tfft.errors import Interrupted
 from tfft.methods import METHODS
 from tfft.model import assemble, stages
 from tfft.tasks import TASKS
@@ -24,11 +23,11 @@ REQUIRED = {
     "prompt": {"length": 4},
     "qlora": {"targets": "query|value", "group": 4},
 }
-MASK = [{"match": "block_1"}, {"match": "head"}, {"match": "*", "trainable": False}]
+MASK = [{"match": "block_0"}, {"match": "head"}, {"match": "*", "trainable": False}]
 MERGED = {"lora", "dora", "ia3"}
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 ROWS = ["a red sky", "the blue apple like grass", "green"]
-STEPS = 54
+STEPS, KILLED = 54, 10  # the checkpoint is before most changes of phase, within an epoch
 
 
 def section(name, **more):
@@ -104,10 +103,21 @@ def pretrained(tiny):
     return {v.path: np.array(v.value) for v in backbone.model.weights}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_frozen_saved_loaded_resumed(config, tiny, tmp_path, monkeypatch, name):
+# One of each kind: a mask with a cached prefix, phases, an addition that is merged, other keys,
+# other kernels. Of the others, those of a kind repeat the contract; `full` is what
+# tests/test_train.py runs.
+KINDS = ("head", "gradual", "lora", "prefix", "qlora")
+
+
+def methods(quick):
+    """All methods, those that are not quick behind `slow`."""
+    return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in METHODS]
+
+
+@pytest.mark.parametrize("name", methods(quick=KINDS))
+def test_frozen_saved_loaded_resumed(config, tiny, tmp_path, name):
     config = changed(config, name)
-    config["train"] |= {"epochs": STEPS // 6, "checkpoint": {"every": "10 steps"}}
+    config["train"] |= {"epochs": STEPS // 6, "checkpoint": {"every": "10 steps", "keep": 9}}
     whole = tfft.train(config, workdir=tmp_path / "whole")
     assert whole.metrics["steps"] == STEPS
 
@@ -128,29 +138,12 @@ def test_frozen_saved_loaded_resumed(config, tiny, tmp_path, monkeypatch, name):
     np.testing.assert_allclose(again.logits(ROWS), whole.logits(ROWS), atol=1e-6)
 
     # A resumed run goes on learning: it ends as if it had not been interrupted.
-    original = Interrupt.on_train_batch_end
-
-    def stop(self, batch, logs=None):
-        self.asked |= self._state.step >= 25  # several steps at once may pass it
-        original(self, batch, logs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Interrupt, "on_train_batch_end", stop)
-        with pytest.raises(Interrupted):
-            tfft.train(config, workdir=tmp_path / "parts")
-    parts = tfft.train(config, workdir=tmp_path / "parts")
+    parts = tfft.train(config, workdir=copy_killed(whole.workdir, tmp_path / "parts", KILLED))
     for variable in parts.model.weights:
         np.testing.assert_array_equal(variable.value, values[variable.path], variable.path)
 
 
-# These only decide what moves: the step is that of tests/model/test_matrix.py.
-MASKS = ("head", "top", "mask", "bitfit", "norm")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in MASKS else []) for n in METHODS],
-)
+@pytest.mark.parametrize("name", methods(quick=("lora", "qlora")))
 def test_two_replicas(config, tmp_path, name):
     config = changed(config, name)
     config["model"]["dropout"] = 0.0

@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 import tfft
+from tests.conftest import whole_config
 from tfft.config import RegularizationConfig
 from tfft.config.regularization import Fgm, FreeLb
 from tfft.errors import UserError
@@ -235,14 +236,28 @@ SECTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", SECTIONS)
-def test_on_the_road(config, tmp_path, name):
-    """It changes the training, is saved and loaded, and two replicas do the same (mixout aside)."""
+def without_dropout(config, head=0.0):
+    """The config with gradients that depend on nothing but weights and data."""
     config["model"]["dropout"] = 0.0
-    config["task"] = {"dropout": 0.1 if name == "r_drop" else 0.0}
+    config["task"] = {"dropout": head}
     # A bias of the keys has no gradient but rounding, which Adam would make as large as any.
     config["optimizer"] = {"name": "sgd", "learning_rate": 0.05}
-    plain = tfft.train(config, workdir=tmp_path / "plain")
+    return config
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, tmp_path_factory):
+    """A run without regularization."""
+    folder = tmp_path_factory.mktemp("plain")
+    return tfft.train(without_dropout(whole_config(tiny, folder)), workdir=folder / "run")
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_on_the_road(config, plain, tmp_path, name):
+    """It changes the training, is saved and loaded, and two replicas do the same (mixout aside)."""
+    config = without_dropout(config, head=0.1 if name == "r_drop" else 0.0)
+    if name == "r_drop":
+        plain = tfft.train(config, workdir=tmp_path / "plain")
     config["regularization"] = SECTIONS[name]
     one = tfft.train(config, workdir=tmp_path / "one")
     apart = [
@@ -258,9 +273,8 @@ def test_on_the_road(config, tmp_path, name):
             np.testing.assert_allclose(a.value, keras.ops.convert_to_numpy(b), atol=1e-5)
 
 
-def test_a_student_learns_from_a_teacher(config, tmp_path):
-    teacher = tfft.train(config, workdir=tmp_path / "teacher")
-    section = {"distillation": {"teacher": str(teacher.workdir), "weight": 1.0}}
+def test_a_student_learns_from_a_teacher(config, plain, tmp_path):
+    section = {"distillation": {"teacher": str(plain.workdir), "weight": 1.0}}
     config["optimizer"] = {"learning_rate": 1e-2}
     run = tfft.train({**config, "regularization": section}, workdir=tmp_path / "student")
     assert run.metrics["steps"] == 12

@@ -1,4 +1,4 @@
-"""An export, and a server over it: tfft's; TF Serving's too where its binary is present."""
+"""A server over the export of `exported`: tfft's; TF Serving's too where its binary is present."""
 
 import re
 import shutil
@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 
-import tfft
-from tests.conftest import ROOT, one_epoch
+from tests.conftest import ROOT
 from tfft.launch import _free_ports
 
 BINARY = "tensorflow_model_server"
@@ -87,13 +86,6 @@ def stop(server):
     finally:
         server.process.kill()
     return server.process.returncode
-
-
-@pytest.fixture(scope="package")
-def exported(tmp_path_factory, tiny):
-    """A text classifier of three colours, with its export."""
-    folder = tmp_path_factory.mktemp("served")
-    return tfft.train(one_epoch(tiny, folder), workdir=folder / NAME)
 
 
 @pytest.fixture(scope="package")

@@ -70,11 +70,13 @@ def test_the_warm_up_file_is_read_back_and_replayed(exported, base):
 
 def test_a_broken_warm_up_file_is_told(base, tmp_path):
     shutil.copytree(base / "1", tmp_path / "1")
-    path = tmp_path / "1" / warmup.FILE
+    path, loaded = tmp_path / "1" / warmup.FILE, Loaded(tmp_path / "1", 1)
     for data in (b"no record", b"no record" * 20, path.read_bytes()[:-3]):
         path.write_bytes(data)
         with pytest.raises(UserError, match="is no TFRecord file, or is cut off"):
-            versions.Versions("model", tmp_path, warmup.replay)
+            warmup.replay(loaded)
+    with pytest.raises(UserError, match="is no TFRecord file, or is cut off"):
+        versions.Versions("model", tmp_path, warmup.replay)
 
 
 def test_mistakes_of_the_command_are_told(base, tmp_path):
