@@ -102,8 +102,8 @@ class Doubling:
 
     name, inputs = "double", {"x": None}
 
-    def __init__(self):
-        self.batches, self.go = [], threading.Event()
+    def __init__(self, factor=2):
+        self.factor, self.batches, self.go = factor, [], threading.Event()
 
     def check(self, inputs):
         pass
@@ -113,7 +113,7 @@ class Doubling:
         self.batches.append(len(inputs["x"]))
         if (inputs["x"] >= 100).any():
             raise Failure("INVALID_ARGUMENT", "too large")
-        return {"y": 2 * inputs["x"]}
+        return {"y": self.factor * inputs["x"]}
 
 
 def test_what_comes_in_meanwhile_is_answered_together():
@@ -123,6 +123,19 @@ def test_what_comes_in_meanwhile_is_answered_together():
     assert [int(one.result(10)["y"][0]) for one in asked] == [2 * at for at in range(10)]
     assert sum(signature.batches) == 10
     assert max(signature.batches) == 4 and len(signature.batches) <= 4
+    batcher.close()
+
+
+def test_versions_of_a_model_are_not_answered_together():
+    """Their signatures have the same name and take the same inputs."""
+    older, newer, batcher = Doubling(), Doubling(factor=3), Batcher(rows=8)
+    waiting = [
+        (signature.factor, batcher.submit(signature, {"x": np.array([1])}))
+        for signature in (older, newer, older, newer)
+    ]
+    older.go.set()
+    newer.go.set()
+    assert [int(request.result(10)["y"][0]) for _, request in waiting] == [f for f, _ in waiting]
     batcher.close()
 
 
