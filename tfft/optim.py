@@ -42,10 +42,10 @@ class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
 
 
 class SharedBiasCorrection:
-    """Adam's update with the bias-corrected rate computed once a step, not for each variable.
+    """Compute Adam's bias-corrected rate once per step instead of once per variable.
 
-    The same numbers to the bit (Kingma & Ba 2015, "Adam", the last lines of section 2), from a
-    graph with half the operations.
+    The update is bit-identical to Keras' (Kingma & Ba 2015, "Adam", end of section 2) and its
+    graph has about half the operations.
     """
 
     def update_step(self, gradient, variable, learning_rate):

@@ -1,9 +1,9 @@
-"""Runs `probe.py` on exports, each in a process in which nothing else was loaded.
+"""Run `probe.py` on exports, each in a process that has loaded nothing else.
 
-One process imports TensorFlow, which takes seconds, and forks another for each export. It is
-started by the first export of a process, and ends when it was idle for `probe.IDLE` seconds or
-that process ended. Elsewhere than on Linux, where libraries may not be forked, each export gets a
-process from scratch.
+A server process imports TensorFlow, which takes seconds, and forks a child for each export. The
+first export starts it; it exits after `probe.IDLE` seconds without a request, or with the process
+that started it. Other platforms than Linux start a new process for each export, since forking is
+not safe there.
 """
 
 import contextlib
