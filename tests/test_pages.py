@@ -3,12 +3,15 @@
 import re
 import shutil
 
+import numpy as np
 import pytest
 import yaml
 
 import tfft
 from tests.conftest import write_csv
 from tests.tuning.test_oracles import RAW, Simulated, finish, oracle
+from tfft import metrics
+from tfft.report import page as report_page
 from tfft.tuning import page
 from tfft.tuning.board import Board
 from tfft.tuning.space import Space
@@ -53,6 +56,18 @@ OVERLAPS = """() => {
   }
   return found;
 }"""
+
+
+def test_confusion_matrix_of_many_classes_is_of_those_with_errors():
+    labels = np.repeat(np.arange(1000), 3)
+    predicted = labels.copy()
+    predicted[labels == 731] = 44
+    drawing = report_page._heat_map(
+        metrics.confusion(predicted, labels, 1000), [f"c{at}" for at in range(1000)]
+    )
+    assert "the 60 of 1,000 classes with the most errors" in drawing
+    assert "c731 as c44: 3" in drawing and "c44 as c44: 3" in drawing
+    assert len(drawing) < 2**20
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,9 @@ confusion matrix, so that a bootstrap costs one multinomial draw of its cells an
 the rows.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 BINS = 15  # of the calibration error: Guo et al. 2017, "On Calibration of Modern Neural Networks"
@@ -17,21 +20,70 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return exponentials / exponentials.sum(axis=1, keepdims=True)
 
 
-def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """Counts [C, C]: true class down, predicted class across."""
-    cells = np.bincount(labels * classes + predicted, minlength=classes * classes)
-    return cells.reshape(classes, classes)
+@dataclass(frozen=True)
+class Confusion:
+    """A confusion matrix by its K cells that are not zero, which are no more than there are rows.
+
+    Attributes:
+        true, predicted: the classes of each cell, int64 [K].
+        counts: the rows in each cell, [..., K].
+        classes: the number of classes, C.
+    """
+
+    true: np.ndarray
+    predicted: np.ndarray
+    counts: np.ndarray
+    classes: int
+
+    def by_true(self) -> np.ndarray:
+        """Return the rows of each class, [..., C]."""
+        return _sums(self.counts, self.true, self.classes)
+
+    def by_predicted(self) -> np.ndarray:
+        """Return how often each class is predicted, [..., C]."""
+        return _sums(self.counts, self.predicted, self.classes)
+
+    def hits(self) -> np.ndarray:
+        """Return the rows of each class that are predicted as it, [..., C]."""
+        right = self.true == self.predicted
+        hits = np.zeros((*self.counts.shape[:-1], self.classes))
+        hits[..., self.true[right]] = self.counts[..., right]
+        return hits
+
+    def matrix(self, chosen: np.ndarray) -> np.ndarray:
+        """Return the counts between `chosen` classes, int64 [c, c]: true down, predicted across."""
+        place = np.full(self.classes, -1)
+        place[chosen] = np.arange(len(chosen))
+        true, predicted = place[self.true], place[self.predicted]
+        shown = (true >= 0) & (predicted >= 0)
+        matrix = np.zeros((len(chosen), len(chosen)), np.int64)
+        matrix[true[shown], predicted[shown]] = self.counts[shown]
+        return matrix
 
 
-def from_confusion(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """Accuracy, macro and weighted F1, and figures by class, of [..., C, C] counts.
+def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Confusion:
+    """Return the confusion matrix of predicted and true classes, both [N]."""
+    # 47,000 classes have more cells than int32 has numbers.
+    cells, counts = np.unique(labels.astype(np.int64) * classes + predicted, return_counts=True)
+    return Confusion(cells // classes, cells % classes, counts, classes)
+
+
+def _sums(counts: np.ndarray, keys: np.ndarray, classes: int) -> np.ndarray:
+    """Return the sums of `counts` [..., K] over equal `keys` [K], float64 [..., classes]."""
+    order = np.argsort(keys, kind="stable")
+    present, starts = np.unique(keys[order], return_index=True)
+    sums = np.zeros((*counts.shape[:-1], classes))
+    sums[..., present] = np.add.reduceat(counts[..., order], starts, axis=-1)
+    return sums
+
+
+def from_confusion(confusion: Confusion) -> dict[str, np.ndarray]:
+    """Return accuracy, macro and weighted F1 [...], and metrics by class [..., C].
 
     A class that is neither present nor predicted has F1 0 but is left out of the macro mean, as
     scikit-learn does when it is not given the absent labels.
     """
-    matrix = matrix.astype(np.float64)
-    hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    support, predicted = matrix.sum(axis=-1), matrix.sum(axis=-2)
+    hits, support, predicted = confusion.hits(), confusion.by_true(), confusion.by_predicted()
     seen = (support + predicted) > 0
     f1 = ratio(2 * hits, support + predicted)
     total = support.sum(axis=-1)
@@ -95,9 +147,9 @@ def resampled(
     generator = np.random.default_rng(seed)
     probabilities = softmax(logits)
     rows, classes = probabilities.shape
-    matrix = confusion(probabilities.argmax(axis=1), labels, classes)
-    cells = generator.multinomial(rows, matrix.ravel() / rows, size=draws)
-    counts = from_confusion(cells.reshape(draws, classes, classes))
+    counted = _resampled_counts(
+        confusion(probabilities.argmax(axis=1), labels, classes), draws, generator
+    )
     losses = log_losses(probabilities, labels)
     confidence = probabilities.max(axis=1)
     gaps = confidence - (probabilities.argmax(axis=1) == labels)
@@ -108,8 +160,29 @@ def resampled(
         loss[draw] = losses[chosen].mean()
         in_bins = np.bincount(bins[chosen], gaps[chosen], minlength=BINS)
         calibration[draw] = np.abs(in_bins).sum() / rows
+    return {**counted, "log_loss": loss, "calibration_error": calibration}
+
+
+def _resampled_counts(
+    matrix: Confusion, draws: int, generator: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Return the metrics of resampled cells, each [draws]."""
+    rows, cells = matrix.counts.sum(), len(matrix.counts)
     names = ("accuracy", "macro_f1", "weighted_f1")
-    return {**{n: counts[n] for n in names}, "log_loss": loss, "calibration_error": calibration}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for size in chunks(draws, max(cells, matrix.classes)):
+        drawn = generator.multinomial(rows, matrix.counts / rows, size=size)
+        values = from_confusion(replace(matrix, counts=drawn))
+        for name in names:
+            found[name].append(values[name])
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def chunks(draws: int, width: int) -> Iterator[int]:
+    """Yield sizes that sum to `draws`, so that arrays [size, width] stay below 8 MiB of float64."""
+    largest = max(1, 2**20 // width)
+    for start in range(0, draws, largest):
+        yield min(largest, draws - start)
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:  # only names for the reader: importing them would load Tensor
     import numpy as np
     import tensorflow as tf
 
+    from tfft import metrics
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -121,7 +123,7 @@ class Details:
     """What is known of a split beyond the headline figures; N rows, C classes.
 
     Attributes:
-        confusion: counts [C, C], true class down; None where a row may have several classes.
+        confusion: None where a row may have several classes.
         by_class: figures of each class, [C], by name.
         reliability: count, confidence and accuracy in bins of confidence.
         losses: of each row, [N].
@@ -130,7 +132,7 @@ class Details:
             (`about`).
     """
 
-    confusion: "np.ndarray | None"
+    confusion: "metrics.Confusion | None"
     by_class: Mapping[str, "np.ndarray"]
     reliability: Mapping[str, "np.ndarray"]
     losses: "np.ndarray"

@@ -145,17 +145,23 @@ def resampled(
     each [draws]."""
     generator = np.random.default_rng(seed)
     rows = len(truth)
-    weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=draws).astype(np.float64)
-    counts = from_counts(by_tag(chosen, truth, weights))
     ranking, exact = Ranking(probabilities, truth), (chosen == (truth > 0)).all(axis=1)
-    mean = np.empty(draws)
-    for draw in range(draws):
-        given = (weights[draw] @ truth) > 0
-        precision = ranking.average_precision(weights[draw])
-        mean[draw] = precision[given].mean() if given.any() else 0.0
-    return {
-        "mean_average_precision": mean,
-        **{name: counts[name] for name in _NAMES},
-        "exact_match": weights @ exact / rows,
-        "log_loss": weights @ log_losses(probabilities, truth) / rows,
-    }
+    losses = log_losses(probabilities, truth)
+    parts: list[dict[str, np.ndarray]] = []
+    for size in metrics.chunks(draws, rows):
+        weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+        counts = from_counts(by_tag(chosen, truth, weights))
+        mean = np.empty(size)
+        for draw in range(size):
+            given = (weights[draw] @ truth) > 0
+            precision = ranking.average_precision(weights[draw])
+            mean[draw] = precision[given].mean() if given.any() else 0.0
+        parts.append(
+            {
+                "mean_average_precision": mean,
+                **{name: counts[name] for name in _NAMES},
+                "exact_match": weights @ exact / rows,
+                "log_loss": weights @ losses / rows,
+            }
+        )
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}

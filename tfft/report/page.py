@@ -11,7 +11,10 @@ from tfft.config import Config, dump
 from tfft.data import Datasets
 from tfft.evaluate import Evaluation
 from tfft.files import write_atomic
+from tfft.metrics import Confusion
 from tfft.report import svg
+
+HEAT_MAP_CLASSES = 60  # that a confusion matrix is drawn of: more are neither readable nor small
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#222;--soft:#777;--line:#ddd;--paper:#fff;--box:#f6f6f6}
@@ -141,7 +144,7 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "S
     body = _table(["class", *(k.replace("_", " ") for k in by_class), "rows"], rows)
     matrix = evaluation.details.confusion
     if matrix is not None:
-        body += svg.heat_map("confusion: true class down, predicted across", matrix, labels)
+        body += _heat_map(matrix, labels)
     body += svg.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
     if evaluation.worst:
         body += "<h3>Most wrong</h3>"
@@ -154,6 +157,17 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "S
             ]
             body += _table(["text", "label", "predicted", "confidence"], wrong, numbers=3)
     return _section(f"By class: {name}", body)
+
+
+def _heat_map(confusion: Confusion, labels: Sequence[str]) -> str:
+    """Draw the confusion matrix, of many classes that of those with the most errors."""
+    chosen, title = np.arange(len(labels)), "confusion: true class down, predicted across"
+    if len(labels) > HEAT_MAP_CLASSES:
+        errors = confusion.by_true() + confusion.by_predicted() - 2 * confusion.hits()
+        chosen = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
+        title += f"; the {len(chosen)} of {len(labels):,} classes with the most errors"
+    names = [labels[at] for at in chosen]
+    return svg.heat_map(title, confusion.matrix(chosen), confusion.by_true()[chosen], names)
 
 
 def _data(data: Datasets, config: Config) -> str:

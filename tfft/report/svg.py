@@ -81,12 +81,17 @@ def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = 
     return _svg(parts)
 
 
-def heat_map(title: str, counts: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix: true class down, predicted across, shaded by the share of the row."""
+def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str:
+    """A confusion matrix: true class down, predicted across.
+
+    Args:
+        counts: [C, C].
+        rows: of each true class, [C]; a cell is shaded by its share of them.
+    """
     size = len(names)
     cell = max(14, min(44, 420 // size))
     left, top = 110, 96  # room for names along both sides
-    share = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    share = counts / np.maximum(1, rows)[:, None]
     parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
     for row in range(size):
         y = top + row * cell
