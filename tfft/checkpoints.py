@@ -2,7 +2,8 @@
 
 A checkpoint holds the weights, the seeds, the optimizer (its averages and loss scale included),
 the running metrics, the history and the state of early stopping. Where the training stands in its
-data is the step alone: batches are a function of seed and step (`data.batches`).
+data is the step alone: batches are a function of seed and step (`data.batches`). What the run
+depends on beside its config (`identity`) is stored too, and must be the same when it resumes.
 """
 
 import json
@@ -11,6 +12,7 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tfft import distribute, log
+from tfft import distribute, identity, log
 from tfft.errors import UserError
 
 _NAME = re.compile(r"^step_(\d+)$")
@@ -64,12 +66,19 @@ class Checkpoints:
     Args:
         kept: paths of the weights that a checkpoint holds; the others are the pretrained ones.
             None: all.
+        depends_on: what the run depends on (`identity.of`).
     """
 
     def __init__(
-        self, folder: Path, keep: int, writes: bool = True, kept: Collection[str] | None = None
+        self,
+        folder: Path,
+        keep: int,
+        writes: bool = True,
+        kept: Collection[str] | None = None,
+        depends_on: Mapping[str, str] | None = None,
     ):
         self._folder, self._keep, self._writes, self._kept = folder, keep, writes, kept
+        self._depends_on = dict(depends_on or {})
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -77,7 +86,7 @@ class Checkpoints:
         """Copy the state and have it written; waits only for a write that is still under way.
 
         Raises:
-            OSError: the one before could not be written.
+            UserError: the one before could not be written.
         """
         target = self._folder / f"step_{state.step:08d}"
         if not self._writes:
@@ -85,14 +94,14 @@ class Checkpoints:
         self.wait()
         if target.exists():
             return
-        text = json.dumps(asdict(state))
+        text = json.dumps({**asdict(state), "depends_on": self._depends_on})
         self._pending = self._pool.submit(self._write, target, _arrays(model, self._kept), text)
 
     def wait(self) -> None:
         """Until everything is written.
 
         Raises:
-            OSError: it could not be.
+            UserError: it could not be, as where the disk is full.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -102,25 +111,33 @@ class Checkpoints:
         """Write to a temporary name, rename, then drop what is older than `keep`."""
         temporary = self._folder / f".{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        save_file(arrays, temporary / "state.safetensors")
-        (temporary / "state.json").write_text(text, encoding="utf-8")
-        for path in temporary.iterdir():  # on the disk before it has its name
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-        os.rename(temporary, target)
+        with _writing(temporary):
+            temporary.mkdir(parents=True)
+            save_file(arrays, temporary / "state.safetensors")
+            (temporary / "state.json").write_text(text, encoding="utf-8")
+            for path in temporary.iterdir():  # on the disk before it has its name
+                with open(path, "rb") as file:
+                    os.fsync(file.fileno())
+            os.rename(temporary, target)
         for _, old in list(self._newest_first())[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, model: keras.Model) -> State:
-        """Load the newest checkpoint that is whole; without one, a state of step 0."""
+        """Load the newest checkpoint that is whole; without one, a state of step 0.
+
+        Raises:
+            UserError: it is of another model, or what the run depends on has changed.
+        """
         for _, folder in self._newest_first():
             try:
                 values = _read(folder / "state.safetensors")
-                state = State(**json.loads((folder / "state.json").read_text(encoding="utf-8")))
-            except (SafetensorError, OSError, ValueError, TypeError) as error:
+                saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+                depends_on = saved.pop("depends_on")
+                state = State(**saved)
+            except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
                 log.say(f"warning: {folder} is torn ({error}); trying the one before")
                 continue
+            identity.require_unchanged(depends_on, self._depends_on, self._folder.parent)
             _assign(model, values, folder, self._kept)
             if self._writes:
                 self._drop_unfinished()
@@ -146,13 +163,34 @@ def save_weights(
     metadata: Mapping[str, str],
     kept: Collection[str] | None = None,
 ) -> None:
-    """Weights by their variable paths, as safetensors, atomically; `kept` as in `Checkpoints`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write weights by their variable paths as safetensors; `kept` as in `Checkpoints`.
+
+    Raises:
+        UserError: they cannot be written, as where the disk is full.
+    """
     temporary = path.with_name(f".{path.name}")
     chosen = [v for v in model.weights if kept is None or v.path in kept]
     values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in chosen}
-    save_file(values, temporary, metadata=dict(metadata))
-    os.replace(temporary, path)
+    with _writing(temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(values, temporary, metadata=dict(metadata))
+        os.replace(temporary, path)
+
+
+@contextmanager
+def _writing(temporary: Path) -> Iterator[None]:
+    """Remove what was begun where it cannot be written, and say why.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UserError(f"{temporary.parent}: cannot be written: {reason}") from None
 
 
 def load_weights(model: keras.Model, path: Path, kept: Collection[str] | None = None) -> None:

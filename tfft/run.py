@@ -1,11 +1,12 @@
 """A finished run: what `tfft.train` and `tfft.load` return."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -40,11 +41,13 @@ class Run:
         trained: paths of the variables that are not as the backbone's files have them; those
             alone are saved. None: all.
         targets: of the training rows, where they are more than the labels (distillation).
+        depends_on: what the training depends on beside the config (`identity.of`).
         thresholds: of each class, where a row may have several; None until they are tuned (0.5),
             or where a row has one class.
     """
 
     targets: np.ndarray | None = None
+    depends_on: Mapping[str, str] = MappingProxyType({})
     thresholds: np.ndarray | None = None
 
     def __init__(

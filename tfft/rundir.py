@@ -1,9 +1,13 @@
 """The run directory: who may use it, and the plain files in it that say what a run is."""
 
+import fcntl
 import json
+import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,28 +27,56 @@ from tfft.run import Run
 FACTS = "run.json"
 
 
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Create the run directory if there is none, and hold it against other processes.
+
+    The lock is on the folder itself, so that it leaves no file behind; the kernel releases it with
+    the process. Of several workers the first holds it.
+
+    Raises:
+        UserError: another process trains there, it holds something that is no run, or it cannot be
+            written.
+    """
+    if not distribute.workers().first:
+        yield
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: is a file; --workdir must be a folder")
+    try:
+        if workdir.is_dir() and not (workdir / "config.yaml").exists() and any(workdir.iterdir()):
+            raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+        folder = os.open(workdir, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(folder)
+        raise UserError(
+            f"{workdir}: another process trains there; wait for it, or choose another --workdir"
+        ) from None
+    except OSError:  # a file system without locks on folders, such as NFS
+        pass
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 def open_workdir(config: Config, workdir: Path) -> None:
-    """Create the run directory, or check that it is this config's.
+    """Check that the run directory is this config's, if it holds a run.
 
     `describe` writes the config there, once data and model are known to be good. A mistake that is
     found before the first steps leaves nothing to lose: the mended config may use the folder.
 
     Raises:
-        UserError: it holds a run of another config, or something that is no run.
+        UserError: it holds a run of another config.
     """
     path = workdir / "config.yaml"
-    if path.is_file():
-        if not untrained(workdir):
-            check_same(path, dump(config))
-        return
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"{workdir}: is a file; --workdir must be a folder")
-    if workdir.is_dir() and any(workdir.iterdir()):
-        raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+    if path.is_file() and not untrained(workdir):
+        check_same(path, dump(config))
 
 
 def untrained(workdir: Path) -> bool:

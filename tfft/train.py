@@ -20,6 +20,7 @@ from tfft import (
     estimate,
     evaluate,
     few_shot,
+    identity,
     log,
     loop,
     masks,
@@ -66,43 +67,53 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
-    gc.collect()  # a model, its graphs and its data refer to each other: those of earlier runs go
-    workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
-    log.quiet(not workers.first)
-    config = advised(config, workdir)
-    if workers.first:
-        rundir.open_workdir(config, workdir)
-    if (workdir / "metrics.json").is_file():
-        log.say(f"{workdir}: this run is finished; nothing to do")
-        return load_run(workdir)
-    if config.train.tensorboard:
-        require("tensorboard", "tensorboard")
+    with rundir.locked(workdir):
+        gc.collect()  # a model, its graphs and its data refer to each other: free earlier runs'
+        workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
+        log.quiet(not workers.first)
+        config = advised(config, workdir)
+        if workers.first:
+            rundir.open_workdir(config, workdir)
+        if (workdir / "metrics.json").is_file():
+            log.say(f"{workdir}: this run is finished; nothing to do")
+            return load_run(workdir)
+        if config.train.tensorboard:
+            require("tensorboard", "tensorboard")
 
-    seed, train = config.train.seed, config.train
-    strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
-    with strategy.scope():  # every variable is born here
-        result, data, plan, course = prepare(config, workdir)
-    result.targets = teachers_targets(config, data)
-    if workers.first:
-        rundir.describe(result, data, course)
-
-    with distribute.lost_workers_told(workdir):
+        seed, train = config.train.seed, config.train
+        strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
+        identity.require_equal_on_workers(strategy, identity.settings(config))
+        with strategy.scope():  # every variable is born here
+            result, data, plan, course = prepare(config, workdir)
         keep = Checkpoints(
-            workdir / "checkpoints", train.checkpoint.keep, workers.first, result.trained
+            workdir / "checkpoints",
+            train.checkpoint.keep,
+            workers.first,
+            result.trained,
+            result.depends_on,
         )
         state = keep.restore(result.model)  # 1. this run's checkpoint  2. the pretrained weights
-        loop.fit(result, data, plan, course, state, keep, epochs)
-        result.load_weights()  # the best of the run, not the last
-        conclude(result, data, course, state)
-        distribute.sum_over_workers(strategy, 0)  # none leaves before the run directory is whole
-    return result
+        result.targets = teachers_targets(config, data)
+        if workers.first:
+            rundir.describe(result, data, course)
+
+        with distribute.lost_workers_told(workdir):
+            loop.fit(result, data, plan, course, state, keep, epochs)
+            result.load_weights()  # the best of the run, not the last
+            conclude(result, data, course, state)
+            # None leaves before the run directory is whole.
+            distribute.sum_over_workers(strategy, 0)
+        return result
 
 
 def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]:
     """Everything before the first step: backbone, tokenizer, data, and a compiled model."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read(config, backbone)
+    check_metric(config, data.labels)
     strategy = tf.distribute.get_strategy()
+    depends_on = identity.of(config, backbone, data)
+    identity.require_equal_on_workers(strategy, depends_on)
     plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, course, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
@@ -115,7 +126,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     if config.model.weights == "none":
         trained = None  # there are no files to read the rest from again
     result = Run(workdir, config, model, backbone, inputs, data.labels, trained)
-    result.datasets = data
+    result.datasets, result.depends_on = data, depends_on
     return result, data, plan, course
 
 
@@ -326,6 +337,22 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     if not found:
         raise UserError(f"train.remat: {', '.join(names)}: no layer lies wholly in these stages")
     log.say(f"remat: {', '.join(found)}")
+
+
+def check_metric(config: Config, labels: Sequence[str]) -> None:
+    """The metric that picks the best weights must exist for this many classes.
+
+    Raises:
+        UserError: it does not, such as the top-5 accuracy of five classes.
+    """
+    task, watched = TASKS[config.task.name], config.train.metric
+    truth = np.zeros((1, len(labels)), np.float32) if task.several else np.zeros(1, np.int32)
+    figures = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
+    if watched not in figures:
+        raise UserError(
+            f"train.metric: {config.task.name} of {len(labels)} classes has {', '.join(figures)}. "
+            f"Received: {watched!r}"
+        )
 
 
 def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInputs) -> None:
