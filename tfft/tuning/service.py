@@ -8,6 +8,9 @@ folder that all of them see:
     KERASTUNER_TUNER_ID=chief    tfft tune --config=search.yaml --workdir=/shared/search
     KERASTUNER_TUNER_ID=worker-a tfft tune --config=search.yaml --workdir=/shared/search
 
+The service neither encrypts nor asks who calls: KERASTUNER_ORACLE_IP, the only address that the
+chief listens on, must be of a network on which every machine is trusted.
+
 A worker that is started again under its name gets the trial that it had. One that is silent for
 `LOST` seconds is thought lost, and its trial is given to another.
 """
@@ -78,6 +81,7 @@ class _Servicer(OracleServicer):
 
     def GetTrial(self, request: Any, context: Any) -> Any:
         """A trial as it is now; asked for by the worker that runs it, a sign of life."""
+        self._require_known(request.trial_id, context)
         if (worker := self.has.get(request.trial_id)) in self.seen:
             self.seen[worker] = time.monotonic()
         trial = Trial.from_state(self.oracle.get_trial(request.trial_id).get_state())
@@ -88,11 +92,20 @@ class _Servicer(OracleServicer):
     def EndTrial(self, request: Any, context: Any) -> Any:
         """Take an outcome, whose text lies in the folder that all see."""
         trial = Trial.from_proto(request.trial)
+        self._require_known(trial.trial_id, context)
         path = self._workdir / RESULTS / f"{trial.trial_id}.json"
-        trial.message = path.read_text(encoding="utf-8")
+        try:
+            trial.message = path.read_text(encoding="utf-8")
+        except OSError as error:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"{path}: {error.strerror}")
         self.oracle.end_trial(trial)
         self._told()
         return protos.get_service().EndTrialResponse()
+
+    def _require_known(self, trial_id: str, context: Any) -> None:
+        """Refuse an id that the oracle did not give out: ids are parts of paths."""
+        if trial_id not in self.oracle.trials:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no trial {trial_id[:20]!r}")
 
 
 def serve(oracle: Any, workdir: Path, told: Callable[[], None]) -> None:
@@ -151,10 +164,13 @@ class Client:
     def create_trial(self, tuner_id: str) -> Trial:
         """As the oracle's; STOPPED where the chief is gone."""
         try:
-            return self._client.create_trial(tuner_id)
+            trial = self._client.create_trial(tuner_id)
         except grpc.RpcError as error:
             log.say(f"{tuner_id}: the chief is gone: {_reason(error)}")
             return Trial(HyperParameters(), "", TrialStatus.STOPPED)
+        if trial.status == TrialStatus.RUNNING and not trial.trial_id.isalnum():  # part of a path
+            raise UserError(f"{_NAMES[1]}: not a chief of tfft. Received: trial {trial.trial_id!r}")
+        return trial
 
     def get_trial(self, trial_id: str) -> Trial:
         """As the oracle's.
