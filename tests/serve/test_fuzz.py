@@ -1,0 +1,95 @@
+"""Requests that are almost right get an answer or a client's error; the server stays up."""
+
+import json
+
+import grpc
+import pytest
+import requests
+from hypothesis import strategies as st
+from tensorflow_serving.apis import classification_pb2, predict_pb2
+
+from tests.fuzzing import EXAMPLES, VALUES, fuzz, mutated, replaced
+from tests.serve.conftest import BINARY
+
+CLIENT_ERRORS = {400, 404, 405, 413}
+VALID = [
+    {"instances": ["a red sky"]},
+    {"instances": [{"text": "a red sky"}, {"text": {"b64": "YQ=="}}]},
+    {"inputs": {"text": ["a", "b"]}, "signature_name": "serving_default"},
+    {"inputs": ["a"], "output_filter": {"a": 1}},
+    {"signature_name": "tensors", "instances": [{"tokens": [1, 2], "mask": [1, 1]}]},
+]
+EXAMPLES_OF_CLASSIFY = [{"signature_name": "classify", "examples": [{"text": "a red sky"}]}]
+
+
+def works(server):
+    return server.ask(json=VALID[0]).status_code == 200
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_rest_bodies(server, examples):
+    @st.composite
+    def bodies(draw):
+        valid = draw(st.sampled_from(VALID + EXAMPLES_OF_CLASSIFY))
+        raw = draw(st.sampled_from(["value", "value", "any", "bytes"]))
+        if raw == "bytes":
+            return draw(mutated([json.dumps(one).encode() for one in VALID]))
+        value = replaced(draw, valid) if raw == "value" else draw(VALUES)
+        return json.dumps(value).encode("utf-8", "surrogatepass")
+
+    with requests.Session() as session:
+
+        def check(body):
+            for verb in ("predict", "classify"):
+                reply = session.post(f"{server.model}:{verb}", data=body, timeout=60)
+                if reply.status_code != 200:
+                    assert reply.status_code in CLIENT_ERRORS, (reply.status_code, reply.text)
+                    assert reply.json()["error"]
+
+        fuzz(bodies(), check, examples)
+    assert works(server)
+
+
+@pytest.mark.parametrize("examples", EXAMPLES)
+def test_grpc_messages(server, examples):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = server.name
+    tensor = request.inputs["text"]
+    tensor.dtype, tensor.tensor_shape.dim.add().size = 7, 2
+    tensor.string_val.extend([b"a red sky", b"b"])
+    tensors = predict_pb2.PredictRequest()
+    tensors.model_spec.name, tensors.model_spec.signature_name = server.name, "tensors"
+    for name in ("token_ids", "segment_ids", "padding_mask"):
+        one = tensors.inputs[name]
+        one.dtype, one.tensor_content = 3, b"\x01\0\0\0" * 4
+        for size in (1, 4):
+            one.tensor_shape.dim.add().size = size
+    classify = classification_pb2.ClassificationRequest()
+    classify.model_spec.name, classify.model_spec.signature_name = server.name, "classify"
+    classify.input.example_list.examples.add().features.feature["text"].bytes_list.value.append(
+        b"a"
+    )
+    service = "/tensorflow.serving.PredictionService"
+    refused = {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.NOT_FOUND,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.INTERNAL if server.process.args[0] == BINARY else None,
+        grpc.StatusCode.UNIMPLEMENTED,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+    }
+    with grpc.insecure_channel(server.grpc) as channel:
+        predict = channel.unary_unary(f"{service}/Predict")
+        classified = channel.unary_unary(f"{service}/Classify")
+        predict(request.SerializeToString(), timeout=60)
+
+        def check(message):
+            for call in (predict, classified):
+                try:
+                    call(message, timeout=60)
+                except grpc.RpcError as error:
+                    assert error.code() in refused, error
+
+        messages = [one.SerializeToString() for one in (request, tensors, classify)]
+        fuzz(mutated(messages), check, examples)
+    assert works(server)
