@@ -1,8 +1,8 @@
 """From the section `data` to the three splits, with one list of class names for all."""
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +12,11 @@ from tfft.data import pictures, sources, tokens
 from tfft.data.prepared import Request, default_cache
 from tfft.data.split import Dataset, stratified
 from tfft.errors import UserError, nearest
+from tfft.files import expanded, is_file, read_text
 from tfft.preprocess import ImageInputs, Inputs
+
+
+MISSING = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a value that is not there
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,21 @@ def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
         elif isinstance(given, Fraction):
             seed = want.seed if given.seed is None else given.seed
             kept, held = stratified(train.labels, given.fraction, seed)
-            splits[key], train = train.take(held), train.take(kept)
+            splits[key] = None
+            if len(held):
+                splits[key], train = train.take(held), train.take(kept)
+            else:
+                log.say(f"data.{key}: no class has two rows, of which one could be held out")
         else:
             splits[key] = None
     if len(names) < 2 - want.several:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)
     _tell(result)
+    for name in names:
+        if name.strip().lower() in MISSING:
+            place = made.place_of(name, "train", config.train)
+            log.say(f"{place}: label {name!r} is a class; is it a missing value?")
     return result
 
 
@@ -136,6 +148,7 @@ class _Build:
         key: str,
         source: Source,
     ) -> Dataset:
+        self._check_alike(prepared.names, key, source)
         ids = {name: i for i, name in enumerate(names)}
         # A number that is no name itself is an index into the names.
         given = self.config.labels is not None
@@ -144,7 +157,7 @@ class _Build:
         if (table < 0).any():
             unknown = prepared.names[int(np.flatnonzero(table < 0)[0])]
             raise UserError(
-                f"{self._place_of(unknown, key, source)}: label {unknown!r} is not a class"
+                f"{self.place_of(unknown, key, source)}: label {unknown!r} is not a class"
                 f"{nearest(unknown, names)}"
             )
         rows = np.arange(prepared.rows)
@@ -154,8 +167,25 @@ class _Build:
         labels[prepared.label_rows, table[prepared.labels]] = 1
         return Dataset(prepared, rows, labels)
 
-    def _place_of(self, label: str, key: str, source: Source) -> str:
-        """Where a label stands first; read anew, as only an error asks for it."""
+    def _check_alike(self, names: Sequence[str], key: str, source: Source) -> None:
+        """Labels that look the same must be the same.
+
+        Raises:
+            UserError: two differ in spaces or in how their letters are composed alone.
+        """
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(_look(name), name)
+            if other != name:
+                places = [self.place_of(n, key, source) for n in (name, other)]
+                shown = [repr(n) if n.isascii() else f"{n!r} ({ascii(n)})" for n in (name, other)]
+                raise UserError(
+                    f"{places[0]}: label {shown[0]} differs from {shown[1]} ({places[1]}) in "
+                    "spaces or in Unicode's form (NFC, NFD) alone; write both the same"
+                )
+
+    def place_of(self, label: str, key: str, source: Source) -> str:
+        """Where a label stands first; read again, as only what is wrong asks for it."""
         asked = request(self.config, key, source, self.inputs, self.want.several)
         for row in read(asked, self.inputs):
             if isinstance(row, sources.Row) and label in asked.labels(row.values[-1]):
@@ -166,17 +196,18 @@ class _Build:
 def _given_labels(config: DataConfig) -> list[str] | None:
     if not isinstance(config.labels, str):
         return config.labels
-    path = Path(config.labels).expanduser()
-    if not path.is_file():
+    path = expanded(config.labels)
+    if not is_file(path):
         raise UserError(f"data.labels: no such file: {path}")
-    try:
-        names = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError:
-        raise UserError(f"data.labels: {path} is not UTF-8 text") from None
-    names = [name.strip() for name in names if name.strip()]
-    if len(set(names)) < max(2, len(names)):
+    names = [name.strip() for name in read_text(path).splitlines() if name.strip()]
+    if len(set(map(_look, names))) < max(2, len(names)):
         raise UserError(f"data.labels: {path} must hold at least two different names, one a line")
     return names
+
+
+def _look(name: str) -> str:
+    """What is equal for labels that look the same."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
 def _tell(datasets: Datasets) -> None:
@@ -187,6 +218,8 @@ def _tell(datasets: Datasets) -> None:
     several = datasets.train.labels.ndim == 2
     kind = "labels, of which a row may have several" if several else "classes"
     log.say(f"data: {', '.join(sizes)}; {len(datasets.labels)} {kind}")
+    if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
+        log.say("data: there are hardly more training rows than labels; is data.label right?")
     for prepared in {id(s.prepared): s.prepared for s in datasets.given()}.values():
         if prepared.bad:
             log.say(f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}")

@@ -24,8 +24,9 @@ from tfft.data.prepared import Prepared, Request, Strings, Writer, written
 from tfft.data.sources import BadRow, Row
 from tfft.errors import UserError
 from tfft.preprocess import ImageInputs
+from tfft.preprocess.image import read as read_picture
 
-VERSION = 1  # of this preparation: raise it when the files below change
+VERSION = 2  # of this preparation: raise it when the files below change
 COPIED = ("tfds", "npz")  # sources whose rows hold the pictures themselves
 CHUNK = 256  # pictures decoded at once
 KEPT = 4 * 2**30  # bytes of pixels of a set that `cache_images: auto` keeps at most
@@ -99,12 +100,17 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     """
     if request.source.source in COPIED:  # pictures come in the rows: they are never all in memory
         rows: Iterable[Row | BadRow] = read(request)
-        content = list(sources.content(request.source, request.key))
     else:
         rows = list(read(request))
-        content = list(_content(rows))
+    content = list(_content(request, rows))
     folder = cache / "pictures" / _cache_key(request, inputs, content, keep)
-    written(folder, lambda temporary: _write(temporary, request, inputs, rows, keep))
+
+    def write(temporary: Path) -> dict[str, Any]:
+        meta = _write(temporary, request, inputs, rows, keep)
+        request.check_unchanged(content, _content(request, rows))
+        return meta
+
+    written(folder, write)
     prepared = Pictures(folder)
     if prepared.rows == 0:
         first = (
@@ -132,17 +138,23 @@ def _cache_key(
     return digest.hexdigest()[:32]
 
 
-def _content(rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
-    """Files are known by size and time of change: to read all of them would take as long again."""
+def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
+    """What changes when the pictures could.
+
+    Files are known by size and time of change: to read all of them would take as long again.
+    """
+    if request.source.source in COPIED:
+        yield from sources.content(request.source, request.key)
+        return
     for row in rows:
         yield row.place.encode("utf-8", "surrogateescape")
         if isinstance(row, BadRow):
-            yield row.reason.encode()
+            yield row.reason.encode("utf-8", "backslashreplace")
             continue
         yield "\0".join(row.values).encode("utf-8", "surrogateescape")
         try:
             found = os.stat(row.values[0])
-        except OSError:
+        except (OSError, ValueError):
             continue
         yield f"{found.st_size} {found.st_mtime_ns}".encode()
 
@@ -209,9 +221,9 @@ def _looked_at(
         encoded = row.values[0]
         if isinstance(encoded, str):
             try:
-                encoded = Path(encoded).read_bytes()
-            except OSError as error:
-                return f"cannot be read: {error.strerror}"
+                encoded = read_picture(encoded)
+            except UserError as error:
+                return str(error).removeprefix(f"{row.values[0]}: ")
         return inputs.inspect(encoded)
 
     waiting = iter(rows)

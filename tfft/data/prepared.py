@@ -5,11 +5,15 @@ and the version of the code that writes it. Rows stream through in chunks, so th
 not depend on the size of the data.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
+import secrets
 import shutil
-import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +24,7 @@ import numpy as np
 from tfft.config import Source
 from tfft.data.sources import SEVERAL, BadRow, Row
 from tfft.errors import UserError
+from tfft.files import expanded, printable, read_json
 
 LISTED = 1000  # bad rows remembered by name
 
@@ -44,6 +49,21 @@ class Request:
         found = value.replace(SEVERAL, self.separator).split(self.separator)
         return list(dict.fromkeys(label.strip() for label in found if label.strip()))
 
+    def check_unchanged(self, before: Iterable[bytes], after: Iterable[bytes]) -> None:
+        """What was read must be what the cache's key is of.
+
+        Args:
+            before: `sources.content` when the key was made.
+            after: the same when all was read.
+
+        Raises:
+            UserError: a file was changed or replaced in between.
+        """
+        if list(before) != list(after):
+            raise UserError(
+                f"{self.key}: {self.source.path} was changed while it was read; start again"
+            )
+
 
 class Prepared:
     """A prepared set: arrays mapped from files, nothing read until it is used.
@@ -60,7 +80,7 @@ class Prepared:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        self.meta = read_json(folder / "meta.json", rows=int, names=list, bad=int, bad_listed=list)
         self.rows: int = self.meta["rows"]
         self.names: list[str] = self.meta["names"]
         self.bad: int = self.meta["bad"]
@@ -122,9 +142,9 @@ class Writer:
             raise UserError(
                 f"{row.place}: {row.reason} (data.on_bad_row: skip leaves such rows out)"
             )
-        self.bad += 1
+        self.bad += row.count
         if len(self._bad) < LISTED:
-            self._bad.append(f"{row.place}: {row.reason}")
+            self._bad.append(printable(f"{row.place}: {row.reason}"))
 
     def count(self, rows: Sequence[Row]) -> None:
         """Write the labels of some rows, which are now part of the set."""
@@ -170,24 +190,62 @@ class Writer:
 def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     """Have `write` fill a folder, unless it is there; a torn one is never read.
 
-    It fills a temporary one, which is renamed, and returns the meta data.
+    It fills a temporary one, which is renamed, and returns the meta data. Several processes may
+    write the same folder: the first one's is kept.
     """
     if (folder / "meta.json").is_file():
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".preparing-", dir=folder.parent))
-    try:
+    with _temporary(folder.parent) as temporary:
         meta = write(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        try:
-            os.rename(temporary, folder)
-        except OSError:
-            if not (folder / "meta.json").is_file():  # else another process was first
-                raise
+        while not (folder / "meta.json").is_file():
+            try:
+                os.rename(temporary, folder)
+            except OSError as error:
+                if (folder / "meta.json").is_file():  # another process was first
+                    return
+                if error.errno != errno.ENOTEMPTY:
+                    raise
+                shutil.rmtree(folder)  # some of its files were deleted
+
+
+@contextlib.contextmanager
+def _temporary(parent: Path) -> Iterator[Path]:
+    """A folder that is removed at the end: here or, after a kill, when the next one is made.
+
+    It is locked for as long as its process lives. Unlike one of `tempfile` it may be read by all
+    who may read its parent.
+    """
+    for left in parent.glob(f"{_PREPARING}*"):
+        with contextlib.suppress(OSError), _opened(left) as descriptor:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process of a young one may be about to lock it.
+            if time.time() - left.stat().st_mtime > 60:
+                shutil.rmtree(left, ignore_errors=True)
+    folder = parent / f"{_PREPARING}{secrets.token_hex(8)}"
+    folder.mkdir()
+    try:
+        with _opened(folder) as descriptor:
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+_PREPARING = ".preparing-"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def default_cache(given: str | None) -> Path:
     """The cache's folder: as configured, else $TFFT_CACHE, else ~/.cache/tfft."""
-    return Path(given or os.environ.get("TFFT_CACHE") or "~/.cache/tfft").expanduser()
+    return expanded(given or os.environ.get("TFFT_CACHE") or "~/.cache/tfft")

@@ -17,7 +17,7 @@ from tfft.data.sources import BadRow, Row
 from tfft.errors import UserError
 from tfft.preprocess import TextInputs
 
-VERSION = 2  # of this preparation: raise it when the files below change
+VERSION = 3  # of this preparation: raise it when the files below change
 CHUNK = 4096  # rows tokenised at once
 
 
@@ -68,20 +68,27 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> Tokens:
     Raises:
         UserError: a row is malformed and `on_bad_row` is stop; or no row is left.
     """
-    folder = cache / "tokens" / _cache_key(request, inputs)
-    written(folder, lambda temporary: _write(temporary, request, inputs))
+    content = list(sources.content(request.source, request.key))
+    folder = cache / "tokens" / _cache_key(request, inputs, content)
+
+    def write(temporary: Path) -> dict[str, Any]:
+        meta = _write(temporary, request, inputs)
+        request.check_unchanged(content, sources.content(request.source, request.key))
+        return meta
+
+    written(folder, write)
     prepared = Tokens(folder)
     if prepared.rows == 0:
         raise UserError(f"{request.key}: {request.source.path} holds no usable row")
     return prepared
 
 
-def _cache_key(request: Request, inputs: TextInputs) -> str:
+def _cache_key(request: Request, inputs: TextInputs, content: list[bytes]) -> str:
     digest = hashlib.sha256()
     settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row]
     settings += [request.separator, request.source.model_dump(exclude={"path"})]
     digest.update(json.dumps(settings).encode())
-    for part in sources.content(request.source, request.key):
+    for part in content:
         digest.update(part)
     return digest.hexdigest()[:32]
 

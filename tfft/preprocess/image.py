@@ -12,9 +12,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.errors import UserError
+from tfft.files import MIB, expanded, read_bytes
 from tfft.preprocess.graph import pictures
 from tfft.spec import Picture
 
+LARGEST = 128 * MIB  # bytes of a picture's file
 VERSION = 1  # of what pixels come of a file: raise it when they change
 
 
@@ -140,11 +142,8 @@ def read(image: bytes | str) -> bytes:
     """The bytes of a picture, which are given or lie in a file.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file cannot be read, or is no regular one, or too large.
     """
     if isinstance(image, bytes):
         return image
-    try:
-        return Path(image).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"{image}: cannot be read: {error.strerror}") from None
+    return read_bytes(expanded(image), LARGEST)
