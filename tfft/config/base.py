@@ -1,19 +1,57 @@
 """The base of every section, and the value types that sections share."""
 
+import math
 import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, GetCoreSchemaHandler
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    GetCoreSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema, core_schema
+
+from tfft.files import is_unicode
 
 
 class Section(BaseModel):
     """A strict part of the YAML: unknown keys are errors, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="after")
+    def _within_bounds(self) -> "Section":
+        """Integers fit those of the libraries; texts and numbers can be written and read again."""
+        for name, value in self:
+            for one in _plain_values(value):
+                if isinstance(one, int) and abs(one) >= 2**31:
+                    raise ValueError(f"`{name}` must be an integer below 2,147,483,648")
+                if isinstance(one, float) and not math.isfinite(one):
+                    raise ValueError(f"`{name}` must be a finite number. Received: {one}")
+                if isinstance(one, str) and not is_unicode(one):
+                    raise ValueError(f"`{name}` holds a lone surrogate. Received: {one!r}")
+        return self
 
 
+def _plain_values(value: Any) -> Iterator[Any]:
+    """The numbers and texts of nested lists and mappings."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for part in value:
+            yield from _plain_values(part)
+    else:
+        yield value
+
+
+LONGEST = 10**12  # of any unit
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
 
 
@@ -36,6 +74,8 @@ class Duration:
         if match is None:
             raise ValueError("must be a number with its unit: '100 steps', '1 epochs' or '10%'")
         number, unit = match.groups()
+        if float(number) >= LONGEST:
+            raise ValueError(f"must be below {LONGEST:,}")
         unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
         if unit == "%" and float(number) > 100:
             raise ValueError("must be at most 100%")
@@ -47,7 +87,8 @@ class Duration:
         return round(self.value * factor)
 
     def __str__(self) -> str:
-        return f"{self.value:g}{'%' if self.unit == '%' else ' ' + self.unit}"
+        number = f"{Decimal(repr(self.value)):f}".removesuffix(".0")  # exact, without an exponent
+        return f"{number}{'%' if self.unit == '%' else ' ' + self.unit}"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -75,8 +116,8 @@ class Interval(Duration):
         if isinstance(text, cls):
             return text
         if match := _MINUTES.match(text) if isinstance(text, str) else None:
-            if float(match[1]) == 0:
-                raise ValueError("must be more than 0 minutes")
+            if not 0 < float(match[1]) < LONGEST:
+                raise ValueError(f"must be more than 0 minutes, and below {LONGEST:,}")
             return cls(float(match[1]), "minutes")
         try:
             plain = Duration.parse(text)

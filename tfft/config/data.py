@@ -115,13 +115,7 @@ class DataConfig(Section):
     cache_dir: str | None = Field(None, description="default: $TFFT_CACHE or ~/.cache/tfft")
 
     @model_validator(mode="after")
-    def _columns_agree(self) -> "DataConfig":
-        first = self.image if "image" in self.model_fields_set else self.text
-        columns = [c for c in (first, self.text_pair, self.label) if c is not None]
-        if len({type(c) for c in columns}) > 1:
-            raise ValueError(f"columns must be all names or all numbers. Received: {columns}")
-        if len(set(columns)) < len(columns):
-            raise ValueError(f"text, text_pair and label must be different. Received: {columns}")
+    def _labels_differ(self) -> "DataConfig":
         if isinstance(self.labels, list) and len(set(self.labels)) < max(2, len(self.labels)):
             raise ValueError(f"`labels` must be at least two different names: {self.labels}")
         return self

@@ -1,20 +1,24 @@
 """YAML and overrides in, a `Config` or all of its mistakes at once out."""
 
 import re
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from tfft.config import methods, sections
+from tfft.config import methods, plain_yaml, sections
 from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
 from tfft.config.data import DataConfig, Source
 from tfft.config.regularization import RegularizationConfig
 from tfft.config.tune import TuneConfig
 from tfft.errors import UserError, nearest
+from tfft.files import read_text
+
+
+DEEPEST = 50  # sections within sections
 
 
 class Config(Section):
@@ -59,6 +63,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _columns_agree(self) -> "Config":
+        """The columns that the task reads; of others the resolved config holds the defaults."""
+        data = self.data
+        names = ("image",) if self.task.modality == "image" else ("text", "text_pair")
+        columns = [c for n in (*names, "label") if (c := getattr(data, n)) is not None]
+        if len({type(c) for c in columns}) > 1:
+            raise ValueError(f"data: columns must be all names or all numbers. Received: {columns}")
+        if len(set(columns)) < len(columns):
+            raise ValueError(
+                f"data: {', '.join(names)} and label must be different. Received: {columns}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _of_one_modality(self) -> "Config":
         """What is for pictures is not given for texts, and the other way round."""
         task, data = self.task, self.data
@@ -79,33 +97,6 @@ class Config(Section):
         elif data.text_pair is not None:
             raise ValueError(f"data.text_pair: is for texts; task is {task.name}")
         return self
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 5e-5 as a number and refuses a key given twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str | int | float | bool):
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is not a plain value", key_node.start_mark
-                )
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} stands here twice", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-_Loader.yaml_implicit_resolvers = dict(yaml.SafeLoader.yaml_implicit_resolvers)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"),
-    list("-+0123456789"),
-)
 
 
 def load(
@@ -132,11 +123,8 @@ def read(
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
         hint = nearest(path.name, (p.name for p in siblings if p.suffix in {".yaml", ".yml"}))
         raise UserError(f"{path}: no such config file{hint}")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return changed(_yaml(text, str(path)), overrides, changes, str(path))
+    text = read_text(path, plain_yaml.LARGEST)
+    return changed(plain_yaml.loads(text, str(path)), overrides, changes, str(path))
 
 
 def parse(
@@ -173,8 +161,9 @@ def changed(
         UserError: it is no mapping, or an override is malformed.
     """
     if not isinstance(raw, Mapping):
-        raise UserError(f"{where}: must hold sections (data: ..., model: ...). Received: {raw!r}")
-    copy = _merge(_copy(raw), changes or {})
+        sections_ = "must hold sections (data: ..., model: ...)"
+        raise UserError(f"{where}: {sections_}. Received: {_short(raw)}")
+    copy = _merge(_copy(raw), _copy(changes or {}))
     for override in overrides:
         _override(copy, override)
     return copy
@@ -208,7 +197,7 @@ def section(model: type[Section], raw: Any, where: str) -> Any:
 
 def dump(config: Config) -> str:
     """The resolved config as YAML, every default written out; `parse` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return plain_yaml.dumps(config.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:
@@ -232,20 +221,17 @@ def _or_searched(part: dict[str, Any]) -> None:
         part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **told}
 
 
-def _yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)  # a SafeLoader subclass
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
-        problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{place}: not valid YAML: {problem}") from None
+def _copy(value: Any, depth: int = 0) -> Any:
+    """A copy of nested values.
 
-
-def _copy(value: Any) -> Any:
+    Raises:
+        UserError: they are nested deeper than any config, as what contains itself is.
+    """
+    if depth > DEEPEST:
+        raise UserError(f"config: nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
-        return {k: _copy(v) for k, v in value.items()}
-    return list(map(_copy, value)) if isinstance(value, list) else value
+        return {k: _copy(v, depth + 1) for k, v in value.items()}
+    return [_copy(v, depth + 1) for v in value] if isinstance(value, list) else value
 
 
 def _merge(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,7 +246,7 @@ def _merge(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 def _override(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > DEEPEST:
         raise UserError(f"--set: must be section.key=value. Received: {override!r}")
     at = raw
     for depth, key in enumerate(keys[:-1]):
@@ -272,7 +258,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
                 f"--set {override}: {'.'.join(keys[: depth + 1])} holds {inner!r}, not keys"
             )
         at = inner
-    at[keys[-1]] = _yaml(text, f"--set {path}")
+    at[keys[-1]] = plain_yaml.loads(text, f"--set {path}")
 
 
 # pydantic's name of a mistake -> what was wanted.
@@ -309,7 +295,7 @@ def _explained(
 def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
     """One pydantic error as `path: what must hold; received ...; nearest valid name`."""
     loc = list(_real_path(item["loc"], raw))
-    path = ".".join(map(str, loc)) or "config"
+    path = ".".join(str(k) if str(k).isprintable() else repr(k) for k in loc) or "config"
     kind, message = item["type"], item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind == "extra_forbidden":
@@ -319,18 +305,31 @@ def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'|(?<![\w'])(\d+)(?![\w'])", message)
         options = [text or number for text, number in options]
-        return f"{path}: must be one of {', '.join(options)}; received {item['input']!r}" + (
+        return f"{path}: must be one of {', '.join(options)}; received {_short(item['input'])}" + (
             nearest(item["input"], options) if "mean" in nearest(item["input"], options) else ""
         )
     if kind == "union_tag_invalid":
         options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
         value = item["input"].get("name") if isinstance(item["input"], dict) else item["input"]
-        return f"{path}.name: unknown {path}; received {value!r}{nearest(value, options)}"
+        return f"{path}.name: unknown {path}; received {_short(value)}{nearest(value, options)}"
     if kind == "union_tag_not_found":
         return f"{path}.name: required and not given"
     if isinstance(item["input"], dict):  # a rule over several keys: the message says which
         return f"{path}: {message}"
-    return f"{path}: {message}; received {item['input']!r}"
+    return f"{path}: {message}; received {_short(item['input'])}"
+
+
+def _short(value: Any) -> str:
+    """The repr of what was received, cut where it is long."""
+    try:
+        return _REPR.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        return "an integer of thousands of digits"
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
+_REPR.maxdict = _REPR.maxlist = 10
 
 
 def _real_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:

@@ -15,7 +15,6 @@ from tfft.errors import UserError, nearest
 from tfft.files import expanded, is_file, read_text
 from tfft.preprocess import ImageInputs, Inputs
 
-
 MISSING = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a value that is not there
 
 
@@ -178,7 +177,7 @@ class _Build:
             other = seen.setdefault(_look(name), name)
             if other != name:
                 places = [self.place_of(n, key, source) for n in (name, other)]
-                shown = [repr(n) if n.isascii() else f"{n!r} ({ascii(n)})" for n in (name, other)]
+                shown = [repr(n) if n.isascii() else f"{n!r} ({n!a})" for n in (name, other)]
                 raise UserError(
                     f"{places[0]}: label {shown[0]} differs from {shown[1]} ({places[1]}) in "
                     "spaces or in Unicode's form (NFC, NFD) alone; write both the same"

@@ -1,0 +1,142 @@
+"""A resolved config, which a run directory holds, is read back as it was."""
+
+import random
+import types
+import typing
+from pathlib import Path
+
+import pytest
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+
+from tfft.config import METRICS, Config, Duration, Interval, dump, load, parse, read, searches
+from tfft.config.base import Minutes
+from tfft.errors import UserError
+from tfft.tuning.space import Space
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
+# What YAML may take for something else.
+TEXTS = ["a", "1e5", "5.e-3", "1_0", "0x1f", "yes", "null", "~", "=", "<<", "2020-01-01", "1:30"]
+TEXTS += ["", " ", " a ", "é", "日本", "\t", "a\nb", "\x07", "\x85", "a: b", "#", "- a", "'", '"']
+TEXTS += ["%", "*a", "&a", "!a", "{", "[", "@", "`", "\\", "\u2028", "\ufeff", "|", "1e-3"]
+TIMES = ["1 steps", "1234567 steps", "0.1 epochs", "0.00001 epochs", "33.3333333333333 %", "0%"]
+
+
+def read_back(config, folder):
+    path = folder / "config.yaml"
+    path.write_text(dump(config), encoding="utf-8")
+    assert load(path) == config
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipe(path, tmp_path):
+    raw = read(path)
+    if searches(raw):
+        space = Space(raw, str(path))
+        read_back(space.config(space.defaults), tmp_path)
+    else:
+        read_back(load(path), tmp_path)
+
+
+@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("header", [True, False])
+def test_task_with_and_without_a_header(task, header, tmp_path):
+    first = "image" if task.startswith("image_") else "text"
+    columns = {first: "a", "label": "b"} if header else {first: 0, "label": 1}
+    raw = {
+        "data": {"train": "t.csv", **columns},
+        "model": {"backbone": "hf:x/y"},
+        "task": {"name": task},
+    }
+    read_back(parse(raw), tmp_path)
+
+
+def test_columns_of_the_task_must_agree():
+    raw = {"model": {"backbone": "hf:x/y"}}
+    with pytest.raises(UserError, match=r"all names or all numbers. Received: \[0, 'label'\]"):
+        parse({**raw, "data": {"train": "t.csv", "text": 0}})
+    with pytest.raises(UserError, match=r"all names or all numbers. Received: \['image', 1\]"):
+        parse(
+            {
+                **raw,
+                "data": {"train": "t.csv", "text": 0, "label": 1},
+                "task": {"name": "image_classification"},
+            }
+        )
+    with pytest.raises(UserError, match="text, text_pair and label must be different"):
+        parse({**raw, "data": {"train": "t.csv", "text_pair": "label"}})
+
+
+class Generated:
+    """Random values of the config's own types."""
+
+    def __init__(self, seed):
+        self.random = random.Random(seed)
+
+    def section(self, model):
+        given = {}
+        for name, field in model.model_fields.items():
+            wanted = field.is_required() or self.random.random() < 0.12
+            if wanted and name != "tune":
+                given[name] = self.value(field.annotation, field.metadata)
+        if name := self.SPECIAL.get(model.__name__):
+            key, values = name
+            given[key] = self.random.choice(values)
+        return given
+
+    SPECIAL: typing.ClassVar = {
+        "ModelConfig": ("backbone", ["hf:a/b", "hub:./x", "keras:X", "kerashub:p", "timm:a/b"]),
+        "Source": ("path", ["a.csv", "~x/a b.csv", "1e5", "*.csv", "é/日.tsv"]),
+    }
+
+    def value(self, kind, limits=()):
+        choose = self.random.choice
+        if kind is Minutes:
+            return choose(["90 minutes", "0.1234567891 min", "1234567 minutes"])
+        origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+        if origin is typing.Annotated:
+            return self.value(arguments[0], arguments[1:])
+        if origin is typing.Literal:
+            return choose(arguments)
+        if origin in (typing.Union, types.UnionType):
+            return self.value(choose(arguments), limits)
+        if origin is list:
+            least = max([m.min_length for m in limits if isinstance(m, MinLen)], default=0)
+            return [self.value(arguments[0]) for _ in range(least + choose([0, 1, 2]))]
+        if origin is tuple:
+            return sorted(self.value(own, limits) for own in arguments)
+        if origin is dict:
+            return {self.value(arguments[0]): self.value(arguments[1]) for _ in range(2)}
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return self.section(kind)
+        if kind is Interval:
+            return choose([*TIMES, "0.7 minutes", "1234567 minutes"])
+        if kind is Duration:
+            return choose(TIMES)
+        if kind in (int, float):
+            return self.number(kind, limits)
+        return {bool: choose([True, False]), str: choose(TEXTS), type(None): None}[kind]
+
+    def number(self, kind, limits):
+        low = max([m.ge for m in limits if isinstance(m, Ge)], default=0)
+        low = max([low, *(m.gt for m in limits if isinstance(m, Gt))])
+        high = min([m.le for m in limits if isinstance(m, Le)], default=1 << 31)
+        high = min([high, *(m.lt for m in limits if isinstance(m, Lt))])
+        if kind is int:
+            return self.random.choice([low + 1, self.random.randrange(low, high)])
+        small = low + (high - low) * 10 ** self.random.uniform(-12, -3)
+        return self.random.choice([small, self.random.uniform(low, high)])
+
+
+def test_generated_configs(tmp_path):
+    accepted = 0
+    for seed in range(250):
+        try:
+            config = parse(Generated(seed).section(Config))
+        except UserError as error:
+            assert str(error).startswith("config: "), error
+            continue
+        accepted += 1
+        read_back(config, tmp_path)
+    assert accepted > 50
