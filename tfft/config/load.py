@@ -15,8 +15,7 @@ from tfft.config.data import DataConfig, Source
 from tfft.config.regularization import RegularizationConfig
 from tfft.config.tune import TuneConfig
 from tfft.errors import UserError, nearest
-from tfft.files import read_text
-
+from tfft.reading import read_text
 
 DEEPEST = 50  # sections within sections
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import yaml
 
 from tfft.errors import UserError
-from tfft.files import is_unicode
+from tfft.reading import is_unicode
 
 LARGEST = 1 << 20  # characters, and values with every alias replaced by what it stands for
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")

@@ -20,7 +20,7 @@ from tfft.data.records import (
     paths,
 )
 from tfft.errors import UserError, nearest, require
-from tfft.files import MIB, expanded, open_regular, parsed, parsing
+from tfft.reading import MIB, expanded, open_regular, parsed, parsing
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 LARGEST = 128 * MIB  # bytes of a row of an array

@@ -12,8 +12,8 @@ from tfft.data import pictures, sources, tokens
 from tfft.data.prepared import Request, default_cache
 from tfft.data.split import Dataset, stratified
 from tfft.errors import UserError, nearest
-from tfft.files import expanded, is_file, read_text
 from tfft.preprocess import ImageInputs, Inputs
+from tfft.reading import expanded, is_file, read_text
 
 MISSING = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a value that is not there
 

@@ -24,7 +24,7 @@ import numpy as np
 from tfft.config import Source
 from tfft.data.sources import SEVERAL, BadRow, Row
 from tfft.errors import UserError
-from tfft.files import expanded, printable, read_json
+from tfft.reading import expanded, printable, read_json
 
 LISTED = 1000  # bad rows remembered by name
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from tfft.config import Source
 from tfft.errors import UserError, nearest
-from tfft.files import expanded, is_file
+from tfft.reading import expanded, is_file
 
 
 @dataclass(frozen=True)

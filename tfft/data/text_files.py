@@ -18,7 +18,7 @@ from tfft.data.records import (
     paths,
 )
 from tfft.errors import UserError
-from tfft.files import open_regular
+from tfft.reading import open_regular
 
 LONGEST = 1 << 24  # characters of a line, and of a cell: what an unclosed quote may swallow
 

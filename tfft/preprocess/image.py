@@ -12,8 +12,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.errors import UserError
-from tfft.files import MIB, expanded, read_bytes
 from tfft.preprocess.graph import pictures
+from tfft.reading import MIB, expanded, read_bytes
 from tfft.spec import Picture
 
 LARGEST = 128 * MIB  # bytes of a picture's file

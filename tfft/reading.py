@@ -1,0 +1,159 @@
+"""Files of users, which may be anything: every reader opens them here.
+
+A path that a user names may be a device, a FIFO that nobody writes to, or larger than the memory;
+what lies there may be torn, or made to break a library.
+"""
+
+import json
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from tfft.errors import UserError
+
+MIB = 1 << 20
+
+
+def expanded(path: str | Path) -> Path:
+    """Return a path with `~` and `~user` replaced; as it is where there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is a regular file; False also for what cannot be a path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or not to be looked at
+        return False
+
+
+def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
+    """Open a regular file for reading.
+
+    Args:
+        limit: bytes that it may have.
+
+    Raises:
+        UserError: it cannot be read, is a folder, FIFO or device, or is larger than `limit`.
+    """
+    try:
+        # Without O_NONBLOCK this waits until somebody writes to a FIFO.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a null character
+        raise UserError(f"{str(path)!r}: cannot be read: it is no path") from None
+    status = os.fstat(descriptor)
+    reason = None
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO or a device"
+        reason = f"is {kind}, not a regular file"
+    elif limit is not None and status.st_size > limit:
+        reason = f"has {status.st_size / MIB:,.0f} MiB; at most {limit // MIB} are read"
+    if reason is not None:
+        os.close(descriptor)
+        raise UserError(f"{path}: {reason}")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | Path, limit: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    with open_regular(path, limit) as file:
+        content = file.read(limit + 1)  # a file may grow, and those of /proc have no size
+    if len(content) > limit:
+        raise UserError(f"{path}: is larger than {limit // MIB} MiB")
+    return content
+
+
+def read_text(path: str | Path, limit: int = 16 * MIB) -> str:
+    """Return a UTF-8 text without its byte-order mark.
+
+    Raises:
+        UserError: as `open_regular`, or it is no UTF-8.
+    """
+    try:
+        return read_bytes(path, limit).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+
+
+def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
+    """Return the JSON object in a file that tfft wrote.
+
+    Args:
+        kinds: keys that it must have, with their types.
+
+    Raises:
+        UserError: as `read_text`, or it was cut or changed since.
+    """
+    text = read_text(path, 256 * MIB)
+    with parsing(f"{path}: not valid JSON"):
+        value = json.loads(text)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
+    for key, kind in kinds.items():
+        if not isinstance(value.get(key), kind):
+            raise UserError(
+                f"{path}: {key!r} is missing or of the wrong type; the file was changed since it "
+                "was written"
+            )
+    return value
+
+
+@contextmanager
+def parsing(what: str) -> Iterator[None]:
+    """Turn whatever a library raises over the content of a file into one line.
+
+    zipfile, zlib, numpy, pyarrow and TFDS have no common class for what a torn or hostile file
+    makes them raise. Within stands the library's call alone.
+
+    Args:
+        what: the file, and what it should have been: "t.npz: not an npz file".
+
+    Raises:
+        UserError: `what` and the library's reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {printable(reason)}") from None
+
+
+def parsed(items: Iterable[Any], what: str) -> Iterator[Any]:
+    """Iterate over what a library reads, each step as in `parsing`."""
+    iterator, end = iter(items), object()
+    while True:
+        with parsing(what):
+            item = next(iterator, end)
+        if item is end:
+            return
+        yield item
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text has no lone surrogates, which no encoding can write."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """Return a text with lone surrogates, as paths may hold them, written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
