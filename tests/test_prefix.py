@@ -1,16 +1,25 @@
 """The cached prefix: the same training, started above what is frozen."""
 
 import copy
+import errno
+import json
+import os
 import shutil
+import threading
+import typing
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import tfft
 from tests.conftest import write_csv
 from tfft import backbones, masks, prefix
 from tfft.config import ModelConfig, TaskConfig
+from tfft.data import batches
 from tfft.errors import UserError
 from tfft.model import assemble, stages
 from tfft.spec import Rule
@@ -127,8 +136,81 @@ def test_it_is_read_again_by_the_next_run(first, own_cache, tmp_path, monkeypatc
         trained(config, tmp_path / "third")
 
 
+def test_a_constant_of_the_backbone_is_part_of_the_key(first, own_cache, tmp_path, monkeypatch):
+    """The same weights and layers with another epsilon give other values."""
+    config = copy.deepcopy(first.config)
+    folder = shutil.copytree(config["model"]["backbone"].removeprefix("hf:"), tmp_path / "other")
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 0.1}))
+    config["model"]["backbone"] = f"hf:{folder}"
+    monkeypatch.setattr(prefix, "_compute", None)
+    with pytest.raises(TypeError):
+        trained(config, tmp_path / "run")
+
+
+class Rows:
+    """Rows of one number each, and what a cut stores of them."""
+
+    shapes: typing.ClassVar = {"below_0": (4,)}
+    digest = b""
+    below = SimpleNamespace(layers=[])
+    above = SimpleNamespace(input={})
+    prepared = SimpleNamespace(folder=Path("set"))
+
+    def __init__(self, wait=lambda: None):
+        self.rows, self.lengths = np.arange(300), np.full(300, 8, np.int32)
+        self.wait = wait
+
+    def __len__(self):
+        return 300
+
+    def arrays(self, batch):
+        self.wait()
+        return batch.positions
+
+    def compute(self, positions):
+        return {"below_0": tf.constant(np.repeat(positions[:, None] + 1.0, 4, axis=1))}
+
+
+def stored(folder, wait=lambda: None):
+    own = Rows(wait)
+    found = prefix.store(own, own, own, "float32", folder, "key")
+    return found.arrays(batches.Batch(np.arange(300), 8))["below_0"][:, 0]
+
+
+def test_two_runs_may_fill_the_same_folder(tmp_path):
+    second_began, first_ended = threading.Event(), threading.Event()
+
+    def of_the_first():
+        assert second_began.wait(20)
+
+    def of_the_second():
+        second_began.set()
+        assert first_ended.wait(20)
+
+    with ThreadPoolExecutor(2) as pool:
+        second = pool.submit(stored, tmp_path, of_the_second)
+        first = pool.submit(stored, tmp_path, of_the_first)
+        values = first.result(30)
+        first_ended.set()
+        np.testing.assert_array_equal(values, np.arange(300) + 1)
+        np.testing.assert_array_equal(second.result(30), np.arange(300) + 1)
+    assert len(list((tmp_path / "prefix").iterdir())) == 1
+    np.testing.assert_array_equal(stored(tmp_path, None), values)  # whole: not computed again
+
+
+def test_a_full_disk_is_an_error_and_no_signal(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        stored(tmp_path)
+    assert not list((tmp_path / "prefix").iterdir())
+
+
 def test_what_was_not_finished_is_computed_anew(first, own_cache, tmp_path, monkeypatch):
-    marks = list((own_cache / "prefix").glob("*/whole"))
+    marks = list((own_cache / "prefix").glob("*/meta.json"))
     assert len(marks) == 2  # the training rows, the validation rows
     for mark in marks:
         mark.unlink()

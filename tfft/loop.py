@@ -5,6 +5,7 @@ Before the first step one is rehearsed at the largest batch, which shows mistake
 memory in seconds and changes nothing.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -164,7 +165,10 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
     config = result.config
     folder = default_cache(config.data.cache_dir)
     keep = partial(prefix.store, made, dtype=train.cache_type, folder=folder)
-    key = config.distribute.precision
+    # What is below the cut depends on more than its weights: the description holds what is a
+    # constant in the graph (scaling, mean, epsilon).
+    about = [dict(result.backbone.description), result.backbone.fingerprint, config.task.pooling]
+    key = f"{config.distribute.precision} {json.dumps(about, sort_keys=True, default=str)}"
     if isinstance(feed.train_rows, rows.Changed):
         drawn = f"{key} {config.augmentation.model_dump_json()} {train.seed}"
         stored = [

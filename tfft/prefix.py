@@ -6,6 +6,7 @@ and of the rows), and the train step reads it in place of the tokens.
 """
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ import tensorflow as tf
 
 from tfft import log
 from tfft.data import Dataset, batches
+from tfft.data.prepared import written
 
 BATCH = 64  # rows at once while it is computed
 AT_ONCE = 2  # batches at work together: where one waits for a core, the other computes
@@ -249,11 +251,13 @@ def room(folder: Path) -> int:
 def store(
     made: Cut, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, key: str
 ) -> Stored:
-    """The stored tensors of a split: from the cache, or computed and put there."""
+    """The stored tensors of a split: from the cache, or computed and put there.
+
+    `key` names all that the values depend on beside the weights below the cut and the rows.
+    """
     folder = folder / "prefix" / _name(made, split, dtype, key)
     ragged = {name for name, shape in made.shapes.items() if shape[0] is None}
-    if not (folder / "whole").is_file():
-        _compute(made, split, rows, dtype, folder, ragged)
+    written(folder, lambda temporary: _compute(made, split, rows, dtype, temporary, ragged))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in made.shapes}
     if dtype == "bfloat16":  # numpy's files know no such type: they hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
@@ -262,9 +266,8 @@ def store(
 
 def _compute(
     made: Cut, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, ragged: set[str]
-) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+) -> dict[str, Any]:
+    """Write the values of all rows to files of a folder; what its meta data says."""
     offsets = np.concatenate([[0], np.cumsum(split.lengths)])
     kind = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
     files = {
@@ -276,6 +279,11 @@ def _compute(
         )
         for name, shape in made.shapes.items()
     }
+    if hasattr(os, "posix_fallocate"):
+        # Where the disk is full, a write to a file with holes ends the process by a signal.
+        for name, file in files.items():
+            with open(folder / f"{name}.npy", "r+b") as allocated:
+                os.posix_fallocate(allocated.fileno(), 0, file.offset + file.nbytes)
     planned = batches.in_order(split.lengths, BATCH)
 
     def put(batch: batches.Batch) -> None:
@@ -297,7 +305,7 @@ def _compute(
             )
     for file in files.values():
         file.flush()
-    (folder / "whole").touch()
+    return {"rows": len(split), "dtype": dtype}
 
 
 def _name(made: Cut, split: Dataset, dtype: str, key: str) -> str:
