@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from tfft.errors import UserError
 
 MIB = 1 << 20
+LONGEST = 1 << 24  # characters of a line, and of a cell: what an unclosed quote may swallow
 
 
 def expanded(path: str | Path) -> Path:

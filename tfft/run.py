@@ -22,6 +22,7 @@ from tfft.files import write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import Inputs
+from tfft.reading import read_json
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
 
@@ -70,7 +71,7 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """The last figures of the run, such as `test/accuracy`; empty before there are any."""
         path = self.workdir / "metrics.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_json(path) if path.is_file() else {}
 
     def logits(self, rows: Iterable[Any], batch_size: int = 64) -> np.ndarray:
         """Logits [N, C] of raw rows: each a text or a pair of texts; or a picture, as the path of
@@ -368,7 +369,7 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
     folder = workdir / "best"
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(folder / DESCRIPTION, backbone=dict, labels=list, fingerprint=str)
     return load(workdir / "config.yaml"), {"trained": None, **description}
 
 

@@ -12,16 +12,16 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from tfft import distribute, log, masks
 from tfft.checkpoints import State
-from tfft.config import Config, dump
+from tfft.config import Config, dump, read
+from tfft.config.plain_yaml import loads
 from tfft.data import Datasets
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
 from tfft.files import write_atomic
 from tfft.phases import Course
+from tfft.reading import printable, read_json
 from tfft.run import Run
 
 FACTS = "run.json"
@@ -96,7 +96,7 @@ def check_same(path: Path, text: str) -> None:
     Raises:
         UserError: it is another; some of the differences are named.
     """
-    changed = _differences(yaml.safe_load(path.read_text("utf-8")), yaml.safe_load(text))
+    changed = _differences(read(path), loads(text, "config"))
     if changed:
         raise UserError(
             f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
@@ -133,7 +133,7 @@ def describe(result: Run, data: Datasets, course: Course) -> None:
             },
             "labels": list(data.labels),
         },
-        "command": sys.argv,
+        "command": [printable(argument) for argument in sys.argv],
     }
     write_atomic(result.workdir / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
     bad = result.workdir / "bad_rows.txt"
@@ -144,8 +144,7 @@ def describe(result: Run, data: Datasets, course: Course) -> None:
 
 def read_facts(workdir: Path) -> dict[str, Any]:
     """What `describe` wrote of a run."""
-    facts: dict[str, Any] = json.loads((workdir / FACTS).read_text(encoding="utf-8"))
-    return facts
+    return read_json(workdir / FACTS)
 
 
 def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:

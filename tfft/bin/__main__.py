@@ -2,6 +2,8 @@
 
 import importlib
 import sys
+import tempfile
+import traceback
 
 from tfft.errors import nearest
 
@@ -36,8 +38,21 @@ def main() -> None:
     if verb not in VERBS:
         print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(2)
-    module = importlib.import_module(f"tfft.bin.{verb.replace('-', '_')}")
-    module.main([f"tfft {verb}", *arguments[1:]])
+    try:
+        module = importlib.import_module(f"tfft.bin.{verb.replace('-', '_')}")
+        module.main([f"tfft {verb}", *arguments[1:]])
+    except Exception as error:
+        sys.exit(_unforeseen(error))
+
+
+def _unforeseen(error: Exception) -> int:
+    """Say in one line what no part of tfft expected; the traceback goes to a file."""
+    descriptor, path = tempfile.mkstemp(prefix="tfft-", suffix=".log")
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
+        log.writelines(traceback.format_exception(error))
+    reason = " ".join(str(error).split())[:200]
+    print(f"tfft: {type(error).__name__}: {reason}; the traceback is in {path}", file=sys.stderr)
+    return 1
 
 
 def _usage() -> str:

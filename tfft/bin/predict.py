@@ -5,6 +5,7 @@ A picture is the path of its file. A jsonl object holds the columns of the confi
 SavedModel (which needs nothing of the run).
 """
 
+import io
 import json
 import sys
 from collections.abc import Iterator
@@ -16,11 +17,16 @@ from absl import flags
 
 from tfft.bin import cli
 from tfft.errors import UserError
+from tfft.reading import LONGEST, is_unicode, open_regular
 
 cli.define_workdir()
 cli.define_backbone()
 flags.DEFINE_string("export", None, "a SavedModel, or the folder of its numbered versions")
 flags.DEFINE_string("input", "-", "file of rows; -: standard input")
+FORMS = ("auto", "text", "jsonl")
+flags.DEFINE_enum(
+    "input_format", "auto", FORMS, "auto: jsonl where the first line holds an object, or by suffix"
+)
 flags.DEFINE_integer("batch_size", 64, "rows at once", lower_bound=1)
 
 
@@ -50,7 +56,8 @@ def verb() -> None:
         names = tuple(str(getattr(loaded.config.data, name)) for name in columns)
         predict = loaded.predict
 
-    rows = rows_of(path, names, columns)
+    _utf8(sys.stdout)
+    rows = rows_of(path, names, columns, f.input_format)
     while chunk := list(islice(rows, 16 * f.batch_size)):
         for row, answer in zip(chunk, predict(chunk), strict=True):
             given = dict(zip(columns, row, strict=True))
@@ -58,49 +65,79 @@ def verb() -> None:
 
 
 def rows_of(
-    path: Path | None, names: tuple[str, ...], columns: tuple[str, ...]
+    path: Path | None, names: tuple[str, ...], columns: tuple[str, ...], form: str = "auto"
 ) -> Iterator[tuple[str, ...]]:
-    """Rows of a file or of standard input, by the config's names of the columns or tfft's."""
-    place = path or "standard input"
+    """Rows of a file or of standard input, by the config's names of the columns or tfft's.
+
+    `form` is that of `--input_format`.
+    """
+    keys = (names, columns)
     if path is None:
-        yield from _rows(sys.stdin, names, columns, place)
+        yield from _rows(_utf8(sys.stdin), keys, "standard input", form)
         return
-    with open(path, encoding="utf-8-sig") as file:
-        yield from _rows(file, names, columns, place)
+    if form == "auto" and path.suffix.lower() == ".jsonl":
+        form = "jsonl"
+    with open_regular(path) as file:
+        yield from _rows(io.TextIOWrapper(file, "utf-8-sig"), keys, str(path), form)
+
+
+def _utf8(stream: Any) -> Any:
+    """A standard stream in UTF-8, whatever the locale says."""
+    if isinstance(stream, io.TextIOWrapper):
+        reading = {"encoding": "utf-8-sig", "errors": "strict"}
+        stream.reconfigure(**(reading if stream.readable() else {"encoding": "utf-8"}))
+    return stream
 
 
 def _rows(
-    file: Any, names: tuple[str, ...], columns: tuple[str, ...], place: Any
+    file: Any, keys: tuple[tuple[str, ...], ...], where: str, form: str
 ) -> Iterator[tuple[str, ...]]:
-    json_lines = None
     try:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST), ""), 1):
+            place = f"{where}:{number}"
+            if len(line) == LONGEST:
+                raise UserError(f"{place}: a line of more than {LONGEST:,} characters")
             line = line.rstrip("\r\n")
             if not line.strip():
                 continue
-            if json_lines is None:
-                json_lines = line.lstrip().startswith("{")
-            yield _row(line, (names, columns), f"{place}:{number}", json_lines)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place}: not UTF-8 text: {error.reason}") from None
+            if form == "auto":
+                form = "jsonl" if isinstance(_parsed(line), dict) else "text"
+            row = (line,) if form == "text" else _json_row(line, keys, place)
+            if len(row) != len(keys[0]):
+                pair = " and ".join(keys[0])
+                raise UserError(f"{place}: rows of a pair must be jsonl with {pair}")
+            if not all(map(is_unicode, row)):
+                raise UserError(f"{place}: holds a lone surrogate, half a character")
+            yield row
+    except UnicodeError as error:
+        raise UserError(f"{where}: not UTF-8 text: {error}") from None
 
 
-def _row(
-    line: str, keys: tuple[tuple[str, ...], ...], place: str, json_lines: bool
-) -> tuple[str, ...]:
-    names = keys[0]
-    if not json_lines:
-        if len(names) == 2:
-            raise UserError(f"{place}: rows of a pair must be jsonl with {' and '.join(names)}")
-        return (line,)
+def _parsed(line: str) -> Any:
+    """What a line of JSON holds, None where it is none."""
+    from tfft.data.text_files import json_object
+
     try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{place}: not valid JSON: {error.msg}") from None
+        return json_object(line)
+    except ValueError:
+        return None
+
+
+def _json_row(line: str, keys: tuple[tuple[str, ...], ...], place: str) -> tuple[str, ...]:
+    from tfft.data.text_files import json_object
+
+    try:
+        value = json_object(line)
+    except ValueError as error:
+        raise UserError(f"{place}: {error}") from None
     for own in keys:
         if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in own):
             return tuple(value[k] for k in own)
-    raise UserError(f"{place}: must be an object with text at {' and '.join(map(repr, names))}")
+    wanted = " and ".join(map(repr, keys[0]))
+    raise UserError(
+        f"{place}: must be an object with text at {wanted} (--input_format=text takes lines as "
+        "they are)"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -18,9 +18,7 @@ from tfft.data.records import (
     paths,
 )
 from tfft.errors import UserError
-from tfft.reading import open_regular
-
-LONGEST = 1 << 24  # characters of a line, and of a cell: what an unclosed quote may swallow
+from tfft.reading import LONGEST, open_regular
 
 
 def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:

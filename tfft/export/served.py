@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfft.errors import UserError
+from tfft.reading import parsing, read_json
 
 if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
     from tfft.export.signatures import Servable
@@ -55,7 +56,7 @@ class Served:
             folder = newest
         if not (folder / _DESCRIPTION).is_file():
             raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
-        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = read_json(folder / _DESCRIPTION, task=str, labels=list)
         self.labels: list[str] = description["labels"]
         older = ["text", "text_pair"][: 1 + description.get("pair", False)]
         self.columns: list[str] = description.get("columns", older)
@@ -67,7 +68,8 @@ class Served:
         import tensorflow_text  # noqa: F401 -- registers its ops
 
         self._tf = tf
-        self._model = tf.saved_model.load(str(folder))
+        with parsing(f"{folder}: not a SavedModel that TensorFlow can load"):
+            self._model = tf.saved_model.load(str(folder))
 
     def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
         """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes."""

@@ -4,7 +4,6 @@ The two are equal, id for id and pixel for pixel, by test, and export refuses to
 for which they are not.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from tfft.config import DataConfig, ModelConfig
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.image import ImageInputs
 from tfft.preprocess.text import TextInputs
+from tfft.reading import parsing, read_json
 from tfft.spec import Picture
 
 if TYPE_CHECKING:
@@ -83,7 +83,8 @@ def load(
 
 def restore(folder: Path) -> Inputs:
     """What a run saved with `Inputs.save`."""
-    settings = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-    if "picture" in settings:
-        return ImageInputs.restore(settings)
-    return TextInputs.restore(folder)
+    settings = read_json(folder / "inputs.json")
+    with parsing(f"{folder}: the tokenizer or inputs.json is not as it was written"):
+        if "picture" in settings:
+            return ImageInputs.restore(settings)
+        return TextInputs.restore(folder)

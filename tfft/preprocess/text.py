@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tfft.errors import UserError
+from tfft.reading import is_unicode
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -60,6 +61,8 @@ class TextInputs:
         if len(texts) != 1 + self.pair or not all(isinstance(text, str) for text in texts):
             wanted = "a pair of texts" if self.pair else "one text"
             raise UserError(f"a row must be {wanted}. Received: {value!r}")
+        if not all(map(is_unicode, texts)):
+            raise UserError(f"a row holds a lone surrogate, half a character. Received: {value!r}")
         return texts
 
     def sent(self, row: tuple[str, ...]) -> tuple[str, ...]:
