@@ -1,0 +1,358 @@
+"""Files that are torn, replaced, endless or made to do harm: one line each."""
+
+import io
+import json
+import os
+import re
+import sys
+import threading
+import time
+import zipfile
+
+import numpy as np
+import pytest
+
+from tests.data.test_prepare import splits
+from tfft.config import Source
+from tfft.data import pictures, sources
+from tfft.data.records import BadRow, Row
+from tfft.errors import UserError
+from tfft.preprocess import image
+from tfft.reading import read_bytes
+
+
+def read(path, kind="csv", columns=("text", "label"), **more):
+    source = Source(source=kind, path=str(path), **more)
+    return list(sources.read(source, columns, "data.train"))
+
+
+def table(path, rows=("sky,red", "grass,green")):
+    path.write_text("text,label\n" + "".join(f"{row}\n" for row in list(rows) * 9))
+    return path
+
+
+@pytest.fixture
+def fifo(tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    return tmp_path / "fifo.png"
+
+
+# --- what is no regular file ---
+
+
+def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
+    with pytest.raises(UserError, match=r"fifo\.png: is a FIFO or a device"):
+        image.read(str(fifo))
+    with pytest.raises(UserError, match="zero: is a FIFO or a device"):
+        image.read("/dev/zero")
+    with pytest.raises(UserError, match=r"is a FIFO or a device"):
+        read(fifo)
+    with pytest.raises(UserError, match=r"is a folder, not a regular file"):
+        image.read(str(tmp_path))
+    (tmp_path / "large.png").open("wb").truncate(1 << 40)
+    with pytest.raises(UserError, match=r"large\.png: has 1,048,576 MiB; at most 128 are read"):
+        image.read(str(tmp_path / "large.png"))
+    with pytest.raises(UserError, match="status: is larger than 0 MiB"):  # has no size
+        read_bytes("/proc/self/status", 5)
+
+
+@pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "~nobody_of_this_name/x.png"])
+def test_what_is_no_path(name):
+    with pytest.raises(UserError, match="cannot be read"):
+        image.read(name)
+    rows = iter([Row("t.csv:2", (name, "a"))])
+    assert next(sources.with_paths(rows)).values[1] == "a"
+
+
+def test_a_fifo_among_pictures_is_a_bad_row(fifo):
+    row = Row(str(fifo), (str(fifo), "a"))
+    (((_, found),),) = pictures._looked_at([row], None)
+    assert found == "is a FIFO or a device, not a regular file"
+
+
+# --- the cache ---
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_file_that_is_replaced_meanwhile_is_not_cached(config, tmp_path, monkeypatch, kind):
+    path = tmp_path / f"t.{kind}"
+    if kind == "csv":
+        table(path)
+        content = path.read_bytes()
+        other = content.replace(b"red", b"tan")
+    else:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        versions = []
+        for labels in (["red", "green"], ["tan", "green"]):
+            pq.write_table(pa.table({"text": ["sky", "grass"] * 9, "label": labels * 9}), path)
+            versions.append(path.read_bytes())
+        content, other = versions
+        path.write_bytes(content)
+    readers = {**sources.SOURCES}
+
+    def replacing(*arguments):
+        path.write_bytes(other)
+        yield from readers[kind](*arguments)
+
+    monkeypatch.setattr(sources, "SOURCES", {**readers, kind: replacing})
+    with pytest.raises(UserError, match=rf"t\.{kind} was changed while it was read; start again"):
+        splits(config, train=str(path), test=None)
+    monkeypatch.setattr(sources, "SOURCES", readers)
+    path.write_bytes(content)
+    assert splits(config, train=str(path), test=None)[0].labels == ("red", "green")
+
+
+def test_what_a_killed_process_left_is_removed_and_the_living_is_not(tmp_path):
+    from tfft.data.prepared import written
+
+    old = time.time() - 3600
+    (tmp_path / ".preparing-0123").mkdir()
+    os.utime(tmp_path / ".preparing-0123", (old, old))
+    seen = []
+
+    def write(folder):
+        os.utime(folder, (old, old))
+        written(tmp_path / "inner", lambda _: {})  # another, while this one is written
+        seen.extend(p.name for p in tmp_path.glob(".preparing-*"))
+        assert folder.name in seen
+        return {}
+
+    written(tmp_path / "outer", write)
+    assert len(seen) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["inner", "outer"]
+    assert (tmp_path / "outer").stat().st_mode & 0o777 == 0o777 & ~_umask()
+    (tmp_path / "outer" / "meta.json").unlink()  # not whole any more
+    written(tmp_path / "outer", lambda _: {"again": True})
+    assert json.loads((tmp_path / "outer" / "meta.json").read_text()) == {"again": True}
+
+
+def _umask():
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+# --- rows ---
+
+
+def test_an_unclosed_quote_says_how_far_it_goes(config, tmp_path):
+    good = [f"sky {i},{'red' if i % 2 else 'green'}" for i in range(20)]
+    lines = ["text,label", *good[:10], '"sky,red', *good[10:], ""]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    data, _ = splits(
+        config, train=str(tmp_path / "t.csv"), test=None, validation=None, on_bad_row="skip"
+    )
+    assert data.train.prepared.rows == 10
+    assert data.train.prepared.bad == 11
+    assert "t.csv:12: unexpected end of data" in data.bad_rows[0]
+    assert "The 11 lines 12 to 22 are one row by their quotes" in data.bad_rows[0]
+
+
+def test_a_quote_swallows_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("tfft.data.text_files.LONGEST", 1000)
+    lines = ["text,label", '"open', *["word " * 9] * 100, "sky,red", ""]
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    first, *rest = read(tmp_path / "t.csv")
+    assert "field larger than field limit" in first.reason and 20 < first.count < 30
+    assert rest[-1].values == ("sky", "red")
+    (tmp_path / "t.csv").write_text("text,label\n" + "x" * 5000)
+    with pytest.raises(UserError, match=r"t\.csv:2: a line of more than 1,000 characters"):
+        read(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("pos", " pos"), ("caf\u00e9", "cafe\u0301"), ("New York", "New  York")],
+)
+def test_labels_that_look_the_same_are_refused(config, tmp_path, first, second):
+    path = table(tmp_path / "t.csv", [f"sky,{first}", "x,neg", f"grass,{second}"])
+    with pytest.raises(UserError) as error:
+        splits(config, train=str(path), test=None)
+    text = str(error.value)
+    assert text.startswith(f"{path}:4: label ") and f"({path}:2)" in text and "\n" not in text
+    assert ascii(second)[1:-1] in text and ascii(first)[1:-1] in text
+
+
+def test_a_label_that_may_be_missing_is_named(config, tmp_path, capfd):
+    path = table(tmp_path / "t.csv", ["sky,a", "grass,NaN"])
+    splits(config, train=str(path), test=None)
+    assert f"{path}:3: label 'NaN' is a class; is it a missing value?" in capfd.readouterr().err
+
+
+def test_not_a_number_is_no_label(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": NaN}\n{"text": "a", "label": 1}\n')
+    first, second = read(tmp_path / "t.jsonl", "jsonl")
+    assert "'label' is nan, as a missing value may be written" in first.reason
+    assert second.values == ("a", "1")
+    np.savez(tmp_path / "t.npz", image=np.zeros((2, 4, 4), np.uint8), label=np.array([1.0, np.nan]))
+    assert [type(r) for r in read(tmp_path / "t.npz", "npz", ("image", "label"))] == [Row, BadRow]
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(
+        pa.table({"text": ["a", "b"], "label": [1.0, float("nan")]}), tmp_path / "t.parquet"
+    )
+    assert "'label' is nan" in read(tmp_path / "t.parquet", "parquet")[1].reason
+
+
+def test_columns_that_are_there_twice(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label,text\na,b,c\n")
+    with pytest.raises(UserError, match=r"t\.csv:1: column 'text' is there 2 times, as columns 0"):
+        read(tmp_path / "t.csv")
+    (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1, "text": "b"}\n')
+    assert "an object has a key twice" in read(tmp_path / "t.jsonl", "jsonl")[0].reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ('{"text": "\\ud800", "label": 1}', "column 'text' holds a lone surrogate"),
+        ('{"text": "a", "label": "\\udfff"}', "column 'label' holds a lone surrogate"),
+        ('{"text": "a", "label": ' + "9" * 5000 + "}", "not valid JSON (Exceeds the limit"),
+        ('{"text": ' + "[" * 100_000, "not valid JSON (nested too deep"),
+        ('{"text": [true], "label": 1}', "'text' is list"),
+    ],
+)
+def test_json_that_breaks_what_comes_after(tmp_path, line, reason):
+    (tmp_path / "t.jsonl").write_text(line + "\n")
+    (row,) = read(tmp_path / "t.jsonl", "jsonl")
+    assert reason in row.reason and len(row.reason) < 200
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "undefined", "punycode", "a\0b", "hex"])
+def test_encodings(tmp_path, encoding):
+    (tmp_path / "t.csv").write_bytes("text,label\na,b\n".encode("utf-16-le"))
+    with pytest.raises(UserError, match=r"encoding|is not utf-32"):
+        read(tmp_path / "t.csv", encoding=encoding)
+
+
+# --- arrays ---
+
+
+def npz(folder, **arrays):
+    np.savez_compressed(folder / "t.npz", **arrays)
+    return (folder / "t.npz").read_bytes()
+
+
+def test_torn_npz(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (8, 9, 9), np.uint8)
+    content = npz(tmp_path, image=noise, label=np.arange(8))
+    generator = np.random.default_rng(1)
+    refused = 0
+    for at in range(60):
+        torn = bytearray(content[: generator.integers(1, len(content))] if at % 2 else content)
+        for place in generator.integers(0, len(torn), 3):
+            torn[place] = generator.integers(0, 256)
+        (tmp_path / "t.npz").write_bytes(torn)
+        try:
+            read(tmp_path / "t.npz", "npz", ("image", "label"))
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 40
+
+
+def test_an_npz_that_declares_more_than_it_holds(tmp_path):
+    """A header of 2^40 rows, a row of 2^40 bytes, one that is stored by columns."""
+    for shape, order, message in [
+        ((1 << 40, 8, 8), False, "it is cut off"),
+        ((1, 1 << 20, 1 << 20), False, "image has the shape"),
+        ((-1, 8, 8), False, "image has the shape"),
+        ((2, 8, 8), True, "stored column by column"),
+    ]:
+        with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+            for name, own, kind in [("image", shape, "|u1"), ("label", shape[:1], "|u1")]:
+                header = io.BytesIO()
+                described = {"descr": kind, "fortran_order": order, "shape": own}
+                np.lib.format.write_array_header_1_0(header, described)
+                archive.writestr(f"{name}.npy", header.getvalue() + bytes(99))
+        with pytest.raises(UserError, match=message):
+            read(tmp_path / "t.npz", "npz", ("image", "label"))
+
+
+def test_torn_parquet(tmp_path):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    texts = [f"text {i} {'x' * (i % 9)}" for i in range(2000)]
+    pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * 1000}), tmp_path / "t.parquet")
+    content = (tmp_path / "t.parquet").read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for _ in range(40):
+        torn = bytearray(content)
+        for place in generator.integers(0, len(torn), 6):
+            torn[place] ^= 1 << generator.integers(0, 8)
+        (tmp_path / "t.parquet").write_bytes(torn)
+        try:
+            read(tmp_path / "t.parquet", "parquet")
+        except UserError as error:
+            refused += 1
+            assert str(error).startswith(f"{tmp_path}/t.parquet: ") and "\n" not in str(error)
+    assert refused > 5
+
+
+# --- TFDS ---
+
+
+def test_a_set_of_tfds_imports_no_module(tmp_path, monkeypatch):
+    library = pytest.importorskip("tensorflow_datasets")
+    folder = tmp_path / "colours" / "1.0.0"
+    folder.mkdir(parents=True)
+    (tmp_path / "imported_by_a_set.py").write_text("import os; os.environ['RAN'] = '1'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delenv("RAN", raising=False)
+    info = {"name": "colours", "version": "1.0.0", "fileFormat": "tfrecord"}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    source = Source(source="tfds", path="colours", data_dir=str(tmp_path))
+    harmful = "imported_by_a_set.Feature"
+    for features in (
+        {"pythonClassName": harmful, "featuresDict": {"features": {}}},
+        {"python_class_name": harmful},
+        {"type": harmful, "content": "{}"},
+        {
+            "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+            "featuresDict": {"features": {"text": {"pythonClassName": harmful}}},
+        },
+    ):
+        (folder / "features.json").write_text(json.dumps(features))
+        with pytest.raises(UserError, match=r"name 'imported_by_a_set\.Feature'"):
+            list(sources.content(source, "data.train"))
+        with pytest.raises(UserError, match=r"name 'imported_by_a_set\.Feature'"):
+            list(sources.read(source, ("text", "label"), "data.train"))
+    assert "RAN" not in os.environ and "imported_by_a_set" not in sys.modules
+    assert "cls_from_name" in vars(library.features.FeatureConnector)
+
+
+@pytest.mark.parametrize(
+    "name", ["huggingface:glue/sst2", "kaggle:some/set", "ns:x", "a b/c", "//"]
+)
+def test_names_that_tfds_would_look_for_elsewhere(name):
+    pytest.importorskip("tensorflow_datasets")
+    with pytest.raises(UserError, match=r"^data\.train") as error:
+        list(sources.read(Source(source="tfds", path=name), ("text", "label"), "data.train"))
+    assert "\n" not in str(error.value)
+
+
+# --- splits ---
+
+
+def test_classes_of_one_row_each_leave_no_validation(config, tmp_path, capfd):
+    words = [f"w{chr(97 + i)}" for i in range(24)]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"sky,{w}\n" for w in words))
+    data, _ = splits(config, train=str(tmp_path / "t.csv"), test=None)
+    assert data.validation is None and len(data.train) == 24
+    said = capfd.readouterr().err
+    assert "data.validation: no class has two rows, of which one could be held out" in said
+    assert "hardly more training rows than labels; is data.label right?" in said
+
+
+def test_two_processes_prepare_the_same_set(config, tmp_path):
+    path = table(tmp_path / "t.csv")
+    found = []
+    threads = [
+        threading.Thread(target=lambda: found.append(splits(config, train=str(path), test=None)[0]))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert [len(data.train.prepared.labels) for data in found] == [18, 18]
+    assert not re.findall("preparing", str(list(found[0].train.prepared.folder.parent.iterdir())))
