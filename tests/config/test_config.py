@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 import yaml
 
-from tfft.config import Duration, dump, load, parse, read, schema, searches
+from tfft.config import Duration, dump, load, parse, plain_yaml, read, schema, searches
 from tfft.errors import UserError
 from tfft.tuning.space import Space
 
@@ -125,6 +125,22 @@ def test_auto_batch_and_minutes():
         ("- a", "must hold sections"),
         ("? [a]\n: b", "not a plain value"),
         ("!!python/object/apply:os.system [echo]", "not valid YAML"),
+        ('data: !!int "abc"', r"c.yaml:1:7: not valid YAML: 'abc' is no valid int"),
+        ('data: !!float ""', "'' is no valid float"),
+        ('data: !!bool "x"', "'x' is no valid bool"),
+        ('data: !!timestamp "x"', "could not determine a constructor for the tag"),
+        ("data: !!binary aGk=", "could not determine a constructor for the tag"),
+        ("data: " + "9" * 5000, "'9{80}' is no valid int"),
+        ("&a [*a]", "an alias stands within what it refers to"),
+        ("data: &a {b: {c: *a}}", "an alias stands within what it refers to"),
+        ('data: "\\ud800"', "a text holds a lone surrogate"),
+        ("[" * 500, "nested too deep"),
+        ("[" * 100 + "]" * 100, "must hold sections"),
+        ("data: " + "{a: " * 100 + "1" + "}" * 100, "config: nested more than 50 deep"),
+        ("#" * (1 << 20) + "\n", "has 1 MiB; at most 1 are read"),
+        ("data: 0x" + "f" * 5000, "received an integer of thousands of digits"),
+        ("data: \x01", "special characters are not allowed"),
+        ('data: {train: a.csv}\n"a\\nb": 1', r"c.yaml: 'a\\nb': unknown key"),
     ],
 )
 def test_yaml_mistakes(tmp_path, text, expected):
@@ -132,6 +148,60 @@ def test_yaml_mistakes(tmp_path, text, expected):
     path.write_text(text)
     with pytest.raises(UserError, match=expected):
         load(path)
+
+
+def test_aliases_that_multiply_are_refused_before_they_are_followed(tmp_path):
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    merged = ["m0: &m0 {k: x}"]
+    merged += [f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 1}'] * 10)}]}}" for i in range(1, 9)]
+    for text in ("\n".join(lines), "\n".join(merged)):
+        (tmp_path / "c.yaml").write_text(text)
+        with pytest.raises(UserError, match="aliases stand for more than 1,048,576 values"):
+            load(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("base: &b {epochs: 2}\ntrain: *b\nx: [*b, *b]")
+    assert read(tmp_path / "c.yaml")["train"] == {"epochs": 2}
+
+
+def test_texts_that_yaml_takes_for_dates_and_numbers():
+    labels = plain_yaml.loads("[2020-01-01, 2020-99-99, =, 5e-5]", "x")
+    assert labels == ["2020-01-01", "2020-99-99", "=", 5e-5]
+    for text in ("1e5", "2020-01-01", "\x85 a", "=", "yes"):
+        assert plain_yaml.loads(plain_yaml.dumps([text]), "x") == [text]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"data": {"max_length": 1e20}}, "data.max_length: unable to parse"),
+        ({"train": {"epochs": 10**5000}}, "train: `epochs` must be an integer below"),
+        ({"train": {"epochs": 1 << 40}}, "train: `epochs` must be an integer below"),
+        ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate: input should"),
+        ({"optimizer": {"options": {"rho": float("nan")}}}, "options"),
+        ({"optimizer": {"options": {"amount": 1 << 70}}}, "options"),
+        ({"data": {"label": "\ud800"}}, "data: `label` holds a lone surrogate"),
+        ({"task": {"class_weights": {"\udfff": 1.0}}}, "`class_weights` holds a lone surrogate"),
+        ({"optimizer": {"warmup": "9" * 400 + " steps"}}, "must be below 1,000,000,000,000"),
+        (
+            {"train": {"checkpoint": {"every": "9" * 400 + " min"}}},
+            "more than 0 minutes, and below",
+        ),
+        ({"data": {"text": "x" * 10_000, "max_length": "y" * 10_000}}, "data.max_length"),
+    ],
+)
+def test_values_that_no_library_takes(change, expected):
+    with pytest.raises(UserError) as error:
+        parse(GOOD, changes=change)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_mappings_that_contain_themselves():
+    endless = {"data": {}}
+    endless["data"]["data"] = endless
+    for arguments in ((endless,), (GOOD, [], endless), (GOOD, [".".join("a" * 2000) + "=1"])):
+        with pytest.raises(UserError, match=r"nested more than 50 deep|--set: must be"):
+            parse(*arguments)
 
 
 def test_missing_file_names_the_nearest(tmp_path):

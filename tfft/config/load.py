@@ -281,6 +281,8 @@ def _explained(
         groups.setdefault(tuple(_real_path(item["loc"], raw)), []).append(item)
     lines = []
     for items in groups.values():
+        # What is no finite number is none of the other types of a union either.
+        items = [item for item in items if item["type"] == "finite_number"] or items
         kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
         words = [item for item in items if item["type"] == "literal_error"]
         if len(items) == 2 and kinds and words:
