@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from tfft.errors import UserError
 
 MIB = 1 << 20
-LONGEST = 1 << 24  # characters of a line, and of a cell: what an unclosed quote may swallow
+LONGEST_LINE = 1 << 24  # characters; also of a cell, which an unclosed quote may make longer
+LONGEST_TEXT = 1 << 20  # characters: to tokenise one takes up to 600 bytes of memory for each
 
 
 def expanded(path: str | Path) -> Path:

@@ -199,6 +199,8 @@ def test_values_that_no_library_takes(change, expected):
 def test_mappings_that_contain_themselves():
     endless = {"data": {}}
     endless["data"]["data"] = endless
+    with pytest.raises(UserError, match="a key holds a lone surrogate"):
+        parse({**GOOD, "\ud800": 1})
     for arguments in ((endless,), (GOOD, [], endless), (GOOD, [".".join("a" * 2000) + "=1"])):
         with pytest.raises(UserError, match=r"nested more than 50 deep|--set: must be"):
             parse(*arguments)

@@ -56,6 +56,11 @@ def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
         read_bytes("/proc/self/status", 5)
 
 
+def test_a_cache_of_no_user(config):
+    with pytest.raises(UserError, match=r"data\.cache_dir: there is no such user: ~nobody_of_"):
+        splits(config, cache_dir="~nobody_of_this_name/x")
+
+
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "~nobody_of_this_name/x.png"])
 def test_what_is_no_path(name):
     with pytest.raises(UserError, match="cannot be read"):
@@ -149,7 +154,7 @@ def test_an_unclosed_quote_says_how_far_it_goes(config, tmp_path):
 
 
 def test_a_quote_swallows_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("tfft.data.text_files.LONGEST", 1000)
+    monkeypatch.setattr("tfft.data.text_files.LONGEST_LINE", 1000)
     lines = ["text,label", '"open', *["word " * 9] * 100, "sky,red", ""]
     (tmp_path / "t.csv").write_text("\n".join(lines))
     first, *rest = read(tmp_path / "t.csv")
@@ -215,6 +220,14 @@ def test_json_that_breaks_what_comes_after(tmp_path, line, reason):
     (tmp_path / "t.jsonl").write_text(line + "\n")
     (row,) = read(tmp_path / "t.jsonl", "jsonl")
     assert reason in row.reason and len(row.reason) < 200
+
+
+def test_a_text_that_fills_the_memory_as_tokens(tmp_path):
+    lines = [json.dumps({"text": "a " * n, "label": 1}) for n in (1 << 19, (1 << 19) + 1)]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    good, bad = read(tmp_path / "t.jsonl", "jsonl")
+    assert isinstance(good, Row)
+    assert bad.reason == "column 'text' has 1,048,578 characters; at most 1,048,576 are read"
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "undefined", "punycode", "a\0b", "hex"])

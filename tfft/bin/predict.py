@@ -17,7 +17,7 @@ from absl import flags
 
 from tfft.bin import cli
 from tfft.errors import UserError
-from tfft.reading import LONGEST, is_unicode, open_regular
+from tfft.reading import LONGEST_LINE, LONGEST_TEXT, is_unicode, open_regular
 
 cli.define_workdir()
 cli.define_backbone()
@@ -93,10 +93,10 @@ def _rows(
     file: Any, keys: tuple[tuple[str, ...], ...], where: str, form: str
 ) -> Iterator[tuple[str, ...]]:
     try:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST), ""), 1):
+        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
             place = f"{where}:{number}"
-            if len(line) == LONGEST:
-                raise UserError(f"{place}: a line of more than {LONGEST:,} characters")
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{place}: a line of more than {LONGEST_LINE:,} characters")
             line = line.rstrip("\r\n")
             if not line.strip():
                 continue
@@ -106,6 +106,8 @@ def _rows(
             if len(row) != len(keys[0]):
                 pair = " and ".join(keys[0])
                 raise UserError(f"{place}: rows of a pair must be jsonl with {pair}")
+            if max(map(len, row)) > LONGEST_TEXT:
+                raise UserError(f"{place}: a text of more than {LONGEST_TEXT:,} characters")
             if not all(map(is_unicode, row)):
                 raise UserError(f"{place}: holds a lone surrogate, half a character")
             yield row

@@ -18,6 +18,7 @@ from tfft.errors import UserError, nearest
 from tfft.reading import read_text
 
 DEEPEST = 50  # sections within sections
+LONGEST = 1000  # characters of an error
 
 
 class Config(Section):
@@ -146,6 +147,8 @@ def parse(
     except ValidationError as error:
         lines = _explained(error.errors(), raw)
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
+    except UnicodeEncodeError:  # pydantic's, of a key
+        raise UserError(f"{where}: a key holds a lone surrogate, half a character") from None
 
 
 def changed(
@@ -246,7 +249,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
     if not equals or not all(keys) or len(keys) > DEEPEST:
-        raise UserError(f"--set: must be section.key=value. Received: {override!r}")
+        raise UserError(f"--set: must be section.key=value. Received: {_short(override)}")
     at = raw
     for depth, key in enumerate(keys[:-1]):
         inner = at.setdefault(key, {})
@@ -290,6 +293,7 @@ def _explained(
             lines.append(line.replace("must be one of ", f"must be {kinds[0]}, or "))
         else:
             lines += [_explain(item, raw, root) for item in items]
+    lines = [line if len(line) <= LONGEST else f"{line[:LONGEST]}..." for line in lines]
     return list(dict.fromkeys(lines))
 
 

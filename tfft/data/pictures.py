@@ -113,10 +113,7 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     written(folder, write)
     prepared = Pictures(folder)
     if prepared.rows == 0:
-        first = (
-            f" ({prepared.bad} bad, the first: {prepared.bad_listed[0]})" if prepared.bad else ""
-        )
-        raise UserError(f"{request.key}: {request.source.path} holds no usable picture{first}")
+        raise prepared.unusable(request, "picture")
     return prepared
 
 

@@ -86,6 +86,11 @@ class Prepared:
         self.bad: int = self.meta["bad"]
         self.bad_listed: list[str] = self.meta["bad_listed"]
 
+    def unusable(self, request: Request, kind: str) -> UserError:
+        """The error where every row was skipped, or there was none."""
+        first = f" ({self.bad} bad, the first: {self.bad_listed[0]})" if self.bad else ""
+        return UserError(f"{request.key}: {request.source.path} holds no usable {kind}{first}")
+
     def map(self, name: str, dtype: Any) -> np.ndarray:
         """The numbers of a file."""
         path = self.folder / f"{name}.bin"
@@ -248,4 +253,7 @@ def _opened(folder: Path) -> Iterator[int]:
 
 def default_cache(given: str | None) -> Path:
     """The cache's folder: as configured, else $TFFT_CACHE, else ~/.cache/tfft."""
-    return expanded(given or os.environ.get("TFFT_CACHE") or "~/.cache/tfft")
+    path = expanded(given or os.environ.get("TFFT_CACHE") or "~/.cache/tfft")
+    if path.parts[0].startswith("~"):
+        raise UserError(f"data.cache_dir: there is no such user: {path}")
+    return path

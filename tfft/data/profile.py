@@ -102,8 +102,8 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
         asked = build.request(config.data, key, source, inputs, config.task.several)
         for row in build.read(asked, inputs):
             if isinstance(row, BadRow):
-                count += 1
-                if count <= 4 * SHOWN:
+                count += row.count
+                if len(listed) < 4 * SHOWN:
                     listed.append(f"{row.place}: {row.reason}")
         found[key] = {"count": count, "listed": listed}
     return found

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from tfft.config import Source
 from tfft.data import array_files, text_files
 from tfft.data.records import SEVERAL, BadRow, Columns, Row, paths
-from tfft.reading import expanded, is_file, is_unicode, open_regular
+from tfft.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
 
 __all__ = ["SEVERAL", "SOURCES", "BadRow", "Columns", "Row", "content", "paths", "read"]
 
@@ -79,6 +79,9 @@ def _checked(row: Row, columns: Columns, several: bool, first: int) -> Row | Bad
     for at, (column, value) in enumerate(zip(columns, row.values, strict=True)):
         if isinstance(value, bytes) or at < first:
             continue
+        if len(value) > LONGEST_TEXT:
+            reason = f"has {len(value):,} characters; at most {LONGEST_TEXT:,} are read"
+            return BadRow(row.place, f"column {column!r} {reason}")
         if not is_unicode(value):
             reason = "holds a lone surrogate, half a character: it was written or cut wrongly"
             return BadRow(row.place, f"column {column!r} {reason}")

@@ -18,7 +18,7 @@ from tfft.data.records import (
     paths,
 )
 from tfft.errors import UserError
-from tfft.reading import LONGEST, open_regular
+from tfft.reading import LONGEST_LINE, open_regular
 
 
 def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
@@ -29,7 +29,7 @@ def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadR
 
 def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Row | BadRow]:
     quoting = source.source == "csv" if source.quoting is None else source.quoting
-    csv.field_size_limit(LONGEST)
+    csv.field_size_limit(LONGEST_LINE)
     reader = csv.reader(
         _lines(path, source.encoding),
         delimiter="," if source.source == "csv" else "\t",
@@ -88,16 +88,14 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             ) from None
         while True:
             try:
-                line = file.readline(LONGEST)
+                line = file.readline(LONGEST_LINE)
             except UnicodeError as error:
                 raise UserError(_undecodable(path, encoding, number, error)) from None
             if not line:
                 return
             number += 1
-            if len(line) == LONGEST:
-                raise UserError(
-                    f"{path}:{number}: a line of more than {LONGEST:,} characters; is this a table?"
-                )
+            if len(line) == LONGEST_LINE:
+                raise UserError(f"{path}:{number}: a line of more than {LONGEST_LINE:,} characters")
             yield line.replace("\0", "\ufffd")
 
 
@@ -115,7 +113,7 @@ def _undecodable(path: Path, encoding: str, lines: int, error: UnicodeError) -> 
 
 def _first_undecodable(path: Path, encoding: str, at_least: int) -> tuple[int, int]:
     with open_regular(path) as file:
-        for number, raw in enumerate(iter(lambda: file.readline(LONGEST), b""), 1):
+        for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
             try:
                 raw.decode(encoding)
             except UnicodeError as error:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from tfft import log
 from tfft.data import sources
 from tfft.data.prepared import Prepared, Request, Strings, Writer, written
 from tfft.data.sources import BadRow, Row
-from tfft.errors import UserError
 from tfft.preprocess import TextInputs
+from tfft.reading import LONGEST_TEXT
 
 VERSION = 3  # of this preparation: raise it when the files below change
 CHUNK = 4096  # rows tokenised at once
@@ -79,7 +79,7 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> Tokens:
     written(folder, write)
     prepared = Tokens(folder)
     if prepared.rows == 0:
-        raise UserError(f"{request.key}: {request.source.path} holds no usable row")
+        raise prepared.unusable(request, "row")
     return prepared
 
 
@@ -97,25 +97,34 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
     """One pass over the rows."""
     names = ("ids", "segments", "ends", "texts", "texts_ends")
     writer = _Tokenising(folder, request, inputs, names)
-    began, chunk = time.monotonic(), []
+    rows = sources.read(request.source, request.columns, request.key, writer.several)
+    began = time.monotonic()
     try:
-        for row in sources.read(request.source, request.columns, request.key, writer.several):
-            if isinstance(row, BadRow):
-                writer.reject(row)
-                continue
-            chunk.append(row)
-            if len(chunk) == CHUNK:
-                writer.append(chunk)
-                chunk = []
-                speed = writer.rows / (time.monotonic() - began)
-                log.progress(f"tokenising {request.key}: {writer.rows:,} rows, {speed:,.0f} rows/s")
-        if chunk:
+        for chunk in _chunks(rows, writer):
             writer.append(chunk)
+            speed = writer.rows / (time.monotonic() - began)
+            log.progress(f"tokenising {request.key}: {writer.rows:,} rows, {speed:,.0f} rows/s")
     finally:
         writer.close()
     seconds = time.monotonic() - began
     log.progress(f"tokenised {request.key}: {writer.rows:,} rows in {seconds:.1f} s", True)
     return {**writer.meta(), "cut": writer.cut, "columns": len(request.columns) - 1}
+
+
+def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]:
+    """The good rows, some at a time: `CHUNK` at most, and no more text than the longest may be."""
+    chunk, characters = [], 0
+    for row in rows:
+        if isinstance(row, BadRow):
+            writer.reject(row)
+            continue
+        characters += (own := sum(map(len, row.values)))
+        if chunk and (len(chunk) == CHUNK or characters > LONGEST_TEXT):
+            yield chunk
+            chunk, characters = [], own
+        chunk.append(row)
+    if chunk:
+        yield chunk
 
 
 class _Tokenising(Writer):
