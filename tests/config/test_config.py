@@ -179,6 +179,8 @@ def test_texts_that_yaml_takes_for_dates_and_numbers():
         ({"optimizer": {"learning_rate": float("inf")}}, "optimizer.learning_rate: input should"),
         ({"optimizer": {"options": {"rho": float("nan")}}}, "options"),
         ({"optimizer": {"options": {"amount": 1 << 70}}}, "options"),
+        ({"data": {"train": "\ud800"}}, "config: a text holds a lone surrogate"),
+        ({"\ud800": 1}, "unable to parse raw data as a unicode string"),
         ({"data": {"label": "\ud800"}}, "data: `label` holds a lone surrogate"),
         ({"task": {"class_weights": {"\udfff": 1.0}}}, "`class_weights` holds a lone surrogate"),
         ({"optimizer": {"warmup": "9" * 400 + " steps"}}, "must be below 1,000,000,000,000"),
@@ -199,8 +201,6 @@ def test_values_that_no_library_takes(change, expected):
 def test_mappings_that_contain_themselves():
     endless = {"data": {}}
     endless["data"]["data"] = endless
-    with pytest.raises(UserError, match="a key holds a lone surrogate"):
-        parse({**GOOD, "\ud800": 1})
     for arguments in ((endless,), (GOOD, [], endless), (GOOD, [".".join("a" * 2000) + "=1"])):
         with pytest.raises(UserError, match=r"nested more than 50 deep|--set: must be"):
             parse(*arguments)

@@ -147,8 +147,8 @@ def parse(
     except ValidationError as error:
         lines = _explained(error.errors(), raw)
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
-    except UnicodeEncodeError:  # pydantic's, of a key
-        raise UserError(f"{where}: a key holds a lone surrogate, half a character") from None
+    except UnicodeEncodeError:  # pydantic's, over a message that quotes the text
+        raise UserError(f"{where}: a text holds a lone surrogate, half a character") from None
 
 
 def changed(
