@@ -1,4 +1,4 @@
-"""Requests of one signature are answered together, as TF Serving's batching does.
+"""Answer requests of one signature together, as TF Serving's batching does.
 
 No request waits for others: what has come in while the model was busy makes up the next batch.
 """
@@ -53,14 +53,12 @@ class Batcher:
             thread.start()
 
     def submit(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> "Future[Arrays]":
-        """Check a request and queue it.
+        """Queue a request.
 
         Raises:
-            Failure: it does not fit the signature, or too many wait.
+            Failure: too many wait.
         """
-        signature.check(inputs)
-        sizes = {value.shape[0] if value.ndim else None for value in inputs.values()}
-        request = _Request(signature, inputs, sizes.pop() if len(sizes) == 1 else None)
+        request = _Request(signature, inputs, signature.batch_rows(inputs))
         with self._changed:
             if self._closed or len(self._queue) >= self._waiting:
                 raise Failure("UNAVAILABLE", FULL)

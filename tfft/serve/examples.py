@@ -1,136 +1,256 @@
-"""Classify and regress: JSON objects as tf.Examples, answers as JSON (util/json_tensor.cc)."""
+"""Classify and regress: JSON objects as tf.Examples, scores as JSON (util/json_tensor.cc,
+servables/tensorflow/classifier.cc and regressor.cc)."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb2
 
 from tfft.serve import json_tensors
-from tfft.serve.failure import invalid
-from tfft.serve.loaded import Arrays, Signature
+from tfft.serve.failure import TooLarge, invalid
+from tfft.serve.json_text import quoted
+from tfft.serve.loaded import Arrays, Loaded, Signature, type_name
 
 INPUT = "inputs"
 METHODS = {
-    "classify": ("classification", "tensorflow/serving/classify"),
-    "regress": ("regression", "tensorflow/serving/regress"),
+    "classify": "tensorflow/serving/classify",
+    "regress": "tensorflow/serving/regress",
 }
 
 
-def check(signature: Signature, verb: str) -> None:
-    """The signature is one for this call.
+def signature(loaded: Loaded, name: str, method: str) -> Signature:
+    """Return a signature by its name.
 
     Raises:
-        Failure: it is one for another.
+        Failure: there is none, or its inputs and outputs are not those of the method.
     """
-    word, method = METHODS[verb]
-    if signature.method != method:
-        raise invalid(
-            f"Expected {word} signature method_name to be {method}. Was: {signature.method}"
-        )
-    if set(signature.inputs) != {INPUT}:
-        raise invalid(f"Expected one Tensor input. Was: {len(signature.inputs)}")
+    signature = loaded.signature(
+        name, lambda n: invalid(f"No signature was found with the name: {n}")
+    )
+    check(signature, method)
+    return signature
 
 
-def inputs(request: Mapping[str, Any]) -> Arrays:
-    """The tf.Examples of a request `{"examples": [{feature: value}], "context": {...}}`.
+def check(signature: Signature, method: str) -> None:
+    """Check that a signature has what the method reads and answers; its method name may be another.
 
     Raises:
-        Failure: it is not well formed.
+        Failure: it has not.
     """
-    given = request.get("examples")
-    if given is None:
-        raise invalid("'examples' key not found.")
-    if not isinstance(given, list):
-        raise invalid("'examples' value must be a list/array")
-    if not given:
-        raise invalid("'examples' list is empty")
-    context = request.get("context", {})
-    if not isinstance(context, dict):
-        raise invalid("'context' value must be an object")
-    shared, made = {name: _feature(name, value) for name, value in context.items()}, []
-    for at, one in enumerate(given):
-        if not isinstance(one, dict):
-            raise invalid(f"Example {at} must be an object of features")
-        own = {name: _feature(name, value) for name, value in one.items()}
-        made.append(_example({**shared, **own}))
-    return serialized(made)
-
-
-def merged(given: Any) -> list[tf.train.Example]:
-    """The examples of a request, each with its context."""
-    kind = given.WhichOneof("kind")
-    if kind == "example_list":
-        found = [
-            tf.train.Example.FromString(e.SerializeToString()) for e in given.example_list.examples
-        ]
-    elif kind == "example_list_with_context":
-        both, found = given.example_list_with_context, []
-        for one in both.examples:
-            merged = tf.train.Example.FromString(both.context.SerializeToString())
-            merged.MergeFromString(one.SerializeToString())
-            found.append(merged)
+    if len(signature.inputs) != 1:
+        raise invalid("Expected one input Tensor.")
+    count = len(signature.outputs)
+    if method == "classify":
+        word, names = "classification", ["classes", "scores"]
+        if count not in (1, 2):
+            raise invalid(f"Expected one or two output Tensors, found {count}")
     else:
-        found = []
-    if not found:
+        word, names = "regression", ["outputs"]
+        if count != 1:
+            raise invalid("Expected one output Tensor.")
+    if INPUT not in signature.inputs:
+        raise invalid(f"No {word} inputs found in SignatureDef: {signature.definition}")
+    if signature.outputs.keys().isdisjoint(names):
+        raise invalid(
+            f"No regression outputs found in SignatureDef: {signature.definition}"
+            if method == "regress"
+            else "Expected classification signature outputs to contain at least one of "
+            f'"classes" or "scores". Signature was: {signature.definition}'
+        )
+
+
+def from_json(request: Mapping[str, Any]) -> input_pb2.Input:
+    """Return the tf.Examples of a request `{"examples": [{feature: value}], "context": {...}}`.
+
+    Raises:
+        Failure: it is malformed.
+    """
+    context = _example(request["context"]) if "context" in request else None
+    key = "examples"
+    if key not in request:
+        raise invalid(
+            f"JSON Value: {json_tensors.shown(request)} When method is classify, key '{key}' is "
+            "expected and was not found"
+        )
+    rows = request[key]
+    if not isinstance(rows, list):
+        raise invalid(
+            f"JSON Value: {json_tensors.shown(request)} Expecting '{key}' value to be an list/array"
+        )
+    if not rows:
+        raise invalid(f"JSON Value: {json_tensors.shown(request)} '{key}' value is an empty array")
+    examples = [_example(row) for row in rows]
+    if context is None:
+        return input_pb2.Input(example_list=input_pb2.ExampleList(examples=examples))
+    both = input_pb2.ExampleListWithContext(examples=examples, context=context)
+    return input_pb2.Input(example_list_with_context=both)
+
+
+def serialized(inputs: Any, most_bytes: int) -> Arrays:
+    """Return what the signature takes: each tf.Example behind the context, as bytes.
+
+    Args:
+        inputs: a tensorflow.serving.Input.
+        most_bytes: that they may have together; the context is repeated for each.
+
+    Raises:
+        Failure: there are no examples, or they are too large.
+    """
+    rows, context = inputs.example_list.examples, b""
+    if inputs.WhichOneof("kind") == "example_list_with_context":
+        rows = inputs.example_list_with_context.examples
+        context = inputs.example_list_with_context.context.SerializeToString()
+    if not rows:
         raise invalid("Input is empty.")
-    return found
+    if len(context) * len(rows) > most_bytes:
+        raise TooLarge(
+            f"the context of {len(rows):,} examples takes more than {most_bytes:,} bytes"
+        )
+    texts = [context + row.SerializeToString() for row in rows]
+    return {INPUT: np.array([*texts, None], object)[:-1]}
 
 
-def serialized(examples: list[tf.train.Example]) -> Arrays:
-    """What the signature takes."""
-    return {INPUT: np.array([e.SerializeToString() for e in examples], object)}
-
-
-def classes(found: Mapping[str, np.ndarray]) -> list[list[tuple[str, float]]]:
-    """Label and score of every class, for each row; either may be missing in a signature.
-
-    Raises:
-        Failure: the signature answers neither.
-    """
-    if "classes" not in found and "scores" not in found:
-        raise invalid("Expected classification signature outputs to contain classes or scores")
-    labels, scores = found.get("classes"), found.get("scores")
-    shape = (labels if labels is not None else scores).shape
-    names = json_tensors.plain(labels) if labels is not None else np.full(shape, "").tolist()
-    values = json_tensors.plain(scores) if scores is not None else np.zeros(shape).tolist()
-    return [list(zip(*row, strict=True)) for row in zip(names, values, strict=True)]
-
-
-def values(found: Mapping[str, np.ndarray]) -> list[float]:
-    """The number for each row.
+def classifications(arrays: Arrays, rows: int) -> classification_pb2.ClassificationResult:
+    """Return label and score of every class for each row; a signature may lack one of them.
 
     Raises:
-        Failure: the signature answers none.
+        Failure: they are not [rows, classes], of strings and float32.
     """
-    if set(found) != {"outputs"}:
-        raise invalid("Expected regression signature outputs to contain only 'outputs'")
-    return json_tensors.plain(found["outputs"].reshape(len(found["outputs"])))
+    size = None
+    for name, dtype in (("classes", tf.string), ("scores", tf.float32)):
+        if name not in arrays:
+            continue
+        array = arrays[name]
+        if array.ndim != 2:
+            raise invalid(
+                f"Expected Tensor shape: [batch_size num_classes] but got {_shape(array)}"
+            )
+        if _dtype(array) != dtype:
+            raise invalid(f"Expected {name} Tensor of {_enum(dtype)}. Got: {_enum(_dtype(array))}")
+        if len(array) != rows:
+            raise invalid(f"Expected {name} output batch size of {rows}. Got: {len(array)}")
+        if size not in (None, array.shape[1]):
+            raise invalid(
+                f"Tensors class and score should match in dim_size(1). Got {size} vs. "
+                f"{array.shape[1]}"
+            )
+        size = array.shape[1]
+    columns = {
+        "label" if name == "classes" else "score": arrays[name].tolist()
+        for name in ("classes", "scores")
+        if name in arrays
+    }
+    result = classification_pb2.ClassificationResult()
+    for row in range(rows):
+        classes = result.classifications.add().classes
+        for at in range(size or 0):
+            classes.add(**{field: values[row][at] for field, values in columns.items()})
+    return result
 
 
-def _example(features: Mapping[str, tf.train.Feature]) -> tf.train.Example:
-    return tf.train.Example(features=tf.train.Features(feature=features))
+def regressions(arrays: Arrays, rows: int) -> regression_pb2.RegressionResult:
+    """Return the number for each row.
+
+    Raises:
+        Failure: the output is not [rows] or [rows, 1], of float32.
+    """
+    array = arrays["outputs"]
+    if array.ndim != 1 and array.shape[1:] != (1,):
+        raise invalid(
+            "Expected output Tensor shape to be either [batch_size] or [batch_size, 1] but got "
+            f"{_shape(array)}"
+        )
+    if len(array) != rows:
+        raise invalid(f"Input batch size did not match output batch size: {rows} vs. {len(array)}")
+    if array.dtype != np.float32:
+        raise invalid(f"Expected output Tensor of DT_FLOAT.  Got: {_enum(_dtype(array))}")
+    result = regression_pb2.RegressionResult()
+    for value in array.reshape(rows).tolist():
+        result.regressions.add(value=value)
+    return result
+
+
+def result(method: str, outputs: Arrays, inputs: Arrays) -> Any:
+    """Return the result of a call.
+
+    Raises:
+        Failure: the outputs are not those of the method.
+    """
+    return (classifications if method == "classify" else regressions)(outputs, len(inputs[INPUT]))
+
+
+def to_json(result: Any) -> str:
+    """Return the reply for classifications or regressions.
+
+    Raises:
+        Failure: there are none.
+    """
+    if isinstance(result, regression_pb2.RegressionResult):
+        if not result.regressions:
+            raise invalid("Cannot convert empty RegressionResults to JSON")
+        return json_tensors.results([json_tensors.decimal(r.value) for r in result.regressions])
+    if not result.classifications:
+        raise invalid("Cannot convert empty ClassificationResults to JSON")
+    rows = [
+        json_tensors.one_line(
+            [f"[{quoted(c.label)}, {json_tensors.decimal(c.score)}]" for c in row.classes]
+        )
+        for row in result.classifications
+    ]
+    return json_tensors.results(rows, end="\n    ")
+
+
+def _example(features: Any) -> tf.train.Example:
+    if not isinstance(features, dict):
+        raise invalid(f"Example must be JSON object but got JSON {json_tensors.kind(features)}")
+    typed = {name: _feature(name, value) for name, value in features.items()}
+    return tf.train.Example(features=tf.train.Features(feature=typed))
 
 
 def _feature(name: str, value: Any) -> tf.train.Feature:
-    """A number, a text, `{"b64": ...}`, or a list of one kind of them."""
-    items = value if isinstance(value, list) else [value]
-    items = [json_tensors.decoded(v) if _bytes(v) else v for v in items]
-    if all(isinstance(v, str | bytes) for v in items):
-        raw = [v.encode("utf-8", "surrogatepass") if isinstance(v, str) else v for v in items]
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=raw))
-    numbers = [v for v in items if isinstance(v, int | float) and not isinstance(v, bool)]
-    if len(numbers) != len(items):
-        raise invalid(
-            f"feature {name}: must be a number, a string, {{'b64': ...}} or a list of one kind of "
-            "them"
-        )
-    if any(isinstance(v, float) for v in numbers):
-        return tf.train.Feature(float_list=tf.train.FloatList(value=numbers))
-    if any(not -(2**63) <= v < 2**63 for v in numbers):
-        raise invalid(f"feature {name}: must fit in 64 bits")
-    return tf.train.Feature(int64_list=tf.train.Int64List(value=numbers))
+    """Return a feature of the kind of its first value: int64, float or bytes."""
+    kind, values = "", list[Any]()
+    for element in value if isinstance(value, list) else [value]:
+        own, number = _typed(name, element)
+        if kind not in ("", own):
+            raise invalid(f"Unexpected element type in feature: {name} expecting type: {kind}")
+        kind = own
+        values.append(number)
+    if kind == "int64":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    if kind == "float":
+        with np.errstate(over="ignore"):
+            floats = np.array(values).astype(np.float32)
+        return tf.train.Feature(float_list=tf.train.FloatList(value=floats))
+    return tf.train.Feature(**({"bytes_list": tf.train.BytesList(value=values)} if kind else {}))
 
 
-def _bytes(value: Any) -> bool:
-    return isinstance(value, dict) and set(value) == {"b64"}
+def _typed(name: str, value: Any) -> tuple[str, Any]:
+    """Return a value's kind of feature, and the value."""
+    if isinstance(value, float):
+        return "float", value
+    if isinstance(value, int):  # a bool too
+        if value >= 2**63:
+            raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
+        return "int64", int(value)
+    if isinstance(value, str):
+        return "bytes", json_tensors.as_bytes(value)
+    if json_tensors.is_base64(value):
+        return "bytes", json_tensors.decoded(value)
+    raise invalid(
+        f"Feature: {name} has element with unexpected JSON type: {json_tensors.kind(value)}"
+    )
+
+
+def _dtype(array: np.ndarray) -> tf.DType:
+    return tf.string if array.dtype == object else tf.dtypes.as_dtype(array.dtype)
+
+
+def _enum(dtype: tf.DType) -> str:
+    return f"DT_{type_name(dtype).upper()}"
+
+
+def _shape(array: np.ndarray) -> str:
+    return f"[{','.join(map(str, array.shape))}]"

@@ -1,4 +1,4 @@
-"""TF Serving's REST interface (http_rest_api_handler.cc), on aiohttp.
+"""Serve TF Serving's REST interface (http_rest_api_handler.cc) with aiohttp.
 
 POST /v1/models/NAME[/versions/N|/labels/L]:predict | :classify | :regress
 GET  /v1/models/NAME[/versions/N|/labels/L]             state of the versions
@@ -6,33 +6,36 @@ GET  /v1/models/NAME[/versions/N|/labels/L]/metadata    signatures
 """
 
 import asyncio
-import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from aiohttp import web
 from google.protobuf import json_format
+from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tfft import log
 from tfft.serve import examples, json_tensors
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
-from tfft.serve.loaded import Loaded, Signature
-from tfft.serve.versions import Versions
+from tfft.serve.loaded import Arrays, Loaded, Signature
+from tfft.serve.versions import ModelSpec, Versions, version_number
 
-_PATH = re.compile(
-    r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>\d{1,19})|/labels/(?P<label>[^/:]+))?"
-    r"(?::(?P<verb>predict|classify|regress)|(?P<metadata>/metadata))?"
-)
+_MODEL = r"([^/:]+)"
+_VERSION = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
+_PATHS = {  # http_rest_api_util.cc; the last group is the call
+    "POST": rf"/v1/models/{_MODEL}{_VERSION}:(classify|regress|predict)",
+    "GET": rf"/v1/models(?:/{_MODEL})?{_VERSION}(?:/(metadata))?",
+}
 PARSERS = 2  # bodies that are read at once
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may take.
+    """The limits of one client.
 
     Attributes:
         body: bytes of a request, after it was unpacked.
@@ -49,15 +52,15 @@ class Limits:
 
 
 class _Slow(Exception):
-    """A request that does not arrive."""
+    """A request that does not arrive in time."""
 
 
 class Rest:
     """The REST interface of one model.
 
     Args:
-        versions: that are served.
-        batcher: that answers.
+        versions: those that are served.
+        batcher: runs the requests.
     """
 
     def __init__(self, versions: Versions, batcher: Batcher, limits: Limits):
@@ -66,7 +69,7 @@ class Rest:
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; the port that it is, also where 0 was asked for."""
+        """Listen, and return the port."""
         app = web.Application(client_max_size=self._limits.body)
         app.router.add_route("*", "/{path:.*}", self._handle)
         # From the start of a connection on: clients that send nothing, or slowly, are let go.
@@ -79,7 +82,7 @@ class Rest:
         return found
 
     async def stop(self) -> None:
-        """Answer what has come, close."""
+        """Answer the requests that have arrived, and close."""
         if self._runner is not None:
             await self._runner.cleanup()
         self._parsers.shutdown()
@@ -88,43 +91,42 @@ class Rest:
         try:
             return _reply(200, await self._answer(request))
         except Failure as failure:
-            return _reply(failure.http, {"error": failure.message})
+            return _reply(failure.http, failure.message and json_tensors.error(failure.message))
         except _Slow as error:
-            return _reply(408, {"error": str(error)}, close=True)
+            return _reply(408, json_tensors.error(str(error)), close=True)
         except TimeoutError:
-            return _reply(504, {"error": f"no answer within {self._limits.seconds:g} s"})
+            text = f"no answer within {self._limits.seconds:g} s"
+            return _reply(504, json_tensors.error(text))
         except web.HTTPRequestEntityTooLarge:
-            said = f"the request is larger than {self._limits.body:,} bytes"
-            return _reply(413, {"error": said}, close=True)
+            text = f"the request is larger than {self._limits.body:,} bytes"
+            return _reply(413, json_tensors.error(text), close=True)
         except (web.RequestPayloadError, web.HTTPException) as error:
-            return _reply(400, {"error": f"Malformed request: {error}"}, close=True)
+            return _reply(400, json_tensors.error(f"Malformed request: {error}"), close=True)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception as error:  # ours: the server stays up
+        except Exception as error:  # a fault of this server, which keeps running
             log.say(f"{request.method} {request.path}: {type(error).__name__}: {error}")
-            return _reply(500, {"error": "internal error"})
+            return _reply(500, json_tensors.error("internal error"))
 
-    async def _answer(self, request: web.Request) -> Any:
-        if not request.path.startswith("/v1/"):
+    async def _answer(self, request: web.Request) -> str:
+        path = request.rel_url.raw_path
+        if not path.lower().startswith("/v1/"):
             raise Failure("NOT_FOUND", "Not Found")
-        match = _PATH.fullmatch(request.path)
-        verb = match["verb"] if match is not None else None
-        if match is None or request.method != ("POST" if verb else "GET"):
-            raise invalid(f"Malformed request: {request.method} {request.path}")
-        if match["name"] != self._versions.name:
-            if verb or match["metadata"]:
-                wanted = f"Specific({match['name']}, {match['version']})"
-                latest = f"Latest({match['name']})"
-                kind = wanted if match["version"] else latest
-                raise Failure("NOT_FOUND", f"Servable not found for request: {kind}")
-            raise Failure("NOT_FOUND", f"Could not find any versions of model {match['name']}")
-        version = int(match["version"]) if match["version"] is not None else None
-        if not verb and not match["metadata"]:
-            return self._status(version, match["label"])
-        loaded = self._versions.find(version, match["label"])
-        if not verb:
-            return metadata(self._versions.name, loaded)
-        return await self._asked(verb, loaded, await self._body(request))
+        if request.method == "OPTIONS":  # a browser's preflight
+            if re.search("https?://", request.headers.get("Origin", "")):
+                return ""
+            raise Failure("FAILED_PRECONDITION", "")
+        model, call = parse_path(request.method, path)
+        if call in METHODS:
+            body = await self._body(request)
+            return await self._run(METHODS[call], model, body)
+        if request.method != "GET":
+            raise _malformed(request.method, path)
+        if not model.name:
+            raise invalid("Missing model name in request.")
+        if call == "metadata":
+            return metadata(model.name, self._versions.find(model))
+        return _text(self._versions.status(model))
 
     async def _body(self, request: web.Request) -> bytes:
         try:
@@ -134,75 +136,119 @@ class Rest:
             said = f"the request did not arrive within {self._limits.seconds:g} s"
             raise _Slow(said) from None
 
-    async def _asked(self, verb: str, loaded: Loaded, body: bytes) -> Any:
-        prepare = _predict if verb == "predict" else _examples
+    async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
-        signature, inputs, reply = await loop.run_in_executor(
-            self._parsers, prepare, verb, loaded, body
+        job = await loop.run_in_executor(
+            self._parsers, method, self._versions, model, body, self._limits.body
         )
         async with asyncio.timeout(self._limits.seconds):
-            found = await asyncio.wrap_future(self._batcher.submit(signature, inputs))
-        return await loop.run_in_executor(self._parsers, reply, found)
-
-    def _status(self, version: int | None, label: str | None) -> Any:
-        states = self._versions.known()
-        if label is not None:
-            version = self._versions.labels().get(label)
-            if version is None:
-                raise invalid(f"Unrecognized servable version label: {label}")
-        if version is not None:
-            states = {n: s for n, s in states.items() if n == version}
-        if not states:
-            raise Failure(
-                "NOT_FOUND",
-                f"Could not find version {version} of model {self._versions.name}",
-            )
-        ok = {"error_code": "OK", "error_message": ""}
-        return {
-            "model_version_status": [
-                {"version": str(number), "state": state, "status": ok}
-                for number, state in states.items()
-            ]
-        }
+            answer = self._batcher.submit(job.signature, job.inputs)
+            outputs = await asyncio.wrap_future(answer)
+        return await loop.run_in_executor(self._parsers, job.reply, outputs)
 
 
-Prepared = tuple[Signature, Mapping[str, Any], Callable[[Mapping[str, Any]], Any]]
+def parse_path(http_method: str, path: str) -> tuple[ModelSpec, str]:
+    """Return the model that a path names, and the call: that of a POST request, `metadata` or "".
+
+    The case of letters is not looked at where a path is recognized, but where a call is chosen.
+
+    Raises:
+        Failure: it is malformed, or names a version beyond 64 bits.
+    """
+    pattern = _PATHS.get(http_method)
+    match = re.fullmatch(pattern, path, re.IGNORECASE | re.ASCII) if pattern else None
+    if match is None:
+        raise _malformed(http_method, path)
+    name, digits, label, call = match.groups()
+    version = None if digits is None else version_number(digits)
+    if digits is not None and version is None:
+        raise invalid("")  # TF Serving answers without a body
+    if http_method == "POST" and call not in METHODS:
+        raise _malformed(http_method, path)
+    return ModelSpec(unquote(name or ""), version, label and unquote(label)), call or ""
 
 
-def _predict(verb: str, loaded: Loaded, body: bytes) -> Prepared:
+def _malformed(http_method: str, path: str) -> Failure:
+    return invalid(f"Malformed request: {http_method} {path}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A parsed request, and what makes the reply of the outputs."""
+
+    signature: Signature
+    inputs: Arrays
+    reply: Callable[[Arrays], str]
+
+
+Method = Callable[[Versions, ModelSpec, bytes, int], _Job]
+
+
+def _predict(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
     request = json_tensors.parse(body)
-    signature = loaded.signature(json_tensors.signature_name(request))
+    name = json_tensors.signature_name(request)
+    signature = versions.find(model).signature(
+        name, lambda n: invalid(f'Serving signature name: "{n}" not found in signature def')
+    )
+    if not signature.inputs:
+        raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     inputs, form = json_tensors.inputs(request, signature.inputs)
-    return signature, inputs, lambda found: json_tensors.outputs(found, form)
+    signature.check_names(inputs)
+    return _Job(signature, inputs, lambda outputs: json_tensors.outputs(outputs, form))
 
 
-def _examples(verb: str, loaded: Loaded, body: bytes) -> Prepared:
+def _classify(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
+    return _examples("classify", versions, model, body, most_bytes)
+
+
+def _regress(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
+    return _examples("regress", versions, model, body, most_bytes)
+
+
+METHODS: dict[str, Method] = {"predict": _predict, "classify": _classify, "regress": _regress}
+
+
+def _examples(
+    method: str, versions: Versions, model: ModelSpec, body: bytes, most_bytes: int
+) -> _Job:
     request = json_tensors.parse(body)
-    signature = loaded.signature(json_tensors.signature_name(request))
-    examples.check(signature, verb)
-    read = examples.classes if verb == "classify" else examples.values
-    return signature, examples.inputs(request), lambda found: {"results": read(found)}
+    name = json_tensors.signature_name(request)
+    parsed = examples.from_json(request)
+    signature = examples.signature(versions.find(model), name, method)
+    inputs = examples.serialized(parsed, most_bytes)
+    return _Job(
+        signature,
+        inputs,
+        lambda outputs: examples.to_json(examples.result(method, outputs, inputs)),
+    )
 
 
-def metadata(name: str, loaded: Loaded) -> dict[str, Any]:
-    """The signatures, as TF Serving tells of them."""
-    told = {
-        key: json_format.MessageToDict(
-            signature,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-        )
-        for key, signature in loaded.metadata.items()
-    }
-    return {
-        "model_spec": {"name": name, "signature_name": "", "version": str(loaded.version)},
-        "metadata": {"signature_def": {"signature_def": told}},
-    }
+def metadata(name: str, loaded: Loaded) -> str:
+    """Return the signatures as JSON."""
+    reply = get_model_metadata_pb2.GetModelMetadataResponse()
+    reply.model_spec.name, reply.model_spec.version.value = name, loaded.version
+    signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata)
+    return (
+        f'{{\n"model_spec":{_text(reply.model_spec)},\n'
+        f'"metadata": {{"signature_def": {_text(signatures)}}}\n}}\n'
+    )
 
 
-def _reply(code: int, value: Any, close: bool = False) -> web.Response:
-    text = json.dumps(value, ensure_ascii=False, indent=4 if code == 200 else None)
-    reply = web.Response(text=text, status=code, content_type="application/json")
+def _text(message: Any) -> str:
+    """Return a message as protobuf's JSON."""
+    text: str = json_format.MessageToJson(
+        message,
+        indent=1,
+        ensure_ascii=False,
+        preserving_proto_field_name=True,
+        always_print_fields_with_no_presence=True,
+    )
+    return text
+
+
+def _reply(code: int, text: str, close: bool = False) -> web.Response:
+    body = text.encode("utf-8", "surrogateescape")
+    reply = web.Response(body=body, status=code, content_type="application/json")
     if close:
         reply.force_close()
     return reply

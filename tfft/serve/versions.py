@@ -1,16 +1,21 @@
-"""The versions of a model in a folder, as TF Serving keeps them: the newest is served, and a newer
-one that appears takes its place once it is loaded.
+"""Keep the versions of a model in a folder loaded, as TF Serving does: the newest is served, and a
+newer one that appears takes its place once it is loaded.
 
-Where `models.config` stands beside the versions (tfft's kit writes one), the versions and labels
-that it names are served.
+Where `models.config` lies beside the versions (an export writes one), its version policy and labels
+are followed.
 """
 
-import contextlib
+import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from google.protobuf import text_format
+from tensorflow.core.protobuf import error_codes_pb2
+from tensorflow_serving.apis import get_model_status_pb2
+from tensorflow_serving.config import model_server_config_pb2
 
 from tfft import log
 from tfft.errors import UserError
@@ -19,14 +24,46 @@ from tfft.serve.loaded import Loaded
 
 POLL = 2.0  # seconds between two looks at the folder
 CONFIG = "models.config"
+_VERSION = re.compile(r"\s*([+-]?)0*([0-9]{1,19})\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """The versions to serve; empty: the newest alone. Label -> version."""
+class ModelSpec:
+    """The model that a request names: a version, a label's version, or the newest."""
 
-    versions: tuple[int, ...] = ()
+    name: str
+    version: int | None = None
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The versions to serve.
+
+    Attributes:
+        latest: the number of newest versions; None: all versions.
+        specific: these versions instead.
+        labels: label -> version.
+    """
+
+    latest: int | None = 1
+    specific: tuple[int, ...] | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
+
+    def choose(self, versions: list[int]) -> list[int]:
+        """Return those of some sorted versions that are to be served."""
+        if self.specific is not None:
+            return [version for version in versions if version in self.specific]
+        return versions if self.latest is None else versions[-self.latest :]
+
+
+@dataclass(frozen=True)
+class State:
+    """TF Serving's state of a version, and why it ended."""
+
+    name: str
+    code: str = "OK"
+    message: str = ""
 
 
 class Versions:
@@ -43,159 +80,234 @@ class Versions:
 
     def __init__(self, name: str, base: Path, prepare: Callable[[Loaded], None] = lambda _: None):
         self.name, self._prepare = name, prepare
-        self._only = int(base.name) if _holds_model(base) and base.name.isdigit() else None
-        self._base = base.parent if self._only is not None else base
+        self._only = _holds_model(base) and version_number(base.name) is not None
+        self._base = base
         self._loaded: dict[int, Loaded] = {}
-        self.states: dict[int, str] = {}
-        self._failed: set[int] = set()
+        self._states: dict[int, State] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._wanted = Wanted()
-        if self._only is None and not _numbers(base):
-            raise UserError(
-                f"{base}: holds no version (a folder with a number, saved_model.pb in it)"
-            )
-        self.refresh(first=True)
+        self._refreshing = threading.Lock()
+        self._policy, self._reloaded = Policy(), False
+        self._failed: set[int] = set()  # not tried again until their folder was away
+        self._start()
         self._thread = threading.Thread(target=self._poll, name="versions", daemon=True)
         self._thread.start()
 
-    def find(self, version: int | None = None, label: str | None = None) -> Loaded:
-        """A version by its number or its label; the newest where neither is given.
+    def find(self, model: ModelSpec) -> Loaded:
+        """Return the version that a request names.
 
         Raises:
             Failure: it is not served.
         """
+        if not model.name:
+            raise invalid("ModelSpec has no name specified.")
+        version, known = model.version, model.name == self.name
         with self._lock:
-            if label is not None:
-                version = self._wanted.labels.get(label)
-                if version is None:
-                    raise invalid(f"Unrecognized servable version label: {label}")
-            if version is None:
+            if model.label is not None:
+                if not known or model.label not in self._policy.labels:
+                    raise invalid(f"Unrecognized servable version label: {model.label}")
+                version = self._policy.labels[model.label]
+            if known and version is None:
                 return self._loaded[max(self._loaded)]
-            if version in self._loaded:
+            if known and version in self._loaded:
                 return self._loaded[version]
-        raise Failure(
-            "NOT_FOUND", f"Servable not found for request: Specific({self.name}, {version})"
-        )
+        kind = f"Latest({model.name})" if version is None else f"Specific({model.name}, {version})"
+        raise Failure("NOT_FOUND", f"Servable not found for request: {kind}")
 
-    def known(self) -> dict[int, str]:
-        """Version -> TF Serving's state of it; the newest first."""
-        with self._lock:
-            return dict(sorted(self.states.items(), reverse=True))
+    def status(self, model: ModelSpec) -> Any:
+        """Return the states of the versions, the newest first, as a GetModelStatusResponse.
 
-    def labels(self) -> dict[str, int]:
-        """Label -> version."""
-        with self._lock:
-            return dict(self._wanted.labels)
-
-    def refresh(self, first: bool = False) -> None:
-        """Load what is new, let go what is old.
+        A label is not looked at, as in TF Serving.
 
         Raises:
-            UserError: `first`, and what is wanted cannot be loaded.
+            Failure: there are none.
         """
-        wanted = self._look(first)
-        numbers = self._numbers(wanted)
-        for number in numbers:
-            if number in self._loaded or number in self._failed:
-                continue
-            try:
-                self._load(number)
-            except UserError as error:
-                self._failed.add(number)
-                if first:
-                    raise
-                log.say(f"{error}; what was served before is served on")
         with self._lock:
-            there = [n for n in numbers if n in self._loaded]
-            if not there:
-                return
-            for number in set(self._loaded) - set(there):
-                del self._loaded[number]
-                self.states[number] = "END"
-            self._wanted = Wanted(
-                wanted.versions, {k: v for k, v in wanted.labels.items() if v in self._loaded}
+            states = sorted(self._states.items(), reverse=True) if model.name == self.name else []
+        if model.version is not None:
+            states = [(version, state) for version, state in states if version == model.version]
+        if not states:
+            which = "any versions" if model.version is None else f"version {model.version}"
+            raise Failure("NOT_FOUND", f"Could not find {which} of model {model.name}")
+        response = get_model_status_pb2.GetModelStatusResponse()
+        for version, state in states:
+            part = response.model_version_status.add(version=version, state=state.name)
+            part.status.error_code = error_codes_pb2.Code.Value(state.code)
+            part.status.error_message = state.message
+        return response
+
+    def reload(self, config: Any) -> None:
+        """Follow another ModelServerConfig from now on, and load what it names.
+
+        Raises:
+            Failure: it is of another kind, names another model, or moves a label to a version that
+                is not loaded.
+        """
+        if config.WhichOneof("config") != "model_config_list":
+            raise invalid(
+                "ServerModelConfig type not supported by HandleReloadConfigRequest. Only "
+                "ModelConfigList is currently supported"
             )
+        models = list(config.model_config_list.config)
+        if [model.name for model in models] != [self.name]:
+            raise invalid(f"this server has one model, {self.name}, which the config must name")
+        policy = _policy(models[0])
+        with self._lock:
+            for label, version in policy.labels.items():
+                if self._policy.labels.get(label, version) != version not in self._loaded:
+                    raise Failure(
+                        "FAILED_PRECONDITION",
+                        f"Request to assign label to version {version} of model {self.name}, which "
+                        "is not currently available for inference",
+                    )
+            self._policy, self._reloaded = policy, True
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Load new versions, and release those that are no longer to be served."""
+        with self._refreshing:
+            policy, folders = self._read_policy(), self._folders()
+            chosen = policy.choose(sorted(folders))
+            self._failed &= folders.keys()
+            for version in chosen:
+                if version not in self._loaded and version not in self._failed:
+                    self._load(version, folders[version])
+            with self._lock:
+                if self._loaded.keys().isdisjoint(chosen):
+                    return  # what was served before is kept
+                for version in self._loaded.keys() - set(chosen):
+                    del self._loaded[version]
+                    self._states[version] = State("END")
+                labels = {  # as in TF Serving, none moves to a version that is not loaded
+                    label: version
+                    if version in self._loaded
+                    else self._policy.labels.get(label, version)
+                    for label, version in policy.labels.items()
+                }
+                self._policy = replace(policy, labels=labels)
 
     def close(self) -> None:
-        """Look no longer."""
+        """Stop looking at the folder."""
         self._stop.set()
         self._thread.join()
 
-    def _look(self, first: bool) -> Wanted:
-        path = self._base / CONFIG
-        if self._only is not None or not path.is_file():
-            return Wanted()
-        try:
-            return configured(path, self.name)
-        except UserError:
-            if first:
-                raise
-            return self._wanted  # it is being written
+    def _start(self) -> None:
+        """Load the first versions.
 
-    def _numbers(self, wanted: Wanted) -> list[int]:
-        if self._only is not None:
-            return [self._only]
-        found = _numbers(self._base)
-        chosen = [n for n in wanted.versions if n in found]
-        return chosen or found[-1:]
+        Raises:
+            UserError: none can be loaded, or the configuration cannot be read.
+        """
+        versions = sorted(self._folders())
+        if not versions:
+            raise UserError(
+                f"{self._base}: holds no version (a folder with a number, saved_model.pb in it)"
+            )
+        config = self._base / CONFIG
+        if not self._only and config.is_file():
+            self._policy = configured(config, self.name)
+        if not self._policy.choose(versions):
+            raise UserError(
+                f"{config}: none of its versions is in the folder. Received: "
+                f"{list(self._policy.specific or ())}; there are {versions}"
+            )
+        self.refresh()
+        if not self._loaded:
+            raise UserError(next(s.message for s in self._states.values() if s.message))
 
-    def _load(self, number: int) -> None:
+    def _load(self, version: int, folder: Path) -> None:
         with self._lock:
-            self.states[number] = "LOADING"
+            self._states[version] = State("LOADING")
         try:
-            loaded = Loaded(self._base / str(number), number)
+            loaded = Loaded(folder, version)
             self._prepare(loaded)
-        except UserError:
+        except Exception as error:  # whatever is wrong with one version, the others are served
+            text = f"{folder}: {type(error).__name__}: {error}"
+            failure = error if isinstance(error, Failure) else Failure("UNKNOWN", text)
+            self._failed.add(version)
             with self._lock:
-                self.states[number] = "END"
-            raise
+                self._states[version] = State("END", failure.code, failure.message)
+            if self._loaded:
+                log.say(f"{failure.message}; what was served before is kept")
+            return
         with self._lock:
-            self._loaded[number] = loaded
-            self.states[number] = "AVAILABLE"
-        log.say(f"serving {self.name} version {number}")
+            self._loaded[version] = loaded
+            self._states[version] = State("AVAILABLE")
+        log.say(f"serving {self.name} version {version}")
 
     def _poll(self) -> None:
         while not self._stop.wait(POLL):
-            with contextlib.suppress(OSError):  # the folder is away for a moment
+            try:
                 self.refresh()
+            except OSError:
+                continue  # the folder is away for a moment
+            except Exception as error:  # a fault of this server, which keeps looking
+                log.say(f"{self._base}: {type(error).__name__}: {error}")
+
+    def _read_policy(self) -> Policy:
+        path = self._base / CONFIG
+        if self._only or self._reloaded or not path.is_file():
+            return self._policy
+        try:
+            return configured(path, self.name)
+        except UserError:
+            return self._policy  # it is being written
+
+    def _folders(self) -> dict[int, Path]:
+        """Return the folder of each version on disk."""
+        if self._only:
+            return {version_number(self._base.name) or 0: self._base}
+        if not self._base.is_dir():
+            return {}
+        folders = {}
+        for folder in sorted(self._base.iterdir()):
+            version = version_number(folder.name)
+            if version is not None and _holds_model(folder):
+                folders[version] = folder
+        return folders
 
 
-def configured(path: Path, name: str) -> Wanted:
-    """What TF Serving's model_config_list says of a model.
+def version_number(text: str) -> int | None:
+    """Return the 64-bit integer that a folder's name is, such as 00000123; None: it is none."""
+    match = _VERSION.fullmatch(text)
+    number = int(match[1] + match[2]) if match else None
+    return number if number is not None and -(2**63) <= number < 2**63 else None
+
+
+def configured(path: Path, name: str) -> Policy:
+    """Return what TF Serving's model_config_list says of a model.
 
     Raises:
         UserError: it is none, or does not name the model.
     """
-    models = {one.name: one for one in _models(path)}
+    models = {model.name: model for model in _models(path)}
     if name not in models:
         raise UserError(f"{path}: names {', '.join(models) or 'no model'}; received {name!r}")
-    one = models[name]
-    versions = tuple(sorted(one.model_version_policy.specific.versions))
-    return Wanted(versions, dict(one.version_labels))
+    return _policy(models[name])
+
+
+def _policy(model: Any) -> Policy:
+    policy, labels = model.model_version_policy, dict(model.version_labels)
+    match policy.WhichOneof("policy_choice"):
+        case "specific":
+            return Policy(specific=tuple(policy.specific.versions), labels=labels)
+        case "all":
+            return Policy(latest=None, labels=labels)
+        case _:
+            return Policy(latest=max(policy.latest.num_versions, 1), labels=labels)
 
 
 def default_name(base: Path) -> str:
-    """What `models.config` calls the model; `model` where there is none."""
+    """Return what `models.config` calls the model; `model` where there is none."""
     path = base / CONFIG
-    return next((one.name for one in _models(path)), "model") if path.is_file() else "model"
+    return next((model.name for model in _models(path)), "model") if path.is_file() else "model"
 
 
 def _models(path: Path) -> list[Any]:
-    from google.protobuf import text_format
-    from tensorflow_serving.config import model_server_config_pb2
-
     config = model_server_config_pb2.ModelServerConfig()
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no model_config_list: {error}") from None
     return list(config.model_config_list.config)
-
-
-def _numbers(base: Path) -> list[int]:
-    if not base.is_dir():
-        return []
-    return sorted(int(p.name) for p in base.iterdir() if p.name.isdigit() and _holds_model(p))
 
 
 def _holds_model(folder: Path) -> bool:

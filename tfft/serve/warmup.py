@@ -1,74 +1,68 @@
-"""Replays the requests that an export carries, before it is served, as TF Serving does: what is
-done at first calls is done by then (saved_model_warmup.cc)."""
+"""Replay the requests that an export carries before it is served, as TF Serving does, so that what
+first calls do is done by then (saved_model_warmup.cc)."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
+from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
 from tfft import log
-from tfft.errors import UserError
-from tfft.serve import examples
-from tfft.serve.failure import Failure
-from tfft.serve.loaded import Arrays, Loaded, Signature
+from tfft.serve import calls
+from tfft.serve.failure import Failure, invalid
+from tfft.serve.loaded import Loaded, Signature
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST = 1000  # records, as TF Serving takes
+MOST_BYTES = 1 << 30  # of one record's tensors
+
+_CALLS = {
+    "predict_log": calls.predict,
+    "classify_log": calls.classify,
+    "regress_log": calls.regress,
+    "multi_inference_log": calls.multi_inference,
+}
 
 
-def replay(loaded: Loaded) -> None:
+def replay(loaded: Loaded, run: calls.Run = Signature.answer) -> None:
     """Run all requests of the file, if there is one.
 
     Raises:
-        UserError: one of them is not answered; TF Serving would not serve the model either.
+        Failure: one of them is not answered; TF Serving would not serve the model either.
     """
     count = 0
-    for at, (signature, inputs) in enumerate(requests(loaded), 1):
+    for count, entry in enumerate(records(loaded.folder / FILE), 1):
+        kind = entry.WhichOneof("log_type")
         try:
-            signature.check(inputs)
-            signature.answer(inputs)
+            if kind in _CALLS:
+                _CALLS[kind](loaded, getattr(entry, kind).request, run, MOST_BYTES)
+            elif kind is not None:
+                number = entry.DESCRIPTOR.fields_by_name[kind].number
+                raise Failure("UNIMPLEMENTED", f"Unsupported log_type for warmup: {number}")
         except Failure as failure:
-            raise UserError(f"{loaded.folder / FILE}: record {at}: {failure.message}") from None
-        count = at
+            text = f"{loaded.folder / FILE}: record {count}: {failure.message}"
+            raise Failure(failure.code, text) from None
     if count:
         log.say(f"warmed up with {count} requests")
 
 
-def requests(loaded: Loaded) -> Iterator[tuple[Signature, Arrays]]:
-    """What the file asks.
+def records(path: Path) -> Iterator[Any]:
+    """Yield the PredictionLogs of a file; nothing where there is none.
 
     Raises:
-        UserError: it holds something else, or too much.
+        Failure: it holds something else, or too much.
     """
-    path = loaded.folder / FILE
     if not path.is_file():
         return
-    at = 0
+    count = 0
     try:
-        for at, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), 1):
-            if at > MOST:
-                raise UserError(f"{path}: holds more than {MOST} requests")
-            yield _asked(loaded, prediction_log_pb2.PredictionLog.FromString(record), at)
-        whole = at > 0
+        for count, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), 1):
+            if count > MOST:
+                raise invalid(f"Number of warmup records exceeds the maximum ({MOST}) at {path}")
+            yield prediction_log_pb2.PredictionLog.FromString(record)
+    except DecodeError:
+        raise invalid(f"{path}: record {count} is not a PredictionLog") from None
     except tf.errors.DataLossError:
-        whole = False
-    if not whole:
-        raise UserError(f"{path}: is no TFRecord file, or is cut off")
-
-
-def _asked(loaded: Loaded, entry: Any, at: int) -> tuple[Signature, Arrays]:
-    kind = entry.WhichOneof("log_type")
-    try:
-        if kind == "predict_log":
-            asked = entry.predict_log.request
-            arrays = {name: tf.make_ndarray(proto) for name, proto in asked.inputs.items()}
-            return loaded.signature(asked.model_spec.signature_name), arrays
-        if kind in ("classify_log", "regress_log"):
-            asked = getattr(entry, kind).request
-            signature = loaded.signature(asked.model_spec.signature_name)
-            return signature, examples.serialized(examples.merged(asked.input))
-    except Failure as failure:
-        raise UserError(f"{loaded.folder / FILE}: record {at}: {failure.message}") from None
-    raise UserError(f"{loaded.folder / FILE}: record {at}: is a {kind}, not a request")
+        raise Failure("DATA_LOSS", f"{path}: is no TFRecord file, or is cut off") from None
