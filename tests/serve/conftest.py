@@ -1,4 +1,4 @@
-"""A server over the export of `exported`: tfft's; TF Serving's too where its binary is present."""
+"""Servers: over the export of `exported`, and over the model of TF Serving's tests."""
 
 import re
 import shutil
@@ -13,6 +13,7 @@ import pytest
 import requests
 
 from tests.conftest import ROOT
+from tests.serve.half_plus_two import CONFIG, save, serving
 from tfft.launch import _free_ports
 
 BINARY = "tensorflow_model_server"
@@ -95,12 +96,31 @@ def base(exported):
 
 @pytest.fixture(scope="package", params=["tfft", BINARY])
 def server(request, base):
-    """Each test is run against both, so that what holds of one holds of the other."""
+    """tfft's server; TF Serving's too where its binary is on the PATH. It never was so far."""
     if request.param == BINARY and shutil.which(BINARY) is None:
         pytest.skip(f"{BINARY} is not on the PATH: TF Serving itself is not tested")
     made = serving_server(base) if request.param == BINARY else tfft_server(base)
     yield made
     stop(made)
+
+
+@pytest.fixture(scope="package")
+def half_plus_two(tmp_path_factory):
+    """A version folder of the model of TF Serving's tests."""
+    folder = tmp_path_factory.mktemp("half_plus_two") / "1"
+    save(folder)
+    return folder
+
+
+@pytest.fixture(scope="package")
+def one(half_plus_two):
+    """A server of that model, whose version is 123 of two in the folder; `label` is its label."""
+    base = half_plus_two.parent / "base"
+    for version in ("00000123", "00000124"):
+        shutil.copytree(half_plus_two, base / version)
+    (base / "models.config").write_text(CONFIG.format(policy="specific { versions: 123 }"))
+    with serving(base) as server:
+        yield server
 
 
 def resident(process):

@@ -28,7 +28,7 @@ from tensorflow_serving.apis import (
     regression_pb2,
 )
 
-from tests.serve.half_plus_two import CONFIG, NAME, save, serving
+from tests.serve.half_plus_two import CONFIG, NAME, serving
 from tfft.serve import examples, json_tensors
 from tfft.serve.failure import Failure
 from tfft.serve.http import parse_path
@@ -36,7 +36,7 @@ from tfft.serve.loaded import Info
 from tfft.serve.versions import ModelSpec
 
 NAN, INF = math.nan, math.inf
-DEEP = "[" * 100_000 + "]" * 100_000
+DEEP = "[" * 20_000 + "]" * 20_000
 MOST = float(np.finfo(np.float64).max)
 LEAST = float(np.finfo(np.float64).tiny)
 INT, FLOAT, DOUBLE, STRING = tf.int32, tf.float32, tf.float64, tf.string
@@ -515,22 +515,6 @@ def test_paths_that_are_refused(method, path):
 # Over the network.
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("half_plus_two")
-    save(folder / "00000123")
-    shutil.copytree(folder / "00000123", folder / "00000124")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def one(folder):
-    """Version 123 alone, as the tests of REST and of single calls have it."""
-    (folder / "models.config").write_text(CONFIG.format(policy="specific { versions: 123 }"))
-    with serving(folder) as server:
-        yield server
-
-
 ONE_VERSION = {
     "model_version_status": [
         {
@@ -861,14 +845,13 @@ def test_grpc_metadata(one):
     assert {"serving_default", "regress_x_to_y"} <= signatures.signature_def.keys()
 
 
-@pytest.fixture(scope="module")
-def two(one, folder):  # after `one`, whose configuration it replaces
-    both = folder.parent / "both"
-    shutil.copytree(folder, both)
-    (both / "models.config").write_text(
-        CONFIG.format(policy="specific { versions: 123 versions: 124 }")
-    )
-    with serving(both) as server:
+@pytest.fixture
+def two(half_plus_two, tmp_path):
+    for version in ("00000123", "00000124"):
+        shutil.copytree(half_plus_two, tmp_path / version)
+    policy = "specific { versions: 123 versions: 124 }"
+    (tmp_path / "models.config").write_text(CONFIG.format(policy=policy))
+    with serving(tmp_path) as server:
         yield server
 
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,7 +19,7 @@ from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
 from tfft import log
-from tfft.serve import examples, json_tensors
+from tfft.serve import examples, json_tensors, json_text
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
 from tfft.serve.loaded import Arrays, Loaded, Signature
@@ -44,6 +45,13 @@ class Limits:
 
     body: int
     seconds: float
+
+    @property
+    def values(self) -> int:
+        """Return the bytes that a request's JSON values may take; numbers take five times their
+        text's.
+        """
+        return max(json_text.MEMORY, 5 * self.body)
 
     @property
     def idle(self) -> float:
@@ -139,7 +147,7 @@ class Rest:
     async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
         job = await loop.run_in_executor(
-            self._parsers, method, self._versions, model, body, self._limits.body
+            self._parsers, method, self._versions, model, body, self._limits
         )
         async with asyncio.timeout(self._limits.seconds):
             answer = self._batcher.submit(job.signature, job.inputs)
@@ -181,11 +189,11 @@ class _Job:
     reply: Callable[[Arrays], str]
 
 
-Method = Callable[[Versions, ModelSpec, bytes, int], _Job]
+Method = Callable[[Versions, ModelSpec, bytes, Limits], _Job]
 
 
-def _predict(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
-    request = json_tensors.parse(body)
+def _predict(versions: Versions, model: ModelSpec, body: bytes, limits: Limits) -> _Job:
+    request = json_tensors.parse(body, limits.values)
     name = json_tensors.signature_name(request)
     signature = versions.find(model).signature(
         name, lambda n: invalid(f'Serving signature name: "{n}" not found in signature def')
@@ -197,30 +205,26 @@ def _predict(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int)
     return _Job(signature, inputs, lambda outputs: json_tensors.outputs(outputs, form))
 
 
-def _classify(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
-    return _examples("classify", versions, model, body, most_bytes)
-
-
-def _regress(versions: Versions, model: ModelSpec, body: bytes, most_bytes: int) -> _Job:
-    return _examples("regress", versions, model, body, most_bytes)
-
-
-METHODS: dict[str, Method] = {"predict": _predict, "classify": _classify, "regress": _regress}
-
-
 def _examples(
-    method: str, versions: Versions, model: ModelSpec, body: bytes, most_bytes: int
+    method: str, versions: Versions, model: ModelSpec, body: bytes, limits: Limits
 ) -> _Job:
-    request = json_tensors.parse(body)
+    request = json_tensors.parse(body, limits.values)
     name = json_tensors.signature_name(request)
     parsed = examples.from_json(request)
     signature = examples.signature(versions.find(model), name, method)
-    inputs = examples.serialized(parsed, most_bytes)
+    inputs = examples.serialized(parsed, limits.body)
     return _Job(
         signature,
         inputs,
         lambda outputs: examples.to_json(examples.result(method, outputs, inputs)),
     )
+
+
+METHODS: dict[str, Method] = {
+    "predict": _predict,
+    "classify": partial(_examples, "classify"),
+    "regress": partial(_examples, "regress"),
+}
 
 
 def metadata(name: str, loaded: Loaded) -> str:

@@ -30,13 +30,13 @@ _INTEGERS = {  # of each type, the range of JSON's integers that TF Serving take
 _WRITTEN = {tf.float32, tf.float64, tf.string, tf.bool, *_INTEGERS}
 
 
-def parse(body: bytes) -> dict[str, Any]:
+def parse(body: bytes, most_bytes: int = json_text.MEMORY) -> dict[str, Any]:
     """Return the object that a request's body holds.
 
     Raises:
-        Failure: it holds none.
+        Failure: it holds none, or one that takes more than `most_bytes`.
     """
-    value = json_text.parse(body)
+    value = json_text.parse(body, most_bytes)
     if not isinstance(value, dict):
         raise _format_error(value, "Is not object")
     return value

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 from tfft.serve.failure import TooLarge, invalid
 
-MEMORY = 256 << 20  # bytes that the values of one request may take
+MEMORY = 256 << 20  # bytes that the values of one request may take, unless more is said
 DEBUG_BYTES = 256  # of a value in an error message
 INDENT = "    "
 
 # CPython's bytes per container, number and string, where they are short: what a body of n bytes
 # becomes would otherwise be up to 25 n.
-_COSTS = {b"[": 72, b"{": 168, b",": 32, b'"': 32}
+_COSTS = {b"[": 80, b"{": 168, b",": 32, b'"': 32}
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _SPACE = re.compile(rb"[ \n\r\t]*")
 _PLAIN = re.compile(rb'[^"\\\x00-\x1f]*')
@@ -31,18 +31,23 @@ _WORDS = {b"t": (b"true", True), b"f": (b"false", False), b"n": (b"null", None)}
 _END = (b"", b"\0")
 
 
-def parse(body: bytes) -> Any:
+def memory(body: bytes) -> int:
+    """Return an upper bound of the bytes that a body and its values take."""
+    return len(body) + sum(cost * body.count(sign) for sign, cost in _COSTS.items())
+
+
+def parse(body: bytes, most_bytes: int = MEMORY) -> Any:
     """Return the first JSON value of a body.
 
     Strings are decoded with `surrogateescape`, so that they can be encoded to the bytes they were.
 
     Raises:
-        Failure: the body holds no value, or one that takes more than `MEMORY`.
+        Failure: the body holds no value, or values that take more than `most_bytes`.
     """
     if not body:
         raise invalid("JSON Parse error: The document is empty")
-    if len(body) + sum(cost * body.count(sign) for sign, cost in _COSTS.items()) > MEMORY:
-        raise TooLarge(f"the JSON values of the request take more than {MEMORY:,} bytes")
+    if memory(body) > most_bytes:
+        raise TooLarge(f"the JSON values of the request take more than {most_bytes:,} bytes")
     if not _SURROGATE.search(body):
         try:  # ten times as fast, and reads most requests to the same values
             return json.loads(

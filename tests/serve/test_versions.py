@@ -1,0 +1,230 @@
+"""Versions that come, go and fail, as TF Serving's sources have it."""
+
+import shutil
+
+import pytest
+import tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from tests.serve.half_plus_two import CONFIG, NAME
+from tests.serve.test_tf_serving_cases import infer_request, predict_request, single
+from tfft.errors import UserError
+from tfft.serve import versions, warmup
+from tfft.serve.failure import Failure
+from tfft.serve.loaded import Loaded
+from tfft.serve.versions import ModelSpec, Versions, version_number
+
+
+def states(served):
+    found = served.status(ModelSpec(NAME)).model_version_status
+    return {one.version: type(one).State.Name(one.state) for one in found}
+
+
+def add(folder, model, name, records=None):
+    shutil.copytree(model, folder / name)
+    if records is not None:
+        write(folder / name, records)
+
+
+def write(folder, records):
+    path = folder / warmup.FILE
+    path.parent.mkdir(exist_ok=True)
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for record in records:
+            file.write(record)
+
+
+def log(kind, request):
+    entry = prediction_log_pb2.PredictionLog()
+    getattr(entry, kind).request.CopyFrom(request)
+    return entry.SerializeToString()
+
+
+@pytest.fixture
+def serve():
+    """Versions of a folder, which look at it when they are told to."""
+    opened = []
+
+    def serve(folder, name=NAME):
+        opened.append(Versions(name, folder, warmup.replay))
+        return opened[-1]
+
+    yield serve
+    for one in opened:
+        one.close()
+
+
+def test_names_of_version_folders():
+    numbers = {"1": 1, "00000123": 123, "-5": -5, "+7": 7, " 8 ": 8, str(2**63 - 1): 2**63 - 1}
+    assert {name: version_number(name) for name in numbers} == numbers
+    for name in ("²", "٣", "1.0", "", "v1", "0x1", str(2**63), "9" * 5000, "1_0"):
+        assert version_number(name) is None
+
+
+def test_a_strange_folder_or_a_broken_version_does_not_stop_others(
+    half_plus_two, tmp_path, serve, monkeypatch
+):
+    """While the server runs: the thread that looks for versions goes through all of them."""
+    monkeypatch.setattr(versions, "POLL", 0.05)
+    add(tmp_path, half_plus_two, "00000001")
+    served = serve(tmp_path)
+    assert served.find(ModelSpec(NAME)).version == 1
+    for name in ("²", "notes", "3.saving"):
+        add(tmp_path, half_plus_two, name)
+    entry = prediction_log_pb2.PredictionLog()
+    entry.predict_log.request.inputs["x"].dtype = 99
+    broken = {
+        "2": [b"\xff\xff no message"],
+        "3": [entry.SerializeToString()],
+        "4": [log("predict_log", predict_request("nope"))],
+    }
+    for name, records in broken.items():
+        add(tmp_path, half_plus_two, name, records)
+        for _ in range(200):
+            if states(served).get(int(name)) == "END":
+                break
+            served._stop.wait(0.05)
+        assert states(served)[int(name)] == "END"
+        assert served.find(ModelSpec(NAME)).version == 1
+    add(tmp_path, half_plus_two, "5", [log("predict_log", predict_request(inputs=GOOD))])
+    for _ in range(200):
+        if served.find(ModelSpec(NAME)).version == 5:
+            break
+        served._stop.wait(0.05)
+    assert served.find(ModelSpec(NAME)).version == 5
+    expected = {5: "AVAILABLE", 4: "END", 3: "END", 2: "END", 1: "END"}
+    assert states(served) == expected and list(states(served)) == list(expected)
+
+
+GOOD = {"x": tf.make_tensor_proto([[1.0]])}
+
+
+def status(served, version):
+    (one,) = served.status(ModelSpec(NAME, version)).model_version_status
+    return one.status
+
+
+def test_why_a_version_failed_is_said(half_plus_two, tmp_path, serve):
+    add(tmp_path, half_plus_two, "1")
+    served = serve(tmp_path)
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "saved_model.pb").write_bytes(b"no model")
+    served.refresh()
+    assert states(served) == {2: "END", 1: "AVAILABLE"}
+    assert status(served, 2).error_code != 0
+    assert "2: cannot be loaded: " in status(served, 2).error_message
+    assert status(served, 1).error_code == 0 and not status(served, 1).error_message
+    shutil.rmtree(tmp_path / "2")  # it is tried again once it was away
+    served.refresh()
+    add(tmp_path, half_plus_two, "2")
+    served.refresh()
+    assert served.find(ModelSpec(NAME)).version == 2
+    assert status(served, 2).error_code == 0 and states(served)[1] == "END"
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("", [3]),
+        ("latest { }", [3]),
+        ("latest { num_versions: 2 }", [3, 2]),
+        ("all { }", [3, 2, 1]),
+        ("specific { versions: 1 versions: 3 }", [3, 1]),
+    ],
+)
+def test_version_policies(half_plus_two, tmp_path, serve, policy, expected):
+    for name in ("01", "2", "3"):
+        add(tmp_path, half_plus_two, name)
+    (tmp_path / "models.config").write_text(CONFIG.format(policy=policy))
+    served = serve(tmp_path)
+    assert states(served) == dict.fromkeys(expected, "AVAILABLE")
+    label = ModelSpec(NAME, None, "label")  # at 123, which is not there
+    with pytest.raises(Failure, match=r"Servable not found for request: Specific\(.*, 123\)"):
+        served.find(label)
+
+
+def test_a_label_moves_once_its_version_is_loaded(half_plus_two, tmp_path, serve):
+    add(tmp_path, half_plus_two, "123")
+    policy = "specific { versions: 123 versions: 124 }"
+    text = CONFIG.format(policy=policy)
+    (tmp_path / "models.config").write_text(text)
+    served, label = serve(tmp_path), ModelSpec(NAME, None, "label")
+    (tmp_path / "models.config").write_text(text.replace("value: 123", "value: 124"))
+    served.refresh()
+    assert served.find(label).version == 123
+    add(tmp_path, half_plus_two, "124")
+    served.refresh()
+    assert served.find(label).version == 124
+    (tmp_path / "models.config").write_text("model_config_list { con")  # half written
+    served.refresh()
+    assert served.find(label).version == 124
+
+
+def test_configurations_that_are_refused(half_plus_two, tmp_path, serve):
+    with pytest.raises(UserError, match="holds no version"):
+        serve(tmp_path)
+    add(tmp_path, half_plus_two, "1")
+    for text, message in (
+        ("model_config_list { con", "is no model_config_list"),
+        (CONFIG.format(policy="specific { versions: 7 }"), r"Received: \[7\]; there are \[1\]"),
+    ):
+        (tmp_path / "models.config").write_text(text)
+        with pytest.raises(UserError, match=message):
+            serve(tmp_path)
+    (tmp_path / "models.config").write_text(CONFIG.format(policy=""))
+    with pytest.raises(UserError, match="names half_plus_two; received 'other'"):
+        serve(tmp_path, "other")
+    served = serve(tmp_path)
+    config = model_server_config_pb2.ModelServerConfig()
+    with pytest.raises(Failure, match="Only ModelConfigList is currently supported"):
+        served.reload(config)
+    config.model_config_list.config.add(name="other")
+    with pytest.raises(Failure, match="this server has one model"):
+        served.reload(config)
+
+
+def test_warm_up_records(half_plus_two, tmp_path):
+    """Of every call; each is run, and what is not answered is named."""
+    from tensorflow_serving.apis import classification_pb2, regression_pb2
+
+    shutil.copytree(half_plus_two, tmp_path / "1")
+    loaded, ran = Loaded(tmp_path / "1", 1), []
+
+    def run(signature, inputs):
+        ran.append(signature.name)
+        return signature.answer(inputs)
+
+    good = [
+        log("predict_log", predict_request(inputs=GOOD)),
+        log("classify_log", single(classification_pb2.ClassificationRequest, "classify_x_to_y")),
+        log("regress_log", single(regression_pb2.RegressionRequest, "regress_x_to_y")),
+        log("multi_inference_log", infer_request(("regress_x_to_y2", "regress"))),
+        b"",  # of no kind; TF Serving passes over it
+    ]
+    write(tmp_path / "1", good)
+    warmup.replay(loaded, run)
+    assert ran == ["serving_default", "classify_x_to_y", "regress_x_to_y", "regress_x_to_y2"]
+    large = predict_pb2.PredictRequest(inputs={"x": GOOD["x"]})
+    large.inputs["x"].tensor_shape.dim[0].size = 2**40
+    session = prediction_log_pb2.PredictionLog()
+    session.session_run_log.SetInParent()
+    for records, code, message in (
+        ([*good, b"\xff\xff"], "INVALID_ARGUMENT", "record 6 is not a PredictionLog"),
+        ([log("predict_log", large)], "RESOURCE_EXHAUSTED", "record 1: input x: its shape"),
+        ([good[0], session.SerializeToString()], "UNIMPLEMENTED", "record 2: Unsupported log_type"),
+        ([b""] * 1001, "INVALID_ARGUMENT", r"exceeds the maximum \(1000\)"),
+    ):
+        write(tmp_path / "1", records)
+        with pytest.raises(Failure, match=message) as error:
+            warmup.replay(loaded)
+        assert error.value.code == code
+    write(tmp_path / "1", good)
+    path = tmp_path / "1" / warmup.FILE
+    for data in (b"no record" * 20, path.read_bytes()[:-3]):
+        path.write_bytes(data)
+        with pytest.raises(Failure, match="is no TFRecord file, or is cut off") as error:
+            warmup.replay(loaded)
+        assert error.value.code == "DATA_LOSS"
+    with pytest.raises(UserError, match="is no TFRecord file, or is cut off"):
+        Versions("model", tmp_path, warmup.replay)
