@@ -1,6 +1,7 @@
 """What TF Serving's sources say beyond the cases of its tests: codes, texts and grammar."""
 
 import json
+import random
 import tracemalloc
 
 import pytest
@@ -213,6 +214,12 @@ OTHERS = [  # method, path, body, code, answer
     ("classify", '{"examples": []}', 400, "} 'examples' value is an empty array"),
     ("regress", '{"signature_name": "regress_x_to_y", "examples": [{"x": "a"}]}', 400, "ata type"),
     ("classify", '{"examples": [{"a": [1.5, 2]}]}', 400, "feature: a expecting type: float"),
+    (
+        "classify",
+        b'{"signature_name": "classify_x_to_y", "examples": [{"x": 2.0, "\xff": 1}]}',
+        200,
+        [["", 3]],
+    ),
     ("classify", '{"examples": [{"a": [true, "b"]}]}', 400, "feature: a expecting type: int64"),
 ]
 
@@ -330,6 +337,32 @@ def test_a_grpc_request_that_declares_too_much(one):
     refused(stub.Predict, predict_request(inputs={"x": LARGE[0]}), "RESOURCE_EXHAUSTED", "input x")
     unknown = predict_request("nope", {"x": LARGE[0]})  # the signature is looked at first
     refused(stub.Predict, unknown, "FAILED_PRECONDITION", "nope")
+
+
+def test_both_parsers_read_the_same():
+    """What the fast one reads, the other reads too; bytes are changed at random."""
+    generator, read = random.Random(0), 0
+    text = '{"a": [1, -2.5e3, 1E2, {"b": "\\u00e9\\n \N{GRINNING FACE}"}], "c": [NaN, true, null]}'
+    for _ in range(1500):
+        body = bytearray(text.encode())
+        for _ in range(generator.randint(0, 3)):
+            at = generator.randrange(len(body))
+            body[at : at + generator.randint(0, 2)] = generator.choice(SIGNS)
+        results = []
+        for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
+            try:
+                results.append(repr(parse(bytes(body))))  # NaN differs from itself
+            except Failure as failure:
+                results.append(failure.message)
+        assert results[0] == results[1], bytes(body)
+        read += "JSON Parse error" not in results[0]
+    assert 100 < read < 1400
+
+
+SIGNS = [bytes([code]) for code in b'[]{},:"\\0123456789.eE+-nul \x00\xff'] + [
+    b"Infinity",
+    b"\\ud800",
+]
 
 
 def test_what_a_body_becomes_is_bounded():

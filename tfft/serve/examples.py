@@ -205,7 +205,10 @@ def to_json(result: Any) -> str:
 def _example(features: Any) -> tf.train.Example:
     if not isinstance(features, dict):
         raise invalid(f"Example must be JSON object but got JSON {json_tensors.kind(features)}")
-    typed = {name: _feature(name, value) for name, value in features.items()}
+    typed = {
+        json_tensors.as_bytes(name).decode("utf-8", "replace"): _feature(name, value)
+        for name, value in features.items()
+    }
     return tf.train.Example(features=tf.train.Features(feature=typed))
 
 
