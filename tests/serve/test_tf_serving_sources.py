@@ -10,7 +10,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from tests.serve.half_plus_two import NAME
-from tests.serve.test_tf_serving_cases import predict_request, refused
+from tests.serve.test_grpc_cases import predict_request, refused
 from tfft.serve import examples, json_text, tensor_protos
 from tfft.serve.failure import Failure, TooLarge
 

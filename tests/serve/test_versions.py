@@ -8,7 +8,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests.serve.half_plus_two import CONFIG, NAME
-from tests.serve.test_tf_serving_cases import infer_request, predict_request, single
+from tests.serve.test_grpc_cases import infer_request, predict_request, single
 from tfft.errors import UserError
 from tfft.serve import versions, warmup
 from tfft.serve.failure import Failure

@@ -119,13 +119,13 @@ class Batcher:
         names = batch[0].inputs
         joined = {name: np.concatenate([r.inputs[name] for r in batch]) for name in names}
         try:
-            found = batch[0].signature.answer(joined)
+            outputs = batch[0].signature.answer(joined)
         except Failure:
             return False
         ends = np.cumsum([r.rows for r in batch])
-        if any(value.ndim == 0 or len(value) != ends[-1] for value in found.values()):
+        if any(value.ndim == 0 or len(value) != ends[-1] for value in outputs.values()):
             return False
         for request, end in zip(batch, ends, strict=True):
             start = end - (request.rows or 0)
-            request.answer.set_result({name: v[start:end] for name, v in found.items()})
+            request.answer.set_result({name: v[start:end] for name, v in outputs.items()})
         return True

@@ -10,7 +10,7 @@ from tensorflow_serving.apis import classification_pb2, input_pb2, regression_pb
 
 from tfft.serve import json_tensors
 from tfft.serve.failure import TooLarge, invalid
-from tfft.serve.json_text import quoted
+from tfft.serve.json_text import quoted, shown
 from tfft.serve.loaded import Arrays, Loaded, Signature, type_name
 
 INPUT = "inputs"
@@ -71,16 +71,14 @@ def from_json(request: Mapping[str, Any]) -> input_pb2.Input:
     key = "examples"
     if key not in request:
         raise invalid(
-            f"JSON Value: {json_tensors.shown(request)} When method is classify, key '{key}' is "
+            f"JSON Value: {shown(request)} When method is classify, key '{key}' is "
             "expected and was not found"
         )
     rows = request[key]
     if not isinstance(rows, list):
-        raise invalid(
-            f"JSON Value: {json_tensors.shown(request)} Expecting '{key}' value to be an list/array"
-        )
+        raise invalid(f"JSON Value: {shown(request)} Expecting '{key}' value to be an list/array")
     if not rows:
-        raise invalid(f"JSON Value: {json_tensors.shown(request)} '{key}' value is an empty array")
+        raise invalid(f"JSON Value: {shown(request)} '{key}' value is an empty array")
     examples = [_example(row) for row in rows]
     if context is None:
         return input_pb2.Input(example_list=input_pb2.ExampleList(examples=examples))

@@ -86,8 +86,8 @@ class Rest:
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
-        found: int = self._runner.addresses[0][1]
-        return found
+        listening: int = self._runner.addresses[0][1]
+        return listening
 
     async def stop(self) -> None:
         """Answer the requests that have arrived, and close."""
@@ -141,8 +141,8 @@ class Rest:
             async with asyncio.timeout(self._limits.seconds):
                 return await request.read()
         except TimeoutError:
-            said = f"the request did not arrive within {self._limits.seconds:g} s"
-            raise _Slow(said) from None
+            text = f"the request did not arrive within {self._limits.seconds:g} s"
+            raise _Slow(text) from None
 
     async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
