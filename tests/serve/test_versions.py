@@ -105,21 +105,27 @@ def status(served, version):
     return one.status
 
 
-def test_why_a_version_failed_is_said(half_plus_two, tmp_path, serve):
+def test_why_a_version_failed_is_said_and_it_is_tried_again_once_it_changed(
+    half_plus_two, tmp_path, serve, monkeypatch
+):
+    """As a folder that is being copied, whose variables come last."""
+    monkeypatch.setattr(versions, "POLL", 600)
+    tried = []
+    monkeypatch.setattr(versions, "Loaded", lambda *args: tried.append(args[1]) or Loaded(*args))
     add(tmp_path, half_plus_two, "1")
     served = serve(tmp_path)
     (tmp_path / "2").mkdir()
-    (tmp_path / "2" / "saved_model.pb").write_bytes(b"no model")
+    shutil.copy(half_plus_two / "saved_model.pb", tmp_path / "2")
     served.refresh()
+    served.refresh()
+    assert tried == [1, 2]
     assert states(served) == {2: "END", 1: "AVAILABLE"}
     assert status(served, 2).error_code != 0
     assert "2: cannot be loaded: " in status(served, 2).error_message
     assert status(served, 1).error_code == 0 and not status(served, 1).error_message
-    shutil.rmtree(tmp_path / "2")  # it is tried again once it was away
+    shutil.copytree(half_plus_two / "variables", tmp_path / "2" / "variables")
     served.refresh()
-    add(tmp_path, half_plus_two, "2")
-    served.refresh()
-    assert served.find(ModelSpec(NAME)).version == 2
+    assert tried == [1, 2, 2] and served.find(ModelSpec(NAME)).version == 2
     assert status(served, 2).error_code == 0 and states(served)[1] == "END"
 
 

@@ -87,7 +87,7 @@ class Versions:
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._refreshing = threading.Lock()
         self._policy, self._reloaded = Policy(), False
-        self._failed: set[int] = set()  # not tried again until their folder was away
+        self._failed: dict[int, int] = {}  # version -> when its files changed; tried again if later
         self._start()
         self._thread = threading.Thread(target=self._poll, name="versions", daemon=True)
         self._thread.start()
@@ -151,9 +151,10 @@ class Versions:
         if [model.name for model in models] != [self.name]:
             raise invalid(f"this server has one model, {self.name}, which the config must name")
         policy = _policy(models[0])
-        with self._lock:
+        with self._refreshing, self._lock:
             for label, version in policy.labels.items():
-                if self._policy.labels.get(label, version) != version not in self._loaded:
+                moves = self._policy.labels.get(label, version) != version
+                if moves and version not in self._loaded:
                     raise Failure(
                         "FAILED_PRECONDITION",
                         f"Request to assign label to version {version} of model {self.name}, which "
@@ -167,10 +168,12 @@ class Versions:
         with self._refreshing:
             policy, folders = self._read_policy(), self._folders()
             chosen = policy.choose(sorted(folders))
-            self._failed &= folders.keys()
+            self._failed = {v: changed for v, changed in self._failed.items() if v in folders}
             for version in chosen:
-                if version not in self._loaded and version not in self._failed:
-                    self._load(version, folders[version])
+                folder = folders[version]
+                tried = version in self._failed and self._failed[version] == _changed(folder)
+                if version not in self._loaded and not tried:
+                    self._load(version, folder)
             with self._lock:
                 if self._loaded.keys().isdisjoint(chosen):
                     return  # what was served before is kept
@@ -216,13 +219,14 @@ class Versions:
     def _load(self, version: int, folder: Path) -> None:
         with self._lock:
             self._states[version] = State("LOADING")
+        changed = _changed(folder)
         try:
             loaded = Loaded(folder, version)
             self._prepare(loaded)
         except Exception as error:  # whatever is wrong with one version, the others are served
             text = f"{folder}: {type(error).__name__}: {error}"
             failure = error if isinstance(error, Failure) else Failure("UNKNOWN", text)
-            self._failed.add(version)
+            self._failed[version] = changed
             with self._lock:
                 self._states[version] = State("END", failure.code, failure.message)
             if self._loaded:
@@ -308,6 +312,11 @@ def _models(path: Path) -> list[Any]:
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no model_config_list: {error}") from None
     return list(config.model_config_list.config)
+
+
+def _changed(folder: Path) -> int:
+    """Return when a file of a version was changed last."""
+    return max(path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")])
 
 
 def _holds_model(folder: Path) -> bool:
