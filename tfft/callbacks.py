@@ -20,6 +20,7 @@ import tensorflow as tf
 from tfft import energy, log
 from tfft.checkpoints import Checkpoints, State
 from tfft.errors import UserError, require
+from tfft.files import open_to_append, write_atomic
 from tfft.soup import Soup
 
 LOWER_IS_BETTER = ("log_loss", "calibration_error")
@@ -103,7 +104,7 @@ class History(keras.callbacks.Callback):
         # Entries that an interrupted run wrote after its last checkpoint will come again.
         if path is not None:
             lines = (json.dumps(entry) for entry in state.history)
-            path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+            write_atomic(path, "".join(f"{line}\n" for line in lines))
 
     def add(self, entry: dict[str, float]) -> None:
         """One entry, with the step, the epochs that this is, and the time."""
@@ -112,7 +113,7 @@ class History(keras.callbacks.Callback):
         entry = {"step": step, "epoch": epoch, "time": now, **entry}
         self._state.history.append(entry)
         if self._path is not None:
-            with open(self._path, "a", encoding="utf-8") as file:
+            with open_to_append(self._path) as file:
                 file.write(json.dumps(entry) + "\n")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:

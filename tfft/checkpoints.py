@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 
 from tfft import distribute, identity, log
 from tfft.errors import UserError
+from tfft.files import unused
 
 _NAME = re.compile(r"^step_(\d+)$")
 
@@ -168,7 +169,7 @@ def save_weights(
     Raises:
         UserError: they cannot be written, as where the disk is full.
     """
-    temporary = path.with_name(f".{path.name}")
+    temporary = unused(path)
     chosen = [v for v in model.weights if kept is None or v.path in kept]
     values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in chosen}
     with _writing(temporary):

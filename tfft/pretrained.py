@@ -7,14 +7,13 @@ could run; SavedModels are graphs, which `backbones.hub` looks through before it
 import hashlib
 import json
 import os
-import shutil
 import tarfile
-import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 from tfft.errors import UserError, nearest
+from tfft.files import temporary_folder
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
 
@@ -118,19 +117,16 @@ def _from_kaggle(handle: str) -> Path:
 
 def _unpacked(handle: str, target: Path) -> None:
     """Download TF Hub's archive of a model and unpack it; a torn one is never used."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".downloading-", dir=target.parent))
     address = f"{handle}{'&' if '?' in handle else '?'}tf-hub-format=compressed"
     try:
         with (
+            temporary_folder(target.parent, "downloading") as temporary,
             urllib.request.urlopen(address, timeout=60) as answer,
             tarfile.open(fileobj=answer, mode="r|gz") as archive,
         ):
             # Nothing outside of the folder, no links out of it, no devices.
             archive.extractall(temporary, filter="data")
-        os.rename(temporary, target)
+            os.rename(temporary, target)
     except (OSError, tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.backbone: {handle} cannot be downloaded: {reason}") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

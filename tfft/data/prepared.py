@@ -5,15 +5,11 @@ and the version of the code that writes it. Rows stream through in chunks, so th
 not depend on the size of the data.
 """
 
-import contextlib
 import errno
-import fcntl
 import json
 import os
-import secrets
 import shutil
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +20,7 @@ import numpy as np
 from tfft.config import Source
 from tfft.data.sources import SEVERAL, BadRow, Row
 from tfft.errors import UserError
+from tfft.files import temporary_folder
 from tfft.reading import expanded, printable, read_json
 
 LISTED = 1000  # bad rows remembered by name
@@ -200,8 +197,7 @@ def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     """
     if (folder / "meta.json").is_file():
         return
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with _temporary(folder.parent) as temporary:
+    with temporary_folder(folder.parent, "preparing") as temporary:
         meta = write(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         while not (folder / "meta.json").is_file():
@@ -213,42 +209,6 @@ def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
                 if error.errno != errno.ENOTEMPTY:
                     raise
                 shutil.rmtree(folder)  # some of its files were deleted
-
-
-@contextlib.contextmanager
-def _temporary(parent: Path) -> Iterator[Path]:
-    """A folder that is removed at the end: here or, after a kill, when the next one is made.
-
-    It is locked for as long as its process lives. Unlike one of `tempfile` it may be read by all
-    who may read its parent.
-    """
-    for left in parent.glob(f"{_PREPARING}*"):
-        with contextlib.suppress(OSError), _opened(left) as descriptor:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The process of a young one may be about to lock it.
-            if time.time() - left.stat().st_mtime > 60:
-                shutil.rmtree(left, ignore_errors=True)
-    folder = parent / f"{_PREPARING}{secrets.token_hex(8)}"
-    folder.mkdir()
-    try:
-        with _opened(folder) as descriptor:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-_PREPARING = ".preparing-"
-
-
-@contextlib.contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def default_cache(given: str | None) -> Path:

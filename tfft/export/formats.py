@@ -14,8 +14,6 @@ then renamed.
 import contextlib
 import io
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +31,7 @@ from tfft.errors import UserError, require
 from tfft.export import served
 from tfft.export.saved_model import BOUNDS
 from tfft.export.signatures import Servable
+from tfft.files import temporary_folder
 from tfft.tasks import TASKS
 
 OUTPUT = "probabilities"
@@ -84,12 +83,8 @@ def write(
         raise UserError(
             f"{folder}: holds something else than an exported {form.file}; choose another --output"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
     rows = [servable.inputs.sent(row) for row in rows]
-    temporary = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=folder.parent))
-    try:
-        made = temporary / "made"  # the folder around it is for its owner's eyes alone
-        made.mkdir()
+    with temporary_folder(folder.parent, name) as made:
         path = made / form.file
         with _plain_gelu():
             form.write(servable, path)
@@ -106,8 +101,6 @@ def write(
                 os.replace(file, folder / file.name)
         else:
             os.rename(made, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     log.say(
         f"export: {folder / form.file} (largest difference {difference:.1e} over {len(rows)} rows)"
     )

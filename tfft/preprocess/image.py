@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.errors import UserError
+from tfft.files import write_atomic
 from tfft.preprocess.graph import pictures
 from tfft.reading import MIB, expanded, read_bytes
 from tfft.spec import Picture
@@ -129,7 +130,7 @@ class ImageInputs:
     def save(self, folder: Path) -> None:
         """Write `inputs.json`; `restore` reads it."""
         text = json.dumps({"picture": asdict(self.picture)})
-        (folder / "inputs.json").write_text(text, encoding="utf-8")
+        write_atomic(folder / "inputs.json", text)
 
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":

@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tfft.errors import UserError
+from tfft.files import write_atomic
 from tfft.reading import is_unicode
 
 if TYPE_CHECKING:
@@ -129,9 +130,9 @@ class TextInputs:
 
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
-        (folder / "tokenizer.json").write_text(self.spec, encoding="utf-8")
+        write_atomic(folder / "tokenizer.json", self.spec)
         settings = {"max_length": self.max_length, "pair": self.pair}
-        (folder / "inputs.json").write_text(json.dumps(settings), encoding="utf-8")
+        write_atomic(folder / "inputs.json", json.dumps(settings))
 
     @classmethod
     def restore(cls, folder: Path) -> "TextInputs":

@@ -81,10 +81,10 @@ class Shown:
 
 def write_page(path: Path, title: str, plot: str, text: str) -> None:
     """A page with one plot and a text."""
-    path.write_text(
+    write_atomic(
+        path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
         f"<style>{_STYLE}</style><h1>{escape(title)}</h1>{plot}<pre>{escape(text)}</pre></html>\n",
-        encoding="utf-8",
     )
 
 
