@@ -5,7 +5,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from tfft.checkpoints import State
+from tfft.config import parse
 from tfft.report import card
+
+VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
 
 
 def test_energy():
@@ -27,11 +30,22 @@ def test_weakest_first_and_last_what_had_no_rows():
         "support": np.array([0, 4, 1200]),
     }
     evaluation = SimpleNamespace(details=SimpleNamespace(by_class=by_class))
-    lines = card._slices("test", evaluation, ["none", "a|b", "c\nd"]).splitlines()
+    lines = card._slices("test", evaluation, ["none", "a|b", "c\n# <b>d"]).splitlines()
     assert lines[2:] == [
         "| class | precision | recall | f1 | support |",
         "| --- | --- | --- | --- | --- |",
-        "| c d | 1.0000 | 0.2500 | 0.4000 | 1,200 |",
+        "| c \\# &lt;b&gt;d | 1.0000 | 0.2500 | 0.4000 | 1,200 |",
         "| a\\|b | 0.5000 | 1.0000 | 0.6667 | 4 |",
         "| none |  |  |  | 0 |",
     ]
+
+
+def test_hostile_names_are_shown_as_they_are():
+    """Class names come from the data, paths and names of devices from elsewhere."""
+    hostile = "<script>\n# Forged"
+    config = parse({"data": {"train": "t.csv"}, "model": {"backbone": f"hf:a`b{hostile}"}})
+    facts = {"data": {"labels": ["a", hostile]}, "backbone": "f", "versions": VERSIONS}
+    lines = card._model(config, facts).splitlines()
+    assert [line[:2] for line in lines[2:]] == ["- "] * 3
+    assert lines[2] == "- Backbone: ``hf:a`b<script> # Forged`` (fingerprint f)"
+    assert lines[3].endswith("one of 2 classes: a, &lt;script&gt; \\# Forged")

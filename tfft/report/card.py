@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from tfft import markdown
 from tfft.checkpoints import State
 from tfft.config import Config, Source
 from tfft.evaluate import Evaluation
@@ -44,7 +45,7 @@ def write(
     matter = front(name, config, evaluations)
     parts = [
         f"---\n{yaml.safe_dump(matter, sort_keys=False, allow_unicode=True)}---",
-        f"# {name}",
+        f"# {markdown.text(name)}",
         _model(config, facts),
         _data(config, facts),
         _training(config, facts, state, moved),
@@ -90,13 +91,13 @@ def _dataset(config: Config, split: str) -> str:
 
 def _model(config: Config, facts: Mapping[str, Any]) -> str:
     labels = facts["data"]["labels"]
-    shown = ", ".join(labels[:CLASSES]) + (", ..." if len(labels) > CLASSES else "")
+    names = ", ".join(labels[:CLASSES]) + (", ..." if len(labels) > CLASSES else "")
     reads = "texts" if config.task.modality == "text" else "pictures"
     several = "any number of" if config.task.several else "one of"
     return f"""## Model
 
-- Backbone: `{_backbone(config)}` (fingerprint {facts["backbone"]})
-- Reads {reads}, answers with {several} {len(labels)} classes: {shown}
+- Backbone: {markdown.code(_backbone(config))} (fingerprint {facts["backbone"]})
+- Reads {reads}, answers with {several} {len(labels)} classes: {markdown.text(names)}
 - Method: {config.method.name}; made with {_versions(facts)}"""
 
 
@@ -123,14 +124,14 @@ and labelled them, what licence they have: *to be filled in by whoever publishes
 
 def _training(config: Config, facts: Mapping[str, Any], state: State, moved: str) -> str:
     optimizer, train = config.optimizer, config.train
-    method = json.dumps(config.method.model_dump(mode="json"))
+    method = markdown.code(json.dumps(config.method.model_dump(mode="json")))
     return f"""## Training
 
 - {state.step:,} steps of {train.batch_size} rows, seed {train.seed}, {config.distribute.precision}
 - {optimizer.name}, peak rate {optimizer.learning_rate:g}, {optimizer.schedule} schedule
-- Method: `{method}`
-- What moved: {moved}
-- Hardware: {_hardware(facts["device"])}; {_time(state.seconds)} of training
+- Method: {method}
+- What moved: {markdown.text(moved)}
+- Hardware: {markdown.text(_hardware(facts["device"]))}; {_time(state.seconds)} of training
 - Energy: {_energy(state, facts["device"])}"""
 
 
@@ -219,7 +220,6 @@ def _limits(config: Config, facts: Mapping[str, Any], evaluations: Mapping[str, 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     def line(cells: Sequence[str]) -> str:
-        plain = (" ".join(cell.split()).replace("|", "\\|") for cell in cells)
-        return f"| {' | '.join(plain)} |"
+        return f"| {' | '.join(map(markdown.text, cells))} |"
 
-    return "\n".join([line(head), line(["---"] * len(head)), *map(line, rows)])
+    return "\n".join([line(head), f"|{' --- |' * len(head)}", *map(line, rows)])
