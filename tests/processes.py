@@ -28,6 +28,15 @@ def end_all():
         _started.pop().kill()
 
 
+def running(process):
+    """Whether a process runs, by its id; a zombie does not."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 class Command:
     """`tfft ARGUMENTS` in a process of its own.
 

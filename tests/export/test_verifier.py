@@ -1,11 +1,16 @@
 """The process that verifies exports: asked again and again, ended, crashing."""
 
 import os
+import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.processes import running
+from tfft.export import verifier as module
 from tfft.export.verifier import Verifier
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is forked")
@@ -92,3 +97,43 @@ def test_one_that_cannot_answer_is_told(verifier, tmp_path):
     assert verifier.run(tmp_path) == "no output"
     (tmp_path / "crash").unlink()
     assert verifier.run(tmp_path) is None
+
+
+PROBE = """
+import os, sys, time
+sys.path.insert(0, {folder!r})
+import probe
+
+def verify(folder):
+    with open(folder + "/ids", "w") as file:
+        file.write(f"{{os.getppid()}} {{os.getpid()}}\\n")
+    time.sleep(600)
+
+probe.prepare, probe.verify = (lambda: None), verify
+probe.serve(int(sys.argv[2]))
+"""
+EXPORT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import verifier
+verifier.Verifier(Path(sys.argv[2])).run(Path(sys.argv[3]))
+"""
+
+
+def test_it_ends_with_an_export_that_is_killed(tmp_path):
+    """The process that verifies, and the one that forked it."""
+    folder = str(Path(module.__file__).parent)
+    script, ids = tmp_path / "script.py", tmp_path / "ids"
+    script.write_text(PROBE.format(folder=folder))
+    command = [sys.executable, "-c", EXPORT, folder, str(script), str(tmp_path)]
+    with subprocess.Popen(command) as process:
+        until = time.monotonic() + 60
+        while not (ids.is_file() and ids.read_text().endswith("\n")):
+            assert process.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    started = ids.read_text().split()
+    while any(map(running, started)):
+        assert time.monotonic() < until
+        time.sleep(0.05)

@@ -1,6 +1,8 @@
 """`tfft VERB ...`: the one console script."""
 
+import errno
 import importlib
+import signal
 import sys
 import tempfile
 import traceback
@@ -38,15 +40,23 @@ def main() -> None:
     if verb not in VERBS:
         print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
         sys.exit(2)
+    # SIGTERM ends a command as Ctrl-C does: its temporary folders and processes end with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         module = importlib.import_module(f"tfft.bin.{verb.replace('-', '_')}")
         module.main([f"tfft {verb}", *arguments[1:]])
     except Exception as error:
         sys.exit(_unforeseen(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _unforeseen(error: Exception) -> int:
     """Say in one line what no part of tfft expected; the traceback goes to a file."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"tfft: {where}cannot be written: {error.strerror}", file=sys.stderr)
+        return 2
     descriptor, path = tempfile.mkstemp(prefix="tfft-", suffix=".log")
     with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
         log.writelines(traceback.format_exception(error))

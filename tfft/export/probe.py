@@ -1,24 +1,29 @@
 """Runs a SavedModel as a server would: with TensorFlow and tensorflow-text, nothing else.
 
-A script, run by path in a process of its own (`verifier`): `python -I probe.py` imports TensorFlow
-and reads names of folders from standard input, a line each. For each it forks a process, in which
-nothing was loaded before, and answers with that one's exit code. FOLDER/model is loaded,
+A script, run by path in a process of its own (`verifier`): `python -I probe.py --parent ID` imports
+TensorFlow and reads names of folders from standard input, a line each. For each it forks a process,
+in which nothing was loaded before, and answers with that one's exit code; both are killed when the
+process ID ends. FOLDER/model is loaded,
 FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz the answers,
 FOLDER/errors.txt what was written to standard error. `python -I probe.py FOLDER` does one, without
 a fork.
 """
 
 import base64
+import contextlib
+import ctypes
 import json
 import os
 import select
+import signal
 import sys
 import time
 import traceback
 
-SIZES = (1, 2, 4, 8, 16, 32, 64)  # of the batches that are timed
+SIZES = (1, 2, 4, 8, 16, 32)  # of the batches that are timed: those of kit.SIZES
 LONG = 2.0  # seconds for a size after which no larger one is timed
 IDLE = 120.0  # seconds without a request after which it ends
+PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
 BLOCKED = ("tfft", "transformers", "tokenizers", "keras_hub", "tf_keras", "torch")
 
 
@@ -126,8 +131,17 @@ def rates(serve, raw):
     return found
 
 
-def serve():
+def end_with_parent(parent):
+    """Have this process killed when the one that started it ends, however that ends."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def serve(parent):
     """Verify the folder of each line that comes in, in a process of its own."""
+    end_with_parent(parent)
     answers_to = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
     os.dup2(2, 1)
     prepare()
@@ -135,8 +149,10 @@ def serve():
         line = sys.stdin.readline()
         if not line:
             return
+        own = os.getpid()
         child = os.fork()  # safe: importing starts no thread
         if child == 0:
+            end_with_parent(own)
             _become(json.loads(line))
         _, status = os.waitpid(child, 0)
         answers_to.write(f"{os.waitstatus_to_exitcode(status)}\n")
@@ -163,8 +179,8 @@ def _become(folder):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1] == "--parent":
+        serve(int(sys.argv[2]))
+    else:
         prepare()
         verify(sys.argv[1])
-    else:
-        serve()

@@ -69,7 +69,7 @@ class Verifier:
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._owner = os.getpid()
         self._process = subprocess.Popen(
-            [sys.executable, "-I", str(self._script)],
+            [sys.executable, "-I", str(self._script), "--parent", str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
