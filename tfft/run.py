@@ -1,5 +1,6 @@
 """A finished run: what `tfft.train` and `tfft.load` return."""
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
 from tfft.export import Servable, Stored
-from tfft.files import write_atomic
+from tfft.files import remove_abandoned, write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import Inputs
@@ -145,33 +146,49 @@ class Run:
         if distribute.workers().first:
             self._describe()
 
-    def export(self, folder: Path | None = None, weights: str | None = None) -> Path:
+    def export(
+        self, folder: Path | None = None, weights: str | None = None, again: bool = True
+    ) -> Path:
         """Publish a verified SavedModel.
 
         Args:
             folder: the next number under it; default: WORKDIR/export.
             weights: how they are stored: `float32`, `float16`, `bfloat16` or `int8`; default: what
                 the config says in `export.weights`.
+            again: publish another version if the same weights were published there before.
         """
         if self.model.distribute_strategy.num_replicas_in_sync > 1:
             plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
             plain.datasets = self.datasets
-            return plain.export(folder, weights)
+            return plain.export(folder, weights, again)
         sample, config = self._sample, self.config.export
-        kind = weights or config.weights
+        kind, folder = weights or config.weights, folder or self.workdir / "export"
+        name, source = export.kit.model_name(self.workdir.name), self._digest(kind)
+        if not again and (path := export.exported_from(folder, source)) is not None:
+            remove_abandoned(folder, "export")  # as after its end, where it was interrupted
+            export.kit.write(folder, name, self._servable)
+            return path
         with self._merged(sample[: config.verify_rows]), self._stored(kind) as stored:
-            found = export.publish(
+            path = export.publish(
                 self._servable,
                 sample,
-                folder or self.workdir / "export",
+                folder,
                 config,
                 self.config.distribute.precision,
                 stored,
                 self._trained_on,
+                source,
             )
-        name = export.kit.model_name(self.workdir.name)
-        export.kit.write(found.path.parent, name, self._servable, found.rates)
-        return found.path
+        export.kit.write(folder, name, self._servable)
+        return path
+
+    def _digest(self, kind: str) -> str:
+        """Return a digest of `best/` and of how its weights are stored in an export."""
+        digest = hashlib.sha256(kind.encode())
+        for name in (DESCRIPTION, WEIGHTS):
+            with open(self.workdir / "best" / name, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     def export_as(self, form: str, folder: Path | None = None) -> Path:
         """Write the model as `huggingface`, `litert`, `onnx` or `keras`, verified on rows of the

@@ -219,7 +219,8 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         log.say(evaluate.text(evaluation, name, config.evaluate.confidence))
     if not distribute.workers().first:
         return
-    exported = result.export() if config.export.enabled else None
+    # `again`: a run that was killed after its export has published these weights already.
+    exported = result.export(again=False) if config.export.enabled else None
     page = report.Shown()
     if config.task.modality == "image":
         changed = rows.changed(

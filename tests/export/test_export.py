@@ -1,17 +1,23 @@
 """The SavedModel: what it answers, when it is refused, that nothing half-made is left."""
 
 import json
+import os
 import shutil
+import signal
+import sys
+import time
+from functools import partial
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_text  # noqa: F401 -- its ops
 
-from tfft import export
+from tests.processes import Command, running
+from tfft import export, files
 from tfft.errors import UserError
 from tfft.export import saved_model
-from tfft.export.signatures import Signatures
+from tfft.export.signatures import Signatures, padded
 from tfft.export.verifier import Verifier
 from tfft.metrics import softmax
 from tfft.run import load_run
@@ -21,8 +27,9 @@ from tfft.run import load_run
 def test_padding_is_left_out_unless_it_should_not(exported, skip):
     """What XLA compiles has no op whose shape follows from the values."""
     made = Signatures(exported._servable, skip_padding=skip)
-    graph = made.functions["tensors"].get_concrete_function().graph
-    assert any(op.type == "Where" for op in graph.get_operations()) is skip
+    graph = made.functions["tensors"].get_concrete_function().graph.as_graph_def()
+    nodes = [node for function in graph.library.function for node in function.node_def]
+    assert any(node.op == "Where" for node in nodes) is skip
 
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]
@@ -37,9 +44,11 @@ def test_signatures(exported):
     np.testing.assert_allclose(served["probabilities"], live, atol=1e-5)
     labels = [v.decode() for v in served["label"].numpy()]
     assert labels == [exported.labels[i] for i in live.argmax(1)]
-    tokens = {k: tf.constant(v) for k, v in exported.inputs.batch(ROWS).items()}
-    from_ids = model.signatures["tensors"](**tokens)
-    np.testing.assert_allclose(from_ids["probabilities"], live, atol=1e-5)
+    for rows in (ROWS, ROWS[:2]):  # of any length, padded to the same
+        tokens = padded(exported.inputs, exported.inputs.batch(rows))
+        assert tokens["token_ids"].shape == (len(rows), exported.config.data.max_length)
+        from_ids = model.signatures["tensors"](**{k: tf.constant(v) for k, v in tokens.items()})
+        np.testing.assert_allclose(from_ids["probabilities"], live[: len(rows)], atol=1e-5)
     for size in (1, 3):
         part = model.signatures["serving_default"](text=tf.constant(ROWS[:size]))
         np.testing.assert_allclose(part["probabilities"], live[:size], atol=1e-5)
@@ -52,6 +61,27 @@ def test_served_object_and_numbers(exported, tmp_path):
     copy = load_run(shutil.copytree(exported.workdir, tmp_path / "run"))
     assert copy.export().name == "2"
     assert export.latest(copy.workdir / "export").name == "2"
+
+
+def test_the_same_weights_are_published_once_unless_asked_again(exported, tmp_path, capsys):
+    """A run that was killed after its export, before its end, finds it at the retry."""
+    copy = load_run(shutil.copytree(exported.workdir, tmp_path / exported.workdir.name))
+    folder = copy.workdir / "export"
+    before = {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
+    for path in folder.iterdir():  # killed before these were written
+        if path.is_file():
+            path.unlink()
+    left = folder / f".export-{files.HOST}-00000001"
+    left.mkdir()
+    os.utime(left, (1e9, time.time() - 100))
+    assert copy.export(again=False) == folder / "1"
+    assert "largest difference" not in capsys.readouterr().err
+    assert {p.name for p in folder.iterdir()} == {"1", *before}
+    assert {name: (folder / name).read_text() for name in before} == before
+    copy.model.weights[0].assign(copy.model.weights[0] + 1)
+    copy.save_weights()
+    assert export.exported_from(folder, copy._digest("float32")) is None
+    assert export.exported_from(folder, copy._digest("int8")) is None
 
 
 def test_no_python_in_the_graph(exported):
@@ -97,3 +127,32 @@ def test_not_an_export(tmp_path):
 def test_description(exported):
     path = exported.workdir / "export" / "1" / "assets.extra" / "tfft.json"
     assert json.loads(path.read_text())["labels"] == exported.labels
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
+def test_an_export_that_is_ended_by_sigterm_leaves_nothing(exported, tmp_path):
+    workdir = shutil.copytree(exported.workdir, tmp_path / "run")
+    folder = workdir / "export"
+    before = sorted(p.name for p in folder.iterdir())
+    (folder / f".export-{files.HOST}-00000001").mkdir()  # left by one that was killed
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import os, sys, time\n"
+        "for line in sys.stdin:\n"
+        "    print(os.getpid(), file=open(__file__ + '.id', 'w'), flush=True)\n"
+        "    time.sleep(600)\n"
+    )
+    setup = partial(verify_with, script)
+    command = Command("export", f"--workdir={workdir}", setup=setup)
+    verifier = tmp_path / "script.py.id"
+    command.wait_for(lambda: verifier.is_file() and verifier.read_text())
+    command.send_signal(signal.SIGTERM)
+    code, err = command.wait()
+    assert code == 3 and err.splitlines()[-1].startswith("tfft: interrupted")
+    assert "Traceback" not in err
+    assert not running(int(verifier.read_text()))
+    assert sorted(p.name for p in folder.iterdir()) == before
+
+
+def verify_with(script):
+    saved_model._VERIFIER = Verifier(script)

@@ -2,17 +2,17 @@
 
 from tfft.export import kit
 from tfft.export.compact import Stored, rounded
-from tfft.export.saved_model import BOUNDS, PARITY_ROWS, Published, publish
-from tfft.export.served import Served, latest
+from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
+from tfft.export.served import Served, exported_from, latest
 from tfft.export.signatures import Servable
 
 __all__ = [
     "BOUNDS",
     "PARITY_ROWS",
-    "Published",
     "Servable",
     "Served",
     "Stored",
+    "exported_from",
     "kit",
     "latest",
     "publish",

@@ -1,45 +1,110 @@
 """What stands beside the versions of an export, for TF Serving: which versions, in what batches, in
 which container, and how to ask.
 
-    models.config           versions and their labels: `stable`, and `canary` for a newer one
-    batching_params.pbtxt   batch sizes, as far as a larger one still answered more rows a second
+    models.config           the versions that are loaded, and their labels
+    batching_params.pbtxt   how requests are joined and split: the same for every export
     docker-compose.yaml     TF Serving on this machine
     kubernetes.yaml         TF Serving on a cluster
-    README.md               the calls, for these signatures
+    README.md               the calls, for these signatures; how to promote and to roll back
+
+The rules of TF Serving that they follow (server_core.cc, bundle_factory_util.cc):
+
+- A label moves to a loaded version only. A config that moves it elsewhere is refused as a whole, so
+  that its new versions are never loaded. Hence an export moves no label: it adds its version, which
+  is loaded, and whoever runs the server moves the label then. Whatever configs a server has missed,
+  the next one is accepted.
+- A label can move back while the version before it is still loaded. Hence that one stays.
+- The batching parameters are read once, at the start. Hence they do not depend on an export.
 """
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow as tf
 
-from tfft import log
-from tfft.export.signatures import METHODS, Servable
+from tfft import log, markdown
+from tfft.export import served
+from tfft.export.signatures import METHODS, Servable, fixed
 from tfft.files import write_atomic
 from tfft.spec import Task
 
-GAIN = 1.1  # so much more a second must twice the batch answer
+STABLE = "stable"  # the label that clients ask for
+SIZES = (1, 2, 4, 8, 16, 32)  # rows that are computed at once
+MAX_ROWS = 4096  # of a request, which is split into batches of the largest size
+WAITING = 4  # requests of so many rows that may wait for each signature
+GAIN = 1.1  # a batch of twice the size is worth its memory if it answers this much more a second
 PORTS = {"grpc": 8500, "rest": 8501}
 CONFIG = "models.config"
+BATCHING = "batching_params.pbtxt"
 MARK = "written by tfft export"  # in the first line: what lacks it is another's and is left alone
 
 
-def write(folder: Path, name: str, servable: Servable, rates: Mapping[int, float]) -> None:
-    """Write everything anew; the label `stable` stays where it is.
+@dataclass(frozen=True)
+class Config:
+    """The part of a models.config that changes.
+
+    Attributes:
+        versions: those that are loaded, ascending.
+        labels: label -> version.
+    """
+
+    versions: Sequence[int] = ()
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Config":
+        """Read a models.config, as it was written or edited; an empty one where there is none."""
+        if not path.is_file():
+            return cls()
+        text = re.sub(r"#.*", "", path.read_text(encoding="utf-8", errors="replace"))
+        entry = r"""version_labels\s*:?\s*[{<]\s*key\s*:\s*["'](.*?)["'][\s,;]*value\s*:\s*(\d+)"""
+        labels = re.findall(entry, text)
+        lists = re.findall(r"\bversions\s*:\s*(\d+|\[[\d,\s]*\])", text)
+        versions = [int(number) for one in lists for number in re.findall(r"\d+", one)]
+        return cls(sorted(versions), {label: int(number) for label, number in labels})
+
+    def after_export(self, published: Sequence[int]) -> "Config":
+        """Return the config that loads the newest version too, and moves no label.
+
+        Loaded are the newest, those with a label, and the one before `stable`, to roll back to. A
+        label whose version was deleted gets the newest one that was loaded before.
+
+        Args:
+            published: the versions that there are, ascending.
+        """
+        loaded = [number for number in self.versions if number in published]
+        fallback = loaded[-1] if loaded else published[-1]
+        labels = {
+            label: number if number in published else fallback
+            for label, number in {STABLE: fallback, **self.labels}.items()
+        }
+        before = [number for number in loaded if number < labels[STABLE]][-1:]
+        return Config(sorted({*labels.values(), *before, published[-1]}), labels)
+
+
+def write(folder: Path, name: str, servable: Servable) -> None:
+    """Write the files beside the versions; no label of models.config moves.
 
     Args:
         folder: of the numbered versions.
         name: of the model.
-        rates: batch size -> rows a second, as measured when the newest version was verified.
     """
-    versions = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    config = Config.read(folder / CONFIG)
+    after = config.after_export(list(served.versions(folder)))
+    for label, number in config.labels.items():
+        if after.labels[label] != number:
+            log.say(
+                f"export: version {number} of the label {label} is gone; it is now version "
+                f"{after.labels[label]}"
+            )
     files = {
-        CONFIG: models_config(name, versions, _stable(folder / CONFIG)),
-        "batching_params.pbtxt": batching(rates),
+        BATCHING: batching(),
         "docker-compose.yaml": compose(name),
         "kubernetes.yaml": kubernetes(name),
-        "README.md": readme(name, servable, versions[-1]),
+        "README.md": readme(name, servable, after),
+        CONFIG: models_config(name, after),
     }
     _put(folder, files)
 
@@ -60,9 +125,13 @@ def model_name(text: str) -> str:
     return plain[:50].strip("-") or "model"
 
 
-def batch_sizes(rates: Mapping[int, float]) -> list[int]:
-    """The sizes up to that from which twice as many rows a batch gain nothing more."""
-    sizes = sorted(rates)
+def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
+    """Return the batch sizes up to that from which twice as many rows a batch gain nothing more.
+
+    Args:
+        rates: batch size -> rows a second.
+    """
+    sizes = [size for size in SIZES if size in rates]
     last = 0
     for at in range(1, len(sizes)):
         if rates[sizes[at]] >= GAIN * rates[sizes[last]]:
@@ -70,18 +139,17 @@ def batch_sizes(rates: Mapping[int, float]) -> list[int]:
     return sizes[: last + 1] or [1]
 
 
-def models_config(name: str, versions: Sequence[int], stable: int | None) -> str:
-    """Serve what is `stable`, and what is newest as `canary`."""
-    newest = versions[-1]
-    stable = stable if stable in versions else newest
-    labels = {"stable": stable} | ({"canary": newest} if newest != stable else {})
-    served = "\n".join(f"        versions: {v}" for v in sorted(set(labels.values())))
-    told = "\n".join(
-        f'    version_labels {{ key: "{key}" value: {value} }}' for key, value in labels.items()
+def models_config(name: str, config: Config) -> str:
+    """TF Serving's model_config_list, with a label on each line of its own."""
+    versions = "\n".join(f"        versions: {number}" for number in config.versions)
+    labels = "\n".join(
+        f'    version_labels {{ key: "{label}" value: {number} }}'
+        for label, number in config.labels.items()
     )
     return f"""\
-# Clients ask for {name}/labels/stable, or for {name}: the newest. `tfft export` leaves stable where
-# it is; write the newer number there when the canary is good. TF Serving reads this file again.
+# Clients ask for {name}/labels/{STABLE}, or for {name}: the newest version. An export adds its
+# version and moves no label; README.md says how to move one. TF Serving reads this file again every
+# 30 seconds.
 model_config_list {{
   config {{
     name: "{name}"
@@ -89,26 +157,29 @@ model_config_list {{
     model_platform: "tensorflow"
     model_version_policy {{
       specific {{
-{served}
+{versions}
       }}
     }}
-{told}
+{labels}
   }}
 }}
 """
 
 
-def batching(rates: Mapping[int, float]) -> str:
-    """TF Serving's batching parameters."""
-    sizes = batch_sizes(rates)
-    told = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
-    allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in sizes)
+def batching() -> str:
+    """TF Serving's batching parameters, the same for every export."""
+    allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in (*SIZES, MAX_ROWS))
     return f"""\
-# Rows a second by batch size, where this was exported: {told}.
-# A batch waits at most so many microseconds for more requests.
-max_batch_size {{ value: {sizes[-1]} }}
+# TF Serving reads this file when it starts, and not again. A batch waits this many microseconds for
+# more requests, and is computed in one of the allowed sizes; requests with more rows than
+# max_execution_batch_size are split. The last allowed size must be max_batch_size. Lower
+# max_execution_batch_size, and leave out the sizes between it and the last, where a batch takes too
+# long or too much memory.
+max_batch_size {{ value: {MAX_ROWS} }}
+enable_large_batch_splitting {{ value: true }}
+max_execution_batch_size {{ value: {SIZES[-1]} }}
 batch_timeout_micros {{ value: 1000 }}
-max_enqueued_batches {{ value: 100 }}
+max_enqueued_batches {{ value: {WAITING * MAX_ROWS // SIZES[-1]} }}
 {allowed}
 """
 
@@ -119,12 +190,14 @@ def _flags(name: str) -> list[str]:
         "--model_config_file_poll_wait_seconds=30",
         "--allow_version_labels_for_unavailable_models=true",
         "--enable_batching=true",
-        f"--batching_parameters_file=/models/{name}/batching_params.pbtxt",
+        f"--batching_parameters_file=/models/{name}/{BATCHING}",
     ]
 
 
 def _image() -> str:
-    return f"tensorflow/serving:{tf.__version__}"
+    """TF Serving's first release of TensorFlow's version: not every patch of TensorFlow has one."""
+    major, minor, *_ = tf.__version__.split(".")
+    return f"tensorflow/serving:{major}.{minor}.0"
 
 
 def compose(name: str) -> str:
@@ -195,17 +268,21 @@ spec:
 """
 
 
-def readme(name: str, servable: Servable, version: int) -> str:
-    """How to serve it and how to ask."""
+def readme(name: str, servable: Servable, config: Config) -> str:
+    """How to serve it, how to ask, and how to promote a version and to roll back."""
     columns = servable.inputs.columns
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
     row = ", ".join(f'"{column}": {_json_of(column)}' for column in columns)
     python = ", ".join(f'"{column}": {_python_of(column)}' for column in columns)
     before, given = _cli(columns)
+    classes = markdown.text(", ".join(servable.labels))
+    version, stable = config.versions[-1], config.labels[STABLE]
+    former = max((number for number in config.versions if number < version), default=version)
+    former = stable if stable != version else former
     return f"""\
 # {name}
 
-{servable.task.name}: {_answered(servable.task)} Classes: {", ".join(servable.labels)}.
+{servable.task.name}: {_answered(servable.task)} Classes: {classes}.
 
 ## Serve
 
@@ -213,6 +290,41 @@ def readme(name: str, servable: Servable, version: int) -> str:
 docker compose up                                      # TF Serving, as docker-compose.yaml says
 tfft serve --model_base_path=. --model_name={name}     # to try it out, without a container
 ```
+
+TF Serving must not be older than {_image().rpartition(":")[2]}. Copy the folder of a version to a
+server before models.config, which names it. {BATCHING} is read when a server starts. An export
+writes the files beside the versions again, except one whose first line, "{MARK}", was
+removed.
+
+## Promote and roll back
+
+Clients that ask for `{name}/labels/{STABLE}` get version {stable}, those that ask for `{name}` the
+newest. An export moves no label: version {version} is loaded beside those that were. TF Serving
+moves a label to a loaded version only, so look first, on every server:
+
+```sh
+curl {url}/versions/{version}     # until its state is AVAILABLE
+```
+
+Then promote it by its number in models.config, which a server reads again every 30 seconds:
+
+```sh
+sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {version}/' models.config
+```
+
+The version that was `{STABLE}` before is still loaded; roll back by its number:
+
+```sh
+sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {former}/' models.config
+```
+
+If a label was moved too early, TF Serving logs that the version "is not currently available for
+inference", loads nothing, and serves what it served. Put the old number back, wait until the
+version is loaded, and move the label again.
+
+A label for some of the clients is one more line in models.config,
+`version_labels {{ key: "canary" value: {version} }}`; exports leave it where it is, and its version
+loaded.
 
 ## Ask
 
@@ -222,6 +334,8 @@ curl -d '{{"instances": [{{{row}}}]}}' {url}:predict
 curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels/stable:classify
 curl {url}/metadata
 ```
+
+A request has 1 to {MAX_ROWS:,} rows; TF Serving does not answer one without rows.
 
 ```python
 import base64, requests
@@ -296,9 +410,9 @@ def _outputs(task: Task) -> str:
 
 
 def _prepared(servable: Servable) -> str:
-    specs = servable.inputs.served().items()
+    specs = fixed(servable.inputs).items()
     shape = {
-        name: ", ".join("?" if size is None else str(size) for size in spec.shape)
+        name: ", ".join("B" if size is None else str(size) for size in spec.shape)
         for name, spec in specs
     }
     return ", ".join(f"`{name}` {spec.dtype.name} [{shape[name]}]" for name, spec in specs)
@@ -330,12 +444,3 @@ def _cli(columns: Sequence[str]) -> tuple[str, str]:
         return f"python -c '{code}'\n", "--inputs='image=picture.npy'"
     given = ";".join(f'{column}=["an example"]' for column in columns)
     return "", f"--input_exprs='{given}'"
-
-
-def _stable(path: Path) -> int | None:
-    """The version that the label has now."""
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8", errors="replace")
-    found = re.search(r'key:\s*"stable"\s*value:\s*(\d+)', text)
-    return int(found[1]) if found else None

@@ -8,10 +8,7 @@ number, where TF Serving finds it.
 import base64
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,9 @@ from tfft.config import ExportConfig
 from tfft.errors import UserError
 from tfft.export import kit, served, warmup
 from tfft.export.compact import Stored
-from tfft.export.signatures import Servable, Signatures
+from tfft.export.signatures import Servable, Signatures, padded
 from tfft.export.verifier import Verifier
+from tfft.files import temporary_folder
 from tfft.preprocess import Inputs
 
 # How far served probabilities may be from the live model's, by precision.
@@ -42,8 +40,9 @@ def publish(
     precision: str,
     stored: Sequence[Stored] = (),
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
-) -> "Published":
-    """Write `folder/<n>/`.
+    source: str | None = None,
+) -> Path:
+    """Write `folder/<n>/` and return it.
 
     Args:
         sample: raw rows of the training data; the first `config.verify_rows` are run, and are what
@@ -51,6 +50,7 @@ def publish(
         stored: weights that are saved in another form, whose values the model has now.
         trained_on: positions in the sample -> what the model was given for these rows in training;
             default: they are prepared again, on the host.
+        source: a digest of what is exported, by which `exported_from` finds the version.
 
     Raises:
         UserError: the graph prepares a row differently from the host, or the served answers are
@@ -60,11 +60,9 @@ def publish(
     sent = _Sent(inputs, sample)
     signatures = Signatures(servable, stored, config.skip_padding)
     _check_prepared(inputs, signatures.prepare, sent, trained_on)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".export-", dir=folder))
-    try:
+    with temporary_folder(folder, "export") as temporary:
         signatures.save(temporary / "model")
-        served.describe(temporary / "model", servable)
+        served.describe(temporary / "model", servable, source=source)
         rows = [sent[i % len(sample)] for i in range(config.verify_rows)]  # a tiny set comes again
         difference, rates = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
@@ -73,28 +71,24 @@ def publish(
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
         if config.warmup:
-            warmup.write(temporary / "model", inputs, rows, kit.batch_sizes(rates))
-        target = folder / str(served.next_number(folder))
-        os.rename(temporary / "model", target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            warmup.write(temporary / "model", inputs, rows, kit.warm_up_sizes(rates))
+        target = _rename(temporary / "model", folder)
     log.say(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
-    return Published(target, difference, rates)
+    fastest = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
+    log.say(f"export: rows a second by batch size, on this machine: {fastest}")
+    return target
 
 
-@dataclass(frozen=True)
-class Published:
-    """A verified SavedModel.
-
-    Attributes:
-        path: its folder, whose name is its version.
-        difference: the largest of a served probability from the live model's.
-        rates: batch size -> raw rows a second, in the process that verified it.
-    """
-
-    path: Path
-    difference: float
-    rates: Mapping[int, float]
+def _rename(model: Path, folder: Path) -> Path:
+    """Give a model the next free number."""
+    while True:
+        number = max(served.versions(folder), default=0) + 1
+        try:
+            os.rename(model, folder / str(number))
+            return folder / str(number)
+        except OSError:
+            if number not in served.versions(folder):
+                raise  # else another export was first
 
 
 class _Sent(Sequence[tuple[Any, ...]]):
@@ -165,7 +159,7 @@ def _verify(
     request, response = folder / "request.npz", folder / "response.npz"
     raw = {name: list(map(_plain, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
-    np.savez(request, **prepared)
+    np.savez(request, **padded(inputs, prepared))
     problem = _VERIFIER.run(folder)
     if problem is not None or not response.is_file():
         reason = problem or "it gave no answers"

@@ -1,6 +1,7 @@
 """An exported SavedModel as a user of it sees it."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,13 @@ if TYPE_CHECKING:  # importing it would load Keras, which a served model does no
 _DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
 
 
-def describe(folder: Path, servable: "Servable", name: str | Path = _DESCRIPTION) -> None:
-    """Write beside the model what its outputs mean."""
+def describe(
+    folder: Path,
+    servable: "Servable",
+    name: str | Path = _DESCRIPTION,
+    source: str | None = None,
+) -> None:
+    """Write beside the model what its outputs mean, and the digest of what it was exported from."""
     thresholds = servable.thresholds
     path = folder / name
     path.parent.mkdir(exist_ok=True)
@@ -26,19 +32,32 @@ def describe(folder: Path, servable: "Servable", name: str | Path = _DESCRIPTION
         "labels": list(servable.labels),
         "columns": list(servable.inputs.columns),
         "thresholds": None if thresholds is None else np.asarray(thresholds).tolist(),
+        "source": source,
     }
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
-def next_number(folder: Path) -> int:
-    """The number after the highest export in a folder; 1 in an empty one."""
-    return max((int(p.name) for p in folder.iterdir() if p.name.isdigit()), default=0) + 1
+def versions(folder: Path) -> dict[int, Path]:
+    """Return the exports in a folder by their numbers, ascending."""
+    paths = {int(p.name): p for p in folder.glob("*") if re.fullmatch(r"[0-9]{1,18}", p.name)}
+    return dict(sorted(paths.items()))
 
 
 def latest(folder: Path) -> Path | None:
     """The newest export in a folder."""
-    numbers = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return folder / str(max(numbers)) if numbers else None
+    return next(reversed(versions(folder).values()), None)
+
+
+def exported_from(folder: Path, source: str) -> Path | None:
+    """Return the newest export in a folder that was exported from what has this digest."""
+    for path in reversed(versions(folder).values()):
+        try:
+            description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
+            if description.get("source") == source:
+                return path
+        except (OSError, ValueError, AttributeError):  # another program's export
+            continue
+    return None
 
 
 class Served:

@@ -3,15 +3,18 @@
 | signature         | takes                                | answers                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
 | `serving_default` | raw columns, strings [B] each        | the task's `decode`        | predict  |
-| `tensors`         | what the preparation makes of them   | the same                   | predict  |
+| `tensors`         | what the preparation makes of them,  | the same                   | predict  |
+|                   | rows of `max_length` tokens          |                            |          |
 | `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
 | `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
 
-The features of a tf.Example are the raw columns. TF Serving's Classify call asks for the method
-(classifier.cc), which TensorFlow 2 does not write: it is set in the saved file.
+The features of a tf.Example are the raw columns. All axes but the first are static: TF Serving
+joins the rows of several clients in a batch and refuses all of them if their lengths differ
+(batching_session.cc); it can pad, but would pad the mask with ones. Its Classify call asks for the
+method (classifier.cc), which TensorFlow 2 does not write: it is set in the saved file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +27,7 @@ from tfft.backbones.families.packing import packed
 from tfft.config import TaskConfig
 from tfft.export.compact import Stored
 from tfft.preprocess import Inputs
+from tfft.preprocess.text import empty_batch
 from tfft.spec import Backbone, Task
 
 RAW = "serving_default"
@@ -77,7 +81,7 @@ class Signatures(tf.Module):
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
         prepared = inputs.served()
 
-        def decoded(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
+        def of_tensors(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [(one.variable, one.value()) for one in stored]
             packing = packed(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), packing:
@@ -87,11 +91,11 @@ class Signatures(tf.Module):
         # Each is traced once, and called by those below it.
         strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
         self.prepare = prepare = _function(lambda *columns: graph(*columns), strings)
-        tensors = _function(decoded, list(prepared.values()))
+        decoded = _function(of_tensors, list(prepared.values()))
 
         def answered(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
             made = prepare(*columns)
-            return tensors(*(made[name] for name in prepared))
+            return decoded(*(made[name] for name in prepared))
 
         raw = _function(answered, strings)
 
@@ -105,7 +109,7 @@ class Signatures(tf.Module):
 
         self.functions = {
             RAW: raw,
-            "tensors": tensors,
+            "tensors": _function(lambda *parts: decoded(*parts), list(fixed(inputs).values())),
             "serialized": _function(parsed, [tf.TensorSpec([None], tf.string, "examples")]),
             "classify": _function(classified, [tf.TensorSpec([None], tf.string, "inputs")]),
         }
@@ -122,6 +126,29 @@ class Signatures(tf.Module):
         tf.get_logger().setLevel("ERROR")  # it says where it writes, which is not yet the place
         changed.save()
         tf.get_logger().setLevel(level)
+
+
+def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:
+    """Return the prepared inputs as `tensors` takes them: texts of `max_length` tokens."""
+    return {
+        name: tf.TensorSpec(
+            [None, *(inputs.max_length if size is None else size for size in spec.shape[1:])],
+            spec.dtype,
+            name,
+        )
+        for name, spec in inputs.served().items()
+    }
+
+
+def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Pad the rows of a batch to the length that `tensors` takes."""
+    if "padding_mask" not in batch:
+        return dict(batch)
+    rows, width = batch["padding_mask"].shape
+    whole = empty_batch(rows, inputs.max_length, inputs.pad_id)
+    for name, array in batch.items():
+        whole[name][:, :width] = array
+    return whole
 
 
 def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.PolymorphicFunction:

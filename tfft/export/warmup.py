@@ -1,7 +1,9 @@
 """`assets.extra/tf_serving_warmup_requests`: what TF Serving runs before it serves a version, so
 that no client waits for what is done at first calls.
 
-Every signature, in every batch size of the batching parameters, with short, middle and long rows.
+Every signature in batches of several sizes, with short, middle and long rows. TF Serving runs them
+through the batching session: a request with more rows than `max_batch_size` would keep the version
+from being loaded, so the sizes are those of `kit.SIZES` at most.
 """
 
 import importlib.util
@@ -13,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import log
-from tfft.export.signatures import METHODS, RAW, example
+from tfft.export.signatures import METHODS, RAW, example, padded
 from tfft.preprocess import Inputs
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
@@ -77,7 +79,7 @@ def _raw(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
 
 
 def _tensors(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
-    return _predict("tensors", inputs.batch(*zip(*rows, strict=True)))
+    return _predict("tensors", padded(inputs, inputs.batch(*zip(*rows, strict=True))))
 
 
 def _serialized(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:

@@ -1,0 +1,209 @@
+"""What stands beside the versions, by the rules of TF Serving: ten exports in a row, whatever was
+measured, with promotion, rollback, missed configs and restarts between them."""
+
+import random
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from tensorflow.core.protobuf import saved_model_pb2
+
+from tests.export.serving_rules import Batching, Refused, Server
+from tfft.export import kit, warmup
+
+ROWS = [("a red sky",), ("green",), ("the blue grass is like an apple",)]
+
+
+class Exports:
+    """Exports one after another, whose SavedModels nobody loads."""
+
+    def __init__(self, folder, servable, seed):
+        self.folder, self.servable, self.random = folder, servable, random.Random(seed)
+        folder.mkdir()
+        self.newest = 0
+
+    def export(self):
+        self.newest += 1
+        version = self.folder / str(self.newest)
+        version.mkdir()
+        # Whatever was measured: any sizes, rates that rise and fall.
+        measured = kit.SIZES[: self.random.randint(1, len(kit.SIZES))]
+        rates = {size: self.random.uniform(1, 100) for size in (*measured, 64)}
+        warmup.write(version, self.servable.inputs, ROWS, kit.warm_up_sizes(rates))
+        kit.write(self.folder, "colours", self.servable)
+        return self.newest
+
+    def commands(self):
+        """The commands of the README's section, in their order: look, promote, roll back."""
+        text = (self.folder / "README.md").read_text()
+        (section,) = re.findall(r"## Promote and roll back\n(.*?)\n## ", text, re.DOTALL)
+        look, promote, roll_back = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+        assert f"/versions/{self.newest} " in look
+        return promote, roll_back
+
+    def do(self, command):
+        subprocess.run(["bash", "-ec", command], cwd=self.folder, check=True)
+
+
+@pytest.fixture
+def exports(exported, tmp_path, request):
+    return Exports(tmp_path / "export", exported._servable, request.param)
+
+
+@pytest.mark.parametrize("exports", range(3), indirect=True)
+def test_ten_exports_in_a_row(exports):
+    """After each step the server takes the config, loads the newest and keeps what was stable."""
+    stable = exports.export()
+    server = Server(exports.folder)
+    batching = (exports.folder / kit.BATCHING).read_text()
+    assert server.find("stable") == server.find() == 1
+    for _ in range(9):
+        newest = exports.export()
+        assert (exports.folder / kit.BATCHING).read_text() == batching
+        if exports.random.random() < 0.3:  # the next export comes before the server looks
+            newest = exports.export()
+        server = Server(exports.folder) if exports.random.random() < 0.3 else server
+        server.reload()
+        assert not server.failed
+        assert server.find() == server.find(version=newest) == newest
+        assert server.find("stable") == stable
+        promote, roll_back = exports.commands()
+        if exports.random.random() < 0.7:
+            exports.do(promote)
+            server.reload()
+            assert server.find("stable") == newest
+            if exports.random.random() < 0.5:
+                server = Server(exports.folder)
+                assert server.find("stable") == newest
+            if exports.random.random() < 0.5:
+                exports.do(roll_back)
+                server.reload()
+                assert server.find("stable") == stable
+            else:
+                stable = newest
+        assert len(server.loaded) <= 3
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_roll_back_after_another_export(exports):
+    for _ in range(2):
+        exports.export()
+    server = Server(exports.folder)
+    exports.do(exports.commands()[0])
+    server.reload()
+    for _ in range(3):
+        exports.export()
+        server.reload()
+    assert server.loaded == {1, 2, 5} and server.find("stable") == 2
+    exports.do("""sed -i 's/"stable" value: 2/"stable" value: 1/' models.config""")
+    server.reload()
+    assert server.find("stable") == 1
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_labels_of_the_user_stay(exports):
+    """As README.md says: a line for a new label, which exports leave where it is."""
+    for _ in range(2):
+        exports.export()
+    server = Server(exports.folder)
+    (line,) = re.findall(r"`(version_labels .*)`", (exports.folder / "README.md").read_text())
+    exports.do(f"sed -i '/\"stable\"/a {line}' models.config")
+    server.reload()
+    for _ in range(3):
+        exports.export()
+        server.reload()
+    assert (server.find("canary"), server.find("stable"), server.find()) == (2, 1, 5)
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_a_label_whose_version_was_deleted(exports, capsys):
+    for _ in range(2):
+        exports.export()
+    server = Server(exports.folder)
+    shutil.rmtree(exports.folder / "1")
+    exports.export()
+    server.reload()
+    assert server.find("stable") == 2 and server.find() == 3
+    assert "version 1 of the label stable is gone; it is now version 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_a_label_that_is_moved_too_early_does_no_harm(exports):
+    exports.export()
+    server = Server(exports.folder)
+    exports.export()
+    promote, roll_back = exports.commands()
+    exports.do(promote)  # before the server has looked
+    for _ in range(2):
+        with pytest.raises(Refused, match="label stable to version 2, which is not"):
+            server.reload()
+        assert server.find("stable") == 1
+    for command, version in ((roll_back, 1), (promote, 2)):  # as README.md says
+        exports.do(command)
+        server.reload()
+        assert server.find("stable") == version
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_requests_of_any_size_and_together(exports, exported):
+    exports.export()
+    server = Server(exports.folder)
+    for rows in (1, 3, 33, kit.MAX_ROWS):
+        server.answer({"text": (rows,)})
+    server.answer(*[{"text": (kit.MAX_ROWS,)}] * kit.WAITING)
+    with pytest.raises(Refused, match="larger than maximum"):
+        server.answer({"text": (kit.MAX_ROWS + 1,)})
+    for inputs in shapes(exported.workdir / "export" / "1").values():
+        # Clients that follow the signature can differ where an axis is not static.
+        server.answer(*[client(inputs, np.random.default_rng(seed)) for seed in range(3)])
+
+
+def shapes(version):
+    """The shapes of each signature's inputs, as the SavedModel has them."""
+    saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
+    return {
+        name: {
+            key: tuple(dim.size for dim in value.tensor_shape.dim)
+            for key, value in signature.inputs.items()
+        }
+        for name, signature in saved.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")
+    }
+
+
+def client(inputs, generator):
+    rows, width = generator.integers(1, 4), generator.integers(1, 99)
+    return {
+        name: (rows, *(width if size < 0 else size for size in shape[1:]))
+        for name, shape in inputs.items()
+    }
+
+
+def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
+    """Labels that an export moves, sizes as measured, rows of any length."""
+    exports = Exports(tmp_path / "export", exported._servable, 0)
+    for _ in range(3):
+        exports.export()
+    two = kit.Config([1, 2], {"stable": 1, "canary": 2})
+    path = exports.folder / kit.CONFIG
+    path.write_text(kit.models_config("colours", two))
+    measured = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
+    (exports.folder / kit.BATCHING).write_text(measured)
+    warmup.write(exports.folder / "2", exported.inputs, ROWS, [32])
+    for version in "13":
+        warmup.write(exports.folder / version, exported.inputs, ROWS, [8])
+    server = Server(exports.folder)
+    assert server.loaded == {1}
+    assert "Task size 32 is larger than maximum input batch size 8" in server.failed[2]
+    path.write_text(kit.models_config("colours", kit.Config([1, 3], {"stable": 1, "canary": 3})))
+    with pytest.raises(Refused, match="label canary to version 3"):
+        server.reload()
+    assert server.loaded == {1}
+    with pytest.raises(Refused, match="Task size 9"):
+        server.answer({"text": (9,)})
+    with pytest.raises(Refused, match="different shapes"):
+        server.answer({"token_ids": (1, 5)}, {"token_ids": (1, 7)})
+    with pytest.raises(Refused, match="last entry"):
+        Batching.parse("max_batch_size { value: 8 }\nallowed_batch_sizes: 4\n")
