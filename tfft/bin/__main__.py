@@ -45,6 +45,9 @@ def main() -> None:
     try:
         module = importlib.import_module(f"tfft.bin.{verb.replace('-', '_')}")
         module.main([f"tfft {verb}", *arguments[1:]])
+    except KeyboardInterrupt:  # before the verb has begun, or after its end
+        print("tfft: interrupted", file=sys.stderr)
+        sys.exit(3)
     except Exception as error:
         sys.exit(_unforeseen(error))
     finally:
