@@ -64,6 +64,16 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def regular_file(path: Path, limit: int) -> Path:
+    """Return `path`, for a library that opens it itself.
+
+    Raises:
+        UserError: as `open_regular`.
+    """
+    open_regular(path, limit).close()
+    return path
+
+
 def read_bytes(path: str | Path, limit: int) -> bytes:
     """Return the content of a regular file.
 
