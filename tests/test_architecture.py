@@ -33,7 +33,15 @@ def test_module(path):
         (
             "backbones",
             "BACKBONES",
-            {"blocks", "families", "hub_texts", "kerashub_pictures", "pixels", "tensors"},
+            {
+                "blocks",
+                "families",
+                "hub_texts",
+                "kerashub_pictures",
+                "pixels",
+                "saved_graph",
+                "tensors",
+            },
         ),
     ],
 )

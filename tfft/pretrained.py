@@ -5,17 +5,23 @@ could run; SavedModels are graphs, which `backbones.hub` looks through before it
 """
 
 import hashlib
+import http.client
 import json
 import os
 import tarfile
 import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tfft.errors import UserError, nearest
+from tfft.errors import Interrupted, UserError, nearest
 from tfft.files import temporary_folder
+from tfft.reading import regular_file
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
+JSON_LIMIT = 16 << 20  # bytes; as Python objects up to twenty times that
+WEIGHTS_LIMIT = 64 << 30
 
 
 def folder(name: str, revision: str | None = None) -> Path:
@@ -24,7 +30,7 @@ def folder(name: str, revision: str | None = None) -> Path:
     Raises:
         UserError: no such folder, or the repository cannot be had.
     """
-    local = Path(name).expanduser()
+    local = local_path(name)
     if local.is_dir():
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -58,21 +64,71 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def local_path(name: str) -> Path:
+    """Return a path with `~` replaced by the home directory, where there is that user."""
+    return Path(os.path.expanduser(name))
+
+
+@contextmanager
+def library_errors(message: str) -> Iterator[None]:
+    """Turn what a library raises for a broken file into a UserError: `message` and the reason.
+
+    For single calls of libraries that trust what they read and so raise anything: KeyError from
+    within, bare `Exception`, or a panic of Rust's, which is a BaseException.
+    """
+    try:
+        yield
+    except (UserError, Interrupted):
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = reason.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"{message}: {reason}") from None
+
+
+def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """A JSON object from a file of a checkpoint.
 
     Raises:
-        UserError: the file is missing or holds something else.
+        UserError: the file is missing, is no regular file of at most `limit` bytes, or holds
+            something else.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"{path}: missing; is {path.parent} a checkpoint folder?")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        value = json.loads(regular_file(path, limit).read_text(encoding="utf-8"))
+        # Half of a surrogate pair can be escaped in JSON, and then neither printed nor saved.
+        json.dumps(value, ensure_ascii=False).encode()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
     return value
+
+
+def shards(index: Path) -> list[str]:
+    """The names of the files that an index of weights lists.
+
+    Raises:
+        UserError: it lists none, or one that is not a plain name: those lie beside the index.
+    """
+    table = read_json(index).get("weight_map")
+    if not isinstance(table, Mapping) or not table:
+        raise UserError(f"{index}: weight_map must be an object of tensor and file names")
+    names: dict[str, None] = {}
+    for value in table.values():
+        for name in value if isinstance(value, list) else [value]:
+            if not isinstance(name, str) or Path(name).name != name or name == "..":
+                raise UserError(
+                    f"{index}: weight_map must list names of files beside it. "
+                    f"Received: {name!r:.60}"
+                )
+            names[name] = None
+    return list(names)
 
 
 def saved_model(handle: str) -> Path:
@@ -84,7 +140,7 @@ def saved_model(handle: str) -> Path:
     Raises:
         UserError: no such folder, or it cannot be downloaded.
     """
-    local = Path(handle).expanduser()
+    local = local_path(handle)
     if local.is_dir():
         return local
     if not handle.startswith(("http://", "https://")):
@@ -127,6 +183,6 @@ def _unpacked(handle: str, target: Path) -> None:
             # Nothing outside of the folder, no links out of it, no devices.
             archive.extractall(temporary, filter="data")
             os.rename(temporary, target)
-    except (OSError, tarfile.TarError, EOFError) as error:
+    except (OSError, ValueError, http.client.HTTPException, tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.backbone: {handle} cannot be downloaded: {reason}") from None

@@ -79,7 +79,7 @@ def test_what_a_timm_checkpoint_says_of_pictures(tmp_path):
         ({"architecture": None}, "names no timm architecture"),
         ({"architecture": "resnet50"}, "resnet50 cannot be loaded through KerasHub"),
         ({"pretrained_cfg": {"input_size": "large"}}, "pretrained_cfg"),
-        ({"pretrained_cfg": {"mean": [0.5]}}, "three channels are needed"),
+        ({"pretrained_cfg": {"mean": [0.5]}}, "mean must be three numbers"),
     ],
 )
 def test_mistakes_are_lines(changes, words, tmp_path):

@@ -10,7 +10,6 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -21,6 +20,8 @@ from tfft import log
 from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError, nearest
+from tfft.pretrained import WEIGHTS_LIMIT, local_path
+from tfft.reading import regular_file
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 
@@ -143,13 +144,13 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     """
     name = config.backbone.partition(":")[2]
     weights = config.weights or "imagenet"
-    given = Path(weights).expanduser()
+    given = local_path(weights)
     if weights not in ("imagenet", "none"):
-        if not given.is_file():
+        if not given.exists():
             raise UserError(f"model.weights: no such file: {weights} (or imagenet, or none)")
         if given.suffix not in (".h5", ".keras"):
             raise UserError(f"model.weights: must be a .weights.h5 file. Received: {weights}")
-        weights = str(given)
+        weights = str(regular_file(given, WEIGHTS_LIMIT))
     size = config.image_size or SIZES.get(name, 224)
     description = {"provider": "keras", "name": name, "size": size}
     backbone = _build(description, precision, None if weights == "none" else weights)
@@ -205,7 +206,7 @@ def _encoder(inner: keras.Model, family: Family) -> keras.Model:
     return keras.Model({"image": image}, outputs, name="encoder")
 
 
-# What Keras raises for a size that does not go, and for a file that does not fit.
+# What Keras raises for a size that does not go.
 _MISTAKES = (ValueError, OSError, KeyError, RuntimeError, TypeError)
 
 
@@ -226,8 +227,8 @@ def _built(
             _load(model, str(weights))
         return model
     except Exception as error:
-        # Where a download fails Keras raises the base class itself, and nothing narrower.
-        if weights != "imagenet" and not isinstance(error, _MISTAKES):
+        # Where a download fails Keras raises the base class itself, and for a broken file anything.
+        if weights is None and not isinstance(error, _MISTAKES):
             raise
         reason = " ".join(str(error).split())[:200]
         if weights is None:

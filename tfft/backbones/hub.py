@@ -4,8 +4,8 @@ The layer shares the SavedModel's variables and calls its own functions, so feat
 original's to the bit, and masks, precision, replicas and export see ordinary variables under the
 SavedModel's own names. hub.KerasLayer does not exist on Keras 3; this is what takes its place.
 
-A SavedModel is a program. It is only loaded where it was named, and one that reads or writes files
-or calls Python is refused.
+A SavedModel is a program. It is only loaded where it was named, and one that may do more than
+compute is refused (`saved_graph`).
 """
 
 import hashlib
@@ -18,17 +18,14 @@ from typing import Any
 
 import keras
 import tensorflow as tf
-from google.protobuf.message import DecodeError
-from tensorflow.core.protobuf import saved_model_pb2
 
 from tfft import pretrained
-from tfft.backbones import hub_texts, pixels
+from tfft.backbones import hub_texts, pixels, saved_graph
 from tfft.config import ModelConfig
 from tfft.errors import UserError
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 DEFAULT_SIZE = 224
-REFUSED = ("PyFunc", "PyFuncStateless", "EagerPyFunc", "ReadFile", "WriteFile", "MatchingFiles")
 
 
 class HubLayer(keras.layers.Layer):
@@ -51,7 +48,7 @@ class HubLayer(keras.layers.Layer):
         self._holds(saved)
         self.keep_statistics = False
         # The TensorFlow backend of Keras keeps the variable that it is given: nothing is copied.
-        moving = {id(v) for v in saved.trainable_variables}
+        moving = {id(v) for v in getattr(saved, "trainable_variables", ())}
         taken: dict[str, int] = {}
         for variable in saved.variables:
             name = variable.name.partition(":")[0]
@@ -142,18 +139,24 @@ def _saved(folder: Path, where: str) -> Any:
     Raises:
         UserError: it does not load, or not in the reusable format.
     """
-    _refuse(folder, where)
-    try:
+    saved_graph.check(folder, where)
+    with pretrained.library_errors(f"{where}: not a SavedModel that loads"):
         saved = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: not a SavedModel that loads: {reason}") from None
-    if not callable(saved) or not getattr(saved, "variables", None):
+    if not callable(saved) or not _are_variables(getattr(saved, "variables", None)):
         raise UserError(
             f"{where}: is not in TF2's reusable format (callable, with `variables`): a SavedModel "
             "of signatures alone, as TF1's are, cannot be fine-tuned"
         )
     return saved
+
+
+def _are_variables(value: Any) -> bool:
+    """Return whether a SavedModel's attribute is a list of variables, with some in it."""
+    return (
+        isinstance(value, Sequence)
+        and len(value) > 0
+        and all(isinstance(v, tf.Variable) for v in value)
+    )
 
 
 def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbone:
@@ -170,14 +173,11 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
         image = keras.Input([size, size, 3], dtype="float32", name="image")
         scaling = pixels.SCALINGS[description["scaling"]]
         x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
-        try:
+        with pretrained.library_errors(
+            f"{where}: does not take pictures of {size} x {size}; it reads no pictures, or others "
+            "(model.image_size)"
+        ):
             found = layer(x)
-        except (ValueError, TypeError, tf.errors.OpError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{where}: does not take pictures of {size} x {size}; it reads no pictures, or "
-                f"others (model.image_size): {reason}"
-            ) from None
     model = _features(image, found, where)
     stages = _stages([v.path for v in layer.weights], description["stages"], where)
     features = {name: int(t.shape[-1]) for name, t in model.output.items()}
@@ -196,7 +196,8 @@ def _features(image: keras.KerasTensor, found: Any, where: str) -> keras.Model:
     """A vector as it is; a map, averaged."""
     if isinstance(found, dict):
         found = found.get("default", found.get("pooled_output"))
-    rank = len(found.shape) if isinstance(found, keras.KerasTensor) else 0
+    shaped = isinstance(found, keras.KerasTensor) and found.shape[-1:] != (None,)
+    rank = len(found.shape) if shaped else 0
     if rank == 4:
         return pixels.encoder(image, found)
     if rank == 2:
@@ -257,26 +258,6 @@ def _own_size(saved: Any) -> int | None:
             if shape is not None and shape.rank == 4 and shape[1] is not None:
                 return int(shape[1])
     return None
-
-
-def _refuse(folder: Path, where: str) -> None:
-    """Graphs that touch files or call Python are not run.
-
-    Raises:
-        UserError: it is such a one, or no SavedModel.
-    """
-    found = saved_model_pb2.SavedModel()
-    try:
-        found.ParseFromString((folder / "saved_model.pb").read_bytes())
-    except (OSError, DecodeError):
-        raise UserError(f"{where}: {folder} holds no SavedModel (saved_model.pb)") from None
-    for graph in found.meta_graphs:
-        nodes = [*graph.graph_def.node]
-        for function in graph.graph_def.library.function:
-            nodes += function.node_def
-        bad = next((node.op for node in nodes if node.op in REFUSED), None)
-        if bad is not None:
-            raise UserError(f"{where}: its graph holds the operation {bad}, which tfft never runs")
 
 
 def _fingerprint(folder: Path, description: Mapping[str, Any]) -> str:

@@ -13,9 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfft import pretrained
 from tfft.backbones import blocks
 from tfft.errors import UserError
 from tfft.preprocess import tokenizer
+from tfft.reading import regular_file
 from tfft.spec import Backbone, HeadStyle
 
 # The names of an encoder's inputs, and tfft's for them.
@@ -25,6 +27,7 @@ _INPUTS = {
     "input_type_ids": "segment_ids",
 }
 _OUTPUTS = {"pooled_output": "pooled", "sequence_output": "sequence"}
+_VOCABULARY_LIMIT = 64 << 20  # bytes
 _BLOCK = r"((?:^|[^/]*/)*?[^/]*(?:layer|block)s?_?\d+)(?=[_/])"
 
 
@@ -45,7 +48,8 @@ class Strings(keras.layers.Layer):
 def reads(saved: Any) -> str:
     """What a SavedModel's call takes: `ids`, `strings` or `pictures`."""
     for function in getattr(saved.__call__, "concrete_functions", ()):
-        (given, *_), _ = function.structured_input_signature
+        arguments, _ = function.structured_input_signature
+        given = arguments[0] if arguments else None
         if isinstance(given, Mapping):
             return "ids" if "input_word_ids" in given else "pictures"
         if isinstance(given, tf.TypeSpec) and given.dtype == tf.string:
@@ -69,11 +73,8 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
         given: Any = {theirs: inputs[ours] for theirs, ours in _INPUTS.items()}
     else:
         given = Strings(name="strings", dtype="float32")(inputs["token_ids"])
-    try:
+    with pretrained.library_errors(f"{where}: does not take texts as it says"):
         found = layer(given)
-    except (ValueError, TypeError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{where}: does not take texts as it says: {reason}") from None
     features = _features(found)
     if not features:
         raise UserError(f"{where}: gives neither a vector for each text nor for each token")
@@ -109,18 +110,21 @@ def vocabulary(folder: Path, kind: str, other: Path | None, where: str) -> str:
             "model that TF Hub puts beside it"
         )
     try:
-        tokens = files[0].read_text(encoding="utf-8").splitlines()
+        text = regular_file(files[0], _VOCABULARY_LIMIT).read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{files[0]}: not UTF-8 text") from None
+    tokens = text.splitlines()
     return tokenizer.of_vocabulary(tokens, str(files[0]))
 
 
 def _features(found: Any) -> dict[str, keras.KerasTensor]:
     if isinstance(found, Mapping):
-        named = {ours: found[theirs] for theirs, ours in _OUTPUTS.items() if theirs in found}
+        named = {ours: _features(found.get(theirs)).get(ours) for theirs, ours in _OUTPUTS.items()}
+        named = {name: value for name, value in named.items() if value is not None}
         return named or _features(found.get("default"))
-    rank = len(found.shape) if isinstance(found, keras.KerasTensor) else 0
-    return {2: {"pooled": found}, 3: {"sequence": found}}.get(rank, {})
+    if not isinstance(found, keras.KerasTensor) or found.shape[-1:] in ((), (None,)):
+        return {}
+    return {2: {"pooled": found}, 3: {"sequence": found}}.get(len(found.shape), {})
 
 
 def _positions(layer: keras.layers.Layer) -> int | None:

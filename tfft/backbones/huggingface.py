@@ -5,6 +5,7 @@ float32 (texts) or 1e-4 (pictures).
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     folder = pretrained.folder(config.backbone.partition(":")[2], config.revision)
     settings = pretrained.read_json(folder / "config.json")
     family = _family(settings)
-    table = family.names(family.architecture(settings))
+    a = family.architecture(settings)
+    table = family.names(a)
     with Tensors(weight_files(folder, config.weights), family.prefixes) as tensors:
         poolers = [entry for path, entry in table.items() if path.startswith("pooler/")]
         description = {
@@ -51,9 +53,10 @@ def load(config: ModelConfig, precision: str) -> Backbone:
         else:
             description["pooler"] = all(tensors.has(entry) for entry in poolers)
             description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
+        _check_size(a, table, tensors, str(settings.get("model_type")))
         backbone = rebuild(description, precision)
-        _assign(backbone.model.weights, table, tensors, settings["model_type"])
-        head = _head(settings, family, tensors) if config.head == "checkpoint" else None
+        _assign(backbone.model.weights, table, tensors)
+        head = _head(settings, family, tensors, backbone) if config.head == "checkpoint" else None
         return replace(backbone, fingerprint=tensors.fingerprint(settings), head=head)
 
 
@@ -97,8 +100,15 @@ def _backbone(
     max_length: int | None = None,
     picture: Picture | None = None,
 ) -> Backbone:
+    try:
+        model = a.build(precision)
+    except ValueError as error:
+        if picture is None:
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"model.image_size: {picture.size} does not go: {reason}") from None
     return Backbone(
-        model=a.build(precision),
+        model=model,
         stages=a.stages(),
         features=a.features(),
         head_style=style,
@@ -188,13 +198,13 @@ def _renamed(path: str, blocks: Mapping[str, str]) -> str:
 
 
 def _family(settings: Mapping[str, Any]) -> Family:
-    kind = settings.get("model_type")
-    for name in settings.get("architectures") or ():
-        if name in FAMILIES:
+    kind, classes = settings.get("model_type"), settings.get("architectures")
+    for name in classes if isinstance(classes, list) else ():
+        if isinstance(name, str) and name in FAMILIES:
             return FAMILIES[name]
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(
-            f"config.json: model_type {kind!r} is not supported{nearest(kind, FAMILIES)}"
+            f"config.json: model_type {kind!r:.60} is not supported{nearest(kind, FAMILIES)}"
         )
     return FAMILIES[kind]
 
@@ -208,32 +218,44 @@ def _stored_pooling(folder: Path) -> str | None:
     )
 
 
-def _assign(
-    variables: Sequence[keras.Variable], table: names.Table, tensors: Tensors, kind: str
-) -> None:
-    for variable in variables:
-        entry = table[variable.path]
-        if not tensors.has(entry):
+def _check_size(a: Architecture, table: names.Table, tensors: Tensors, kind: str) -> None:
+    """Refuse an architecture whose weights the files do not hold, before memory is taken for it."""
+    for path, entry in table.items():
+        if not path.startswith("pooler/") and not tensors.has(entry):
             raise UserError(
                 f"{tensors.where}: lacks {entry.tensors[0]!r}; is it a {kind} checkpoint?"
             )
-        value = tensors.get(entry)
-        if value.shape != tuple(variable.shape):
-            raise UserError(
-                f"{tensors.where}: {' + '.join(entry.tensors)} gives "
-                f"{list(value.shape)} where config.json means {list(variable.shape)}"
-            )
-        variable.assign(value)
+    if tensors.size < a.parameters:
+        raise UserError(
+            f"{tensors.where}: holds {tensors.size:,} numbers where config.json means "
+            f"{a.parameters:,} at least"
+        )
 
 
-def _head(settings: Mapping[str, Any], family: Family, tensors: Tensors) -> StoredHead:
+def _assign(variables: Sequence[keras.Variable], table: names.Table, tensors: Tensors) -> None:
+    for variable in variables:
+        variable.assign(tensors.get(table[variable.path], tuple(variable.shape)))
+
+
+def _head(
+    settings: Mapping[str, Any], family: Family, tensors: Tensors, backbone: Backbone
+) -> StoredHead:
     if not all(tensors.has(entry) for entry in family.head_names.values()):
         raise UserError(
             f"model.head: checkpoint: {tensors.where} holds no classification head; use head: new"
         )
-    weights = {path: tensors.get(entry) for path, entry in family.head_names.items()}
-    classes = weights["head/logits/kernel"].shape[1]
+    width = backbone.features.get("pooled") or backbone.features["sequence"]
+    classes = math.prod(tensors.shape(family.head_names["head/logits/bias"].tensors[0]))
+    shapes = {
+        "head/dense/kernel": (width, width),
+        "head/dense/bias": (width,),
+        "head/logits/kernel": (width, classes),
+        "head/logits/bias": (classes,),
+    }
+    weights = {path: tensors.get(entry, shapes[path]) for path, entry in family.head_names.items()}
     names_ = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
+    if not isinstance(names_, Mapping):
+        raise UserError(f"config.json: id2label must be an object. Received: {names_!r:.60}")
     try:
         labels = tuple(str(names_[str(i)]) for i in range(classes))
     except KeyError as error:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,28 +14,31 @@ from safetensors import SafetensorError, safe_open
 from tfft import pretrained
 from tfft.backbones.families import names
 from tfft.errors import UserError
+from tfft.reading import regular_file
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
 
 
 def weight_files(folder: Path, given: str | None = None) -> list[Path]:
     """The files with a checkpoint's weights, or the one that is given in their place.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or one is no regular file of the folder.
     """
     if given is not None:
-        path = Path(given).expanduser()
-        if not path.is_file():
+        path = pretrained.local_path(given)
+        if not path.exists():
             raise UserError(f"model.weights: no such file: {given}")
         if path.suffix != ".safetensors":
             raise UserError(f"model.weights: must be a .safetensors file. Received: {given}")
-        return [path]
+        return [regular_file(path, pretrained.WEIGHTS_LIMIT)]
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        shards = pretrained.read_json(index).get("weight_map", {}).values()
-        # A shard's name comes from the file: it must not lead out of the folder.
-        return [folder / Path(str(shard)).name for shard in dict.fromkeys(shards)]
+    # Also where it is not needed: KerasHub's converters would follow it first.
+    names_ = pretrained.shards(index) if index.exists() else []
+    if single.exists():
+        names_ = [single.name]
+    if names_:
+        return [regular_file(folder / name, pretrained.WEIGHTS_LIMIT) for name in names_]
     others = sorted(p.name for p in folder.glob("*.bin"))
     hint = (
         f"; {others[0]} is a pickle, which tfft never reads: save the model anew with "
@@ -81,13 +85,44 @@ class Tensors:
         """Whether all tensors of an entry are there."""
         return all(name in self._names for name in entry.tensors)
 
-    def get(self, entry: names.Entry) -> np.ndarray:
-        """The value of an entry's variable, float32."""
+    @property
+    def size(self) -> int:
+        """How many numbers all tensors hold together."""
+        return sum(math.prod(self._slice(name).get_shape()) for name in self._names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return tuple(self._slice(name).get_shape())
+
+    def get(self, entry: names.Entry, shape: Sequence[int]) -> np.ndarray:
+        """The value of an entry's variable, float32.
+
+        Args:
+            shape: of the variable.
+
+        Raises:
+            UserError: a tensor has another shape or no numbers that can be read; it is not read.
+        """
         values = []
-        for name in entry.tensors:
+        for name, expected in zip(entry.tensors, names.shapes(entry, shape), strict=True):
+            if self.shape(name) != expected:
+                raise UserError(
+                    f"{self.where}: {name} is {list(self.shape(name))} where config.json means "
+                    f"{list(expected)}"
+                )
+            if (dtype := self._slice(name).get_dtype()) not in _DTYPES:
+                raise UserError(
+                    f"{self.where}: {name} must be one of {', '.join(_DTYPES)}. Received: {dtype}"
+                )
             file, key = self._names[name]
             values.append(file.get_tensor(key).astype(np.float32))
         return names.read(entry, values)
+
+    def _slice(self, name: str) -> Any:
+        """A tensor's header: nothing of it is read."""
+        file, key = self._names[name]
+        with pretrained.library_errors(f"{self.where}: {name} cannot be read"):
+            return file.get_slice(key)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:
         """Of the files and of config.json."""

@@ -6,6 +6,7 @@ DenseNet pads as TensorFlow does where timm's pads as PyTorch does, which is put
 
 import contextlib
 import io
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import keras
-from safetensors import SafetensorError
 
 from tfft import pretrained
-from tfft.backbones import kerashub_pictures
-from tfft.backbones.families import names
+from tfft.backbones import kerashub_pictures, pixels
+from tfft.backbones.families import names, processor
+from tfft.backbones.families.family import bounded
 from tfft.backbones.kerashub_pictures import Padded
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
@@ -36,7 +37,6 @@ _HEADS = {
 }
 _WRONG = r"efficientnet_e[slm]"  # features of keras-hub 0.32 are up to 75 off
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
-_MISTAKES = (ValueError, KeyError, OSError, RuntimeError, TypeError, SafetensorError)
 
 
 def load(config: ModelConfig, precision: str) -> Backbone:
@@ -51,21 +51,20 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     settings = pretrained.read_json(folder / "config.json")
     files = weight_files(folder)  # before KerasHub looks, which takes a pickle's name too
     architecture = settings.get("architecture")
-    if not isinstance(architecture, str):
+    # With these KerasHub would take it for a checkpoint of another kind.
+    if not isinstance(architecture, str) or {"registered_name", "model_type"} & settings.keys():
         raise UserError(f"{folder / 'config.json'}: names no timm architecture; hf: loads others")
     if re.match(_WRONG, architecture):
         raise UserError(
             f"model.backbone: {architecture} is not supported: KerasHub's converter makes another "
             "network of it"
         )
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints every tensor's name
-            inner = keras_hub.models.Backbone.from_preset(str(folder), dtype=precision)
-    except _MISTAKES as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"model.backbone: {architecture} cannot be loaded through KerasHub: {reason}"
-        ) from None
+    message = f"model.backbone: {architecture} cannot be loaded through KerasHub"
+    with (
+        pretrained.library_errors(message),
+        contextlib.redirect_stdout(io.StringIO()),  # it prints every tensor's name
+    ):
+        inner = keras_hub.models.Backbone.from_preset(str(folder), dtype=precision)
     picture, scaling = _seen(settings, folder)
     if config.image_size is not None:
         picture = replace(picture, size=(config.image_size, config.image_size))
@@ -78,7 +77,9 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     }
     backbone = _wrap(inner, description)
     with Tensors(files, ("",)) as tensors:
-        head = _head(settings, architecture, tensors) if config.head == "checkpoint" else None
+        width, head = backbone.features["pooled"], None
+        if config.head == "checkpoint":
+            head = _head(settings, architecture, tensors, width)
         return replace(backbone, fingerprint=tensors.fingerprint(settings), head=head)
 
 
@@ -112,24 +113,29 @@ def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[Picture, dict[str,
     """How its authors showed it pictures."""
     # In files from before 2023 it stands at the top.
     given = settings.get("pretrained_cfg") or settings
-    try:
-        channels, height, width = (int(n) for n in given.get("input_size", (3, 224, 224)))
-        keep = float(given.get("crop_pct") or 0.875)
-        mean = [float(v) for v in given.get("mean", (0.485, 0.456, 0.406))]
-        deviation = [float(v) for v in given.get("std", (0.229, 0.224, 0.225))]
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{folder / 'config.json'}: pretrained_cfg: {error}") from None
-    if channels != 3 or len(mean) != 3 or len(deviation) != 3:
-        raise UserError(f"{folder / 'config.json'}: pretrained_cfg: three channels are needed")
+    where = f"{folder / 'config.json'}: pretrained_cfg"
+    if not isinstance(given, Mapping):
+        raise UserError(f"{where} must be an object. Received: {given!r:.60}")
+    shape = given.get("input_size", (3, 224, 224))
+    if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3:
+        raise UserError(f"{where}: input_size must be [3, height, width]. Received: {shape!r:.60}")
+    height, width = (processor.pixels(n, f"{where}: input_size") for n in shape[1:])
+    keep = bounded(given.get("crop_pct") or 0.875, f"{where}: crop_pct", (0.01, 1))
+    mean = list(processor.three(given.get("mean", pixels.IMAGENET_MEAN), f"{where}: mean"))
+    deviation = given.get("std", pixels.IMAGENET_DEVIATION)
+    deviation = list(processor.three(deviation, f"{where}: std", least=1e-6))
     interpolation = given.get("interpolation", "bicubic")
     if interpolation not in _INTERPOLATIONS:
         interpolation = "bicubic"  # the nearest to lanczos
-    kind = {"squash": "stretch", "border": "pad"}.get(given.get("crop_mode", "center"), "crop")
+    mode = str(given.get("crop_mode", "center"))
+    kind = {"squash": "stretch", "border": "pad"}.get(mode, "crop")
     picture = Picture((height, width), kind, interpolation, 1.0 if kind == "pad" else keep)
     return picture, {"scale": 1 / 255, "mean": mean, "deviation": deviation}
 
 
-def _head(settings: Mapping[str, Any], architecture: str, tensors: Tensors) -> StoredHead:
+def _head(
+    settings: Mapping[str, Any], architecture: str, tensors: Tensors, width: int
+) -> StoredHead:
     family = next((f for f in _HEADS if architecture.startswith(f)), None)
     where, form = _HEADS.get(family or "", ("", ""))
     kernel, bias = names.Entry((f"{where}.weight",), form), names.Entry((f"{where}.bias",))
@@ -138,13 +144,13 @@ def _head(settings: Mapping[str, Any], architecture: str, tensors: Tensors) -> S
             f"model.head: checkpoint: {architecture} keeps no classifier that is one linear map; "
             "use head: new"
         )
-    weights = tensors.get(kernel)
-    weights = weights.reshape(-1, weights.shape[-1])  # of a convolution of one place
-    classes = weights.shape[1]
+    classes = math.prod(tensors.shape(bias.tensors[0]))
+    shape = (1, 1, width, classes) if form == "conv" else (width, classes)
+    weights = tensors.get(kernel, shape).reshape(width, classes)
     given = settings.get("label_names") or (settings.get("pretrained_cfg") or {}).get("label_names")
     if not isinstance(given, list) or len(given) != classes:
         given = [f"LABEL_{i}" for i in range(classes)]
     labels = tuple(re.sub(r"\s+", " ", str(name)) for name in given)
     return StoredHead(
-        labels, {"head/logits/kernel": weights, "head/logits/bias": tensors.get(bias)}
+        labels, {"head/logits/kernel": weights, "head/logits/bias": tensors.get(bias, (classes,))}
     )

@@ -4,11 +4,103 @@ KerasHub's own WordPiece differs from the original on accents and Chinese; its v
 the originals, so the original's rules are put around them.
 """
 
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
+from tfft import pretrained
 from tfft.errors import UserError
+from tfft.reading import regular_file
+
+_WEIGHTS, _INDICES = "model.weights.h5", ("model.weights.json", "model.safetensors.index.json")
+_SETTINGS = ("config.json", "tokenizer.json", "image_converter.json")
+_TOKENIZER_LIMIT = 64 << 20  # bytes: of a Hugging Face checkpoint it holds the vocabulary
+# Settings of tokenizers that KerasHub takes for the path of a file where they are strings.
+_PATHS = ("merges", "proto", "vocabulary")
+# Settings that count layers, which take time to build, and what all numbers are below.
+_COUNTS = re.compile(r"layers|blocks|depth|repeat|repetition|num_groups")
+_MOST_LAYERS, _LARGEST = 1000, 1 << 22
+
+
+def check_preset(name: str) -> None:
+    """Refuse a preset whose files KerasHub, which trusts them, should not read.
+
+    Raises:
+        UserError: there is no such preset, a file of it is broken or no regular file, one names
+            files elsewhere, or the network that it describes is larger than its weights.
+    """
+    found = {file: path for file in _SETTINGS if (path := _file(name, file)) is not None}
+    settings = {
+        file: pretrained.read_json(
+            path, _TOKENIZER_LIMIT if file == "tokenizer.json" else pretrained.JSON_LIMIT
+        )
+        for file, path in found.items()
+    }
+    for file, value in settings.items():
+        for key, setting in _settings(value.get("config")):
+            if key in _PATHS and isinstance(setting, str):
+                raise UserError(f"{found[file]}: {key} must not name a file. Received: {setting!r}")
+    weights = [] if (path := _file(name, _WEIGHTS)) is None else [path]
+    for index in _INDICES:
+        if (path := _file(name, index)) is not None:
+            shards = [_file(name, shard) for shard in pretrained.shards(path)]
+            weights = weights or [shard for shard in shards if shard is not None]
+    sizes = [regular_file(path, pretrained.WEIGHTS_LIMIT).stat().st_size for path in weights]
+    config = settings.get("config.json", {})
+    _check_numbers(config.get("config", config), sum(sizes), f"kerashub:{name}: config.json")
+
+
+def _file(preset: str, file: str) -> Path | None:
+    """Return the local path of a preset's file, downloaded where it must be; None: it has none."""
+    # No public function says where KerasHub keeps the files of a preset.
+    from keras_hub.src.utils.preset_utils import get_file
+
+    with pretrained.library_errors(f"model.backbone: kerashub:{preset} cannot be loaded"):
+        try:
+            return Path(get_file(preset, file))
+        except FileNotFoundError:
+            return None
+
+
+def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the keys of nested objects and lists with their values; those of lists for each."""
+    pending = [("", config)]
+    while pending:
+        key, value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += [(str(k), v) for k, v in value.items()]
+        elif isinstance(value, list):
+            pending += [(key, v) for v in value]
+        else:
+            yield key, value
+
+
+def _check_numbers(config: Any, weights: int, where: str) -> None:
+    """Refuse numbers that would take all memory or time before the weights are looked at.
+
+    Args:
+        weights: the bytes of all files of weights.
+    """
+    if not isinstance(config, Mapping):
+        raise UserError(f"{where}: config must be an object. Received: {config!r:.60}")
+    for key, value in _settings(config):
+        most = _MOST_LAYERS if _COUNTS.search(key) else _LARGEST
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if number and not -_LARGEST <= value <= most:  # NaN is not either
+            raise UserError(f"{where}: {key} must not exceed {most:,}. Received: {value!r:.60}")
+    widths = [config.get(key, 1) for key in ("hidden_dim", "intermediate_dim")]
+    rows = (config.get("num_groups", config.get("num_layers", 1)), 2, *widths)
+    table = (config.get("vocabulary_size", 1), config.get("embedding_dim", widths[0]))
+    sizes = [math.prod(f) for f in (rows, table) if all(isinstance(n, int) for n in f)]
+    if weights and sum(sizes) > weights:  # a number is a byte at least
+        raise UserError(
+            f"{where}: means {sum(sizes):,} numbers at least where the weights have {weights:,} "
+            "bytes"
+        )
 
 
 def tokenizer_spec(name: str) -> str:
@@ -19,11 +111,9 @@ def tokenizer_spec(name: str) -> str:
     """
     import keras_hub
 
-    try:
+    check_preset(name)
+    with pretrained.library_errors(f"model.backbone: kerashub:{name} has no tokenizer"):
         tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(name)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.backbone: kerashub:{name} has no tokenizer: {reason}") from None
     if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
         return _wordpiece(tokenizer)
     if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):

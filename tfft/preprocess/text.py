@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 from tfft.errors import UserError
 from tfft.files import write_atomic
+from tfft.preprocess.tokenizer import usable
 from tfft.reading import is_unicode
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class TextInputs:
 
     def __init__(self, spec: str, max_length: int, pair: bool = False):
         self.spec, self.max_length, self.pair = spec, max_length, pair
-        self._host = Tokenizer.from_str(spec)
+        self._host = usable(spec, "tokenizer.json")
         added = self._host.num_special_tokens_to_add(is_pair=pair)
         if max_length <= added:
             raise UserError(
@@ -76,8 +77,8 @@ class TextInputs:
 
     @property
     def vocabulary_size(self) -> int:
-        """The number of ids, added tokens included."""
-        return self._host.get_vocab_size(with_added_tokens=True)
+        """One more than the highest id, added tokens included: the rows of embeddings it needs."""
+        return 1 + max(self._host.get_vocab(with_added_tokens=True).values())
 
     @property
     def fingerprint(self) -> str:

@@ -13,7 +13,14 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tfft import pretrained
 from tfft.errors import UserError
+from tfft.reading import regular_file
 
+_FILE_LIMIT = 64 << 20  # bytes
+_MOST_IDS = 1 << 22
+# Files that transformers may open in a checkpoint's folder.
+_READ = (".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
+# Private characters, which no vocabulary holds: an unknown token is needed for them, if any is.
+_UNKNOWN = "\ue000\U0010fffd a"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
@@ -25,9 +32,35 @@ def from_checkpoint(name: str, revision: str | None = None) -> str:
         UserError: there is no tokenizer there, or it cannot be read.
     """
     folder = pretrained.folder(name, revision)
-    if not any((folder / file).is_file() for file in FILES):
+    if not any((folder / file).exists() for file in FILES):
         raise UserError(f"{folder}: holds no tokenizer; needs one of {', '.join(FILES)}")
-    return _through_transformers(folder)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _READ:
+            regular_file(path, _FILE_LIMIT)
+    spec = _through_transformers(folder)
+    usable(spec, str(folder))
+    return spec
+
+
+def usable(spec: str, where: str) -> Tokenizer:
+    """Return the tokenizer of a description, tried on a text.
+
+    Args:
+        where: names the description in errors.
+
+    Raises:
+        UserError: it is broken, or has ids that no table of embeddings could have.
+    """
+    with pretrained.library_errors(f"{where}: the tokenizer cannot be used"):
+        made = Tokenizer.from_str(spec)
+        made.encode_batch([_UNKNOWN, (_UNKNOWN, _UNKNOWN)])
+    highest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= highest < _MOST_IDS:
+        raise UserError(
+            f"{where}: the tokenizer's ids must be from 0 to {_MOST_IDS - 1:,}. "
+            f"Received: {'none' if highest < 0 else f'{highest:,}'}"
+        )
+    return made
 
 
 def of_bytes() -> str:
@@ -80,12 +113,11 @@ def byte_letters() -> list[str]:
 def _through_transformers(folder: Path) -> str:
     from transformers import AutoTokenizer
 
-    try:
-        # trust_remote_code is False by default: no code of the checkpoint's is run.
-        tokenizer = AutoTokenizer.from_pretrained(folder, use_fast=True)
-    except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{folder}: the tokenizer cannot be read: {reason}") from None
+    # Left out, `trust_remote_code` makes transformers ask whether to run the checkpoint's code.
+    with pretrained.library_errors(f"{folder}: the tokenizer cannot be read"):
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, use_fast=True, trust_remote_code=False, local_files_only=True
+        )
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise UserError(

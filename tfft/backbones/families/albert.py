@@ -38,11 +38,12 @@ def name_table(a: Architecture) -> names.Table:
     entries = {
         **names.table("embeddings/token", "embeddings.word_embeddings"),
         **names.table("embeddings/position", "embeddings.position_embeddings"),
-        **names.table("embeddings/segment", "embeddings.token_type_embeddings"),
         **names.norm("embeddings/norm", "embeddings.LayerNorm"),
         **names.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
         **names.dense("pooler", "pooler"),
     }
+    if a.segments:
+        entries |= names.table("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
         entries |= names.block(

@@ -33,10 +33,11 @@ def name_table(a: Architecture) -> names.Table:
     entries = {
         **names.table("embeddings/token", "embeddings.word_embeddings"),
         **names.table("embeddings/position", "embeddings.position_embeddings"),
-        **names.table("embeddings/segment", "embeddings.token_type_embeddings"),
         **names.norm("embeddings/norm", "embeddings.LayerNorm"),
         **names.dense("pooler", "pooler.dense"),
     }
+    if a.segments:
+        entries |= names.table("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         entries |= names.block(
             block,

@@ -34,6 +34,14 @@ class Architecture(Vision):
         """Bottom to top."""
         return [f"block_{i}" for i in range(sum(self.depths))]
 
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its matrices."""
+        blocks = zip(self.widths, self.depths, strict=True)
+        down = zip(self.widths, self.widths[1:], strict=False)
+        stem = 3 * self.patch[0] * self.patch[1] * self.widths[0]
+        return stem + sum(d * 8 * w * w for w, d in blocks) + sum(4 * a * b for a, b in down)
+
     def firsts(self) -> list[int]:
         """The first block of each stage."""
         return [sum(self.depths[:i]) for i in range(len(self.depths))]
@@ -143,8 +151,10 @@ def name_table(a: Architecture) -> names.Table:
                 **names.norm(f"{block}/norm", f"{layer}.layernorm"),
                 **names.dense(f"{block}/up", f"{layer}.pwconv1"),
                 **names.dense(f"{block}/down", f"{layer}.pwconv2"),
-                f"{block}/scale/value": names.Entry((f"{layer}.layer_scale_parameter",)),
             }
+            if a.scaled:
+                scale = names.Entry((f"{layer}.layer_scale_parameter",))
+                entries[f"{block}/scale/value"] = scale
     return entries
 
 

@@ -49,6 +49,13 @@ class Architecture:
         """Names of the blocks with weights of their own, bottom to top."""
         return [f"block_{i}" for i in range((self.groups or self.layers) * self.per_group)]
 
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its tables and matrices."""
+        tables = self.vocabulary + self.positions + self.segments
+        block = self.width * (4 * self.width + 2 * self.inner)
+        return tables * (self.embedding_width or self.width) + len(self.blocks) * block
+
     def block_order(self) -> list[int]:
         """The blocks in the order in which they are applied."""
         groups = self.groups or self.layers

@@ -26,6 +26,10 @@ class Architecture(Protocol):
     def blocks(self) -> list[str]:
         """See the class."""
 
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its tables and matrices."""
+
     def build(self, precision: str) -> "keras.Model":
         """With fresh weights: inputs and outputs as `spec.Backbone.model` says."""
 
@@ -103,16 +107,90 @@ def droppable(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
     return frozenset(names)
 
 
+# The smallest and the largest value of each number of config.json: beyond all published networks,
+# and small enough that what is computed from them before the weights are looked at stays small.
+_SHARE, _WIDTH, _DEPTH, _HEADS, _PIXELS = (0, 0.999), (1, 1 << 16), (1, 1000), (1, 1024), (1, 4096)
+BOUNDS: Mapping[str, tuple[float, float]] = {
+    "attention_dropout": _SHARE,
+    "attention_probs_dropout_prob": _SHARE,
+    "depth_divisible_by": (1, 1024),
+    "depth_multiplier": (0.01, 16),
+    "depths": _DEPTH,
+    "dim": _WIDTH,
+    "drop_path_rate": _SHARE,
+    "dropout": _SHARE,
+    "embed_dim": _WIDTH,
+    "embedding_size": _WIDTH,
+    "expand_ratio": (0.1, 64),
+    "hidden_dim": (1, 1 << 18),
+    "hidden_dropout_prob": _SHARE,
+    "hidden_size": _WIDTH,
+    "hidden_sizes": _WIDTH,
+    "image_size": _PIXELS,
+    "inner_group_num": (1, 16),
+    "intermediate_size": (1, 1 << 18),
+    "layer_norm_eps": (0, 1),
+    "layer_scale_init_value": (-1, 1e6),
+    "max_position_embeddings": (2, 1 << 20),
+    "min_depth": (1, 1 << 12),
+    "mlp_ratio": (0.01, 64),
+    "n_heads": _HEADS,
+    "n_layers": _DEPTH,
+    "num_attention_heads": _HEADS,
+    "num_heads": _HEADS,
+    "num_hidden_groups": _DEPTH,
+    "num_hidden_layers": _DEPTH,
+    "output_stride": (2, 32),
+    "pad_token_id": (0, 1 << 20),
+    "patch_size": _PIXELS,
+    "type_vocab_size": (0, 1 << 16),
+    "vocab_size": (1, 1 << 22),
+    "window_size": (1, 32),
+}
+_MOST_STAGES = 8
+
+
+def bounded(value: Any, name: str, bounds: tuple[float, float], kind: type = float) -> Any:
+    """Return a number that a checkpoint's file holds.
+
+    Args:
+        name: the file and the key, for errors.
+        bounds: the smallest and the largest that is allowed.
+        kind: `int` for whole numbers, or `float`.
+
+    Raises:
+        UserError: it is none, or lies outside of the bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{name} must be a number. Received: {value!r:.60}")
+    low, high = bounds
+    if not low <= value <= high or (kind is int and value != int(value)):  # NaN is in no bounds
+        whole = "a whole number " if kind is int else ""
+        raise UserError(f"{name} must be {whole}from {low} to {high}. Received: {value!r:.60}")
+    return kind(value)
+
+
 def number(config: Mapping[str, Any], key: str, default: Any = None, kind: type = int) -> Any:
     """A number of config.json.
 
     Raises:
-        UserError: it is missing without a default, or of another kind.
+        UserError: it is missing without a default, of another kind, or outside of its bounds.
     """
-    value = config.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"config.json: {key} must be a number. Received: {value!r}")
-    return kind(value)
+    return bounded(config.get(key, default), f"config.json: {key}", BOUNDS[key], kind)
+
+
+def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
+    """A truth value of config.json, where null stands for the default.
+
+    Raises:
+        UserError: it is none.
+    """
+    value = config.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise UserError(f"config.json: {key} must be true or false. Received: {value!r:.60}")
+    return value
 
 
 def refuse(config: Mapping[str, Any], key: str, allowed: Sequence[Any]) -> None:
@@ -123,19 +201,22 @@ def refuse(config: Mapping[str, Any], key: str, allowed: Sequence[Any]) -> None:
     """
     value = config.get(key, allowed[0])
     if value not in allowed:
-        raise UserError(f"config.json: {key}={value!r} is not supported; allowed: {allowed}")
+        raise UserError(f"config.json: {key}={value!r:.60} is not supported; allowed: {allowed}")
 
 
 def numbers(config: Mapping[str, Any], key: str, default: Sequence[int]) -> tuple[int, ...]:
     """A list of numbers of config.json.
 
     Raises:
-        UserError: it is none.
+        UserError: it is none, or one of them is outside of its bounds.
     """
     value = config.get(key, default)
-    if not isinstance(value, list | tuple) or not all(type(v) is int and v > 0 for v in value):
-        raise UserError(f"config.json: {key} must be a list of numbers. Received: {value!r}")
-    return tuple(value)
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MOST_STAGES:
+        raise UserError(
+            f"config.json: {key} must be a list of 1 to {_MOST_STAGES} numbers. "
+            f"Received: {value!r:.60}"
+        )
+    return tuple(bounded(v, f"config.json: {key}", BOUNDS[key], int) for v in value)
 
 
 def two(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
@@ -145,7 +226,23 @@ def two(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
         UserError: it is neither.
     """
     value = config.get(key, default)
-    both = numbers({key: [value, value] if isinstance(value, int) else value}, key, ())
+    both = numbers({key: value if isinstance(value, list) else [value, value]}, key, ())
     if len(both) != 2:
-        raise UserError(f"config.json: {key} must be one number or two. Received: {value!r}")
+        raise UserError(f"config.json: {key} must be one number or two. Received: {value!r:.60}")
     return both
+
+
+def patches(config: Mapping[str, Any], patch: int) -> tuple[tuple[int, int], ...]:
+    """Return the size of the pictures in config.json, that of a patch, and how many fit.
+
+    Args:
+        patch: its height and width where config.json does not say it.
+
+    Raises:
+        UserError: none fits.
+    """
+    size, step = two(config, "image_size", 224), two(config, "patch_size", patch)
+    grid = (size[0] // step[0], size[1] // step[1])
+    if not all(grid):
+        raise UserError(f"config.json: image_size {size} holds no patch of {step}")
+    return size, step, grid

@@ -8,7 +8,7 @@ import keras
 
 from tfft.backbones import pixels
 from tfft.backbones.families import names
-from tfft.backbones.families.family import Eyes, Family, number, refuse, two
+from tfft.backbones.families.family import Eyes, Family, flag, number, refuse, two
 from tfft.backbones.families.vision import ConvNorm, Vision
 from tfft.spec import HeadStyle, Stage
 
@@ -46,6 +46,13 @@ class Architecture(Vision):
     def blocks(self) -> list[str]:
         """Bottom to top."""
         return [f"block_{i}" for i in range(len(self.widths) + 1)]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its matrices."""
+        before = (self.first, *self.widths)
+        blocks = zip(self.inner, before, self.widths, strict=False)
+        return self.top * self.widths[-1] + sum(i * (a + b) for i, a, b in blocks)
 
     def build(self, precision: str) -> keras.Model:
         """`{image}` -> `{pooled [B, D], map [B, h, w, D]}`."""
@@ -130,7 +137,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
     first, widths = near(round(_FIRST * multiplier)), [near(round(w * multiplier)) for w in _WIDTHS]
     ratio = number(config, "expand_ratio", 6.0, float)
-    wide = config.get("finegrained_output", True) and multiplier < 1
+    wide = flag(config, "finegrained_output", True) and multiplier < 1
     return Architecture(
         stem=near(round(_STEM * multiplier)),
         first=first,
@@ -140,8 +147,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         top=_TOP if wide else near(round(_TOP * multiplier)),
         activation=str(config.get("hidden_act", "relu6")),
         epsilon=number(config, "layer_norm_eps", 1e-3, float),
-        expanding=bool(config.get("first_layer_is_expansion", True)),
-        same=bool(config.get("tf_padding", True)),
+        expanding=flag(config, "first_layer_is_expansion", True),
+        same=flag(config, "tf_padding", True),
         size=two(config, "image_size", 224),
     )
 

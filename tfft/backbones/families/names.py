@@ -60,6 +60,19 @@ def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
     return [value]
 
 
+def shapes(entry: Entry, shape: Sequence[int]) -> list[tuple[int, ...]]:
+    """Return the shapes of an entry's tensors from its variable's: those that `write` gives."""
+    count = len(entry.tensors)
+    if entry.form in _AXES:
+        return [tuple(shape[axis] for axis in np.argsort(_AXES[entry.form]))]
+    if entry.form == "fused":
+        shape = (*shape[:-1], shape[-1] // count)
+    if entry.form == "averaged" and len(shape) > 1:
+        shape = (shape[0] // count, *shape[1:])
+    turned = entry.form in ("transpose", "fused", "averaged")
+    return [tuple(shape[::-1] if turned else shape)] * count
+
+
 def dense(path: str, tensor: str) -> dict[str, Entry]:
     """Kernel and bias of a Linear."""
     return {

@@ -1,12 +1,13 @@
 """preprocessor_config.json: how a checkpoint's authors showed it pictures."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfft.backbones.families.family import Eyes
+from tfft.backbones.families.family import BOUNDS, Eyes, bounded
 from tfft.errors import UserError
 from tfft.spec import Picture
 
+_FILE = "preprocessor_config.json"
 # Numbers of PIL's resampling filters, as transformers writes them.
 _FILTERS = {0: "nearest", 2: "bilinear", 3: "bicubic"}
 _CROPPED_TO = 0.875  # ConvNextImageProcessor's `crop_pct` where none is given
@@ -32,12 +33,13 @@ def read(
         return picture, _scaling(1 / 255, eyes.mean, eyes.deviation)
     picture = _picture(settings, eyes, size)
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
+    scale = bounded(scale, f"{_FILE}: rescale_factor", (1e-6, 1e3))
     if settings.get("do_normalize", True):
         mean = _three(settings, "image_mean", eyes.mean)
-        deviation = _three(settings, "image_std", eyes.deviation)
+        deviation = _three(settings, "image_std", eyes.deviation, least=1e-6)
     else:
         mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return picture, _scaling(float(scale), mean, deviation)
+    return picture, _scaling(scale, mean, deviation)
 
 
 def write(picture: Picture, scaling: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,7 +77,9 @@ def write(picture: Picture, scaling: Mapping[str, Any]) -> dict[str, Any]:
 def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> Picture:
     given = settings.get("size", list(size))
     number = settings.get("resample", None)
-    interpolation = eyes.interpolation if number is None else _FILTERS.get(number)
+    interpolation = eyes.interpolation if number is None else None
+    if type(number) is int:
+        interpolation = _FILTERS.get(number)
     if interpolation is None:
         raise _refused("resample", number, "0, 2 or 3 (nearest, bilinear, bicubic)")
     if not settings.get("do_resize", True):
@@ -87,15 +91,20 @@ def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> 
     if "crop_pct" in settings or "ConvNext" in kind:  # ConvNeXt's and ResNet's
         if not isinstance(shortest, int):
             raise _refused("size", given, "{shortest_edge: pixels}")
+        shortest = pixels(shortest, f"{_FILE}: size")
         if shortest >= 384:
             return Picture((shortest, shortest), "stretch", interpolation)
-        share = float(settings.get("crop_pct") or _CROPPED_TO)
+        share = settings.get("crop_pct") or _CROPPED_TO
+        share = bounded(share, f"{_FILE}: crop_pct", (0.01, 1))
         return Picture((shortest, shortest), "crop", interpolation, share)
     crop = settings.get("crop_size", given) if settings.get("do_center_crop", False) else None
     if isinstance(shortest, int):
         if crop is None:
             raise _refused("do_center_crop", False, "true, where the shortest edge is resized")
         height, width = _both(crop, "crop_size")
+        shortest = pixels(shortest, f"{_FILE}: size")
+        if min(height, width) > shortest:
+            raise _refused("crop_size", crop, f"{shortest} pixels at most, the shortest edge")
         return Picture((height, width), "crop", interpolation, min(height, width) / shortest)
     height, width = _both(given, "size")
     if crop is None:
@@ -115,18 +124,37 @@ def _both(value: Any, key: str) -> tuple[int, int]:
         value = [value, value]
     if not (isinstance(value, list | tuple) and len(value) == 2):
         raise _refused(key, value, "a height and a width in pixels")
-    if not all(type(n) is int and n > 0 for n in value):
-        raise _refused(key, value, "a height and a width in pixels")
-    return value[0], value[1]
+    return pixels(value[0], f"{_FILE}: {key}"), pixels(value[1], f"{_FILE}: {key}")
 
 
-def _three(settings: Mapping[str, Any], key: str, default: tuple[float, ...]) -> tuple[float, ...]:
+def pixels(value: Any, name: str) -> int:
+    """Return a side of a picture in pixels, which a file names.
+
+    Raises:
+        UserError: it is none, or larger than pictures of models are.
+    """
+    return bounded(value, name, BOUNDS["image_size"], int)
+
+
+def _three(
+    settings: Mapping[str, Any], key: str, default: Sequence[float], least: float = -1e3
+) -> tuple[float, ...]:
     value = settings.get(key, default)
-    value = [value] * 3 if isinstance(value, int | float) else value
-    numbers = isinstance(value, list | tuple) and all(isinstance(v, int | float) for v in value)
-    if not numbers or len(value) != 3:
-        raise _refused(key, value, "three numbers")
-    return tuple(map(float, value))
+    return three([value] * 3 if isinstance(value, int | float) else value, f"{_FILE}: {key}", least)
+
+
+def three(value: Any, name: str, least: float = -1e3) -> tuple[float, ...]:
+    """Return a number for each of three channels, which a file names.
+
+    Args:
+        least: the smallest that is allowed.
+
+    Raises:
+        UserError: they are others.
+    """
+    if not isinstance(value, list | tuple) or len(value) != 3:
+        raise UserError(f"{name} must be three numbers. Received: {value!r:.60}")
+    return tuple(bounded(v, name, (least, 1e3)) for v in value)
 
 
 def _scaling(scale: float, mean: Any, deviation: Any) -> dict[str, Any]:
@@ -134,4 +162,4 @@ def _scaling(scale: float, mean: Any, deviation: Any) -> dict[str, Any]:
 
 
 def _refused(key: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"preprocessor_config.json: {key} must be {wanted}. Received: {value!r}")
+    return UserError(f"{_FILE}: {key} must be {wanted}. Received: {value!r:.60}")

@@ -1,5 +1,6 @@
 """ResNet (He et al. 2016; with the stride in the 3 x 3 convolution, "v1.5")."""
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from keras import ops
 
 from tfft.backbones import pixels
 from tfft.backbones.families import names
-from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
+from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, refuse, two
 from tfft.backbones.families.layers import activation
 from tfft.backbones.families.vision import ConvNorm, Vision
 from tfft.errors import UserError
@@ -41,6 +42,15 @@ class Architecture(Vision):
     def blocks(self) -> list[str]:
         """Bottom to top."""
         return [f"block_{i}" for i in range(sum(self.depths))]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of the last convolutions of its blocks."""
+        last = [
+            (w // _REDUCTION) * (9 * (w // _REDUCTION) + w) if self.bottleneck else 9 * w * w
+            for w in self.widths
+        ]
+        return 3 * 49 * self.stem + sum(map(operator.mul, self.depths, last))
 
     def plan(self) -> list[tuple[int, int, int, int]]:
         """Of each block: its stage, its place there, its channels and its stride."""
@@ -127,14 +137,19 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     depths = numbers(config, "depths", (3, 4, 6, 3))
     if len(widths) != len(depths):
         raise UserError("config.json: hidden_sizes and depths must be of one length")
+    bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
+    if bottleneck and min(widths) < _REDUCTION:
+        raise UserError(
+            f"config.json: hidden_sizes must be {_REDUCTION} at least. Received: {min(widths)}"
+        )
     return Architecture(
         stem=number(config, "embedding_size", 64),
         widths=widths,
         depths=depths,
         activation=str(config.get("hidden_act", "relu")),
-        bottleneck=config.get("layer_type", "bottleneck") == "bottleneck",
-        early=bool(config.get("downsample_in_bottleneck", False)),
-        first_stride=2 if config.get("downsample_in_first_stage", False) else 1,
+        bottleneck=bottleneck,
+        early=flag(config, "downsample_in_bottleneck", False),
+        first_stride=2 if flag(config, "downsample_in_first_stage", False) else 1,
         size=two(config, "image_size", 224),
     )
 

@@ -11,15 +11,20 @@ from typing import Any
 from tfft.backbones.families import bert, names
 from tfft.backbones.families.encoder import Architecture
 from tfft.backbones.families.family import Family, number
+from tfft.errors import UserError
 from tfft.spec import HeadStyle
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """BERT's numbers, with positions after the padding id."""
-    return replace(
-        bert.architecture({"type_vocab_size": 2, **config}),
-        pad_id=number(config, "pad_token_id", 1),
-    )
+    a = bert.architecture({"type_vocab_size": 2, **config})
+    padding = number(config, "pad_token_id", 1)
+    if padding + 1 >= a.positions:
+        raise UserError(
+            f"config.json: max_position_embeddings must exceed {padding + 1}, the positions up to "
+            f"that of padding. Received: {a.positions}"
+        )
+    return replace(a, pad_id=padding)
 
 
 def _family(classifier: str) -> Family:

@@ -10,13 +10,14 @@ from keras import ops
 
 from tfft.backbones import pixels
 from tfft.backbones.families import names
-from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
+from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, patches, refuse
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
 from tfft.errors import UserError
 from tfft.spec import HeadStyle, Stage
 
 _EPSILON = 1e-5  # of the norms outside of the blocks, but the last
+_MOST_SCORES = 1 << 26  # of all windows of a block: their mask is a constant of the graph
 _FAR = -100.0  # added to the score of what is not beside a place, as the authors do
 
 
@@ -51,6 +52,16 @@ class Architecture(Vision):
         """Bottom to top."""
         return [f"block_{i}" for i in range(sum(self.depths))]
 
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its tables and matrices."""
+        count = 3 * self.patch[0] * self.patch[1] * self.width
+        for stage, _ in self.plan():
+            width = self.width * 2**stage
+            count += width * (4 * width + 2 * int(self.ratio * width))
+            count += (2 * self.window - 1) ** 2 * self.heads[stage]
+        return count
+
     def plan(self) -> list[tuple[int, int]]:
         """Of each block: its stage, its place there."""
         return [(stage, i) for stage, depth in enumerate(self.depths) for i in range(depth)]
@@ -59,6 +70,8 @@ class Architecture(Vision):
         """`{image}` -> `{pooled [B, D], map [B, h, w, D]}`."""
         image, x = self.pixels()
         x = Embeddings(self, dtype=precision, name="embeddings")(x)
+        if x.shape[1] * x.shape[2] * self.window**2 > _MOST_SCORES:
+            raise UserError(f"model.image_size: {self.size} gives too many patches of {self.patch}")
         last = max(sum(self.depths) - 1, 1)
         for at, (name, (stage, i)) in enumerate(zip(self.blocks, self.plan(), strict=True)):
             if stage and i == 0:
@@ -283,7 +296,7 @@ class Block(keras.layers.Layer):
         parts = map_.reshape(sides[0] // window, window, sides[1] // window, window)
         parts = parts.transpose(0, 2, 1, 3).reshape(-1, window**2)
         near = parts[:, None, :, None] == parts[:, None, None]
-        return np.where(near, 0.0, _FAR).astype(np.float32)
+        return np.where(near, np.float32(0), np.float32(_FAR))
 
 
 def _padded(x, step: tuple[int, int]):
@@ -299,8 +312,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     heads = numbers(config, "num_heads", (3, 6, 12, 24))
     if len(depths) != len(heads):
         raise UserError("config.json: depths and num_heads must be of one length")
-    size, patch = two(config, "image_size", 224), two(config, "patch_size", 4)
-    grid = (size[0] // patch[0], size[1] // patch[1])
+    size, patch, grid = patches(config, 4)
     return Architecture(
         width=number(config, "embed_dim", 96),
         depths=depths,
@@ -313,8 +325,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         dropout=number(config, "hidden_dropout_prob", 0.0, float),
         attention_dropout=number(config, "attention_probs_dropout_prob", 0.0, float),
         drop_path=number(config, "drop_path_rate", 0.1, float),
-        qkv_bias=bool(config.get("qkv_bias", True)),
-        grid=grid if config.get("use_absolute_embeddings") else None,
+        qkv_bias=flag(config, "qkv_bias", True),
+        grid=grid if flag(config, "use_absolute_embeddings", False) else None,
         size=size,
     )
 
@@ -324,9 +336,11 @@ def name_table(a: Architecture) -> names.Table:
     entries = {
         **names.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
         **names.norm("embeddings/norm", "embeddings.norm"),
-        "embeddings/position/value": names.Entry(("embeddings.position_embeddings",)),
         **names.norm("norm", "layernorm"),
     }
+    if a.grid is not None:
+        position = names.Entry(("embeddings.position_embeddings",))
+        entries["embeddings/position/value"] = position
     for stage in range(1, len(a.depths)):
         below = f"encoder.layers.{stage - 1}.downsample"
         entries |= names.norm(f"merge_{stage}/norm", f"{below}.norm")

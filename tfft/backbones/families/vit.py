@@ -9,7 +9,15 @@ import keras
 from keras import ops
 
 from tfft.backbones.families import names
-from tfft.backbones.families.family import Eyes, Family, droppable, number, refuse, two
+from tfft.backbones.families.family import (
+    Eyes,
+    Family,
+    droppable,
+    flag,
+    number,
+    patches,
+    refuse,
+)
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -52,6 +60,13 @@ class Architecture(Vision):
     def blocks(self) -> list[str]:
         """Bottom to top."""
         return [f"block_{i}" for i in range(self.layers)]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights it has at least: those of its tables and matrices."""
+        places = self.grid[0] * self.grid[1] + 3 * self.patch[0] * self.patch[1]
+        block = 4 * self.width + (3 if self.gated else 2) * self.inner
+        return self.width * (places + self.layers * block)
 
     def build(self, precision: str) -> keras.Model:
         """`{image}` -> `{sequence [B, T, D], pooled [B, D or 2 D], map [B, h, w, D]}`."""
@@ -216,7 +231,7 @@ class Block(keras.layers.Layer):
 
 def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
     refuse(config, "num_channels", (3,))
-    size, patch = two(config, "image_size", 224), two(config, "patch_size", 16)
+    size, patch, grid = patches(config, 16)
     return Architecture(
         **{
             "width": number(config, "hidden_size", 768),
@@ -224,12 +239,12 @@ def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
             "heads": number(config, "num_attention_heads", 12),
             "inner": number(config, "intermediate_size", 3072),
             "patch": patch,
-            "grid": (size[0] // patch[0], size[1] // patch[1]),
+            "grid": grid,
             "activation": str(config.get("hidden_act", "gelu")),
             "epsilon": number(config, "layer_norm_eps", 1e-12, float),
             "dropout": number(config, "hidden_dropout_prob", 0.0, float),
             "attention_dropout": number(config, "attention_probs_dropout_prob", 0.0, float),
-            "qkv_bias": bool(config.get("qkv_bias", True)),
+            "qkv_bias": flag(config, "qkv_bias", True),
             "size": size,
             **own,
         }
@@ -238,7 +253,7 @@ def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
 
 def _dinov2(config: Mapping[str, Any]) -> Architecture:
     width = number(config, "hidden_size", 768)
-    inner, gated = width * number(config, "mlp_ratio", 4), bool(config.get("use_swiglu_ffn"))
+    inner, gated = width * number(config, "mlp_ratio", 4), flag(config, "use_swiglu_ffn", False)
     if gated:  # two thirds, in steps of eight
         inner = (inner * 2 // 3 + 7) // 8 * 8
     return _architecture(

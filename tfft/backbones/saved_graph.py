@@ -1,0 +1,229 @@
+"""What a SavedModel's graph may do: compute, hold variables and tables, draw random numbers.
+
+A SavedModel is a program, and whoever wrote it is not trusted. Operations with side effects are
+allowed by name, all others are refused, in every function and before anything is loaded. A table's
+file must be an asset of the SavedModel itself.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from google.protobuf.message import DecodeError
+from tensorflow.core.framework.function_pb2 import FunctionDef
+from tensorflow.core.framework.node_def_pb2 import NodeDef
+from tensorflow.core.framework.op_def_pb2 import OpDef
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
+
+# The registry of operations has no public name; without it there is no telling which have effects.
+from tensorflow.python.framework import op_def_registry
+
+from tfft.errors import UserError
+from tfft.reading import regular_file
+
+_GRAPH_LIMIT = 2**31 - 1  # bytes; protobuf reads no more
+_FILE_LIMIT = 64 << 30
+_TABLE_FROM_FILE = "InitializeTableFromTextFileV2"
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+
+# Operations with state or effects that models need.
+_STATEFUL_NAMES = """
+    Assert CheckNumerics CheckNumericsV2
+    Case If StatefulPartitionedCall While
+    AssignAddVariableOp AssignSubVariableOp AssignVariableOp DestroyResourceOp DisableCopyOnRead
+    ReadVariableOp ResourceGather ResourceGatherNd ResourceScatterAdd ResourceScatterNdAdd
+    ResourceScatterNdUpdate ResourceScatterUpdate ResourceStridedSliceAssign VarHandleOp
+    VarIsInitializedOp VariableShape
+    AnonymousHashTable AnonymousMutableDenseHashTable AnonymousMutableHashTable
+    AnonymousMutableHashTableOfTensors HashTableV2 InitializeTableFromTextFileV2 InitializeTableV2
+    LookupTableExportV2 LookupTableFindV2 LookupTableImportV2 LookupTableInsertV2
+    LookupTableRemoveV2 LookupTableSizeV2 MutableDenseHashTableV2 MutableHashTableOfTensorsV2
+    MutableHashTableV2
+    Multinomial NonDeterministicInts RandomGamma RandomPoissonV2 RandomShuffle RandomStandardNormal
+    RandomUniform RandomUniformInt RngReadAndSkip RngSkip StatefulStandardNormalV2
+    StatefulTruncatedNormal StatefulUniform StatefulUniformFullInt StatefulUniformInt
+    StatelessRandomGetAlg TruncatedNormal
+    TensorArrayCloseV3 TensorArrayConcatV3 TensorArrayGatherV3 TensorArrayGradV3 TensorArrayReadV3
+    TensorArrayScatterV3 TensorArraySizeV3 TensorArraySplitV3 TensorArrayV3 TensorArrayWriteV3
+    CudnnRNN CudnnRNNBackprop CudnnRNNBackpropV2 CudnnRNNBackpropV3 CudnnRNNV2 CudnnRNNV3
+    SentencepieceOp SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp
+"""
+_STATEFUL = frozenset(_STATEFUL_NAMES.split())
+# Operations of the functions that `tf.saved_model.save` adds for saving; nothing here calls them.
+_OF_SAVER = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
+# TensorFlow declares these stateless, though they read files, write them, or call what is outside
+# of the graph: by the words in their names, and in the names of their inputs and attributes.
+_OUTSIDE = re.compile(r"^_|Dataset|Iterator|Snapshot|Reader|Debug|Summary|PyFunc|CustomCall|Remote")
+_OUTSIDE_ARGUMENT = re.compile(
+    r"(?:^|_)(?:address|datasets?|debug|descriptor|file|filenames?|filespec|memory|path|token"
+    r"|urls?)(?:_|$)"
+)
+
+
+def check(folder: Path, where: str) -> None:
+    """Refuse a SavedModel that may do more than compute.
+
+    Args:
+        where: names it in errors.
+
+    Raises:
+        UserError: it has such an operation, a file of it is not a regular file of its own, or it
+            is no SavedModel in TF2's format.
+    """
+    path = folder / "saved_model.pb"
+    if not path.exists():
+        raise UserError(f"{where}: {folder} holds no SavedModel (saved_model.pb)")
+    saved = saved_model_pb2.SavedModel()
+    try:
+        saved.ParseFromString(regular_file(path, _GRAPH_LIMIT).read_bytes())
+    except (OSError, DecodeError) as error:
+        raise UserError(f"{where}: {path} cannot be read: {error}") from None
+    # TensorFlow's loader runs the whole graph of a SavedModel that is not of this form.
+    if len(saved.meta_graphs) != 1 or not saved.meta_graphs[0].HasField("object_graph_def"):
+        raise UserError(
+            f"{where}: is not in TF2's reusable format (callable, with `variables`): a SavedModel "
+            "of signatures alone, as TF1's are, cannot be fine-tuned"
+        )
+    graph = saved.meta_graphs[0]
+    _check_files(folder, graph, where)
+    _check_operations(graph, where)
+    _check_tables(graph, where)
+
+
+def is_allowed(operation: OpDef | None) -> bool:
+    """Return whether an operation only computes, or is one of those with state that models need."""
+    if operation is None:
+        return False
+    if operation.is_stateful:
+        return operation.name in _STATEFUL
+    arguments = (*operation.input_arg, *operation.attr)
+    return not _OUTSIDE.search(operation.name) and not any(
+        _OUTSIDE_ARGUMENT.search(argument.name) for argument in arguments
+    )
+
+
+def _check_files(folder: Path, graph: MetaGraphDef, where: str) -> None:
+    for asset in graph.asset_file_def:
+        name = PurePosixPath(asset.filename)
+        if name.is_absolute() or ".." in name.parts:
+            raise UserError(
+                f"{where}: an asset lies outside of the SavedModel. Received: {asset.filename!r}"
+            )
+        regular_file(folder / "assets" / name, _FILE_LIMIT)
+    for path in sorted((folder / "variables").glob("variables*")):
+        regular_file(path, _FILE_LIMIT)
+
+
+def _check_operations(graph: MetaGraphDef, where: str) -> None:
+    of_saver = _saver_functions(graph)
+    operations = {node.op for _, node in _nodes(graph)}
+    refused = {op for op in operations if not is_allowed(op_def_registry.get(op))}
+    for name, node in _nodes(graph):
+        if node.op in refused and not (node.op in _OF_SAVER and name in of_saver):
+            raise UserError(
+                f"{where}: the function {name or 'main'!r} of its graph holds the operation "
+                f"{node.op}, which tfft never runs"
+            )
+
+
+def _nodes(graph: MetaGraphDef) -> Iterator[tuple[str, NodeDef]]:
+    """Yield the nodes of the main graph, under no name, and of all functions."""
+    yield from (("", node) for node in graph.graph_def.node)
+    for function in graph.graph_def.library.function:
+        yield from ((function.signature.name, node) for node in function.node_def)
+
+
+def _callers(graph: MetaGraphDef) -> dict[str, list[tuple[str, NodeDef]]]:
+    """Return the nodes that name each function, with the functions that hold them."""
+    callers: dict[str, list[tuple[str, NodeDef]]] = {}
+    for name, node in _nodes(graph):
+        functions = [a.func for a in node.attr.values() if a.HasField("func")]
+        functions += [f for a in node.attr.values() for f in a.list.func]
+        for function in {f.name for f in functions}:
+            callers.setdefault(function, []).append((name, node))
+    return callers
+
+
+def _entries(graph: MetaGraphDef) -> set[str]:
+    """Return the functions that are called from outside of the graph: by the loader, by the model's
+    user, and for gradients."""
+    library = graph.graph_def.library
+    return {
+        *graph.object_graph_def.concrete_functions,
+        *(gradient.gradient_func for gradient in library.gradient),
+        *(gradient.gradient_func for gradient in library.registered_gradients),
+    }
+
+
+def _saver_functions(graph: MetaGraphDef) -> set[str]:
+    """Return the functions that nothing calls but the saver's nodes in the main graph.
+
+    The loader does not run that graph, so they are never called.
+    """
+    saver = graph.saver_def
+    nodes = {name.partition(":")[0] for name in (saver.save_tensor_name, saver.restore_op_name)}
+    callers = _callers(graph)
+    found = set(callers) - _entries(graph)
+
+    def called_otherwise(function: str) -> bool:
+        return any(
+            name not in found if name else node.name not in nodes
+            for name, node in callers[function]
+        )
+
+    while others := set(filter(called_otherwise, found)):
+        found -= others
+    return found
+
+
+def _check_tables(graph: MetaGraphDef, where: str) -> None:
+    """Follow the names of tables' files up to what the loader hands over: it must be an asset."""
+    library = {f.signature.name: f for f in graph.graph_def.library.function}
+    callers, entries = _callers(graph), _entries(graph)
+    pending = [(name, node, 1) for name, node in _nodes(graph) if node.op == _TABLE_FROM_FILE]
+    seen = set()
+    while pending:
+        name, node, place = pending.pop()
+        argument = node.input[place] if place < len(node.input) else ""
+        if (name, argument) in seen:
+            continue
+        seen.add((name, argument))
+        place = _place(library.get(name), argument)
+        # The loader does not run the main graph.
+        calls = [(caller, node) for caller, node in callers.get(name, ()) if caller]
+        if (
+            place is None
+            or (name in entries and not _is_asset(graph, library[name], place))
+            or not all(node.op in _CALLS for _, node in calls)
+        ):
+            raise UserError(
+                f"{where}: the function {name or 'main'!r} of its graph reads a table from a file "
+                "that is not an asset, which tfft never does"
+            )
+        pending += [(caller, node, place) for caller, node in calls]
+
+
+def _place(function: FunctionDef | None, argument: str) -> int | None:
+    """Return which argument of a function this is, or None where it is none."""
+    arguments = [] if function is None else list(function.signature.input_arg)
+    # A list as an argument would move the places of those after it.
+    if any(a.number_attr or a.type_list_attr for a in arguments):
+        return None
+    names = [a.name for a in arguments]
+    return names.index(argument) if argument in names else None
+
+
+def _is_asset(graph: MetaGraphDef, function: FunctionDef, place: int) -> bool:
+    """Return whether an argument is an asset wherever it is called from outside of the graph."""
+    objects = graph.object_graph_def
+    if function.signature.name not in objects.concrete_functions:
+        return False
+    # What a function has captured comes after the arguments of its caller.
+    bound = objects.concrete_functions[function.signature.name].bound_inputs
+    at = place - (len(function.signature.input_arg) - len(bound))
+    return (
+        0 <= at < len(bound)
+        and 0 <= bound[at] < len(objects.nodes)
+        and objects.nodes[bound[at]].WhichOneof("kind") == "asset"
+    )
