@@ -22,6 +22,7 @@ from tfft.reading import regular_file
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
 JSON_LIMIT = 16 << 20  # bytes; as Python objects up to twenty times that
 WEIGHTS_LIMIT = 64 << 30
+_LONGEST_NAME = 255  # of a file, on all common file systems
 
 
 def folder(name: str, revision: str | None = None) -> Path:
@@ -122,7 +123,8 @@ def shards(index: Path) -> list[str]:
     names: dict[str, None] = {}
     for value in table.values():
         for name in value if isinstance(value, list) else [value]:
-            if not isinstance(name, str) or Path(name).name != name or name == "..":
+            plain = isinstance(name, str) and Path(name).name == name != ".."
+            if not plain or len(name) > _LONGEST_NAME:
                 raise UserError(
                     f"{index}: weight_map must list names of files beside it. "
                     f"Received: {name!r:.60}"

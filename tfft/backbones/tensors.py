@@ -9,7 +9,7 @@ from typing import Any
 
 import ml_dtypes  # noqa: F401 -- teaches numpy bfloat16, in which some checkpoints are stored
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from tfft import pretrained
 from tfft.backbones.families import names
@@ -60,10 +60,8 @@ class Tensors:
 
     def __enter__(self) -> "Tensors":
         for path in self._files:
-            try:
+            with pretrained.library_errors(f"{path}: not a safetensors file"):
                 file = safe_open(path, framework="numpy")
-            except (SafetensorError, OSError) as error:
-                raise UserError(f"{path}: not a safetensors file: {error}") from None
             self._open.append(file)
             for name in file.keys():  # noqa: SIM118 -- it is no mapping
                 self._names[self._plain(name)] = (file, name)

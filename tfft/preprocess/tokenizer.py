@@ -19,8 +19,8 @@ _FILE_LIMIT = 64 << 20  # bytes
 _MOST_IDS = 1 << 22
 # Files that transformers may open in a checkpoint's folder.
 _READ = (".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
-# Private characters, which no vocabulary holds: an unknown token is needed for them, if any is.
-_UNKNOWN = "\ue000\U0010fffd a"
+# Hieroglyphs, which no vocabulary holds: an unknown token is needed for them, if any is.
+_UNKNOWN = "\U00013000\U00013050 a"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 
