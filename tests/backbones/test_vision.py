@@ -210,10 +210,10 @@ def test_no_file_means_the_habits_of_the_family(tmp_path):
     ("name", "key", "value", "words"),
     [
         ("vit", "num_channels", 1, "num_channels=1 is not supported"),
-        ("vit", "hidden_size", 18, "no multiple of its 2 attention heads|gives"),
+        ("vit", "hidden_size", 18, "where config.json means"),
         ("resnet", "layer_type", "wide", "layer_type='wide' is not supported"),
         ("resnet", "hidden_act", "gelu", "hidden_act='gelu' is not supported"),
-        ("swin", "depths", "2", "depths must be a list of numbers"),
+        ("swin", "depths", "2", "depths must be a list of 1 to 8"),
         ("swin", "num_heads", [2], "must be of one length"),
         ("convnext", "depths", [1], "must be of one length"),
         ("vit", "patch_size", [4, 4, 4], "must be one number or two"),

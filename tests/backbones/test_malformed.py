@@ -1,0 +1,599 @@
+"""Checkpoints that are broken or hostile: one line each, nothing run, no other file read."""
+
+import json
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.conftest import GOLDEN
+from tfft import backbones
+from tfft.backbones import saved_graph
+from tfft.config import ModelConfig
+from tfft.errors import UserError
+from tfft.files import regular_file
+from tfft.preprocess import kerashub, tokenizer
+
+HUGE = "1" * 5000  # Python refuses to convert so many digits
+DEEP = "[" * 100_000
+
+
+def copied(name: str, folder: Path, **changes) -> Path:
+    """Link a checkpoint of the golden files, its config.json changed."""
+    source = next(p for p in (GOLDEN / "encoders" / name, GOLDEN / "vision" / name) if p.is_dir())
+    for path in source.iterdir():
+        (folder / path.name).symlink_to(path)
+    settings = {**json.loads((source / "config.json").read_text()), **changes}
+    return written(folder, "config.json", json.dumps(settings))
+
+
+def written(folder: Path, name: str, content: str | bytes) -> Path:
+    """Write a file in place of the link of its name."""
+    (folder / name).unlink(missing_ok=True)
+    data = content if isinstance(content, bytes) else content.encode()
+    (folder / name).write_bytes(data)
+    return folder
+
+
+def refused(load, *words: str) -> None:
+    with pytest.raises(UserError) as error:
+        load()
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 600
+    message.encode()  # it can be printed
+    for word in words:
+        assert word in message
+
+
+def load(folder, provider="hf", **settings):
+    return backbones.load(ModelConfig(backbone=f"{provider}:{folder}", **settings))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "key", "value", "words"),
+    [
+        ("bert", "num_hidden_layers", 1e308, "a whole number from 1 to 1000"),
+        ("bert", "num_hidden_layers", 0, "from 1 to 1000"),
+        ("bert", "num_hidden_layers", 1.5, "a whole number"),
+        ("bert", "num_hidden_layers", float("nan"), "from 1 to 1000. Received: nan"),
+        ("bert", "num_hidden_layers", True, "must be a number"),
+        ("bert", "num_hidden_layers", [[1] * 10_000], "must be a number"),
+        ("bert", "num_hidden_layers", 999, "lacks 'encoder.layer.2"),
+        ("bert", "num_attention_heads", 0, "from 1 to"),
+        ("bert", "hidden_size", -4, "from 1 to"),
+        ("bert", "hidden_size", 60_000, "numbers where config.json means"),
+        ("bert", "vocab_size", 4_000_000, "numbers where config.json means"),
+        ("bert", "intermediate_size", 1 << 18, "numbers where config.json means"),
+        ("bert", "max_position_embeddings", 1 << 20, "numbers where config.json means"),
+        ("bert", "hidden_dropout_prob", 1.0, "hidden_dropout_prob must be from 0 to 0.999"),
+        ("bert", "layer_norm_eps", "1e-12", "layer_norm_eps must be a number"),
+        ("bert", "hidden_act", {"name": "gelu"}, "unknown activation"),
+        ("bert", "model_type", ["bert"], "is not supported"),
+        ("bert", "model_type", "\ud800", "not valid JSON"),
+        ("roberta", "pad_token_id", 1000, "max_position_embeddings must exceed"),
+        ("albert", "num_hidden_groups", 900, "num_hidden_groups must be 1 to"),
+        ("albert", "embedding_size", 60_000, "numbers where config.json means"),
+        ("distilbert", "n_layers", -1, "n_layers must be a whole number"),
+        ("vit", "patch_size", 0, "patch_size must be a whole number from 1"),
+        ("vit", "patch_size", 4096, "holds no patch"),
+        ("vit", "image_size", 4096, "numbers where config.json means"),
+        ("vit", "qkv_bias", "false", "qkv_bias must be true or false"),
+        ("dinov2", "mlp_ratio", 1e308, "mlp_ratio must be a whole number"),
+        ("swin", "depths", [], "depths must be a list of 1 to 8 numbers"),
+        ("swin", "depths", [1] * 900, "depths must be a list of 1 to 8 numbers"),
+        ("swin", "num_heads", "many", "num_heads must be a list"),
+        ("swin", "window_size", 32, "numbers where config.json means"),
+        ("convnext", "hidden_sizes", [60_000] * 4, "numbers where config.json means"),
+        ("resnet", "hidden_sizes", [3, 3, 3, 3], "hidden_sizes must be 4 at least"),
+        ("resnet", "depths", [1, 1, 1, 0], "depths must be a whole number from 1"),
+        ("mobilenet_v2", "depth_multiplier", 1e308, "depth_multiplier must be from 0.01 to 16"),
+        ("mobilenet_v2", "depth_multiplier", 16, "holds"),
+        ("mobilenet_v2", "output_stride", -8, "output_stride must be"),
+    ],
+)
+def test_config_json(name, key, value, words, tmp_path):
+    refused(lambda: load(copied(name, tmp_path, **{key: value})), words)
+
+
+@pytest.mark.parametrize("value", [5, ["zero"], {"0": "zero"}])
+def test_labels_of_a_stored_head(value, tmp_path):
+    folder = copied("bert_classifier", tmp_path, id2label=value)
+    refused(lambda: load(folder, head="checkpoint"), "id2label")
+
+
+BROKEN = {
+    "deep": DEEP,
+    "digits": '{"num_hidden_layers": ' + HUGE + "}",
+    "surrogate": '{"model_type": "\\ud800"}',
+    "not UTF-8": b'{"a": "\xff"}',
+    "cut": '{"model_type": "be',
+    "list": "[]",
+}
+
+
+def fifo(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("broken", [*BROKEN, "fifo", "directory", "device"])
+def test_json_files(name, broken, tmp_path):
+    folder = copied("vit", tmp_path)
+    path = folder / name
+    path.unlink(missing_ok=True)
+    if broken == "fifo":
+        fifo(path)
+    elif broken == "device":
+        path.symlink_to("/dev/zero")
+    elif broken == "directory":
+        path.mkdir()
+    else:
+        written(folder, name, BROKEN[broken])
+    refused(lambda: load(folder), name)
+
+
+def test_a_regular_file_has_a_limit(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert regular_file(path, 5) == path
+    refused(lambda: regular_file(path, 4), "must not exceed 4 bytes. Received: 5 bytes")
+    refused(lambda: regular_file(tmp_path / "none", 4), "No such file")
+    refused(lambda: regular_file(Path("a\0b"), 4), "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("size", {"height": -1, "width": 8}),
+        ("size", 1e308),
+        ("size", [1, 2, 3]),
+        ("size", {"shortest_edge": 10**9}),
+        ("resample", [2]),
+        ("rescale_factor", "one"),
+        ("rescale_factor", float("inf")),
+        ("image_mean", [0.5, "a", 0.5]),
+        ("image_mean", 10**400),
+        ("image_std", [0, 0, 0]),
+        ("crop_size", {"height": 10**6}),
+        ("do_resize", False),
+    ],
+)
+def test_preprocessor_config(key, value, tmp_path):
+    folder = copied("vit", tmp_path)
+    settings = {"size": 8, "do_center_crop": key == "crop_size", key: value}
+    written(folder, "preprocessor_config.json", json.dumps(settings))
+    refused(lambda: load(folder), "preprocessor_config.json", key)
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        [],
+        {},
+        {"weight_map": []},
+        {"weight_map": {}},
+        {"weight_map": {"a": 5}},
+        {"weight_map": {"a": {}}},
+        {"weight_map": {"a": ".."}},
+        {"weight_map": {"a": "../model.safetensors"}},
+        {"weight_map": {"a": "/etc/passwd"}},
+        {"weight_map": {"a": "none.safetensors"}},
+        {"weight_map": {"a": "\0"}},
+    ],
+)
+def test_indices_of_weights(index, tmp_path):
+    folder = copied("bert", tmp_path)
+    (folder / "model.safetensors").unlink()
+    written(folder, "model.safetensors.index.json", json.dumps(index))
+    refused(lambda: load(folder), str(folder))
+
+
+def tensors(header: dict, data: bytes) -> bytes:
+    """Return a safetensors file."""
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def one_tensor_changed(dtype: str, shape: list[int], size: int) -> bytes:
+    """Return the weights of the golden BERT, its table of tokens another."""
+    header, body = {}, b""
+    for name, array in load_file(GOLDEN / "encoders" / "bert" / "model.safetensors").items():
+        entry, part = {"dtype": "F32", "shape": list(array.shape)}, array.tobytes()
+        if name.endswith("word_embeddings.weight"):
+            entry, part = {"dtype": dtype, "shape": shape}, b"\0" * size
+        header[name] = {**entry, "data_offsets": [len(body), len(body) + len(part)]}
+        body += part
+    return tensors(header, body)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.parametrize("broken", ["empty", "cut", "header", "length", "fifo", "other"])
+def test_weights(name, broken, tmp_path):
+    folder = copied(name, tmp_path)
+    whole = (folder / "model.safetensors").read_bytes()
+    if broken == "fifo":
+        fifo(folder / "model.safetensors")
+    else:
+        content = {
+            "empty": b"",
+            "cut": whole[:-7],
+            "header": whole[:100],
+            "length": struct.pack("<Q", 2**63) + whole[8:],
+            "other": tensors(
+                {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
+            ),
+        }
+        written(folder, "model.safetensors", content[broken])
+    refused(lambda: load(folder), "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "size", "words"),
+    [
+        ("F8_E4M3", None, 1, "must be one of F64, F32, F16, BF16. Received: F8_E4M3"),
+        ("I64", None, 8, "Received: I64"),
+        ("F32", [1, 2], 8, "where config.json means"),
+        ("F32", [10**6], 4 * 10**6, "is [1000000] where config.json means"),
+    ],
+)
+def test_a_tensor_of_another_form(dtype, shape, size, words, tmp_path):
+    folder = copied("bert", tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    if shape is None:
+        shape = [settings["vocab_size"], settings["hidden_size"]]
+        size *= shape[0] * shape[1]
+    written(folder, "model.safetensors", one_tensor_changed(dtype, shape, size))
+    refused(lambda: load(folder), words)
+
+
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+
+
+def description(**changes) -> dict:
+    """Return what tokenizer.json holds, its model changed."""
+    spec = json.loads(tokenizer.of_vocabulary(VOCABULARY, "here"))
+    spec["model"] |= changes
+    return spec
+
+
+TOKENIZERS = {
+    "list": {"tokenizer.json": "[]"},
+    "cut": {"tokenizer.json": json.dumps(description())[:200]},
+    "no model": {"tokenizer.json": "{}"},
+    "deep": {"tokenizer.json": DEEP},
+    "digits": {"tokenizer.json": HUGE},
+    "not UTF-8": {"tokenizer.json": b"\xff\xfe"},
+    "surrogate": {"tokenizer.json": '{"model": {"vocab": {"\\ud800": 1}}}'},
+    "high id": {"tokenizer.json": json.dumps(description(vocab={"[UNK]": 0, "a": 2**31}))},
+    "no unknown": {"tokenizer.json": json.dumps(description(unk_token="[NONE]"))},
+    "vocabulary of numbers": {"tokenizer.json": json.dumps(description(vocab={"a": "one"}))},
+    "bad config": {
+        "tokenizer.json": json.dumps(description()),
+        "tokenizer_config.json": '{"tokenizer_class": 5, "auto_map": 7}',
+    },
+    "merges": {"vocab.json": '{"a": 0}', "merges.txt": "#version\na\nb c d e\n"},
+    "vocab.json": {"vocab.json": "[1, 2]", "merges.txt": ""},
+    "vocab.txt": {"vocab.txt": b"[UNK]\n\xff\xfe\n"},
+    "spiece": {"spiece.model": b"\x0a\xff\xff\xff\xff\x0f"},
+    "fifo": {},
+}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("broken", TOKENIZERS)
+def test_tokenizers(broken, tmp_path):
+    kind = {"merges": "roberta", "vocab.json": "roberta", "spiece": "albert"}.get(broken, "bert")
+    copied(kind, tmp_path)
+    for name, content in TOKENIZERS[broken].items():
+        written(tmp_path, name, content)
+    if broken == "fifo":
+        fifo(tmp_path / "tokenizer.json")
+    refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), str(tmp_path))
+
+
+@pytest.mark.parametrize("named_in", ["config.json", "tokenizer_config.json"])
+def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(named_in, tmp_path, monkeypatch):
+    """config.json may name another file in its place, and that one code."""
+    marker = tmp_path / "marker"
+    code = {"AutoConfig": "code_of_it.Config", "AutoTokenizer": ["code_of_it.T", "code_of_it.T"]}
+    files = {
+        "config.json": {"model_type": "bert", "configuration_files": ["config.4.0.0.json"]},
+        "config.4.0.0.json": {"model_type": "unheard-of", "auto_map": code},
+        "tokenizer_config.json": {},
+        "tokenizer.json": description(),
+    }
+    if named_in == "tokenizer_config.json":
+        files |= {"config.json": {"model_type": "unheard-of"}, named_in: {"auto_map": code}}
+    for name, value in files.items():
+        (tmp_path / name).write_text(json.dumps(value))
+    (tmp_path / "code_of_it.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    try:
+        tokenizer.from_checkpoint(str(tmp_path))
+    except UserError as error:
+        assert "\n" not in str(error)
+    assert not asked and not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": 5}, "names no timm architecture"),
+        ({"registered_name": "keras_hub>BertBackbone"}, "names no timm architecture"),
+        ({"pretrained_cfg": [1]}, "pretrained_cfg must be an object"),
+        ({"pretrained_cfg": {"input_size": [3, 1e308, 8]}}, "input_size"),
+        ({"pretrained_cfg": {"std": [0, 1, 1]}}, "std must be"),
+        ({"pretrained_cfg": {"crop_pct": "nan"}}, "crop_pct must be a number"),
+    ],
+)
+def test_timm(changes, words, tmp_path, monkeypatch):
+    import keras_hub
+
+    from tfft.backbones import timm
+
+    # What KerasHub would build of a whole checkpoint does not matter here.
+    monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda *_, **__: None)
+    save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", **changes}))
+    refused(lambda: timm.load(ModelConfig(backbone=f"timm:{tmp_path}"), "float32"), words)
+
+
+def test_an_index_beside_the_weights_is_looked_at(tmp_path):
+    """KerasHub follows it also where there is model.safetensors."""
+    save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
+    index = {"weight_map": {"conv1.weight": "../other.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(lambda: load(tmp_path, "timm"), "weight_map must list names of files beside it")
+
+
+BERT = {
+    "module": "keras_hub.src.models.bert.bert_backbone",
+    "class_name": "BertBackbone",
+    "registered_name": "keras_hub>BertBackbone",
+    "config": {
+        "vocabulary_size": 8,
+        "num_layers": 1,
+        "num_heads": 1,
+        "hidden_dim": 4,
+        "intermediate_dim": 4,
+    },
+}
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", {"num_layers": 1e308}, "num_layers must not exceed 1,000"),
+        ("config.json", {"num_layers": 4000}, "num_layers must not exceed 1,000"),
+        ("config.json", {"hidden_dim": 10**9}, "hidden_dim must not exceed"),
+        ("config.json", {"hidden_dim": 60_000}, "numbers at least where the weights have"),
+        ("config.json", {"vocabulary_size": 4_000_000}, "numbers at least"),
+        ("config.json", {"num_heads": "two"}, "cannot be loaded"),
+        ("config.json", 5, "config must be an object"),
+        ("tokenizer.json", {"config": {"vocabulary": "/etc/passwd"}}, "must not name a file"),
+        ("tokenizer.json", {"config": {"a": [{"proto": "x"}]}}, "must not name a file"),
+        ("model.weights.json", {"weight_map": {"a": ["../x.h5"]}}, "names of files beside it"),
+        ("model.safetensors.index.json", {"weight_map": [1]}, "weight_map must be an object"),
+        ("image_converter.json", None, "regular file"),
+    ],
+)
+def test_kerashub(name, content, words, tmp_path):
+    (tmp_path / "model.weights.h5").write_bytes(b"x" * 100)
+    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    if content is None:
+        fifo(tmp_path / name)
+    elif name == "config.json":
+        config = {**BERT["config"], **content} if isinstance(content, dict) else content
+        (tmp_path / name).write_text(json.dumps({**BERT, "config": config}))
+    else:
+        (tmp_path / name).write_text(json.dumps(content))
+    refused(lambda: load(tmp_path, "kerashub"), words)
+    if name == "tokenizer.json":
+        refused(lambda: kerashub.tokenizer_spec(str(tmp_path)), words)
+
+
+def test_weights_for_keras_applications(tmp_path):
+    fifo(tmp_path / "a.weights.h5")
+    weights = str(tmp_path / "a.weights.h5")
+    refused(
+        lambda: backbones.load(ModelConfig(backbone="keras:MobileNet", weights=weights)),
+        "must be a regular file",
+    )
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A SavedModel with an asset, tables, dropout and an assertion, and it exported again."""
+    import tensorflow as tf
+
+    folder = tmp_path_factory.mktemp("saved")
+    (folder / "words.txt").write_text("a\nb\n")
+
+    class Model(tf.__internal__.tracking.AutoTrackable):
+        def __init__(self):
+            super().__init__()
+            self.weight = tf.Variable(tf.ones([3, 2]))
+            self.variables = self.trainable_variables = [self.weight]
+            self.asset = tf.saved_model.Asset(str(folder / "words.txt"))
+            lines = tf.lookup.TextFileIndex
+            self.table = tf.lookup.StaticHashTable(
+                tf.lookup.TextFileInitializer(
+                    self.asset, tf.string, lines.WHOLE_LINE, tf.int64, lines.LINE_NUMBER
+                ),
+                2,
+            )
+            self.counts = tf.lookup.experimental.MutableHashTable(tf.string, tf.int64, -1)
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string)])
+        def __call__(self, x):
+            y = tf.gather(self.weight, self.table.lookup(x))
+            tf.debugging.Assert(tf.reduce_all(self.counts.lookup(x) < 0), [x])
+            return tf.nn.dropout(y, 0.5)
+
+    tf.saved_model.save(Model(), str(folder / "first"))
+    tf.saved_model.save(tf.saved_model.load(str(folder / "first")), str(folder / "again"))
+    return folder
+
+
+def changed(saved: Path, folder: Path, change, name="first") -> Path:
+    """Copy a SavedModel, its protocol buffer changed in place."""
+    from tensorflow.core.protobuf import saved_model_pb2
+
+    model = saved_model_pb2.SavedModel()
+    model.ParseFromString((saved / name / "saved_model.pb").read_bytes())
+    change(model)
+    for part in ("assets", "variables"):
+        (folder / part).mkdir()
+        for path in (saved / name / part).iterdir():
+            (folder / part / path.name).symlink_to(path)
+    return written(folder, "saved_model.pb", model.SerializeToString())
+
+
+def functions(model, part: str):
+    library = model.meta_graphs[0].graph_def.library
+    return [f for f in library.function if part in f.signature.name]
+
+
+@pytest.mark.parametrize("name", ["first", "again"])
+def test_savedmodels_that_only_compute_are_allowed(saved, name):
+    saved_graph.check(saved / name, "here")
+
+
+_OPERATIONS = """
+    AudioMicrofrontendX CacheDataset CacheDatasetV2 Copy CreateSummaryFileWriter DebugIdentity
+    DebugIdentityV3 DecodeProtoV2 EagerPyFunc FileSystemSetConfiguration ImmutableConst
+    LoadAndRemapMatrix MapDataset MatchingFiles MergeV2Checkpoints OneShotIterator Print PrintV2
+    PyFunc PyFuncStateless ReadFile RemoteCall RestoreV2 SaveV2 ShardedFilename SnapshotDatasetV2
+    TFRecordDataset TextLineDataset WholeFileReaderV2 WriteFile WriteSummary XlaCallModule
+    XlaCustomCall _Send __inference_restore_fn
+"""
+
+
+@pytest.mark.parametrize("where", ["main", "__call__", "_initializer", "_destroyer"])
+def test_operations_of_savedmodels(saved, where, tmp_path):
+    for operation in _OPERATIONS.split():
+
+        def add(model, operation=operation):
+            graph = model.meta_graphs[0].graph_def
+            node = (graph.node if where == "main" else functions(model, where)[0].node_def).add()
+            node.name, node.op = "added", operation
+
+        folder = tmp_path / operation
+        folder.mkdir()
+        changed(saved, folder, add)
+        words = f"holds the operation {operation}, which tfft never runs"
+        refused(lambda f=folder: saved_graph.check(f, "here"), words, where)
+
+
+def test_allowed_operations_are_of_tensorflow():
+    from tensorflow.python.framework import op_def_registry
+
+    names = {n for n in saved_graph._STATEFUL if not n.startswith("Sentencepiece")}
+    assert all(op_def_registry.get(name).is_stateful for name in names)
+    for name in ("Conv2D", "FusedBatchNormV3", "MatMul", "PartitionedCall", "Placeholder", "Const"):
+        assert saved_graph.is_allowed(op_def_registry.get(name))
+
+
+def call(node, function: str) -> None:
+    node.name, node.op = "added", "StatefulPartitionedCall"
+    node.attr["f"].func.name = function
+
+
+def test_the_savers_functions_are_for_the_saver_alone(saved, tmp_path):
+    def called(model):
+        name = functions(model, "traced_save")[0].signature.name
+        call(functions(model, "__call__")[0].node_def.add(), name)
+
+    def offered(model):
+        name = functions(model, "traced_restore")[0].signature.name
+        model.meta_graphs[0].object_graph_def.concrete_functions[name].SetInParent()
+
+    for at, (change, word) in enumerate(((called, "SaveV2"), (offered, "RestoreV2"))):
+        (tmp_path / str(at)).mkdir()
+        folder = changed(saved, tmp_path / str(at), change)
+        refused(lambda f=folder: saved_graph.check(f, "here"), "traced", word)
+
+
+@pytest.mark.parametrize("name", ["first", "again"])
+@pytest.mark.parametrize("change", ["constant", "argument", "captured", "caller", "branch"])
+def test_tables_are_read_from_assets_alone(saved, name, change, tmp_path):
+    def edit(model):
+        graph = model.meta_graphs[0]
+        (reader,) = (
+            f
+            for f in functions(model, "_initializer")
+            if any(n.op == "InitializeTableFromTextFileV2" for n in f.node_def)
+        )
+        node = next(n for n in reader.node_def if n.op == "InitializeTableFromTextFileV2")
+        if change == "constant":
+            node.input[1] = "Const:output:0"
+        elif change == "argument":  # what a user sends
+            for function in graph.object_graph_def.concrete_functions.values():
+                if len(function.bound_inputs) == 2:
+                    del function.bound_inputs[:]
+        elif change == "captured":
+            objects = graph.object_graph_def
+            constant = next(
+                i for i, n in enumerate(objects.nodes) if n.WhichOneof("kind") == "constant"
+            )
+            for function in objects.concrete_functions.values():
+                if len(function.bound_inputs) == 2:
+                    function.bound_inputs[0] = constant
+        else:
+            node = functions(model, "__call__")[0].node_def.add()
+            call(node, reader.signature.name)
+            node.input.extend(["x", "x"])
+            if change == "branch":
+                node.op = "If"
+
+    folder = changed(saved, tmp_path, edit, name)
+    refused(lambda: saved_graph.check(folder, "here"), "that is not an asset")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    "name", ["saved_model.pb", "assets/words.txt", "variables/variables.index"]
+)
+def test_files_of_savedmodels(saved, name, tmp_path):
+    changed(saved, tmp_path, lambda model: None)
+    fifo(tmp_path / name)
+    refused(lambda: load(tmp_path, "hub"), name, "must be a regular file")
+
+
+def asset(name: str):
+    return lambda model: setattr(model.meta_graphs[0].asset_file_def[0], "filename", name)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (asset("../../../etc/passwd"), "an asset lies outside of the SavedModel"),
+        (asset("/etc/passwd"), "an asset lies outside of the SavedModel"),
+        (lambda model: model.meta_graphs[0].ClearField("object_graph_def"), "TF2's reusable"),
+        (lambda model: model.meta_graphs.add().CopyFrom(model.meta_graphs[0]), "TF2's reusable"),
+        (lambda model: model.Clear(), "TF2's reusable"),
+        # What TensorFlow's loader raises for this is a KeyError from within.
+        (
+            lambda model: model.meta_graphs[0].graph_def.library.ClearField("function"),
+            "not a SavedModel that loads",
+        ),
+    ],
+)
+def test_savedmodels_of_another_form(saved, change, words, tmp_path):
+    refused(lambda: load(changed(saved, tmp_path, change), "hub"), "hub:", words)
+
+
+def test_a_cut_savedmodel(saved, tmp_path):
+    changed(saved, tmp_path, lambda model: None)
+    written(tmp_path, "saved_model.pb", (saved / "first" / "saved_model.pb").read_bytes()[:1000])
+    refused(lambda: load(tmp_path, "hub"), "saved_model.pb cannot be read")
