@@ -124,7 +124,7 @@ def _pictures(
 ) -> dict[str, Any]:
     """What pictures a checkpoint reads and how they are scaled, as plain data."""
     path = folder / PICTURES
-    given = pretrained.read_json(path) if path.is_file() else None
+    given = pretrained.read_json(path) if path.exists() else None
     own = family.architecture(settings).size
     picture, scaling = processor.read(given, family.eyes, own)
     if size is not None:
@@ -211,7 +211,7 @@ def _family(settings: Mapping[str, Any]) -> Family:
 
 def _stored_pooling(folder: Path) -> str | None:
     """How sentence-transformers pools this checkpoint, where it says so."""
-    if not (folder / _POOLING).is_file():
+    if not (folder / _POOLING).exists():
         return None
     return (
         "mean" if pretrained.read_json(folder / _POOLING).get("pooling_mode_mean_tokens") else None

@@ -53,8 +53,11 @@ _STATEFUL = frozenset(_STATEFUL_NAMES.split())
 # Operations of the functions that `tf.saved_model.save` adds for saving; nothing here calls them.
 _OF_SAVER = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
 # TensorFlow declares these stateless, though they read files, write them, or call what is outside
-# of the graph: by the words in their names, and in the names of their inputs and attributes.
-_OUTSIDE = re.compile(r"^_|Dataset|Iterator|Snapshot|Reader|Debug|Summary|PyFunc|CustomCall|Remote")
+# of the graph: by words in their names, and in those of their inputs, outputs and attributes.
+# `Abort` ends the process.
+_OUTSIDE = re.compile(
+    r"^_|^Abort$|CustomCall|Dataset|Debug|Iterator|Mlir|PyFunc|Reader|Remote|Snapshot|Summary"
+)
 _OUTSIDE_ARGUMENT = re.compile(
     r"(?:^|_)(?:address|datasets?|debug|descriptor|file|filenames?|filespec|memory|path|token"
     r"|urls?)(?:_|$)"
@@ -97,7 +100,7 @@ def is_allowed(operation: OpDef | None) -> bool:
         return False
     if operation.is_stateful:
         return operation.name in _STATEFUL
-    arguments = (*operation.input_arg, *operation.attr)
+    arguments = (*operation.input_arg, *operation.output_arg, *operation.attr)
     return not _OUTSIDE.search(operation.name) and not any(
         _OUTSIDE_ARGUMENT.search(argument.name) for argument in arguments
     )

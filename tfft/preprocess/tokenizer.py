@@ -54,13 +54,17 @@ def usable(spec: str, where: str) -> Tokenizer:
     with pretrained.library_errors(f"{where}: the tokenizer cannot be used"):
         made = Tokenizer.from_str(spec)
         made.encode_batch([_UNKNOWN, (_UNKNOWN, _UNKNOWN)])
+    _check_ids(made, where)
+    return made
+
+
+def _check_ids(made: Tokenizer, where: str) -> None:
     highest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < _MOST_IDS:
         raise UserError(
             f"{where}: the tokenizer's ids must be from 0 to {_MOST_IDS - 1:,}. "
             f"Received: {'none' if highest < 0 else f'{highest:,}'}"
         )
-    return made
 
 
 def of_bytes() -> str:
@@ -124,6 +128,7 @@ def _through_transformers(folder: Path) -> str:
             f"{folder}: {type(tokenizer).__name__} has no fast form, which tfft needs; "
             "save one as tokenizer.json"
         )
+    _check_ids(backend, str(folder))  # writing the description counts up to the highest
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()
