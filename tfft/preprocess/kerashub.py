@@ -1,4 +1,5 @@
-"""The tokenizer of a KerasHub preset as a description of the tokenizers library.
+"""The tokenizer of a KerasHub preset as a description of the tokenizers library, and what the
+files of a preset must be before KerasHub reads them.
 
 KerasHub's own WordPiece differs from the original on accents and Chinese; its vocabularies are
 the originals, so the original's rules are put around them.
@@ -21,9 +22,11 @@ _SETTINGS = ("config.json", "tokenizer.json", "image_converter.json")
 _TOKENIZER_LIMIT = 64 << 20  # bytes: of a Hugging Face checkpoint it holds the vocabulary
 # Settings of tokenizers that KerasHub takes for the path of a file where they are strings.
 _PATHS = ("merges", "proto", "vocabulary")
-# Settings that count layers, which take time to build, and what all numbers are below.
-_COUNTS = re.compile(r"layers|blocks|depth|repeat|repetition|num_groups")
-_MOST_LAYERS, _LARGEST = 1000, 1 << 22
+# Settings that count layers, which take time to build, and such as take memory; their largest.
+_LIMITS = (
+    (re.compile(r"layers|blocks|depth|repeat|repetition|num_groups"), 1000),
+    (re.compile(r"dim|size|filter|channel|length|width|heads|segments|units|shape"), 1 << 22),
+)
 
 
 def check_preset(name: str) -> None:
@@ -43,7 +46,9 @@ def check_preset(name: str) -> None:
     for file, value in settings.items():
         for key, setting in _settings(value.get("config")):
             if key in _PATHS and isinstance(setting, str):
-                raise UserError(f"{found[file]}: {key} must not name a file. Received: {setting!r}")
+                raise UserError(
+                    f"{found[file]}: {key} must not name a file. Received: {setting!r:.60}"
+                )
     weights = [] if (path := _file(name, _WEIGHTS)) is None else [path]
     for index in _INDICES:
         if (path := _file(name, index)) is not None:
@@ -88,15 +93,14 @@ def _check_numbers(config: Any, weights: int, where: str) -> None:
     if not isinstance(config, Mapping):
         raise UserError(f"{where}: config must be an object. Received: {config!r:.60}")
     for key, value in _settings(config):
-        most = _MOST_LAYERS if _COUNTS.search(key) else _LARGEST
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if number and not -_LARGEST <= value <= most:  # NaN is not either
+        most = next((limit for pattern, limit in _LIMITS if pattern.search(key)), None)
+        if most is not None and isinstance(value, int | float) and not value <= most:
             raise UserError(f"{where}: {key} must not exceed {most:,}. Received: {value!r:.60}")
     widths = [config.get(key, 1) for key in ("hidden_dim", "intermediate_dim")]
     rows = (config.get("num_groups", config.get("num_layers", 1)), 2, *widths)
     table = (config.get("vocabulary_size", 1), config.get("embedding_dim", widths[0]))
     sizes = [math.prod(f) for f in (rows, table) if all(isinstance(n, int) for n in f)]
-    if weights and sum(sizes) > weights:  # a number is a byte at least
+    if weights and sum(sizes) > 2 * weights:  # a number takes four bits at least
         raise UserError(
             f"{where}: means {sum(sizes):,} numbers at least where the weights have {weights:,} "
             "bytes"
@@ -114,10 +118,10 @@ def tokenizer_spec(name: str) -> str:
     check_preset(name)
     with pretrained.library_errors(f"model.backbone: kerashub:{name} has no tokenizer"):
         tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(name)
-    if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
-        return _wordpiece(tokenizer)
-    if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
-        return _byte_pair(tokenizer)
+        if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
+            return _wordpiece(tokenizer)
+        if isinstance(tokenizer, keras_hub.tokenizers.BytePairTokenizer):
+            return _byte_pair(tokenizer)
     raise UserError(
         f"model.backbone: the tokenizer {type(tokenizer).__name__} of kerashub:{name} is not "
         "supported; load the Hugging Face checkpoint of the same model with hf:"

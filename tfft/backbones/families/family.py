@@ -180,17 +180,15 @@ def number(config: Mapping[str, Any], key: str, default: Any = None, kind: type 
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A truth value of config.json, where null stands for the default.
+    """A truth value of config.json; null is false, as transformers reads it.
 
     Raises:
         UserError: it is none.
     """
-    value = config.get(key)
-    if value is None:
-        return default
-    if not isinstance(value, bool):
+    value = config.get(key, default)
+    if value is not None and not isinstance(value, bool):
         raise UserError(f"config.json: {key} must be true or false. Received: {value!r:.60}")
-    return value
+    return bool(value)
 
 
 def refuse(config: Mapping[str, Any], key: str, allowed: Sequence[Any]) -> None:
