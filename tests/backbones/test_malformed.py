@@ -14,8 +14,8 @@ from tfft import backbones
 from tfft.backbones import saved_graph
 from tfft.config import ModelConfig
 from tfft.errors import UserError
-from tfft.files import regular_file
 from tfft.preprocess import TextInputs, kerashub, tokenizer
+from tfft.reading import regular_file
 
 HUGE = "1" * 5000  # Python refuses to convert so many digits
 DEEP = "[" * 100_000

@@ -64,6 +64,9 @@ CASES = {
     "webp of two": encoded(
         clear(IMAGE), "WEBP", save_all=True, lossless=True, append_images=[IMAGE.rotate(180)]
     ),
+    "webp of two without opacity": encoded(
+        IMAGE, "WEBP", save_all=True, append_images=[IMAGE.rotate(180)]
+    ),
 }
 
 
@@ -103,11 +106,7 @@ BROKEN = {
     "cut webp": (CASES["webp"][:300], "broken"),
     "claims 60,000 x 60,000": (
         CASES["png"][:16] + (60000).to_bytes(4, "big") * 2 + CASES["png"][24:],
-        "not between 1 and 100,000,000 pixels",
-    ),
-    "moving webp without opacity": (
-        encoded(IMAGE, "WEBP", save_all=True, append_images=[IMAGE.rotate(180)]),
-        "animated WebP",
+        "not between 1 and 33,554,432 pixels",
     ),
     "exif that points nowhere": (
         b"\xff\xd8\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff",

@@ -78,12 +78,8 @@ class Pixels:
         """What `source` gave, and the targets -> the inputs and the targets."""
         image = given["image"]
         if image.dtype == tf.string:
-            return self._decoded(image), targets
+            return self.inputs.decode(image), targets
         return {"image": tf.cast(image, tf.float32)}, targets
-
-    @cached_property
-    def _decoded(self) -> Any:
-        return self.inputs.graph()
 
     def _bytes(self, at: int) -> bytes:
         found = read(self.split.raw(at)[0])

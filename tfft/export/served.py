@@ -101,22 +101,9 @@ class Served:
         for start in range(0, len(rows), batch_size):
             columns = zip(*rows[start : start + batch_size], strict=True)
             named = dict(zip(self.columns, columns, strict=True))
-            try:
-                answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
-            except self._tf.errors.InvalidArgumentError as error:
-                raise UserError(self._bad(rows[start : start + batch_size], error)) from None
+            answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
+            for at, status in enumerate(answer["status"].numpy() if "status" in answer else ()):
+                if status != b"ok":
+                    raise UserError(f"row {at + 1} of the batch: {status.decode()}")
             parts.append(answer["probabilities"].numpy())
         return np.concatenate(parts)
-
-    def _bad(self, rows: Sequence[tuple[Any, ...]], error: Any) -> str:
-        """Which row it was, and why."""
-        from tfft.preprocess.graph import pictures
-
-        serve = self._model.signatures["serving_default"]
-        for at, row in enumerate(rows):
-            try:
-                named = dict(zip(self.columns, ([value] for value in row), strict=True))
-                serve(**{k: self._tf.constant(v) for k, v in named.items()})
-            except self._tf.errors.InvalidArgumentError as own:
-                return f"row {at + 1} of the batch: {pictures.reason(own)}"
-        return str(error.message).splitlines()[0]

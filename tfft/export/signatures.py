@@ -8,6 +8,9 @@
 | `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
 | `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
 
+Of pictures, those that decode them answer a `status` too, string [B]: `ok`, or what is wrong with a
+picture. The other outputs of such a row are zero, False or empty; other rows are answered as ever.
+
 The features of a tf.Example are the raw columns. All axes but the first are static: TF Serving
 joins the rows of several clients in a batch and refuses all of them if their lengths differ
 (batching_session.cc); it can pad, but would pad the mask with ones. Its Classify call asks for the
@@ -27,6 +30,8 @@ from tfft.backbones.families.packing import packed
 from tfft.config import TaskConfig
 from tfft.export.compact import Stored
 from tfft.preprocess import Inputs
+from tfft.preprocess.graph.pictures import OK
+from tfft.preprocess.image import STATUS
 from tfft.preprocess.text import empty_batch
 from tfft.spec import Backbone, Task
 
@@ -95,7 +100,8 @@ class Signatures(tf.Module):
 
         def answered(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
             made = prepare(*columns)
-            return decoded(*(made[name] for name in prepared))
+            outputs = decoded(*(made[name] for name in prepared))
+            return outputs if STATUS not in made else _answerable(outputs, made[STATUS])
 
         raw = _function(answered, strings)
 
@@ -149,6 +155,16 @@ def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     for name, array in batch.items():
         whole[name][:, :width] = array
     return whole
+
+
+def _answerable(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
+    """With the status, string [B]; nothing is answered to rows in which something is wrong."""
+
+    def of_good_rows(value: tf.Tensor) -> tf.Tensor:
+        good = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])
+        return tf.where(good, value, tf.zeros_like(value))
+
+    return {**{name: of_good_rows(value) for name, value in outputs.items()}, STATUS: status}
 
 
 def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.PolymorphicFunction:

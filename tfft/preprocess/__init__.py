@@ -49,7 +49,7 @@ class Inputs(Protocol):
         """Raw columns, each [B] -> the model's inputs."""
 
     def graph(self) -> Any:
-        """The same, as TensorFlow ops."""
+        """The same, as TensorFlow ops; with a `status`, string [B], where a row can be bad."""
 
     def served(self) -> "dict[str, tf.TensorSpec]":
         """The model's inputs, as a signature takes them."""

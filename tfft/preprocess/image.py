@@ -18,7 +18,8 @@ from tfft.reading import MIB, expanded, read_bytes
 from tfft.spec import Picture
 
 LARGEST = 128 * MIB  # bytes of a picture's file
-VERSION = 1  # of what pixels come of a file: raise it when they change
+STATUS = "status"  # the name of what the graph says of each row
+VERSION = 2  # of what pixels come of a file: raise it when they change
 
 
 class Seen(NamedTuple):
@@ -96,17 +97,29 @@ class ImageInputs:
     def inspect(self, encoded: bytes) -> "Seen | str":
         """What is in a file, or what is wrong with it. Threads may call it at once."""
         if not encoded:
-            return "an empty file"
+            return pictures.EMPTY
         try:
             found = self._inspector(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
             return pictures.reason(error)
         return Seen(*(value.numpy() for value in found))
 
+    def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
+        return {"image": tf.cast(pictures.reader(self.picture)(image), tf.float32)}
+
     def graph(self) -> Any:
-        """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops."""
-        made = pictures.reader(self.picture)
-        return lambda image: {"image": tf.cast(made(image), tf.float32)}
+        """Encoded pictures, strings [B] -> `{image, status}`, as TensorFlow ops that do not raise.
+
+        The status, string [B], is `ok` or what is wrong with a picture; its pixels are zeros then.
+        """
+        read = pictures.tolerant_reader(self.picture)
+
+        def graph(image: tf.Tensor) -> dict[str, tf.Tensor]:
+            pixels, status = read(image)
+            return {"image": tf.cast(pixels, tf.float32), STATUS: status}
+
+        return graph
 
     def served(self) -> dict[str, tf.TensorSpec]:
         """The prepared inputs by name, as a signature takes them."""

@@ -1,7 +1,12 @@
 """Encoded pictures to pixels, as TensorFlow ops: training and serving read by one function.
 
-JPEG (turned as its EXIF says), PNG, WebP, BMP, and the first frame of a GIF; grey and palettes
+JPEG (turned as its EXIF says), PNG, BMP, and the first frame of a GIF or WebP; grey and palettes
 become RGB, what is transparent is laid on white.
+
+A file of a few bytes can claim any size and any number of frames. What a picture takes is bounded:
+its size is checked before it is decoded, other frames than the first are cut off, no copy of all
+its pixels has more than a byte for each colour, and of one that is long and thin only the part that
+the model sees is resized.
 """
 
 from collections.abc import Callable
@@ -9,39 +14,131 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfft.preprocess.graph.resizing import fit, resize
 from tfft.spec import Picture
 
-MAX_PIXELS = 100_000_000  # of one picture: a file of a few bytes can claim any size
+__all__ = ["decode", "fit", "grey_bits", "reader", "reason", "resize", "tiny", "tolerant_reader"]
+
+MAX_PIXELS = 2**25  # of one picture; decoding takes up to nine bytes for each (progressive JPEG)
+MAX_SIDE = 2**16 - 1  # the most that JPEG and GIF can say
+_STRIP = 2**20  # pixels that are blended at once
+_BLOCKS = 4096  # steps over the blocks of a GIF, each over a run of blocks of one length
+_CHUNKS = 64  # chunks of a WebP, or extensions of a GIF, before the first frame
+_AT_ONCE = 4  # pictures that are decoded at once in a batch that has a bad one
 _HEAD = 32  # bytes that hold the size in all formats but JPEG
 _EXIF = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
 _EXIF_NAME = b"Exif\0\0"
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
-SIZE = "its size is not between"
+OK = "ok"
+EMPTY = "an empty file"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
+SIZE = f"its size is not between 1 and {MAX_PIXELS:,} pixels, at most {MAX_SIDE:,} to a side"
+BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
 
 
 def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3]."""
-    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3].
 
-    def each(one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor) -> tf.Tensor:
-        return tf.map_fn(lambda d: fit(one(d), picture), data, fn_output_signature=spec)
+    It raises what `decode` raises.
+    """
 
     def read(data: tf.Tensor) -> tf.Tensor:
-        # To ask each picture for its kind takes as long as to decode a small one: the commonest
-        # batches are asked at once.
-        upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_has_exif(data)
-        return tf.cond(upright, lambda: each(_upright_jpeg, data), lambda: each(decode, data))
+        return _by_kind(data, lambda one: _each(one, data, picture))
 
     return read
+
+
+def tolerant_reader(picture: Picture) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3] and a status, string [B].
+
+    It does not raise: the status is `OK` or why a picture could not be decoded, which is zeros then.
+    """
+
+    def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = _by_kind(data, lambda one: _all_or_none(one, data, picture))
+        good = tf.shape(pixels)[0] == tf.shape(data)[0]
+        return tf.cond(
+            good,
+            lambda: (pixels, tf.fill(tf.shape(data), OK)),
+            lambda: _one_by_one(data, picture),
+        )
+
+    return read
+
+
+def _by_kind(data: tf.Tensor, run: Callable[[Any], Any]) -> Any:
+    """What `run` makes of the function that decodes each of these pictures."""
+    # To ask each picture for its kind takes as long as to decode a small one: the commonest
+    # batches are asked at once.
+    upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_contains(_start(data), _EXIF_NAME)
+    return tf.cond(upright, lambda: run(_upright_jpeg), lambda: run(decode))
+
+
+def _each(one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, picture: Picture) -> tf.Tensor:
+    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+    return tf.map_fn(lambda d: fit(one(d), picture), data, fn_output_signature=spec)
+
+
+def _all_or_none(
+    one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, picture: Picture
+) -> tf.Tensor:
+    """uint8 [B, H, W, 3]; no row where decoding one raises.
+
+    A dataset is the only place of a graph in which an error can be ignored. One element for all
+    rows takes a millisecond; one for each row would take as long as decoding a small picture.
+    """
+    none = tf.zeros([0, *picture.size, 3], tf.uint8)
+    read = _plain(lambda rows: _each(one, rows, picture))
+    made = tf.data.Dataset.from_tensors(data).map(read).ignore_errors()
+    return _single(made.concatenate(tf.data.Dataset.from_tensors(none)).take(1))
+
+
+def _one_by_one(data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor]:
+    """As `tolerant_reader`, for rows of which some are bad."""
+    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+    good, pixels = _attempt(lambda d: fit(decode(d), picture), data, spec)
+    header, allowed = _attempt(lambda d: _allowed(_size(d)), data, tf.TensorSpec([], tf.bool))
+    status = tf.fill(tf.shape(data), BROKEN)
+    status = tf.where(header & ~allowed, SIZE, status)
+    status = tf.where(_kind(_head(data)) == len(FORMATS), NOT_A_PICTURE, status)
+    status = tf.where(tf.strings.length(data) == 0, EMPTY, status)
+    return pixels, tf.where(good, OK, status)
+
+
+def _attempt(
+    function: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, spec: tf.TensorSpec
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Whether a function did not raise, bool [B], and what it returned, zeros where it raised."""
+    rows = tf.shape(data)[0]
+    read = _plain(lambda at, one: (at, function(one)))
+    numbered = tf.data.Dataset.from_tensor_slices((tf.range(rows), data))
+    made = numbered.map(read, num_parallel_calls=_AT_ONCE, deterministic=True).ignore_errors()
+    last = tf.data.Dataset.from_tensors((rows, tf.zeros(spec.shape, spec.dtype)))
+    at, values = _single(made.concatenate(last).batch(tf.cast(rows, tf.int64) + 1))
+    count = tf.shape(at)[0] - 1
+    places = tf.fill([rows], count)  # of the rows that raised: that of the zeros
+    places = tf.tensor_scatter_nd_update(places, at[:-1, None], tf.range(count))
+    return places < count, tf.gather(values, places)
+
+
+def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.autograph.experimental.do_not_convert(function)
+
+
+def _single(made: tf.data.Dataset) -> Any:
+    """The only element of a dataset. To optimise it takes longer than it does."""
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    options.experimental_optimization.apply_default_optimizations = False
+    return made.with_options(options).get_single_element()
 
 
 def decode(data: tf.Tensor) -> tf.Tensor:
     """One encoded picture, a scalar string -> uint8 [h, w, 3].
 
     Raises:
-        tf.errors.InvalidArgumentError: it is of no known kind, broken, or has more than
-            `MAX_PIXELS`.
+        tf.errors.InvalidArgumentError: it is of no known kind, broken, or larger than
+            `MAX_PIXELS` or `MAX_SIDE`.
     """
     kind = _kind(_head(data))
     known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
@@ -50,63 +147,9 @@ def decode(data: tf.Tensor) -> tf.Tensor:
     return tf.ensure_shape(found, [None, None, 3])
 
 
-def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
-    """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
-    height, width = picture.size
-    if picture.resize == "stretch":
-        scaled = tf.cast(tf.round(tf.constant(picture.size, tf.float32) / picture.keep), tf.int32)
-        return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
-    now = tf.cast(tf.shape(pixels)[:2], tf.float32)
-    factors = tf.constant(picture.size, tf.float32) / now
-    if picture.resize == "pad":
-        scaled = tf.round(now * tf.reduce_min(factors))
-        scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, picture.size)
-        small = resize(pixels, scaled, picture.interpolation)
-        top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
-        return tf.image.pad_to_bounding_box(small, top, left, height, width)
-    scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / picture.keep), tf.int32)
-    scaled = tf.maximum(scaled, picture.size)
-    return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
-
-
-def _middle(pixels: tf.Tensor, now: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """uint8 [h, w, 3] of the size `now` -> the H x W in its middle."""
-    (height, width), top, left = size, (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
-    return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
-
-
-def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
-    """uint8 [h, w, 3] -> uint8 [H, W, 3]; with antialiasing, rounded as image libraries do."""
-    now = tf.shape(pixels)[:2]
-
-    def resized(antialias: bool) -> tf.Tensor:
-        made = tf.image.resize(pixels, size, interpolation, antialias=antialias)
-        made = tf.round(tf.cast(made, tf.float32))
-        # The other curves are means of pixels, which no rounding takes out of their range.
-        beyond = interpolation == "bicubic"
-        return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
-
-    def changed() -> tf.Tensor:
-        if interpolation == "bicubic":  # without antialiasing it is another curve
-            return resized(True)
-        # What gets larger is the same either way, and several times as fast without.
-        smaller = tf.reduce_any(now > size) & (interpolation == "bilinear")
-        return tf.cond(smaller, lambda: resized(True), lambda: resized(False))
-
-    made = tf.cond(tf.reduce_all(now == size), lambda: pixels, changed)
-    static = tf.get_static_value(size)
-    return tf.ensure_shape(made, [*(map(int, static) if static is not None else (None, None)), 3])
-
-
 def reason(error: tf.errors.InvalidArgumentError) -> str:
     """What `decode` found wrong, in a few words."""
-    if NOT_A_PICTURE in error.message:
-        return NOT_A_PICTURE
-    if SIZE in error.message:
-        return f"{SIZE} 1 and {MAX_PIXELS:,} pixels"
-    if "WebP Animation" in error.message:
-        return "an animated WebP without transparency, which TensorFlow does not decode"
-    return "broken, cut off, or of a kind that TensorFlow does not decode"
+    return next((why for why in (NOT_A_PICTURE, SIZE) if why in error.message), BROKEN)
 
 
 def grey_bits(pixels: tf.Tensor) -> tf.Tensor:
@@ -115,22 +158,30 @@ def grey_bits(pixels: tf.Tensor) -> tf.Tensor:
     Whether each of 8 x 9 grey fields is darker than the one to its right (N. Krawetz, "Kind of Like
     That", 2013).
     """
-    grey = tf.reduce_mean(tf.cast(pixels, tf.float32), axis=-1, keepdims=True)
-    small = tf.image.resize(grey, [8, 9], "area")[..., 0]
+    small = tf.reduce_mean(tf.image.resize(pixels, [8, 9], "area"), axis=-1)
     return tf.reshape(small[:, :-1] < small[:, 1:], [64])
 
 
 def tiny(pixels: tf.Tensor) -> tf.Tensor:
     """The mean colours of 8 x 8 fields, uint8 [8, 8, 3]."""
-    small = tf.image.resize(tf.cast(pixels, tf.float32), [8, 8], "area")
+    small = tf.image.resize(pixels, [8, 8], "area")
     return tf.saturate_cast(tf.round(small), tf.uint8)
+
+
+def _allowed(size: tf.Tensor) -> tf.Tensor:
+    """Whether a picture of this height and width is decoded."""
+    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
+    return tf.reduce_all((size > 0) & (size <= MAX_SIDE)) & (pixels <= MAX_PIXELS)
 
 
 def _of_size(size: tf.Tensor) -> Any:
     """Where what follows is done only if a picture's height and width may be decoded."""
-    pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    small = tf.debugging.Assert((pixels > 0) & (pixels <= MAX_PIXELS), [SIZE, size])
-    return tf.control_dependencies([small])
+    return tf.control_dependencies([tf.debugging.Assert(_allowed(size), [SIZE, size])])
+
+
+def _size(data: tf.Tensor) -> tf.Tensor:
+    """Height and width that an encoded picture of a known kind claims, int32 [2]."""
+    return tf.switch_case(_kind(_head(data)), [lambda size=size: size(data) for size in _SIZES])
 
 
 def _head(data: tf.Tensor) -> tf.Tensor:
@@ -149,28 +200,43 @@ def _kind(head: tf.Tensor) -> tf.Tensor:
     return tf.argmax(tf.concat([found, unknown], -1), -1, output_type=tf.int32)
 
 
-def _number(head: tf.Tensor, at: int, count: int, big: bool = False) -> tf.Tensor:
+def _number(data: tf.Tensor, at: Any, count: int, big: bool = False) -> tf.Tensor:
     """`count` bytes as an integer, int32."""
-    raw = tf.cast(tf.io.decode_raw(tf.strings.substr(head, at, count), tf.uint8), tf.int32)
+    raw = tf.cast(tf.io.decode_raw(tf.strings.substr(data, at, count), tf.uint8), tf.int32)
     powers = range(count)
     factors = tf.constant([256**p for p in (reversed(powers) if big else powers)], tf.int32)
     return tf.reduce_sum(raw * factors)
 
 
-def _png_size(head: tf.Tensor) -> tf.Tensor:
-    return tf.stack([_number(head, 20, 4, big=True), _number(head, 16, 4, big=True)])
+def _contains(data: tf.Tensor, word: bytes) -> tf.Tensor:
+    """Whether a word is in some of the strings, of any shape."""
+    flat = tf.reshape(data, [-1])
+    parts = tf.raw_ops.StringSplitV2(input=flat, sep=word, maxsplit=1).values
+    return tf.size(parts) > tf.size(flat)
 
 
-def _gif_size(head: tf.Tensor) -> tf.Tensor:
-    return tf.stack([_number(head, 8, 2), _number(head, 6, 2)])
+def _jpeg_size(data: tf.Tensor) -> tf.Tensor:
+    return tf.io.extract_jpeg_shape(data)[:2]
 
 
-def _bmp_size(head: tf.Tensor) -> tf.Tensor:
-    return tf.abs(tf.stack([_number(head, 22, 4), _number(head, 18, 4)]))
+def _png_size(data: tf.Tensor) -> tf.Tensor:
+    return tf.stack([_number(data, 20, 4, big=True), _number(data, 16, 4, big=True)])
 
 
-def _webp_size(head: tf.Tensor) -> tf.Tensor:
+def _gif_size(data: tf.Tensor) -> tf.Tensor:
+    """Of the screen or the first frame, whichever is more: either may be the larger one."""
+    at = _gif_frame(tf.io.decode_raw(data, tf.uint8))
+    screen = tf.stack([_number(data, 8, 2), _number(data, 6, 2)])
+    return tf.maximum(screen, tf.stack([_number(data, at + 7, 2), _number(data, at + 5, 2)]))
+
+
+def _bmp_size(data: tf.Tensor) -> tf.Tensor:
+    return tf.abs(tf.stack([_number(data, 22, 4), _number(data, 18, 4)]))
+
+
+def _webp_size(data: tf.Tensor) -> tf.Tensor:
     """The three kinds of WebP keep it in three places (RFC 9649, section 2.5 to 2.7)."""
+    head = _head(_webp_frame(data))
     kind = tf.strings.substr(head, 12, 4)
     packed = _number(head, 21, 4)
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])
@@ -180,39 +246,63 @@ def _webp_size(head: tf.Tensor) -> tf.Tensor:
 
 
 def _on_white(pixels: tf.Tensor) -> tf.Tensor:
-    """RGB or RGBA [h, w, 3 or 4] -> RGB, what is transparent laid on white."""
-    colour = pixels[..., :3]
+    """RGBA [h, w, 4] -> RGB, what is transparent laid on white."""
+    flat = tf.reshape(pixels, [-1, 4])
+    count = tf.shape(flat)[0]
+    size = tf.minimum(count, _STRIP)
 
-    def laid() -> tf.Tensor:
-        alpha = tf.cast(pixels[..., 3:], tf.float32) / 255.0
-        mixed = tf.cast(colour, tf.float32) * alpha + 255.0 * (1.0 - alpha)
-        return tf.cast(tf.round(mixed), tf.uint8)
+    def laid(begin: tf.Tensor) -> tf.Tensor:
+        part = tf.cast(flat[begin : begin + size], tf.uint16)
+        colour, alpha = part[:, :3], part[:, 3:]
+        return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
 
-    clear = tf.reduce_any(pixels[..., 3:] < 255)
-    return tf.cond(clear, laid, lambda: colour)
+    def in_strips() -> tf.Tensor:
+        def step(at: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            begin = tf.minimum(at, count - size)
+            places = (begin + tf.range(size))[:, None]
+            return at + size, tf.tensor_scatter_nd_update(made, places, laid(begin))
+
+        empty = tf.zeros([count, 3], tf.uint8)
+        return tf.while_loop(
+            lambda at, _: at < count,
+            step,
+            [0, empty],
+            [tf.TensorShape([]), tf.TensorShape([None, 3])],
+        )[1]
+
+    def blended() -> tf.Tensor:
+        made = tf.cond(count > size, in_strips, lambda: laid(tf.constant(0)))
+        return tf.reshape(made, [*tf.unstack(tf.shape(pixels)[:2]), 3])
+
+    clear = tf.reduce_any(pixels[..., 3] < 255)
+    return tf.cond(clear, blended, lambda: pixels[..., :3])
 
 
 def _png(data: tf.Tensor) -> tf.Tensor:
-    head = _head(data)
-    with _of_size(_png_size(head)):
+    kind, depth = _number(data, 25, 1), _number(data, 24, 1)
+    clear = (kind == 4) | (kind == 6) | _contains(data, b"tRNS")
+
+    def blended() -> tf.Tensor:
         pixels = tf.io.decode_png(data, channels=4)
-    # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does not
-    # give up to 2^bits - 1, not to 255.
-    depth = _number(head, 24, 1)
-    filled = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
-    unsaid = tf.reduce_all(pixels[..., 3] == filled)
-    return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
+        # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does
+        # not give up to 2^bits - 1, not to 255.
+        filled = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
+        unsaid = tf.reduce_all(pixels[..., 3] == filled)
+        return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
+
+    with _of_size(_png_size(data)):
+        return tf.cond(clear, blended, lambda: tf.io.decode_png(data, channels=3))
 
 
 def _webp(data: tf.Tensor) -> tf.Tensor:
-    """The first frame. The op is told what the file holds: left to find out, it writes beyond its
-    buffer for an animation without opacity, which it refuses when told (TensorFlow 2.21)."""
+    """The first frame. The op is told whether the file holds opacity: it does not ask."""
+    data = _webp_frame(data)
     head = _head(data)
     lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
     clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
     clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
-    with _of_size(_webp_size(head)):
+    with _of_size(_webp_size(data)):
         return tf.cond(
             clear,
             lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
@@ -220,9 +310,83 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
         )
 
 
+def _webp_frame(data: tf.Tensor) -> tf.Tensor:
+    """The first frame of an animation as a file of its own; another file as it is."""
+    head = _head(data)
+    flags = _number(head, 20, 1)
+    moving = (tf.strings.substr(head, 12, 4) == b"VP8X") & (flags // 2 % 2 == 1)
+
+    def length(at: tf.Tensor) -> tf.Tensor:
+        return _number(data, at + 4, 4)
+
+    def frame() -> tf.Tensor:
+        def after(at: tf.Tensor) -> tf.Tensor:
+            return at + 8 + length(at) + length(at) % 2
+
+        def other(at: tf.Tensor) -> tf.Tensor:
+            return tf.strings.substr(data, at, 4) != b"ANMF"
+
+        at = tf.while_loop(other, after, [tf.constant(12)], maximum_iterations=_CHUNKS)[0]
+        # Its offset, 6 bytes; its width and height less one, 6 bytes, as the header has them;
+        # its duration and more, 4 bytes; its own chunks.
+        chunk = tf.strings.substr(data, at + 8, length(at))
+        clear = tf.where(flags // 16 % 2 == 1, b"\x10\0\0\0", b"\0\0\0\0")
+        size = tf.strings.substr(chunk, 6, 6)
+        own = tf.strings.substr(chunk, 16, length(at) - 16)
+        body = b"WEBPVP8X\x0a\0\0\0" + clear + size + own
+        return b"RIFF" + _four_bytes(tf.strings.length(body)) + body
+
+    return tf.cond(moving, frame, lambda: data)
+
+
+def _four_bytes(number: tf.Tensor) -> tf.Tensor:
+    """A number from 0 to 2^31 as a string, the lowest byte first."""
+    every = tf.constant([bytes([value]) for value in range(256)])
+    return tf.strings.reduce_join(tf.gather(every, number // [1, 256, 256**2, 256**3] % 256))
+
+
 def _gif(data: tf.Tensor) -> tf.Tensor:
-    with _of_size(_gif_size(_head(data))):
-        return tf.io.decode_gif(data)[0]
+    """The first frame: the op would decode all."""
+    raw = tf.io.decode_raw(data, tf.uint8)
+    at = _gif_frame(raw)
+    end = _after_blocks(raw, at + 10 + _palette(raw[at + 9]) + 1)
+    with _of_size(_gif_size(data)):
+        return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
+
+
+def _gif_frame(raw: tf.Tensor) -> tf.Tensor:
+    """Where the descriptor of a GIF's first frame begins (GIF89a, sections 18 to 26)."""
+    at = 13 + _palette(raw[10])
+    (at,) = tf.while_loop(
+        lambda at: raw[at] == 0x21,
+        lambda at: _after_blocks(raw, at + 2),
+        [at],
+        maximum_iterations=_CHUNKS,
+    )
+    with tf.control_dependencies([tf.debugging.Assert(raw[at] == 0x2C, [BROKEN])]):
+        return tf.identity(at)
+
+
+def _palette(flags: tf.Tensor) -> tf.Tensor:
+    """Bytes of the colour table that these flags announce."""
+    flags = tf.cast(flags, tf.int32)
+    return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
+
+
+def _after_blocks(raw: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
+    """Where the blocks that begin here end: each is its length and so many bytes, the last empty.
+
+    Encoders write blocks of one length but for the last: a run of them is one step.
+    """
+
+    def after(at: tf.Tensor) -> tf.Tensor:
+        step = tf.cast(raw[at], tf.int32) + 1
+        like = raw[at : at + 1024 * step : step] == raw[at]
+        return at + step * tf.reduce_sum(tf.math.cumprod(tf.cast(like, tf.int32)))
+
+    (at,) = tf.while_loop(lambda at: raw[at] != 0, after, [at], maximum_iterations=_BLOCKS)
+    with tf.control_dependencies([tf.debugging.Assert(raw[at] == 0, [BROKEN])]):
+        return at + 1
 
 
 def _bmp(data: tf.Tensor) -> tf.Tensor:
@@ -231,7 +395,7 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
     The fourth byte of four is not opacity in the common kind, and is dropped.
     """
     head = tf.strings.substr(data, 0, 54)
-    with _of_size(_bmp_size(head)):
+    with _of_size(_bmp_size(data)):
         pixels = tf.io.decode_bmp(data)
 
     def looked_up() -> tf.Tensor:
@@ -246,21 +410,20 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
 
 def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
     """A JPEG as it lies in the file."""
-    with _of_size(tf.io.extract_jpeg_shape(data)[:2]):
+    with _of_size(_jpeg_size(data)):
         # The exact inverse transform: the default is faster by little and off by a few levels.
         return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _jpeg(data: tf.Tensor) -> tf.Tensor:
     pixels = _upright_jpeg(data)
-    return tf.cond(_has_exif(data), lambda: _turned(pixels, _orientation(data)), lambda: pixels)
+    turned = _contains(_start(data), _EXIF_NAME)
+    return tf.cond(turned, lambda: _turned(pixels, _orientation(data)), lambda: pixels)
 
 
-def _has_exif(data: tf.Tensor) -> tf.Tensor:
-    """Whether there may be an EXIF segment in some of the files, strings of any shape."""
-    start = tf.reshape(tf.strings.substr(data, 0, _EXIF), [-1])
-    parts = tf.raw_ops.StringSplitV2(input=start, sep=_EXIF_NAME, maxsplit=1).values
-    return tf.size(parts) > tf.size(start)
+def _start(data: tf.Tensor) -> tf.Tensor:
+    """The bytes in which an EXIF segment is, strings of any shape."""
+    return tf.strings.substr(data, 0, _EXIF)
 
 
 def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
@@ -278,7 +441,7 @@ def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
 
 def _orientation(data: tf.Tensor) -> tf.Tensor:
     """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
-    raw = tf.io.decode_raw(tf.strings.substr(data, 0, _EXIF), tf.uint8)
+    raw = tf.io.decode_raw(_start(data), tf.uint8)
     size = tf.maximum(tf.shape(raw)[0] - 9, 0)
     mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(_EXIF_NAME, 4))}  # APP1, its length, its name
     # All places at once: to go from segment to segment takes ten times as long.
@@ -311,4 +474,5 @@ def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
     return tf.reduce_max(tf.concat([tf.where(found, number(at + 8, 2), 1), [1]], 0))
 
 
-_DECODERS = (_jpeg, _png, _gif, _bmp, _webp)  # as FORMATS
+_SIZES = (_jpeg_size, _png_size, _gif_size, _bmp_size, _webp_size)  # as FORMATS
+_DECODERS = (_jpeg, _png, _gif, _bmp, _webp)

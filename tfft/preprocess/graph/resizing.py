@@ -1,0 +1,110 @@
+"""Pixels to the size that a backbone reads, as TensorFlow ops.
+
+What is computed is bounded by the model's size, whatever shape a picture has: of one that is long
+and thin only the part that the model sees is resized.
+"""
+
+import tensorflow as tf
+
+from tfft.spec import Picture
+
+_LONG = 4  # times the pixels that the model sees, above which not all of a picture is resized
+_ROOM = 2**23  # pixels of float32 between the two passes of a resize
+_KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # and their radius
+
+
+def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
+    """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
+    height, width = picture.size
+    if picture.resize == "stretch":
+        scaled = tf.cast(tf.round(tf.constant(picture.size, tf.float32) / picture.keep), tf.int32)
+        return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
+    now = tf.cast(tf.shape(pixels)[:2], tf.float32)
+    factors = tf.constant(picture.size, tf.float32) / now
+    if picture.resize == "pad":
+        scaled = tf.round(now * tf.reduce_min(factors))
+        scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, picture.size)
+        small = resize(pixels, scaled, picture.interpolation)
+        top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
+        return tf.image.pad_to_bounding_box(small, top, left, height, width)
+    scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / picture.keep), tf.int32)
+    scaled = tf.maximum(scaled, picture.size)
+    return tf.cond(
+        tf.reduce_prod(tf.cast(scaled, tf.int64)) > _LONG * height * width,
+        lambda: _resized_middle(pixels, scaled, picture),
+        lambda: _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size),
+    )
+
+
+def _middle(pixels: tf.Tensor, now: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
+    """uint8 [h, w, 3] of the size `now` -> the H x W in its middle."""
+    (height, width), top, left = size, (now[0] - size[0]) // 2, (now[1] - size[1]) // 2
+    return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
+
+
+def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: Picture) -> tf.Tensor:
+    """`_middle` of what `resize` would give, of the pixels that it depends on."""
+    now = tf.cast(tf.shape(pixels)[:2], tf.float64)
+    scale = tf.cast(scaled, tf.float64) / now
+    offset = tf.cast((scaled - picture.size) // 2, tf.float64)
+    if picture.interpolation == "nearest":
+        for axis, count in enumerate(picture.size):
+            at = (offset[axis] + tf.range(count, dtype=tf.float64) + 0.5) / scale[axis]
+            at = tf.minimum(tf.cast(at, tf.int32), tf.shape(pixels)[axis] - 1)
+            pixels = tf.gather(pixels, at, axis=axis)
+        return tf.ensure_shape(pixels, [*picture.size, 3])
+    kernel, radius = _KERNELS[picture.interpolation]
+    reach = radius * tf.maximum(1 / scale, 1.0) + 1
+    begin = tf.floor(tf.maximum(offset / scale - reach, 0.0))
+    end = tf.math.ceil(tf.minimum((offset + picture.size) / scale + reach, now))
+    (top, left), (bottom, right) = (tf.unstack(tf.cast(x, tf.int32)) for x in (begin, end))
+    made = tf.raw_ops.ScaleAndTranslate(
+        images=pixels[None, top:bottom, left:right],
+        size=picture.size,
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(begin * scale - offset, tf.float32),
+        kernel_type=kernel,
+        antialias=True,
+    )
+    return tf.ensure_shape(_rounded(made[0], picture.interpolation), [*picture.size, 3])
+
+
+def _rounded(values: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """Resized pixels as uint8, rounded as image libraries do."""
+    made = tf.round(tf.cast(values, tf.float32))
+    # The other curves are means of pixels, which no rounding takes out of their range.
+    beyond = interpolation == "bicubic"
+    return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
+
+
+def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """uint8 [h, w, 3] -> uint8 [H, W, 3]; with antialiasing, rounded as image libraries do."""
+    now = tf.shape(pixels)[:2]
+
+    def resized(pixels: tf.Tensor, size: tf.Tensor, antialias: bool) -> tf.Tensor:
+        made = tf.image.resize(pixels, size, interpolation, antialias=antialias)
+        return _rounded(made, interpolation)
+
+    def smooth() -> tf.Tensor:
+        # It is resized from top to bottom first: of a wide one little would be gone after that.
+        between = size * now[::-1]
+        return tf.cond(
+            (between[0] > _ROOM) & (between[1] < between[0]),
+            lambda: _transposed(resized(_transposed(pixels), size[::-1], True)),
+            lambda: resized(pixels, size, True),
+        )
+
+    def changed() -> tf.Tensor:
+        if interpolation == "bicubic":  # without antialiasing it is another curve
+            return smooth()
+        # What gets larger is the same either way, and several times as fast without.
+        smaller = tf.reduce_any(now > size) & (interpolation == "bilinear")
+        return tf.cond(smaller, smooth, lambda: resized(pixels, size, False))
+
+    made = tf.cond(tf.reduce_all(now == size), lambda: pixels, changed)
+    static = tf.get_static_value(size)
+    return tf.ensure_shape(made, [*(map(int, static) if static is not None else (None, None)), 3])
+
+
+def _transposed(pixels: tf.Tensor) -> tf.Tensor:
+    return tf.transpose(pixels, [1, 0, 2])
