@@ -33,6 +33,7 @@ OK = "ok"
 EMPTY = "an empty file"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
 SIZE = f"its size is not between 1 and {MAX_PIXELS:,} pixels, at most {MAX_SIDE:,} to a side"
+_Read = Callable[[tf.Tensor], tf.Tensor]
 BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
 
 
@@ -41,62 +42,73 @@ def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
 
     It raises what `decode` raises.
     """
-
-    def read(data: tf.Tensor) -> tf.Tensor:
-        return _by_kind(data, lambda one: _each(one, data, picture))
-
-    return read
+    functions = _functions(picture)
+    return lambda data: _by_kind(data, functions, lambda one: _each(one, data, picture))
 
 
 def tolerant_reader(picture: Picture) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3] and a status, string [B].
 
-    It does not raise: the status is `OK` or why a picture could not be decoded, which is zeros then.
+    It does not raise: a status is `OK` or why a picture could not be decoded, which is zeros then.
     """
+    functions = _functions(picture)
 
     def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = _by_kind(data, lambda one: _all_or_none(one, data, picture))
-        good = tf.shape(pixels)[0] == tf.shape(data)[0]
+        pixels = _by_kind(data, functions, lambda one: _all_or_none(one, data, picture))
         return tf.cond(
-            good,
+            tf.shape(pixels)[0] == tf.shape(data)[0],
             lambda: (pixels, tf.fill(tf.shape(data), OK)),
-            lambda: _one_by_one(data, picture),
+            lambda: _one_by_one(functions[1], data, picture),
         )
 
     return read
 
 
-def _by_kind(data: tf.Tensor, run: Callable[[Any], Any]) -> Any:
-    """What `run` makes of the function that decodes each of these pictures."""
+def _functions(picture: Picture) -> tuple[_Read, _Read]:
+    """What reads an upright JPEG, and what reads any picture: string -> uint8 [H, W, 3].
+
+    Each is traced once, wherever it is called.
+    """
+    pixels = tf.TensorSpec([None, None, 3], tf.uint8)
+    fitted = tf.function(lambda x: fit(x, picture), [pixels], autograph=False)
+
+    def function(decoder: _Read) -> _Read:
+        spec = [tf.TensorSpec([], tf.string)]
+        return tf.function(lambda data: fitted(decoder(data)), spec, autograph=False)
+
+    return function(_upright_jpeg), function(decode)
+
+
+def _by_kind(
+    data: tf.Tensor, functions: tuple[_Read, _Read], run: Callable[[_Read], tf.Tensor]
+) -> tf.Tensor:
+    """What `run` returns for the function that reads all of these pictures."""
     # To ask each picture for its kind takes as long as to decode a small one: the commonest
     # batches are asked at once.
     upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_contains(_start(data), _EXIF_NAME)
-    return tf.cond(upright, lambda: run(_upright_jpeg), lambda: run(decode))
+    return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
-def _each(one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, picture: Picture) -> tf.Tensor:
+def _each(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
     spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
-    return tf.map_fn(lambda d: fit(one(d), picture), data, fn_output_signature=spec)
+    return tf.map_fn(read, data, fn_output_signature=spec)
 
 
-def _all_or_none(
-    one: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, picture: Picture
-) -> tf.Tensor:
-    """uint8 [B, H, W, 3]; no row where decoding one raises.
+def _all_or_none(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
+    """uint8 [B, H, W, 3]; no row where reading one of them raises.
 
     A dataset is the only place of a graph in which an error can be ignored. One element for all
     rows takes a millisecond; one for each row would take as long as decoding a small picture.
     """
-    none = tf.zeros([0, *picture.size, 3], tf.uint8)
-    read = _plain(lambda rows: _each(one, rows, picture))
-    made = tf.data.Dataset.from_tensors(data).map(read).ignore_errors()
-    return _single(made.concatenate(tf.data.Dataset.from_tensors(none)).take(1))
+    none = tf.data.Dataset.from_tensors(tf.zeros([0, *picture.size, 3], tf.uint8))
+    every = _plain(lambda rows: _each(read, rows, picture))
+    made = tf.data.Dataset.from_tensors(data).map(every).ignore_errors()
+    return _single(made.concatenate(none).take(1))
 
 
-def _one_by_one(data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor]:
+def _one_by_one(read: _Read, data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor]:
     """As `tolerant_reader`, for rows of which some are bad."""
-    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
-    good, pixels = _attempt(lambda d: fit(decode(d), picture), data, spec)
+    good, pixels = _attempt(read, data, tf.TensorSpec([*picture.size, 3], tf.uint8))
     header, allowed = _attempt(lambda d: _allowed(_size(d)), data, tf.TensorSpec([], tf.bool))
     status = tf.fill(tf.shape(data), BROKEN)
     status = tf.where(header & ~allowed, SIZE, status)
@@ -105,9 +117,7 @@ def _one_by_one(data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor
     return pixels, tf.where(good, OK, status)
 
 
-def _attempt(
-    function: Callable[[tf.Tensor], tf.Tensor], data: tf.Tensor, spec: tf.TensorSpec
-) -> tuple[tf.Tensor, tf.Tensor]:
+def _attempt(function: _Read, data: tf.Tensor, spec: tf.TensorSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """Whether a function did not raise, bool [B], and what it returned, zeros where it raised."""
     rows = tf.shape(data)[0]
     read = _plain(lambda at, one: (at, function(one)))
@@ -235,8 +245,11 @@ def _bmp_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _webp_size(data: tf.Tensor) -> tf.Tensor:
+    return _still_size(_head(_webp_frame(data)))
+
+
+def _still_size(head: tf.Tensor) -> tf.Tensor:
     """The three kinds of WebP keep it in three places (RFC 9649, section 2.5 to 2.7)."""
-    head = _head(_webp_frame(data))
     kind = tf.strings.substr(head, 12, 4)
     packed = _number(head, 21, 4)
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])
@@ -302,7 +315,7 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
     clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
     clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
-    with _of_size(_webp_size(data)):
+    with _of_size(_still_size(head)):
         return tf.cond(
             clear,
             lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),

@@ -4,6 +4,8 @@ What is computed is bounded by the model's size, whatever shape a picture has: o
 and thin only the part that the model sees is resized.
 """
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfft.spec import Picture
@@ -53,57 +55,67 @@ def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: Picture) -> t
             at = tf.minimum(tf.cast(at, tf.int32), tf.shape(pixels)[axis] - 1)
             pixels = tf.gather(pixels, at, axis=axis)
         return tf.ensure_shape(pixels, [*picture.size, 3])
-    kernel, radius = _KERNELS[picture.interpolation]
-    reach = radius * tf.maximum(1 / scale, 1.0) + 1
+    reach = _KERNELS[picture.interpolation][1] * tf.maximum(1 / scale, 1.0) + 1
     begin = tf.floor(tf.maximum(offset / scale - reach, 0.0))
     end = tf.math.ceil(tf.minimum((offset + picture.size) / scale + reach, now))
     (top, left), (bottom, right) = (tf.unstack(tf.cast(x, tf.int32)) for x in (begin, end))
-    made = tf.raw_ops.ScaleAndTranslate(
-        images=pixels[None, top:bottom, left:right],
-        size=picture.size,
-        scale=tf.cast(scale, tf.float32),
-        translation=tf.cast(begin * scale - offset, tf.float32),
-        kernel_type=kernel,
-        antialias=True,
-    )
-    return tf.ensure_shape(_rounded(made[0], picture.interpolation), [*picture.size, 3])
-
-
-def _rounded(values: tf.Tensor, interpolation: str) -> tf.Tensor:
-    """Resized pixels as uint8, rounded as image libraries do."""
-    made = tf.round(tf.cast(values, tf.float32))
-    # The other curves are means of pixels, which no rounding takes out of their range.
-    beyond = interpolation == "bicubic"
-    return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
+    part = pixels[top:bottom, left:right]
+    made = _sampled(part, picture.size, scale, begin * scale - offset, picture.interpolation)
+    return tf.ensure_shape(made, [*picture.size, 3])
 
 
 def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
     """uint8 [h, w, 3] -> uint8 [H, W, 3]; with antialiasing, rounded as image libraries do."""
     now = tf.shape(pixels)[:2]
 
-    def resized(pixels: tf.Tensor, size: tf.Tensor, antialias: bool) -> tf.Tensor:
-        made = tf.image.resize(pixels, size, interpolation, antialias=antialias)
-        return _rounded(made, interpolation)
-
     def smooth() -> tf.Tensor:
         # It is resized from top to bottom first: of a wide one little would be gone after that.
         between = size * now[::-1]
-        return tf.cond(
-            (between[0] > _ROOM) & (between[1] < between[0]),
-            lambda: _transposed(resized(_transposed(pixels), size[::-1], True)),
-            lambda: resized(pixels, size, True),
-        )
+        wide = (between[0] > _ROOM) & (between[1] < between[0])
+        x, to = tf.cond(wide, lambda: (_transposed(pixels), size[::-1]), lambda: (pixels, size))
+        scale = tf.cast(to, tf.float32) / tf.cast(tf.shape(x)[:2], tf.float32)
+        made = _sampled(x, to, scale, tf.zeros([2]), interpolation)
+        return tf.cond(wide, lambda: _transposed(made), lambda: made)
+
+    def sharp() -> tf.Tensor:
+        options = {"images": pixels[None], "size": size, "half_pixel_centers": True}
+        if interpolation == "nearest":
+            return tf.raw_ops.ResizeNearestNeighbor(**options)[0]
+        return _rounded(tf.raw_ops.ResizeBilinear(**options)[0], interpolation)
 
     def changed() -> tf.Tensor:
         if interpolation == "bicubic":  # without antialiasing it is another curve
             return smooth()
         # What gets larger is the same either way, and several times as fast without.
-        smaller = tf.reduce_any(now > size) & (interpolation == "bilinear")
-        return tf.cond(smaller, smooth, lambda: resized(pixels, size, False))
+        smaller = tf.reduce_any(now > size)
+        return sharp() if interpolation == "nearest" else tf.cond(smaller, smooth, sharp)
 
     made = tf.cond(tf.reduce_all(now == size), lambda: pixels, changed)
     static = tf.get_static_value(size)
     return tf.ensure_shape(made, [*(map(int, static) if static is not None else (None, None)), 3])
+
+
+def _sampled(
+    pixels: tf.Tensor, size: Any, scale: tf.Tensor, shift: tf.Tensor, interpolation: str
+) -> tf.Tensor:
+    """Pixels scaled, then shifted, with antialiasing: uint8 [h, w, 3] -> uint8 [H, W, 3]."""
+    made = tf.raw_ops.ScaleAndTranslate(
+        images=pixels[None],
+        size=size,
+        scale=tf.cast(scale, tf.float32),
+        translation=tf.cast(shift, tf.float32),
+        kernel_type=_KERNELS[interpolation][0],
+        antialias=True,
+    )
+    return _rounded(made[0], interpolation)
+
+
+def _rounded(values: tf.Tensor, interpolation: str) -> tf.Tensor:
+    """Resized pixels, float32, as uint8: rounded as image libraries do."""
+    made = tf.round(values)
+    # The other curves are means of pixels, which no rounding takes out of their range.
+    beyond = interpolation == "bicubic"
+    return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
 
 
 def _transposed(pixels: tf.Tensor) -> tf.Tensor:
