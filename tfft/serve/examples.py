@@ -188,16 +188,25 @@ def to_json(result: Any) -> str:
     if isinstance(result, regression_pb2.RegressionResult):
         if not result.regressions:
             raise invalid("Cannot convert empty RegressionResults to JSON")
-        return json_tensors.results([json_tensors.decimal(r.value) for r in result.regressions])
+        return json_tensors.results(_decimals([row.value for row in result.regressions]))
     if not result.classifications:
         raise invalid("Cannot convert empty ClassificationResults to JSON")
     rows = [
         json_tensors.one_line(
-            [f"[{quoted(c.label)}, {json_tensors.decimal(c.score)}]" for c in row.classes]
+            [
+                f"[{quoted(one.label)}, {score}]"
+                for one, score in zip(
+                    row.classes, _decimals([c.score for c in row.classes]), strict=True
+                )
+            ]
         )
         for row in result.classifications
     ]
     return json_tensors.results(rows, end="\n    ")
+
+
+def _decimals(values: list[float]) -> list[str]:
+    return json_tensors.decimals(np.array(values, np.float32))
 
 
 def _example(features: Any) -> tf.train.Example:

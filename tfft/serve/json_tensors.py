@@ -7,7 +7,7 @@ ones. Bytes are `{"b64": "..."}`; so are outputs whose names end with `_bytes`.
 
 import base64
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -152,7 +152,7 @@ class _Column:
             Failure: it is ragged, of another type, or not shaped as the first.
         """
         shape, before = _shape(value), len(self._values)
-        self._values.extend(_leaves(value, shape, 0, self._type))
+        _flatten(value, shape, 0, self._type, self._values)
         if self._shape is None:
             self._shape, self._size = shape, len(self._values)
         elif (size := len(self._values) - before) != self._size:
@@ -189,14 +189,14 @@ def _shape(value: Any) -> list[int]:
     return shape
 
 
-def _leaves(value: Any, shape: Sequence[int], level: int, dtype: tf.DType) -> Iterator[Any]:
+def _flatten(value: Any, shape: Sequence[int], level: int, dtype: tf.DType, out: list[Any]) -> None:
     if not isinstance(value, list):
         if level != len(shape):
             raise invalid(
                 f"JSON Value: {shown(value)} found at incorrect level: {level + 1} in the JSON "
                 f"DOM. Expected at level: {len(shape)}"
             )
-        yield _scalar(value, dtype)
+        out.append(_scalar(value, dtype))
         return
     if level >= len(shape):
         raise invalid(f"Encountered list at unexpected level: {level} expected < {len(shape)}")
@@ -205,8 +205,22 @@ def _leaves(value: Any, shape: Sequence[int], level: int, dtype: tf.DType) -> It
             f"Encountered list at unexpected size: {len(value)} at level: {level} expected size: "
             f"{shape[level]}"
         )
+    if level == len(shape) - 1 and _are_numbers(value, dtype):
+        out.extend(value)
+        return
     for element in value:
-        yield from _leaves(element, shape, level + 1, dtype)
+        _flatten(element, shape, level + 1, dtype, out)
+
+
+def _are_numbers(values: Sequence[Any], dtype: tf.DType) -> bool:
+    """Return whether all are numbers of the input's type: most are, and it is quickly seen."""
+    types = set(map(type, values))
+    if dtype in (tf.float32, tf.float64):
+        return types <= {int, float}
+    if dtype not in _INTEGERS or types != {int}:
+        return False
+    low, high = _INTEGERS[dtype]
+    return low <= min(values) and max(values) < high
 
 
 def _scalar(value: Any, dtype: tf.DType) -> Any:
@@ -376,15 +390,18 @@ def _leaf_texts(name: str, array: np.ndarray, depth: int) -> list[str]:
             return [_object({"b64": f'"{base64.b64encode(v).decode()}"'}, depth) for v in values]
         return [quoted(value.decode("utf-8", "surrogateescape")) for value in values]
     if dtype in (tf.float32, tf.float64):
-        return [decimal(value, array.dtype.type) for value in values]
+        return decimals(array)
     return [str(value).lower() for value in values]  # true, false
 
 
-def decimal(value: float, type_: type = np.float32) -> str:
-    """Return a number with six digits, or as many as its type needs to be read back equal."""
-    if not np.isfinite(value):
-        return "NaN" if np.isnan(value) else "-Infinity" if value < 0 else "Infinity"
-    text = f"{value:.6g}"
-    if type_(text) != value:
-        text = f"{value:.{9 if type_ is np.float32 else 17}g}"
-    return text if "." in text or "e" in text else text + ".0"
+def decimals(array: np.ndarray) -> list[str]:
+    """Return numbers with six digits, or as many as their type needs to be read back equal."""
+    values = array.ravel().tolist()
+    texts = [f"{value:.6g}" for value in values]
+    equal = np.array([float(text) for text in texts]).astype(array.dtype) == array.ravel()
+    exact = "%.9g" if array.dtype == np.float32 else "%.17g"
+    for at in np.flatnonzero(~equal).tolist():
+        texts[at] = exact % values[at]
+    texts = [text if "." in text or "e" in text or "n" in text else text + ".0" for text in texts]
+    names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
+    return [names.get(text, text) for text in texts]
