@@ -306,6 +306,13 @@ def test_descriptions_of_tokenizers(model):
     refused(lambda: TextInputs(json.dumps(spec), 16), "tokenizer.json: the tokenizer")
 
 
+def test_a_tokenizer_that_the_graph_cannot_hold():
+    """tensorflow-text takes no piece of more than 256 bytes."""
+    model = {"vocab": {"[UNK]": 0, "x" * 300: 1}}
+    spec = {**description(**model), "added_tokens": [], "post_processor": None}
+    refused(TextInputs(json.dumps(spec), 16).graph, "tokenizer: it has no in-graph form")
+
+
 def test_a_gap_in_the_ids_needs_as_many_rows():
     spec = {**description(vocab={"[UNK]": 0, "a": 9}), "added_tokens": [], "post_processor": None}
     assert TextInputs(json.dumps(spec), 16).vocabulary_size == 10

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tfft.errors import UserError
 from tfft.files import write_atomic
 from tfft.preprocess.tokenizer import usable
+from tfft.pretrained import library_errors
 from tfft.reading import is_unicode
 
 if TYPE_CHECKING:
@@ -120,7 +121,8 @@ class TextInputs:
         """
         from tfft.preprocess.graph import GraphTokenizer
 
-        return GraphTokenizer(self.spec, self.max_length, self.pad_id)
+        with library_errors("tokenizer: it has no in-graph form"):
+            return GraphTokenizer(self.spec, self.max_length, self.pad_id)
 
     def served(self) -> dict[str, "tf.TensorSpec"]:
         """The prepared inputs by name, as a signature takes them."""

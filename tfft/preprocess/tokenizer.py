@@ -16,7 +16,7 @@ from tfft.errors import UserError
 from tfft.reading import regular_file
 
 _FILE_LIMIT = 64 << 20  # bytes
-_MOST_IDS = 1 << 22
+_MOST_IDS = 1 << 20
 # Files that transformers may open in a checkpoint's folder.
 _READ = (".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
 # Hieroglyphs, which no vocabulary holds: an unknown token is needed for them, if any is.
