@@ -1,6 +1,8 @@
 """Encoded pictures to pixels, against Pillow."""
 
 import io
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 
 from tfft.errors import UserError
 from tfft.preprocess import ImageInputs, restore
-from tfft.preprocess.graph import pictures
+from tfft.preprocess.graph import pictures, resizing
 from tfft.spec import Picture
 
 DECODE = tf.function(pictures.decode, [tf.TensorSpec([], tf.string)], autograph=False)
@@ -63,6 +65,12 @@ CASES = {
     "webp clear, lossy": encoded(clear(IMAGE), "WEBP"),
     "webp of two": encoded(
         clear(IMAGE), "WEBP", save_all=True, lossless=True, append_images=[IMAGE.rotate(180)]
+    ),
+    "webp of two, first opaque": encoded(
+        IMAGE, "WEBP", save_all=True, lossless=True, append_images=[clear(IMAGE)]
+    ),
+    "webp of two, lossy": encoded(
+        clear(IMAGE), "WEBP", save_all=True, append_images=[IMAGE.rotate(180)]
     ),
     "webp of two without opacity": encoded(
         IMAGE, "WEBP", save_all=True, append_images=[IMAGE.rotate(180)]
@@ -196,3 +204,170 @@ def test_like_pictures_have_like_hashes():
     own = bits(IMAGE)
     assert (bits(IMAGE.resize((45, 30), Image.BILINEAR)) != own).sum() <= 4
     assert (bits(photo(seed=1)) != own).sum() > 15
+
+
+# --- what is long, thin or large ---
+
+PILLOWS = {"bilinear": Image.BILINEAR, "bicubic": Image.BICUBIC, "nearest": Image.NEAREST}
+
+
+@pytest.mark.parametrize("interpolation", PILLOWS)
+@pytest.mark.parametrize("shape", [(1, 2000), (3000, 7), (100, 1500)])
+def test_the_middle_of_a_thin_picture_is_pillows(shape, interpolation):
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    side, long = min(shape), max(shape)
+    scaled = round(long * 40 / side)
+    begin = (scaled - 40) // 2 * long / scaled
+    end = begin + 40 * long / scaled
+    box = (begin, 0, end, side) if shape[1] == long else (0, begin, side, end)
+    want = Image.fromarray(pixels).resize((40, 40), PILLOWS[interpolation], box=box)
+    found = pictures.fit(tf.constant(pixels), Picture((40, 40), "crop", interpolation))
+    assert np.abs(found.numpy().astype(int) - np.asarray(want)).max() <= 1
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_what_is_wide_is_resized_across_first(interpolation, monkeypatch):
+    wide = tf.constant(np.asarray(photo(30, 700)))
+    size = tf.constant([50, 40])
+    want = pictures.resize(wide, size, interpolation).numpy().astype(int)
+    monkeypatch.setattr(resizing, "_ROOM", 1000)
+    found = pictures.resize(wide, size, interpolation).numpy()
+    assert np.abs(found - want).max() <= 1
+
+
+def test_transparency_is_blended_in_strips(monkeypatch):
+    monkeypatch.setattr(pictures, "_STRIP", 1000)
+    found = pictures.decode(tf.constant(CASES["png clear"])).numpy().astype(int)
+    assert np.abs(found - expected(CASES["png clear"])).max() <= 1
+
+
+def blank_png(height, width, kind):
+    """A PNG of zeros."""
+    packed = zlib.compressobj(1)
+    row = bytes(1 + {2: 3, 6: 4}[kind] * width)
+    data = b"".join(packed.compress(row) for _ in range(height)) + packed.flush()
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def gif_parts(data):
+    """What comes before the first frame, the frame, and the rest."""
+    at = 13 + 3 * 2 ** (data[10] % 8 + 1)
+    while data[at] == ord("!"):
+        at += 2
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+    end = at + 11
+    while data[end]:
+        end += 1 + data[end]
+    return data[:at], data[at : end + 1], data[end + 1 :]
+
+
+def gif_of_many(frame, count, screen):
+    before, own, _ = gif_parts(encoded(frame, "GIF"))
+    return before[:6] + struct.pack("<HH", *screen) + before[10:] + own * count + b";"
+
+
+def webp_of_many(frame, count):
+    own = encoded(frame, "WEBP", lossless=True, method=0)[12:]
+    if own.startswith(b"VP8X"):
+        own = own[18:]
+    size = b"".join(struct.pack("<I", side - 1)[:3] for side in frame.size)
+    own = bytes(6) + size + bytes(4) + own
+    chunks = b"WEBPVP8X" + struct.pack("<IB3x", 10, 0x12) + size + b"ANIM\x06\0\0\0" + bytes(6)
+    chunks += (b"ANMF" + struct.pack("<I", len(own)) + own) * count
+    return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
+
+
+HOSTILE = {  # each took from 0.4 to 12 GiB
+    "thin": lambda: blank_png(1, 20_000, 2),
+    "thin, JPEG": lambda: encoded(Image.new("RGB", (2, 65_000)), "JPEG"),
+    "GIF": lambda: gif_of_many(Image.new("L", (2000, 2000)), 100, (10, 10)),
+    "WebP": lambda: webp_of_many(Image.new("RGBA", (1500, 1500)), 100),
+    "PNG": lambda: blank_png(4000, 5000, 6),
+}
+
+
+def test_memory_of_one_picture_is_bounded():
+    inputs = ImageInputs(Picture((224, 224)))
+    inputs.inspect(CASES["png clear"])
+
+    def memory(name):
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith(name)) / 1024
+
+    for case, make in HOSTILE.items():
+        data = make()
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")  # the peak from here on
+        except OSError:
+            pytest.skip("the peak of memory cannot be reset here")
+        before = memory("VmRSS")
+        assert inputs.check(data) == "", case
+        assert memory("VmHWM") - before < 300, case
+
+
+def test_the_first_frame_of_a_gif_alone_is_looked_at():
+    small, large = photo(20, 30).convert("P"), photo(50, 70, 1).convert("P")
+    before, own, _ = gif_parts(encoded(small, "GIF"))
+    _, other, _ = gif_parts(encoded(large, "GIF"))
+    comment = b"!\xfe" + b"\x05hello\x02hi\0"
+    want = expected(encoded(small, "GIF"))
+    for data in (
+        before + comment + own + comment + other + b";",
+        before + own + b"!\xf9\x04 cut off",
+        before + own,  # the mark of the end left out
+    ):
+        np.testing.assert_array_equal(DECODE(data), want)
+    start, blocks = own[:11], own[11:-1]
+    stream = b"".join(blocks[at + 1 : at + 1 + blocks[at]] for at in range(0, len(blocks), 256))
+    for size in (1, 254, 7):  # as other encoders write them
+        parts = [stream[at : at + size] for at in range(0, len(stream), size)]
+        again = b"".join(bytes([len(part)]) + part for part in parts)
+        np.testing.assert_array_equal(DECODE(before + start + again + b"\0;"), want)
+
+
+TOO_LARGE = {
+    "PNG": blank_png(1, 70_000, 2),
+    "GIF, the frame": CASES["gif"].replace(
+        struct.pack("<HHHH", 0, 0, 90, 60), struct.pack("<HHHH", 0, 0, 60_000, 60_000)
+    ),
+    "GIF, the screen": CASES["gif"][:6] + struct.pack("<HH", 60_000, 60_000) + CASES["gif"][10:],
+    "WebP, a frame": webp_of_many(Image.new("RGB", (8, 8)), 1).replace(
+        b"\x2f\x07\xc0\x01\0", b"\x2f\xff\xff\xff\x0f"
+    ),
+}
+
+
+def test_a_bad_picture_has_a_status_and_the_others_their_pixels():
+    """For what is broken at random too the graph says what the host says, and does not raise."""
+    inputs = ImageInputs(Picture((32, 32)))
+    draw = np.random.default_rng(0)
+    rows = [*CASES.values(), *(data for data, _ in BROKEN.values()), *TOO_LARGE.values()]
+    for data in CASES.values():
+        for _ in range(4):
+            bytes_ = bytearray(data)
+            for at in draw.integers(0, min(len(data), draw.choice([60, 5000])), 3):
+                bytes_[at] = draw.integers(256)
+            rows.append(bytes(bytes_))
+            rows.append(data[: draw.integers(len(data))])
+    serve = tf.function(inputs.graph(), [tf.TensorSpec([None], tf.string)], autograph=False)
+    found = {name: value.numpy() for name, value in serve(tf.constant(rows)).items()}
+    seen = [inputs.inspect(row) for row in rows]
+    for at, host in enumerate(seen):
+        good = not isinstance(host, str)
+        assert found["status"][at].decode() == ("ok" if good else host)
+        np.testing.assert_array_equal(found["image"][at], host.pixels if good else 0)
+    large = found["status"][len(CASES) + len(BROKEN) :][: len(TOO_LARGE)]
+    assert all(b"its size is not between" in status for status in large), large
+    assert 50 < (found["status"] == b"ok").sum() < len(rows) - 50
+    assert serve(tf.constant([], tf.string))["status"].shape == [0]
+    with pytest.raises(UserError, match="picture 2: not a picture"):
+        inputs.batch([CASES["jpeg"], b"nothing"])

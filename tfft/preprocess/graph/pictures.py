@@ -260,35 +260,24 @@ def _still_size(head: tf.Tensor) -> tf.Tensor:
 
 def _on_white(pixels: tf.Tensor) -> tf.Tensor:
     """RGBA [h, w, 4] -> RGB, what is transparent laid on white."""
-    flat = tf.reshape(pixels, [-1, 4])
-    count = tf.shape(flat)[0]
-    size = tf.minimum(count, _STRIP)
+    height, width = tf.unstack(tf.shape(pixels)[:2])
+    rows = tf.clip_by_value(_STRIP // width, 1, height)  # of a strip
 
-    def laid(begin: tf.Tensor) -> tf.Tensor:
-        part = tf.cast(flat[begin : begin + size], tf.uint16)
-        colour, alpha = part[:, :3], part[:, 3:]
-        return tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+    def blended(top: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        top = tf.minimum(top, height - rows)
+        part = tf.cast(pixels[top : top + rows], tf.uint16)
+        colour, alpha = part[..., :3], part[..., 3:]
+        strip = tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
+        return top + rows, tf.raw_ops.InplaceUpdate(x=made, i=top + tf.range(rows), v=strip)
 
-    def in_strips() -> tf.Tensor:
-        def step(at: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-            begin = tf.minimum(at, count - size)
-            places = (begin + tf.range(size))[:, None]
-            return at + size, tf.tensor_scatter_nd_update(made, places, laid(begin))
-
-        empty = tf.zeros([count, 3], tf.uint8)
-        return tf.while_loop(
-            lambda at, _: at < count,
-            step,
-            [0, empty],
-            [tf.TensorShape([]), tf.TensorShape([None, 3])],
-        )[1]
-
-    def blended() -> tf.Tensor:
-        made = tf.cond(count > size, in_strips, lambda: laid(tf.constant(0)))
-        return tf.reshape(made, [*tf.unstack(tf.shape(pixels)[:2]), 3])
+    def laid() -> tf.Tensor:
+        made = tf.raw_ops.Empty(shape=[height, width, 3], dtype=tf.uint8)
+        shapes = [tf.TensorShape([]), tf.TensorShape([None, None, 3])]
+        made = tf.ensure_shape(made, shapes[1])
+        return tf.while_loop(lambda top, _: top < height, blended, [0, made], shapes)[1]
 
     clear = tf.reduce_any(pixels[..., 3] < 255)
-    return tf.cond(clear, blended, lambda: pixels[..., :3])
+    return tf.cond(clear, laid, lambda: pixels[..., :3])
 
 
 def _png(data: tf.Tensor) -> tf.Tensor:
@@ -326,8 +315,7 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
 def _webp_frame(data: tf.Tensor) -> tf.Tensor:
     """The first frame of an animation as a file of its own; another file as it is."""
     head = _head(data)
-    flags = _number(head, 20, 1)
-    moving = (tf.strings.substr(head, 12, 4) == b"VP8X") & (flags // 2 % 2 == 1)
+    moving = (tf.strings.substr(head, 12, 4) == b"VP8X") & (_number(head, 20, 1) // 2 % 2 == 1)
 
     def length(at: tf.Tensor) -> tf.Tensor:
         return _number(data, at + 4, 4)
@@ -340,13 +328,12 @@ def _webp_frame(data: tf.Tensor) -> tf.Tensor:
             return tf.strings.substr(data, at, 4) != b"ANMF"
 
         at = tf.while_loop(other, after, [tf.constant(12)], maximum_iterations=_CHUNKS)[0]
-        # Its offset, 6 bytes; its width and height less one, 6 bytes, as the header has them;
-        # its duration and more, 4 bytes; its own chunks.
+        # Its offset, 6 bytes; its width and height less one, 6 bytes, as a header has them; its
+        # duration and more, 4 bytes; chunks as of a still picture. One of opacity needs a header.
         chunk = tf.strings.substr(data, at + 8, length(at))
-        clear = tf.where(flags // 16 % 2 == 1, b"\x10\0\0\0", b"\0\0\0\0")
-        size = tf.strings.substr(chunk, 6, 6)
         own = tf.strings.substr(chunk, 16, length(at) - 16)
-        body = b"WEBPVP8X\x0a\0\0\0" + clear + size + own
+        header = b"VP8X\x0a\0\0\0\x10\0\0\0" + tf.strings.substr(chunk, 6, 6)
+        body = b"WEBP" + tf.where(tf.strings.substr(own, 0, 4) == b"ALPH", header, b"") + own
         return b"RIFF" + _four_bytes(tf.strings.length(body)) + body
 
     return tf.cond(moving, frame, lambda: data)
@@ -362,8 +349,8 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
     """The first frame: the op would decode all."""
     raw = tf.io.decode_raw(data, tf.uint8)
     at = _gif_frame(raw)
-    end = _after_blocks(raw, at + 10 + _palette(raw[at + 9]) + 1)
     with _of_size(_gif_size(data)):
+        end = _after_blocks(raw, at + 10 + _palette(raw[at + 9]) + 1)
         return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
 
 
