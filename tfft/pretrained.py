@@ -6,18 +6,17 @@ could run; SavedModels are graphs, which `backbones.hub` looks through before it
 
 import hashlib
 import http.client
-import json
 import os
 import tarfile
 import urllib.request
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tfft.errors import Interrupted, UserError, nearest
+from tfft import reading
+from tfft.errors import UserError, nearest
 from tfft.files import temporary_folder
-from tfft.reading import regular_file
+from tfft.reading import expanded
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
 JSON_LIMIT = 16 << 20  # bytes; as Python objects up to twenty times that
@@ -31,7 +30,7 @@ def folder(name: str, revision: str | None = None) -> Path:
     Raises:
         UserError: no such folder, or the repository cannot be had.
     """
-    local = local_path(name)
+    local = expanded(name)
     if local.is_dir():
         return local
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -65,32 +64,8 @@ def _download(name: str, revision: str | None) -> Path:
         ) from None
 
 
-def local_path(name: str) -> Path:
-    """Return a path with `~` replaced by the home directory, where there is that user."""
-    return Path(os.path.expanduser(name))
-
-
-@contextmanager
-def library_errors(message: str) -> Iterator[None]:
-    """Turn what a library raises for a broken file into a UserError: `message` and the reason.
-
-    For single calls of libraries that trust what they read and so raise anything: KeyError from
-    within, bare `Exception`, or a panic of Rust's, which is a BaseException.
-    """
-    try:
-        yield
-    except (UserError, Interrupted):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        reason = reason.encode("utf-8", "backslashreplace").decode()
-        raise UserError(f"{message}: {reason}") from None
-
-
 def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
-    """A JSON object from a file of a checkpoint.
+    """Return the JSON object in a file of a checkpoint.
 
     Raises:
         UserError: the file is missing, is no regular file of at most `limit` bytes, or holds
@@ -98,17 +73,7 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """
     if not path.exists():
         raise UserError(f"{path}: missing; is {path.parent} a checkpoint folder?")
-    try:
-        value = json.loads(regular_file(path, limit).read_text(encoding="utf-8"))
-        # Half of a surrogate pair can be escaped in JSON, and then neither printed nor saved.
-        json.dumps(value, ensure_ascii=False).encode()
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
-    return value
+    return reading.read_json(path, limit)
 
 
 def shards(index: Path) -> list[str]:
@@ -142,7 +107,7 @@ def saved_model(handle: str) -> Path:
     Raises:
         UserError: no such folder, or it cannot be downloaded.
     """
-    local = local_path(handle)
+    local = expanded(handle)
     if local.is_dir():
         return local
     if not handle.startswith(("http://", "https://")):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tfft.errors import UserError
+from tfft.errors import Interrupted, UserError
 
 MIB = 1 << 20
 LONGEST_LINE = 1 << 24  # characters; also of a cell, which an unclosed quote may make longer
@@ -99,8 +99,10 @@ def read_text(path: str | Path, limit: int = 16 * MIB) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """Return the JSON object in a file that tfft wrote.
+def read_json(
+    path: str | Path, limit: int = 256 * MIB, **kinds: type | tuple[type, ...]
+) -> dict[str, Any]:
+    """Return the JSON object in a file.
 
     Args:
         kinds: keys that it must have, with their types.
@@ -108,9 +110,13 @@ def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, A
     Raises:
         UserError: as `read_text`, or it was cut or changed since.
     """
-    text = read_text(path, 256 * MIB)
-    with parsing(f"{path}: not valid JSON"):
+    text = read_text(path, limit)
+    try:
         value = json.loads(text)
+        # Half of a surrogate pair can be escaped in JSON, and then neither printed nor saved.
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON: {printable(str(error))}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
     for key, kind in kinds.items():
@@ -123,32 +129,35 @@ def read_json(path: str | Path, **kinds: type | tuple[type, ...]) -> dict[str, A
 
 
 @contextmanager
-def parsing(what: str) -> Iterator[None]:
-    """Turn whatever a library raises over the content of a file into one line.
+def library_errors(message: str) -> Iterator[None]:
+    """Turn what a library raises for a broken file into a UserError: `message` and the reason.
 
-    zipfile, zlib, numpy, pyarrow and TFDS have no common class for what a torn or hostile file
-    makes them raise. Within stands the library's call alone.
+    For single calls of libraries that trust what they read and so raise anything: zipfile, zlib,
+    numpy, pyarrow, TFDS and tokenizers have no common class; some raise KeyError from within, and
+    Rust's panic is a BaseException.
 
     Args:
-        what: the file, and what it should have been: "t.npz: not an npz file".
+        message: the file, and what it should have been: "t.npz: not an npz file".
 
     Raises:
-        UserError: `what` and the library's reason.
+        UserError: `message` and the library's reason.
     """
     try:
         yield
-    except UserError:
+    except (UserError, Interrupted):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {printable(reason)}") from None
+        raise UserError(f"{message}: {printable(reason)}") from None
 
 
 def parsed(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """Iterate over what a library reads, each step as in `parsing`."""
+    """Iterate over what a library reads, each step as in `library_errors`."""
     iterator, end = iter(items), object()
     while True:
-        with parsing(what):
+        with library_errors(what):
             item = next(iterator, end)
         if item is end:
             return

@@ -20,8 +20,8 @@ from tfft import log
 from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError, nearest
-from tfft.pretrained import WEIGHTS_LIMIT, local_path
-from tfft.reading import regular_file
+from tfft.pretrained import WEIGHTS_LIMIT
+from tfft.reading import expanded, regular_file
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 
@@ -144,7 +144,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     """
     name = config.backbone.partition(":")[2]
     weights = config.weights or "imagenet"
-    given = local_path(weights)
+    given = expanded(weights)
     if weights not in ("imagenet", "none"):
         if not given.exists():
             raise UserError(f"model.weights: no such file: {weights} (or imagenet, or none)")

@@ -23,6 +23,7 @@ from tfft import pretrained
 from tfft.backbones import hub_texts, pixels, saved_graph
 from tfft.config import ModelConfig
 from tfft.errors import UserError
+from tfft.reading import library_errors
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 DEFAULT_SIZE = 224
@@ -140,7 +141,7 @@ def _saved(folder: Path, where: str) -> Any:
         UserError: it does not load, or not in the reusable format.
     """
     saved_graph.check(folder, where)
-    with pretrained.library_errors(f"{where}: not a SavedModel that loads"):
+    with library_errors(f"{where}: not a SavedModel that loads"):
         saved = tf.saved_model.load(str(folder))
     if not callable(saved) or not _are_variables(getattr(saved, "variables", None)):
         raise UserError(
@@ -173,7 +174,7 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
         image = keras.Input([size, size, 3], dtype="float32", name="image")
         scaling = pixels.SCALINGS[description["scaling"]]
         x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
-        with pretrained.library_errors(
+        with library_errors(
             f"{where}: does not take pictures of {size} x {size}; it reads no pictures, or others "
             "(model.image_size)"
         ):

@@ -13,11 +13,10 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfft import pretrained
 from tfft.backbones import blocks
 from tfft.errors import UserError
 from tfft.preprocess import tokenizer
-from tfft.reading import regular_file
+from tfft.reading import library_errors, regular_file
 from tfft.spec import Backbone, HeadStyle
 
 # The names of an encoder's inputs, and tfft's for them.
@@ -73,7 +72,7 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
         given: Any = {theirs: inputs[ours] for theirs, ours in _INPUTS.items()}
     else:
         given = Strings(name="strings", dtype="float32")(inputs["token_ids"])
-    with pretrained.library_errors(f"{where}: does not take texts as it says"):
+    with library_errors(f"{where}: does not take texts as it says"):
         found = layer(given)
     features = _features(found)
     if not features:

@@ -15,11 +15,11 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfft import pretrained
 from tfft.backbones import kerashub_pictures, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError
 from tfft.preprocess.kerashub import check_preset
+from tfft.reading import library_errors
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
 _BLOCK = re.compile(r"^(?:transformer_layer_\d+|group_\d+_inner_layer_\d+)$")
@@ -37,7 +37,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     name, size = config.backbone.partition(":")[2], config.image_size
     shape = {"image_shape": (size, size, 3)} if size is not None else {}
     check_preset(name)
-    with pretrained.library_errors(f"model.backbone: kerashub:{name} cannot be loaded"):
+    with library_errors(f"model.backbone: kerashub:{name} cannot be loaded"):
         inner = keras_hub.models.Backbone.from_preset(name, dtype=precision, **shape)
     if kerashub_pictures.is_of_pictures(inner):
         backbone = _of_pictures(inner, _shown(inner, name, config))
@@ -75,7 +75,7 @@ def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]
     import keras_hub
 
     try:
-        with pretrained.library_errors("no image converter"):
+        with library_errors("no image converter"):
             converter = keras_hub.layers.ImageConverter.from_preset(name)
     except UserError:
         converter = None

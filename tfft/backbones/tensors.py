@@ -14,7 +14,7 @@ from safetensors import safe_open
 from tfft import pretrained
 from tfft.backbones.families import names
 from tfft.errors import UserError
-from tfft.reading import regular_file
+from tfft.reading import expanded, library_errors, regular_file
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -26,7 +26,7 @@ def weight_files(folder: Path, given: str | None = None) -> list[Path]:
         UserError: there are none, or one is no regular file of the folder.
     """
     if given is not None:
-        path = pretrained.local_path(given)
+        path = expanded(given)
         if not path.exists():
             raise UserError(f"model.weights: no such file: {given}")
         if path.suffix != ".safetensors":
@@ -60,7 +60,7 @@ class Tensors:
 
     def __enter__(self) -> "Tensors":
         for path in self._files:
-            with pretrained.library_errors(f"{path}: not a safetensors file"):
+            with library_errors(f"{path}: not a safetensors file"):
                 file = safe_open(path, framework="numpy")
             self._open.append(file)
             for name in file.keys():  # noqa: SIM118 -- it is no mapping
@@ -119,7 +119,7 @@ class Tensors:
     def _slice(self, name: str) -> Any:
         """A tensor's header: nothing of it is read."""
         file, key = self._names[name]
-        with pretrained.library_errors(f"{self.where}: {name} cannot be read"):
+        with library_errors(f"{self.where}: {name} cannot be read"):
             return file.get_slice(key)
 
     def fingerprint(self, settings: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from tfft.backbones.kerashub_pictures import Padded
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
 from tfft.errors import UserError
+from tfft.reading import library_errors
 from tfft.spec import Backbone, Picture, StoredHead
 
 # Where the classifier's tensors are, by the architecture, where it is one linear map of the pooled
@@ -61,7 +62,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
         )
     message = f"model.backbone: {architecture} cannot be loaded through KerasHub"
     with (
-        pretrained.library_errors(message),
+        library_errors(message),
         contextlib.redirect_stdout(io.StringIO()),  # it prints every tensor's name
     ):
         inner = keras_hub.models.Backbone.from_preset(str(folder), dtype=precision)

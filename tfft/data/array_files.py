@@ -20,7 +20,7 @@ from tfft.data.records import (
     paths,
 )
 from tfft.errors import UserError, nearest, require
-from tfft.reading import MIB, expanded, open_regular, parsed, parsing
+from tfft.reading import MIB, expanded, library_errors, open_regular, parsed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 LARGEST = 128 * MIB  # bytes of a row of an array
@@ -31,7 +31,7 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
     library = require("pyarrow.parquet", "parquet")
     for path in paths(source, key):
         what = f"{path}: not a parquet file"
-        with parsing(what):
+        with library_errors(what):
             file = library.ParquetFile(path)
             names = file.schema_arrow.names
         if isinstance(columns[0], int):
@@ -57,7 +57,7 @@ def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
     split = source.split or key.rpartition(".")[2]
     builder = tfds_builder(source, key)
     what = f"{key}: TFDS cannot give {source.path} [{split}]"
-    with parsing(what):
+    with library_errors(what):
         if not builder.is_prepared():
             builder.download_and_prepare()
         # Pictures are decoded here as everywhere, not by TFDS.
@@ -86,14 +86,14 @@ def tfds_builder(source: Source, key: str) -> Any:
     """
     import tensorflow_datasets as library
 
-    with parsing(f"{key}.path: no set of TFDS"):
+    with library_errors(f"{key}.path: no set of TFDS"):
         name, _ = library.core.naming.parse_builder_name_kwargs(str(source.path))
     if name.namespace:
         raise UserError(
             f"{key}.path: sets of a namespace run code that is downloaded; name one of TFDS' own. "
             f"Received: {source.path}"
         )
-    with parsing(f"{key}: TFDS cannot give {source.path}"), _features_of_tfds(library):
+    with library_errors(f"{key}: TFDS cannot give {source.path}"), _features_of_tfds(library):
         try:
             return library.builder(str(source.path), data_dir=source.data_dir)
         except library.core.registered.DatasetNotFoundError as error:
@@ -165,23 +165,23 @@ def npz(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
     for path in paths(source, key):
         what = f"{path}: not an npz file of plain arrays"
         with open_regular(path) as file:
-            with parsing(what):
+            with library_errors(what):
                 archive = zipfile.ZipFile(file)
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
             by_name(names, columns, str(path))
-            with parsing(what):
+            with library_errors(what):
                 pixels, labels = (_Array(archive, str(c)) for c in (columns[0], columns[-1]))
             _check_pixels(pixels, labels, columns, path)
             for number in range(pixels.shape[0]):
                 place = f"{path}: row {number}"
-                with parsing(what):
+                with library_errors(what):
                     image, label = pixels.next_row(), labels.next_row()[()]
                     name = label.decode() if isinstance(label, bytes) else str(label)
                 if not_a_number(label):
                     yield BadRow(place, f"{columns[-1]!r} is {label}")
                 else:
                     yield Row(place, (_png(image), name))
-            with parsing(what):
+            with library_errors(what):
                 pixels.end(), labels.end()
 
 

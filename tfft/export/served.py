@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tfft.errors import UserError
-from tfft.reading import parsing, read_json
+from tfft.reading import library_errors, read_json
 
 if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
     from tfft.export.signatures import Servable
@@ -87,7 +87,7 @@ class Served:
         import tensorflow_text  # noqa: F401 -- registers its ops
 
         self._tf = tf
-        with parsing(f"{folder}: not a SavedModel that TensorFlow can load"):
+        with library_errors(f"{folder}: not a SavedModel that TensorFlow can load"):
             self._model = tf.saved_model.load(str(folder))
 
     def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from tfft.config import DataConfig, ModelConfig
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.image import ImageInputs
 from tfft.preprocess.text import TextInputs
-from tfft.reading import parsing, read_json
+from tfft.reading import library_errors, read_json
 from tfft.spec import Picture
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def load(
 def restore(folder: Path) -> Inputs:
     """What a run saved with `Inputs.save`."""
     settings = read_json(folder / "inputs.json")
-    with parsing(f"{folder}: the tokenizer or inputs.json is not as it was written"):
+    with library_errors(f"{folder}: the tokenizer or inputs.json is not as it was written"):
         if "picture" in settings:
             return ImageInputs.restore(settings)
         return TextInputs.restore(folder)

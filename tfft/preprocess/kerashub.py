@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tfft import pretrained
 from tfft.errors import UserError
-from tfft.reading import regular_file
+from tfft.reading import library_errors, regular_file
 
 _WEIGHTS, _INDICES = "model.weights.h5", ("model.weights.json", "model.safetensors.index.json")
 _SETTINGS = ("config.json", "tokenizer.json", "image_converter.json")
@@ -64,7 +64,7 @@ def _file(preset: str, file: str) -> Path | None:
     # No public function says where KerasHub keeps the files of a preset.
     from keras_hub.src.utils.preset_utils import get_file
 
-    with pretrained.library_errors(f"model.backbone: kerashub:{preset} cannot be loaded"):
+    with library_errors(f"model.backbone: kerashub:{preset} cannot be loaded"):
         try:
             return Path(get_file(preset, file))
         except FileNotFoundError:
@@ -116,7 +116,7 @@ def tokenizer_spec(name: str) -> str:
     import keras_hub
 
     check_preset(name)
-    with pretrained.library_errors(f"model.backbone: kerashub:{name} has no tokenizer"):
+    with library_errors(f"model.backbone: kerashub:{name} has no tokenizer"):
         tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(name)
         if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
             return _wordpiece(tokenizer)

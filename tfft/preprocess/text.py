@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 from tfft.errors import UserError
 from tfft.files import write_atomic
 from tfft.preprocess.tokenizer import usable
-from tfft.pretrained import library_errors
-from tfft.reading import is_unicode
+from tfft.reading import is_unicode, library_errors
 
 if TYPE_CHECKING:
     import tensorflow as tf

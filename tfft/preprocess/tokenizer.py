@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tfft import pretrained
 from tfft.errors import UserError
-from tfft.reading import regular_file
+from tfft.reading import library_errors, regular_file
 
 _FILE_LIMIT = 64 << 20  # bytes
 _MOST_IDS = 1 << 20
@@ -51,7 +51,7 @@ def usable(spec: str, where: str) -> Tokenizer:
     Raises:
         UserError: it is broken, or has ids that no table of embeddings could have.
     """
-    with pretrained.library_errors(f"{where}: the tokenizer cannot be used"):
+    with library_errors(f"{where}: the tokenizer cannot be used"):
         made = Tokenizer.from_str(spec)
         made.encode_batch([_UNKNOWN, (_UNKNOWN, _UNKNOWN)])
     _check_ids(made, where)
@@ -118,7 +118,7 @@ def _through_transformers(folder: Path) -> str:
     from transformers import AutoTokenizer
 
     # Left out, `trust_remote_code` makes transformers ask whether to run the checkpoint's code.
-    with pretrained.library_errors(f"{folder}: the tokenizer cannot be read"):
+    with library_errors(f"{folder}: the tokenizer cannot be read"):
         tokenizer = AutoTokenizer.from_pretrained(
             folder, use_fast=True, trust_remote_code=False, local_files_only=True
         )
