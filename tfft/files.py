@@ -72,7 +72,7 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
     with contextlib.ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         with contextlib.suppress(OSError):  # a file system without locks
-            stack.enter_context(_locked(folder))
+            stack.enter_context(locked(folder))
         yield folder
 
 
@@ -85,7 +85,7 @@ def remove_abandoned(parent: Path, name: str) -> None:
         with contextlib.suppress(OSError):  # another process removed it first
             age = time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
             try:
-                with _locked(folder):
+                with locked(folder):
                     if age > (_STARTING if match[1] == HOST else _DAY):
                         shutil.rmtree(folder, ignore_errors=True)
             except BlockingIOError:
@@ -96,7 +96,7 @@ def remove_abandoned(parent: Path, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which ends with the process.
 
     Raises:

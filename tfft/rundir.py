@@ -1,18 +1,16 @@
 """The run directory: who may use it, and the plain files in it that say what a run is."""
 
-import fcntl
 import json
-import os
 import platform
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tfft import distribute, log, masks
+from tfft import distribute, files, log, masks
 from tfft.checkpoints import State
 from tfft.config import Config, dump, read
 from tfft.config.plain_yaml import loads
@@ -47,22 +45,18 @@ def locked(workdir: Path) -> Iterator[None]:
         if workdir.is_dir() and not (workdir / "config.yaml").exists() and any(workdir.iterdir()):
             raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
-        folder = os.open(workdir, os.O_RDONLY)
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(folder)
-        raise UserError(
-            f"{workdir}: another process trains there; wait for it, or choose another --workdir"
-        ) from None
-    except OSError:  # a file system without locks on folders, such as NFS
-        pass
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(workdir))
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir}: another process trains there; wait for it, or choose another --workdir"
+            ) from None
+        except OSError:  # a file system without locks on folders, such as NFS
+            pass
         yield
-    finally:
-        os.close(folder)
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
