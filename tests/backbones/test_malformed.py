@@ -595,9 +595,16 @@ def asset(name: str):
     return lambda model: setattr(model.meta_graphs[0].asset_file_def[0], "filename", name)
 
 
+def trainable_is_no_list(model) -> None:
+    objects = model.meta_graphs[0].object_graph_def.nodes
+    children = {child.local_name: child for child in objects[0].children}
+    children["trainable_variables"].node_id = children["asset"].node_id
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (trainable_is_no_list, "TF2's reusable"),
         (asset("../../../etc/passwd"), "an asset lies outside of the SavedModel"),
         (asset("/etc/passwd"), "an asset lies outside of the SavedModel"),
         (lambda model: model.meta_graphs[0].ClearField("object_graph_def"), "TF2's reusable"),

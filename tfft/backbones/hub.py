@@ -143,21 +143,22 @@ def _saved(folder: Path, where: str) -> Any:
     saved_graph.check(folder, where)
     with library_errors(f"{where}: not a SavedModel that loads"):
         saved = tf.saved_model.load(str(folder))
-    if not callable(saved) or not _are_variables(getattr(saved, "variables", None)):
+    variables, trainable = (
+        getattr(saved, name, ()) for name in ("variables", "trainable_variables")
+    )
+    losses = getattr(saved, "regularization_losses", ())
+    lists = all(isinstance(value, Sequence) for value in (variables, trainable, losses))
+    if (
+        not callable(saved)
+        or not lists
+        or not variables
+        or not all(isinstance(v, tf.Variable) for v in (*variables, *trainable))
+    ):
         raise UserError(
             f"{where}: is not in TF2's reusable format (callable, with `variables`): a SavedModel "
             "of signatures alone, as TF1's are, cannot be fine-tuned"
         )
     return saved
-
-
-def _are_variables(value: Any) -> bool:
-    """Return whether a SavedModel's attribute is a list of variables, with some in it."""
-    return (
-        isinstance(value, Sequence)
-        and len(value) > 0
-        and all(isinstance(v, tf.Variable) for v in value)
-    )
 
 
 def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbone:
