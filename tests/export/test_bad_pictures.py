@@ -27,7 +27,10 @@ STATUS = [
 BAD = [1, 2]
 
 
-@pytest.fixture(scope="module", params=["image_classification", "image_tagging"])
+@pytest.fixture(
+    scope="module",
+    params=["image_classification", pytest.param("image_tagging", marks=pytest.mark.slow)],
+)
 def exported(request, tmp_path_factory):
     """A folder with a saved model, its task, and what it answers for the good rows."""
     image = keras.Input([16, 16, 3], name="image")

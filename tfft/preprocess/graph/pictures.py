@@ -34,6 +34,8 @@ EMPTY = "an empty file"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
 SIZE = f"its size is not between 1 and {MAX_PIXELS:,} pixels, at most {MAX_SIDE:,} to a side"
 _Read = Callable[[tf.Tensor], tf.Tensor]
+# Traced once, however many batches, models and signatures read pictures.
+_of_one = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
 
 
@@ -143,6 +145,7 @@ def _single(made: tf.data.Dataset) -> Any:
     return made.with_options(options).get_single_element()
 
 
+@_of_one
 def decode(data: tf.Tensor) -> tf.Tensor:
     """One encoded picture, a scalar string -> uint8 [h, w, 3].
 
@@ -189,6 +192,7 @@ def _of_size(size: tf.Tensor) -> Any:
     return tf.control_dependencies([tf.debugging.Assert(_allowed(size), [SIZE, size])])
 
 
+@_of_one
 def _size(data: tf.Tensor) -> tf.Tensor:
     """Height and width that an encoded picture of a known kind claims, int32 [2]."""
     return tf.switch_case(_kind(_head(data)), [lambda size=size: size(data) for size in _SIZES])
@@ -211,11 +215,17 @@ def _kind(head: tf.Tensor) -> tf.Tensor:
 
 
 def _number(data: tf.Tensor, at: Any, count: int, big: bool = False) -> tf.Tensor:
-    """`count` bytes as an integer, int32."""
-    raw = tf.cast(tf.io.decode_raw(tf.strings.substr(data, at, count), tf.uint8), tf.int32)
+    """`count` bytes as an integer, int32; zeros follow the end."""
+    part = tf.strings.substr(_part(data, at, count) + b"\0" * count, 0, count)
+    raw = tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int32)
     powers = range(count)
     factors = tf.constant([256**p for p in (reversed(powers) if big else powers)], tf.int32)
     return tf.reduce_sum(raw * factors)
+
+
+def _part(data: tf.Tensor, at: Any, count: Any) -> tf.Tensor:
+    """Up to `count` bytes; none after the end, where the op would put the file in its message."""
+    return tf.strings.substr(data, tf.clip_by_value(at, 0, tf.strings.length(data)), count)
 
 
 def _contains(data: tf.Tensor, word: bytes) -> tf.Tensor:
@@ -312,6 +322,7 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
         )
 
 
+@_of_one
 def _webp_frame(data: tf.Tensor) -> tf.Tensor:
     """The first frame of an animation as a file of its own; another file as it is."""
     head = _head(data)
@@ -325,14 +336,14 @@ def _webp_frame(data: tf.Tensor) -> tf.Tensor:
             return at + 8 + length(at) + length(at) % 2
 
         def other(at: tf.Tensor) -> tf.Tensor:
-            return tf.strings.substr(data, at, 4) != b"ANMF"
+            return _part(data, at, 4) != b"ANMF"
 
         at = tf.while_loop(other, after, [tf.constant(12)], maximum_iterations=_CHUNKS)[0]
         # Its offset, 6 bytes; its width and height less one, 6 bytes, as a header has them; its
         # duration and more, 4 bytes; chunks as of a still picture. One of opacity needs a header.
-        chunk = tf.strings.substr(data, at + 8, length(at))
-        own = tf.strings.substr(chunk, 16, length(at) - 16)
-        header = b"VP8X\x0a\0\0\0\x10\0\0\0" + tf.strings.substr(chunk, 6, 6)
+        chunk = _part(data, at + 8, length(at))
+        own = _part(chunk, 16, length(at))
+        header = b"VP8X\x0a\0\0\0\x10\0\0\0" + _part(chunk, 6, 6)
         body = b"WEBP" + tf.where(tf.strings.substr(own, 0, 4) == b"ALPH", header, b"") + own
         return b"RIFF" + _four_bytes(tf.strings.length(body)) + body
 
@@ -354,6 +365,7 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
         return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
 
 
+@tf.function(input_signature=[tf.TensorSpec([None], tf.uint8)], autograph=False)
 def _gif_frame(raw: tf.Tensor) -> tf.Tensor:
     """Where the descriptor of a GIF's first frame begins (GIF89a, sections 18 to 26)."""
     at = 13 + _palette(raw[10])
@@ -401,13 +413,14 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
     def looked_up() -> tf.Tensor:
         given = _number(head, 46, 4)
         count = tf.where(given == 0, 256, tf.minimum(given, 256))
-        raw = tf.strings.substr(data, 14 + _number(head, 14, 4), 4 * count)
+        raw = _part(data, 14 + _number(head, 14, 4), 4 * count)
         palette = tf.gather(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 4]), [2, 1, 0], axis=1)
         return tf.gather(palette, tf.cast(pixels[..., 0], tf.int32))
 
     return tf.cond(tf.shape(pixels)[-1] == 1, looked_up, lambda: pixels[..., :3])
 
 
+@_of_one
 def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
     """A JPEG as it lies in the file."""
     with _of_size(_jpeg_size(data)):
