@@ -19,7 +19,7 @@ from tfft.spec import Picture
 
 __all__ = ["decode", "fit", "grey_bits", "reader", "reason", "resize", "tiny", "tolerant_reader"]
 
-MAX_PIXELS = 2**25  # of one picture; decoding takes up to nine bytes for each (progressive JPEG)
+MAX_PIXELS = 2**25  # of one picture; each takes 11 bytes at most (progressive JPEG of 4 colours)
 MAX_SIDE = 2**16 - 1  # the most that JPEG and GIF can say
 _STRIP = 2**20  # pixels that are blended at once
 _BLOCKS = 4096  # steps over the blocks of a GIF, each over a run of blocks of one length
