@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
+from safetensors.numpy import load_file, save_file
 
 import tfft
-from tests.conftest import whole_config
+from tests.conftest import one_epoch, whole_config
 from tfft import loop, memory
 from tfft.callbacks import Interrupt, Save
 from tfft.data import batches
@@ -388,3 +390,17 @@ def test_a_static_shape_keeps_the_mean(plain):
             assert weight.numpy().sum() / 20 == pytest.approx(len(own) / len(batch.positions))
             assert (weight.numpy()[len(own) :] == 0).all()
             np.testing.assert_array_equal(labels[: len(own)], train.labels[own])
+
+
+def test_killed_after_the_last_step_it_writes_the_last_weights(tiny, tmp_path):
+    """Nothing is validated, so that best/ holds the weights before training until the end."""
+    config = one_epoch(tiny, tmp_path, method={"name": "head"}, export={"enabled": False})
+    whole = run(config, tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    (tmp_path / "killed" / "metrics.json").unlink()
+    path = tmp_path / "killed" / "best" / "weights.safetensors"
+    before = load_file(path)
+    save_file({name: np.zeros_like(value) for name, value in before.items()}, path)
+    resumed = run(config, tmp_path / "killed")
+    assert largest_difference(whole, resumed) == 0
+    np.testing.assert_equal(load_file(path), before)

@@ -59,17 +59,23 @@ def fit(
     """
     if result.config.train.soup and (data.validation is None or distribute.workers().count > 1):
         raise UserError("train.soup: needs a validation split, and one worker")
-    if state.step >= plan.total or state.stopped:
-        return
+    feed = Feed(result, data, plan)
+    if state.step < plan.total and not state.stopped:
+        _train(result, feed, course, state, keep, epochs)
+    _keep_best(result, feed, state)
+
+
+def _train(
+    result: Run, feed: Feed, course: Course, state: State, keep: Checkpoints, epochs: int | None
+) -> None:
+    model, plan = result.model, feed.plan
     until = epochs * plan.per_epoch if epochs is not None else plan.total
     if state.step >= until:
         raise Interrupted(f"{result.workdir}: {state.step:,} of {plan.total:,} steps are trained")
     if state.step:
         log.say(f"resuming at step {state.step:,} of {plan.total:,}")
-    model, first = result.model, distribute.workers().first
-    if state.best is None and first:
+    if state.best is None and distribute.workers().first:
         result.save()  # best/ is whole from here on; a resumed run's may be better than now
-    feed = Feed(result, data, plan)
     together = partial(distribute.sum_over_workers, model.distribute_strategy)
     with callbacks.Interrupt(state, keep, result.workdir, together, until) as interrupt:
         watchers = _watchers(result, feed, state, keep)
@@ -83,12 +89,21 @@ def fit(
                 f"interrupted at step {state.step:,} of {plan.total:,}, which is saved; the same "
                 f"command with --workdir={result.workdir} goes on"
             )
-        if state.best is None and first:  # nothing was validated: the last weights are the best
-            with optim.averaged(model):
-                result.save_weights()
-        if first and (kept := _soup(result)) is not None:
-            _cook(result, feed, state, kept)
-        together(np.zeros(1, np.int32))  # best/ is written when the other workers read it
+
+
+def _keep_best(result: Run, feed: Feed, state: State) -> None:
+    """Write the weights of `best/` that follow from the end of the training.
+
+    Also where a run resumes at its end: it may have been killed before it had written them.
+    """
+    model, first = result.model, distribute.workers().first
+    if state.best is None and first:  # nothing was validated: the last weights are the best
+        with optim.averaged(model):
+            result.save()
+    if first and (kept := _soup(result)) is not None:
+        _cook(result, feed, state, kept)
+    # best/ is written when the other workers read it.
+    distribute.sum_over_workers(model.distribute_strategy, np.zeros(1, np.int32))
 
 
 def _run(
