@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from tests.conftest import whole_config
 from tests.processes import Command
 
-QUICK, MANY = 2, 100
+QUICK, MANY = 1, 100
 
 
 @pytest.mark.parametrize("kills", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])

@@ -17,6 +17,7 @@ from tfft.config import Source
 from tfft.data import pictures, sources
 from tfft.data.records import BadRow, Row
 from tfft.errors import UserError
+from tfft.files import HOST
 from tfft.preprocess import image
 from tfft.reading import read_bytes
 
@@ -111,8 +112,8 @@ def test_what_a_killed_process_left_is_removed_and_the_living_is_not(tmp_path):
     from tfft.data.prepared import written
 
     old = time.time() - 3600
-    (tmp_path / ".preparing-0123").mkdir()
-    os.utime(tmp_path / ".preparing-0123", (old, old))
+    (tmp_path / f".preparing-{HOST}-01234567").mkdir()
+    os.utime(tmp_path / f".preparing-{HOST}-01234567", (old, old))
     seen = []
 
     def write(folder):

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from tensorflow_serving.apis import classification_pb2, predict_pb2
 
 from tests.fuzzing import EXAMPLES, VALUES, fuzz, mutated, replaced
-from tests.serve.conftest import BINARY
 
 CLIENT_ERRORS = {400, 404, 405, 413}
 VALID = [
@@ -74,7 +73,6 @@ def test_grpc_messages(server, examples):
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.INTERNAL if server.process.args[0] == BINARY else None,
         grpc.StatusCode.UNIMPLEMENTED,
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
@@ -88,7 +86,9 @@ def test_grpc_messages(server, examples):
                 try:
                     call(message, timeout=60)
                 except grpc.RpcError as error:
-                    assert error.code() in refused, error
+                    # What is no protobuf never reaches the server's own code.
+                    parsed = "deserializing" not in error.details()
+                    assert error.code() in refused or not parsed, error
 
         messages = [one.SerializeToString() for one in (request, tensors, classify)]
         fuzz(mutated(messages), check, examples)

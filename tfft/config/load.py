@@ -45,7 +45,8 @@ class Config(Section):
         task = value.get("task") if isinstance(value, dict) else None
         train = (value.get("train") or {}) if isinstance(value, dict) else None
         name = task.get("name") if isinstance(task, dict) else None
-        if name not in sections.METRICS or not isinstance(train, dict) or "metric" in train:
+        known = isinstance(name, str) and name in sections.METRICS
+        if not known or not isinstance(train, dict) or "metric" in train:
             return value
         return {**value, "train": {**train, "metric": sections.METRICS[name][0]}}
 
