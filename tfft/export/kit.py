@@ -335,7 +335,7 @@ curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels
 curl {url}/metadata
 ```
 
-A request has 1 to {MAX_ROWS:,} rows; TF Serving does not answer one without rows.
+A request has 1 to {MAX_ROWS:,} rows; TF Serving does not answer one without rows.{_status(columns)}
 
 ```python
 import base64, requests
@@ -372,6 +372,15 @@ sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_de
 
 {_table(servable)}
 """
+
+
+def _status(columns: Sequence[str]) -> str:
+    if "image" not in columns:
+        return ""
+    return """
+
+An image that cannot be decoded fails no other row: its `status` is the reason, and `ok` elsewhere.
+Its probabilities are 0 and its label is empty; `classify` shows such a row by scores of 0."""
 
 
 def _table(servable: Servable) -> str:
