@@ -260,3 +260,16 @@ def test_auto_says_why_not(config, tmp_path, capfd, changes, reason):
 def test_it_cannot_be_forced(config, tmp_path):
     with pytest.raises(UserError, match="cache: the lowest stage moves"):
         trained(config, tmp_path / "run", cache=True)
+
+
+def test_fixed_shapes_of_stored_maps():
+    """A stored map [N, positions, D] of pictures, whose batches have no width of their own."""
+    values = np.arange(3 * 5 * 2, dtype=np.float32).reshape(3, 5, 2)
+    split = SimpleNamespace(lengths=np.ones(3, np.int32))
+    rows = prefix.Stored(split, {"below_0": values}, set(), masked=False)
+    batch = batches.Batch(np.arange(3), 1)
+    targets, weights = np.arange(3), np.ones(3, np.float32)
+    ((inputs, y, weight),) = batches.dataset(rows, targets, weights, [batch], shape=(4, 1))
+    np.testing.assert_array_equal(inputs["below_0"], np.pad(values, [(0, 1), (0, 0), (0, 0)]))
+    np.testing.assert_array_equal(y, [0, 1, 2, 0])
+    np.testing.assert_allclose(weight, [4 / 3, 4 / 3, 4 / 3, 0])

@@ -220,14 +220,15 @@ def dataset(
         shape: rows and width of every element where they are fixed (TPU): smaller ones are filled
             up with rows of weight 0, and the others' weights raised so that the mean stays.
     """
-    source = _Source(rows, targets, weights, batches, pieces or Pieces(), shape)
+    count = shape[0]
+    inputs = rows.source_spec(*shape)
+    source = _Source(rows, targets, weights, batches, pieces or Pieces(), count, inputs)
     # TensorFlow keeps every Python function of a graph, and so what it refers to, for as long as
     # the process lives (`ops.script_ops`): it may refer to the source weakly only. The data set
     # owns the source, and an iterator its data set.
     weak = weakref.ref(source)
-    count = shape[0]
     spec = (
-        rows.source_spec(*shape),
+        inputs,
         tf.TensorSpec([count, *targets.shape[1:]], targets.dtype),
         tf.TensorSpec([count], tf.float32),
     )
@@ -256,26 +257,30 @@ def dataset(
 
 @dataclass(frozen=True)
 class _Source:
-    """What `dataset` reads: iterating gives an element (inputs, targets, weights) at a time."""
+    """What `dataset` reads: iterating gives an element (inputs, targets, weights) at a time.
+
+    Where `count` is given every element has so many rows, and the shapes of `spec`.
+    """
 
     rows: Rows
     targets: np.ndarray
     weights: np.ndarray
     batches: Iterable[Batch]
     pieces: Pieces
-    shape: tuple[int | None, int | None]
+    count: int | None
+    spec: dict[str, tf.TensorSpec]
 
     def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
         for whole in self.batches:
             for batch in self.pieces.cut(whole):
                 at = batch.positions
                 element = self.rows.source(batch), self.targets[at], self.weights[at]
-                if self.shape[0] is None:
+                if self.count is None:
                     yield element
                 else:
-                    count = len(whole.positions) / self.pieces.of  # rows that a piece stands for
-                    factor = self.shape[0] / count
-                    yield _filled(element, self.rows.pad_id, self.shape, factor)
+                    share = len(whole.positions) / self.pieces.of  # rows that a piece stands for
+                    factor = self.count / share
+                    yield _filled(element, self.rows.pad_id, self.spec, self.count, factor)
 
 
 def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
@@ -297,24 +302,20 @@ def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
 def _filled(
     element: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
     pad_id: int,
-    shape: tuple[int | None, int | None],
+    spec: dict[str, tf.TensorSpec],
+    count: int,
     factor: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Pad an element to `count` rows and the shapes of `spec`; multiply its weights."""
     inputs, targets, weights = element
-    rows, width = shape
-    missing = rows - len(weights)
+    missing = count - len(weights)
     filled = {}
     for name, value in inputs.items():
-        if name == "seed":  # of the whole batch
-            filled[name] = value
-            continue
+        pads = [(0, to - now) for now, to in zip(value.shape, spec[name].shape, strict=True)]
         if value.dtype == object:  # a picture that is not there is like the last
-            filled[name] = np.pad(value, (0, missing), mode="edge")
-            continue
-        # Tokens of a row stand on the second axis; a stored vector has none.
-        wider = [(0, width - value.shape[1])] if name in _BY_TOKEN or value.ndim == 3 else []
-        pads = [(0, missing), *wider, *[(0, 0)] * (value.ndim - 1 - len(wider))]
-        filled[name] = np.pad(value, pads, constant_values=pad_id if name == "token_ids" else 0)
+            filled[name] = np.pad(value, pads, mode="edge")
+        else:
+            filled[name] = np.pad(value, pads, constant_values=pad_id if name == "token_ids" else 0)
     # A row of nothing but padding has no token to attend to: it gets one, which counts nothing.
     if "padding_mask" in filled:
         filled["padding_mask"][len(weights) :, 0] = 1
@@ -323,6 +324,3 @@ def _filled(
         np.pad(targets, [(0, missing), *[(0, 0)] * (targets.ndim - 1)]),
         np.pad(weights * np.float32(factor), (0, missing)),
     )
-
-
-_BY_TOKEN = ("token_ids", "padding_mask", "segment_ids")
