@@ -3,18 +3,24 @@
 import fcntl
 import os
 import resource
+import shutil
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import tfft
 from tests.conftest import write_csv
 from tests.processes import Command
-from tfft import checkpoints, distribute, identity, train
-from tfft.config import parse
+from tfft import backbones, checkpoints, distribute, identity, train
+from tfft.config import Source, parse
+from tfft.data import pictures
+from tfft.data.prepared import Request
 from tfft.errors import Interrupted, UserError
 from tfft.launch import _free_ports
+from tfft.preprocess.image import ImageInputs
+from tfft.spec import Picture
 
 
 def contents(folder):
@@ -153,3 +159,41 @@ def test_a_metric_that_so_few_classes_do_not_have():
     train.check_metric(parse(raw), [str(at) for at in range(6)])
     with pytest.raises(UserError, match=r"of 5 classes has accuracy, .*Received: 'top_5_accuracy'"):
         train.check_metric(parse(raw), list(np.arange(5).astype(str)))
+
+
+def test_the_place_of_a_table_does_not_matter(config, tmp_path):
+    parsed = parse(config)
+    backbone = backbones.load(parsed.model, "float32")
+    moved = str(shutil.copy(tmp_path / "train.csv", tmp_path / "moved.csv"))
+    config["data"]["train"] = moved
+    elsewhere = parse(config)
+    first, second = (
+        identity.of(one, backbone, train.read(one, backbone)[1]) for one in (parsed, elsewhere)
+    )
+    assert first == second
+    with open(moved, "a") as file:
+        file.write("one more sky,blue\n")
+    third = identity.of(elsewhere, backbone, train.read(elsewhere, backbone)[1])
+    assert {name for name in first if first[name] != third[name]} >= {"data.train"}
+    assert third["data.test"] == first["data.test"]
+
+
+def test_the_place_and_the_time_of_pictures_do_not_matter(tmp_path):
+    colours = np.random.default_rng(0).integers(0, 256, (4, 9, 9, 3), np.uint8)
+    for at, pixels in enumerate(colours):
+        path = tmp_path / "a" / f"class_{at % 2}" / f"{at}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    for path in (tmp_path / "b").rglob("*.png"):
+        os.utime(path, (1, 1))
+    inputs = ImageInputs(Picture(size=(8, 8)))
+
+    def content(folder):
+        source = Source(source="images", path=str(folder))
+        request = Request(source, ("image", "label"), "data.train", "stop")
+        return pictures.prepare(request, inputs, tmp_path / "cache", False).content
+
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    Image.fromarray(255 - colours[0]).save(tmp_path / "b" / "class_0" / "0.png")
+    assert content(tmp_path / "a") != content(tmp_path / "b")

@@ -133,9 +133,9 @@ class Checkpoints:
             try:
                 values = _read(folder / "state.safetensors")
                 saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-                depends_on = saved.pop("depends_on")
+                depends_on = saved.pop("depends_on", self._depends_on)
                 state = State(**saved)
-            except (SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+            except (SafetensorError, OSError, ValueError, TypeError) as error:
                 log.say(f"warning: {folder} is torn ({error}); trying the one before")
                 continue
             identity.require_unchanged(depends_on, self._depends_on, self._folder.parent)

@@ -18,7 +18,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-HOST = f"{zlib.crc32(platform.node().encode()):08x}"
+
+def _host() -> str:
+    """Return a name of this machine since it was started; host names alone are not unique."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    started = boot.read_text() if boot.is_file() else ""
+    return f"{zlib.crc32(f'{platform.node()} {started}'.encode()):08x}"
+
+
+HOST = _host()
 _STARTING = 1.0  # seconds within which a new folder gets its lock
 _DAY = 24 * 3600.0
 
@@ -84,10 +92,11 @@ def remove_abandoned(parent: Path, name: str) -> None:
             continue
         with contextlib.suppress(OSError):  # another process removed it first
             age = time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
+            if age <= (_STARTING if match[1] == HOST else _DAY):
+                continue  # its process may be about to lock it
             try:
                 with locked(folder):
-                    if age > (_STARTING if match[1] == HOST else _DAY):
-                        shutil.rmtree(folder, ignore_errors=True)
+                    shutil.rmtree(folder, ignore_errors=True)
             except BlockingIOError:
                 continue
             except OSError:  # a file system without locks

@@ -21,14 +21,15 @@ from tfft.spec import Backbone
 
 SHOWN = 60  # characters of a value that an error shows
 
-# Where a worker's files are is its own affair: what is in them is compared.
+# Workers may have their files in different places: what is in them is compared.
 _PATHS = {
     "data": {
-        **{split: {"path"} for split in ("train", "validation", "test")},
+        **{split: {"path", "data_dir"} for split in ("train", "validation", "test")},
         "labels": True,
         "cache_dir": True,
     },
-    "model": {"backbone"},
+    "model": {"backbone", "weights", "tokenizer"},
+    "regularization": {"distillation": {"teacher"}},
 }
 
 
@@ -97,10 +98,10 @@ def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[s
 
 
 def _rows(split: Dataset | None) -> str:
-    """Return the number of rows and a digest of the files, the rows and their classes."""
+    """Return the number of rows and a digest of them and their classes."""
     if split is None:
         return "none"
-    digest = hashlib.sha256(split.prepared.folder.name.encode())
+    digest = hashlib.sha256(split.prepared.content.encode())
     for array in (split.rows, split.labels):
         digest.update(np.ascontiguousarray(array).data)
     return f"{len(split):,} rows ({digest.hexdigest()[:12]})"

@@ -42,9 +42,10 @@ def locked(workdir: Path) -> Iterator[None]:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file; --workdir must be a folder")
     try:
+        begun = {"config.yaml", "config.given.yaml"}
         names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
         # A killed process may have left a file without its name yet, which is a hidden one.
-        if "config.yaml" not in names and any(not name.startswith(".") for name in names):
+        if not begun & set(names) and any(not name.startswith(".") for name in names):
             raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:

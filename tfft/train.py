@@ -67,7 +67,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
-    with rundir.locked(workdir):
+    with rundir.locked(workdir), distribute.lost_workers_told(workdir):
         gc.collect()  # a model, its graphs and its data refer to each other: free earlier runs'
         workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
         log.quiet(not workers.first)
@@ -97,12 +97,11 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         if workers.first:
             rundir.describe(result, data, course)
 
-        with distribute.lost_workers_told(workdir):
-            loop.fit(result, data, plan, course, state, keep, epochs)
-            result.load_weights()  # the best of the run, not the last
-            conclude(result, data, course, state)
-            # None leaves before the run directory is whole.
-            distribute.sum_over_workers(strategy, 0)
+        loop.fit(result, data, plan, course, state, keep, epochs)
+        result.load_weights()  # the best of the run, not the last
+        conclude(result, data, course, state)
+        # None leaves before the run directory is whole.
+        distribute.sum_over_workers(strategy, 0)
         return result
 
 

@@ -1,6 +1,5 @@
 """`tfft VERB ...`: the one console script."""
 
-import errno
 import importlib
 import signal
 import sys
@@ -56,10 +55,6 @@ def main() -> None:
 
 def _unforeseen(error: Exception) -> int:
     """Say in one line what no part of tfft expected; the traceback goes to a file."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"tfft: {where}cannot be written: {error.strerror}", file=sys.stderr)
-        return 2
     descriptor, path = tempfile.mkstemp(prefix="tfft-", suffix=".log")
     with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
         log.writelines(traceback.format_exception(error))

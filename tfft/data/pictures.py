@@ -4,7 +4,6 @@ Each file is decoded by the ops that will be served. What is kept of it in the c
 files stay where they are, but for those of a TFDS set or an npz file, whose bytes are copied.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,13 +19,13 @@ import numpy as np
 
 from tfft import log
 from tfft.data import sources
-from tfft.data.prepared import Prepared, Request, Strings, Writer, written
+from tfft.data.prepared import Prepared, Request, Strings, Writer, digest, written
 from tfft.data.sources import BadRow, Row
 from tfft.errors import UserError
 from tfft.preprocess import ImageInputs
 from tfft.preprocess.image import read as read_picture
 
-VERSION = 2  # of this preparation: raise it when the files below change
+VERSION = 3  # of this preparation: raise it when the files below change
 COPIED = ("tfds", "npz")  # sources whose rows hold the pictures themselves
 CHUNK = 256  # pictures decoded at once
 KEPT = 4 * 2**30  # bytes of pixels of a set that `cache_images: auto` keeps at most
@@ -102,12 +101,12 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
         rows: Iterable[Row | BadRow] = read(request)
     else:
         rows = list(read(request))
-    content = list(_content(request, rows))
+    content = digest(_content(request, rows))
     folder = cache / "pictures" / _cache_key(request, inputs, content, keep)
 
     def write(temporary: Path) -> dict[str, Any]:
         meta = _write(temporary, request, inputs, rows, keep)
-        request.check_unchanged(content, _content(request, rows))
+        request.check_unchanged(content, digest(_content(request, rows)))
         return meta
 
     written(folder, write)
@@ -124,15 +123,10 @@ def read(request: Request) -> Iterator[Row | BadRow]:
     return rows if request.source.source == "images" else sources.with_paths(rows)
 
 
-def _cache_key(
-    request: Request, inputs: ImageInputs, content: list[bytes], keep: bool | str
-) -> str:
+def _cache_key(request: Request, inputs: ImageInputs, content: str, keep: bool | str) -> str:
     settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row, keep]
     settings += [request.separator, request.source.model_dump(mode="json")]
-    digest = hashlib.sha256(json.dumps(settings).encode())
-    for part in content:
-        digest.update(hashlib.sha256(part).digest())
-    return digest.hexdigest()[:32]
+    return digest([json.dumps(settings).encode(), content.encode()])
 
 
 def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
@@ -165,7 +159,8 @@ def _write(
 ) -> dict[str, Any]:
     copied = request.source.source in COPIED
     names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
-    writer = Writer(folder, request, [*names, *(["encoded", "encoded_ends"] if copied else [])])
+    names += ["encoded", "encoded_ends"] if copied else []
+    writer = Writer(folder, request, names, places=("names", "names_ends", "pixels"))
     room = min(KEPT, int(SHARE * shutil.disk_usage(folder).free)) if keep == "auto" else None
     kept, each = bool(keep), 3 * int(np.prod(inputs.picture.size))
     total = f" of {len(rows):,}" if isinstance(rows, list) else ""

@@ -6,10 +6,11 @@ not depend on the size of the data.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,20 +47,28 @@ class Request:
         found = value.replace(SEVERAL, self.separator).split(self.separator)
         return list(dict.fromkeys(label.strip() for label in found if label.strip()))
 
-    def check_unchanged(self, before: Iterable[bytes], after: Iterable[bytes]) -> None:
+    def check_unchanged(self, before: str, after: str) -> None:
         """What was read must be what the cache's key is of.
 
         Args:
-            before: `sources.content` when the key was made.
+            before: `digest` of the content when the key was made.
             after: the same when all was read.
 
         Raises:
             UserError: a file was changed or replaced in between.
         """
-        if list(before) != list(after):
+        if before != after:
             raise UserError(
                 f"{self.key}: {self.source.path} was changed while it was read; start again"
             )
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return a digest of byte strings, 32 hexadecimal digits."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(hashlib.sha256(part).digest())
+    return whole.hexdigest()[:32]
 
 
 class Prepared:
@@ -68,6 +77,7 @@ class Prepared:
     Attributes:
         folder: where the files lie.
         rows: how many there are.
+        content: digest of the rows, wherever their files are.
         names: label names in order of appearance; `labels` are indices into it.
         bad: rows that were skipped; `bad_listed` names the first of them.
         cut: rows that lost something.
@@ -77,8 +87,10 @@ class Prepared:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.meta = read_json(folder / "meta.json", rows=int, names=list, bad=int, bad_listed=list)
+        kinds = {"rows": int, "content": str, "names": list, "bad": int, "bad_listed": list}
+        self.meta = read_json(folder / "meta.json", **kinds)
         self.rows: int = self.meta["rows"]
+        self.content: str = self.meta["content"]
         self.names: list[str] = self.meta["names"]
         self.bad: int = self.meta["bad"]
         self.bad_listed: list[str] = self.meta["bad_listed"]
@@ -124,15 +136,20 @@ class Writer:
     Args:
         folder: where they are written.
         names: of the files.
+        places: those that hold where rows are from, or what follows from the others: they are no
+            part of `Prepared.content`.
     """
 
-    def __init__(self, folder: Path, request: Request, names: Sequence[str]):
+    def __init__(
+        self, folder: Path, request: Request, names: Sequence[str], places: Collection[str] = ()
+    ):
         self._request = request
         names = (*names, "labels", "label_ends")
         self._files: dict[str, BinaryIO] = {
             name: open(folder / f"{name}.bin", "wb")  # noqa: SIM115 -- closed in `close`
             for name in names
         }
+        self._digests = {name: hashlib.sha256() for name in names if name not in places}
         self._names: dict[str, int] = {}
         self._bad: list[str] = []
         self.rows = self.bad = self._labels = 0
@@ -160,14 +177,19 @@ class Writer:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Append numbers."""
-        self._files[name].write(np.ascontiguousarray(array).data)
+        self._write(name, np.ascontiguousarray(array).data)
 
     def put_strings(self, name: str, values: Sequence[bytes]) -> None:
         """Append byte strings to a file, and where they end to another."""
         ends = self._ends.get(name, 0) + np.cumsum([len(v) for v in values], dtype=np.int64)
-        self._files[name].write(b"".join(values))
+        self._write(name, b"".join(values))
         self.put(f"{name}_ends", ends)
         self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)
+
+    def _write(self, name: str, data: bytes | memoryview) -> None:
+        self._files[name].write(data)
+        if name in self._digests:
+            self._digests[name].update(data)
 
     def drop(self, name: str) -> None:
         """Empty a file again."""
@@ -181,8 +203,11 @@ class Writer:
 
     def meta(self) -> dict[str, Any]:
         """What `Prepared` reads."""
+        files = [part.digest() for part in self._digests.values()]
+        names = [name.encode("utf-8", "surrogatepass") for name in self._names]
         return {
             "rows": self.rows,
+            "content": digest([*files, *names]),
             "bad": self.bad,
             "bad_listed": self._bad,
             "names": list(self._names),
@@ -206,7 +231,7 @@ def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
             except OSError as error:
                 if (folder / "meta.json").is_file():  # another process was first
                     return
-                if error.errno != errno.ENOTEMPTY:
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                     raise
                 shutil.rmtree(folder)  # some of its files were deleted
 
