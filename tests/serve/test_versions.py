@@ -150,19 +150,110 @@ def test_version_policies(half_plus_two, tmp_path, serve, policy, expected):
         served.find(label)
 
 
-def test_a_label_moves_once_its_version_is_loaded(half_plus_two, tmp_path, serve):
-    add(tmp_path, half_plus_two, "123")
-    policy = "specific { versions: 123 versions: 124 }"
-    text = CONFIG.format(policy=policy)
-    (tmp_path / "models.config").write_text(text)
-    served, label = serve(tmp_path), ModelSpec(NAME, None, "label")
-    (tmp_path / "models.config").write_text(text.replace("value: 123", "value: 124"))
+@pytest.fixture
+def lines(monkeypatch):
+    """What is logged."""
+    lines = []
+    monkeypatch.setattr(versions.log, "say", lines.append)
+    return lines
+
+
+def test_links_to_nothing_and_folders_that_cannot_be_read(
+    half_plus_two, tmp_path, serve, monkeypatch
+):
+    monkeypatch.setattr(versions, "POLL", 600)
+    long = "x" * 300  # where a link leads there, even the superuser gets an OSError
+    (tmp_path / "3").symlink_to(long)
+    with pytest.raises(UserError, match=r"3: cannot be loaded: .*name too long"):
+        serve(tmp_path)
+    add(tmp_path, half_plus_two, "1")
+    (tmp_path / "models.config").write_text(CONFIG.format(policy="all { }"))
+    served = serve(tmp_path)
+    assert states(served) == {3: "END", 1: "AVAILABLE"}
+    (tmp_path / "2").mkdir()
+    (tmp_path / "2" / "notes").symlink_to("nowhere")
+    shutil.copy(half_plus_two / "saved_model.pb", tmp_path / "2")
     served.refresh()
+    assert states(served)[2] == "END"
+    shutil.copytree(half_plus_two / "variables", tmp_path / "2" / "variables")
+    served.refresh()
+    assert states(served) == {3: "END", 2: "AVAILABLE", 1: "AVAILABLE"}
+
+
+def test_what_cannot_be_followed_is_logged_once(half_plus_two, tmp_path, serve, monkeypatch, lines):
+    monkeypatch.setattr(versions, "POLL", 0.02)
+    add(tmp_path, half_plus_two, "1")
+    served, config = serve(tmp_path), tmp_path / "models.config"
+    looks, refresh = [], served.refresh
+
+    def look():
+        looks.append(1)
+        refresh()
+
+    def problems_after(change):
+        """What is logged while the folder is looked at three times."""
+        lines.clear()
+        change()
+        looks.clear()
+        while len(looks) < 3:
+            served._stop.wait(0.02)
+        return list(lines)
+
+    monkeypatch.setattr(served, "refresh", look)
+    good = CONFIG.format(policy="")
+    for text, message in (
+        ("model_config_list { con", "is no model_config_list"),
+        (good.replace(f'"{NAME}"', '"other"'), f"names other; received {NAME!r}"),
+        (good, None),
+        ("model_config_list { con", "is no model_config_list"),
+    ):
+        (tmp_path / "new").write_text(text)
+        problems = problems_after(lambda: (tmp_path / "new").rename(config))
+        if message is None:
+            assert problems == []
+        else:
+            (line,) = problems
+            assert message in line
+    config.unlink()
+
+    def fail():
+        looks.append(1)
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    (line,) = problems_after(lambda: monkeypatch.setattr(served, "refresh", fail))
+    assert "PermissionError: [Errno 13] Permission denied" in line
+
+
+def test_a_file_that_moves_a_label_to_a_version_not_loaded_is_refused_whole(
+    half_plus_two, tmp_path, serve, monkeypatch, lines
+):
+    """As by a promotion that came too early; a server that starts takes any label."""
+    monkeypatch.setattr(versions, "POLL", 600)
+    for name in ("123", "124"):
+        add(tmp_path, half_plus_two, name)
+    config, label = tmp_path / "models.config", ModelSpec(NAME, None, "label")
+    text = CONFIG.format(policy="specific { versions: 123 }")
+    config.write_text(text)
+    served = serve(tmp_path)
+    both = text.replace("versions: 123", "versions: 123 versions: 124")
+    config.write_text(both.replace("value: 123", "value: 124"))
+    del lines[:]
+    served.refresh()
+    served.refresh()
+    assert states(served) == {123: "AVAILABLE"} and served.find(label).version == 123
+    (line,) = lines
+    assert (
+        f"Request to assign label to version 124 of model {NAME}, which is not currently "
+        "available for inference" in line
+    )
+    config.write_text(both)
+    served.refresh()
+    assert states(served) == {124: "AVAILABLE", 123: "AVAILABLE"}
     assert served.find(label).version == 123
-    add(tmp_path, half_plus_two, "124")
+    config.write_text(both.replace("value: 123", "value: 124"))
     served.refresh()
     assert served.find(label).version == 124
-    (tmp_path / "models.config").write_text("model_config_list { con")  # half written
+    config.write_text("model_config_list { con")  # half written
     served.refresh()
     assert served.find(label).version == 124
 

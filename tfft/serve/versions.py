@@ -5,10 +5,12 @@ Where `models.config` lies beside the versions (an export writes one), its versi
 are followed.
 """
 
+import contextlib
+import os
 import re
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from tfft.serve.loaded import Loaded
 
 POLL = 2.0  # seconds between two looks at the folder
 CONFIG = "models.config"
+Times = dict[str, int]  # path -> when it was changed, in nanoseconds
 _VERSION = re.compile(r"\s*([+-]?)0*([0-9]{1,19})\s*", re.ASCII)
 
 
@@ -80,14 +83,15 @@ class Versions:
 
     def __init__(self, name: str, base: Path, prepare: Callable[[Loaded], None] = lambda _: None):
         self.name, self._prepare = name, prepare
-        self._only = _holds_model(base) and version_number(base.name) is not None
         self._base = base
+        self._only = _holds_model(base) and version_number(base.name) is not None
         self._loaded: dict[int, Loaded] = {}
         self._states: dict[int, State] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._refreshing = threading.Lock()
         self._policy, self._reloaded = Policy(), False
-        self._failed: dict[int, int] = {}  # version -> when its files changed; tried again if later
+        self._failed: dict[int, Times] = {}  # version -> its files' times; tried again if others
+        self._problems: dict[str, str] = {}  # what -> what was last wrong with it
         self._start()
         self._thread = threading.Thread(target=self._poll, name="versions", daemon=True)
         self._thread.start()
@@ -151,42 +155,27 @@ class Versions:
         if [model.name for model in models] != [self.name]:
             raise invalid(f"this server has one model, {self.name}, which the config must name")
         policy = _policy(models[0])
-        with self._refreshing, self._lock:
-            for label, version in policy.labels.items():
-                moves = self._policy.labels.get(label, version) != version
-                if moves and version not in self._loaded:
-                    raise Failure(
-                        "FAILED_PRECONDITION",
-                        f"Request to assign label to version {version} of model {self.name}, which "
-                        "is not currently available for inference",
-                    )
-            self._policy, self._reloaded = policy, True
+        with self._refreshing:
+            self._follow(policy)
+            self._reloaded = True
         self.refresh()
 
     def refresh(self) -> None:
         """Load new versions, and release those that are no longer to be served."""
         with self._refreshing:
-            policy, folders = self._read_policy(), self._folders()
-            chosen = policy.choose(sorted(folders))
-            self._failed = {v: changed for v, changed in self._failed.items() if v in folders}
+            self._read_policy()
+            folders = self._folders()
+            chosen = self._policy.choose(sorted(folders))
+            self._failed = {v: times for v, times in self._failed.items() if v in folders}
             for version in chosen:
-                folder = folders[version]
-                tried = version in self._failed and self._failed[version] == _changed(folder)
-                if version not in self._loaded and not tried:
-                    self._load(version, folder)
+                if version not in self._loaded:
+                    self._load(version, folders[version])
             with self._lock:
                 if self._loaded.keys().isdisjoint(chosen):
                     return  # what was served before is kept
                 for version in self._loaded.keys() - set(chosen):
                     del self._loaded[version]
                     self._states[version] = State("END")
-                labels = {  # as in TF Serving, none moves to a version that is not loaded
-                    label: version
-                    if version in self._loaded
-                    else self._policy.labels.get(label, version)
-                    for label, version in policy.labels.items()
-                }
-                self._policy = replace(policy, labels=labels)
 
     def close(self) -> None:
         """Stop looking at the folder."""
@@ -197,16 +186,19 @@ class Versions:
         """Load the first versions.
 
         Raises:
-            UserError: none can be loaded, or the configuration cannot be read.
+            UserError: none can be loaded, or the folder or the configuration cannot be read.
         """
-        versions = sorted(self._folders())
+        try:
+            versions = sorted(self._folders())
+        except OSError as error:
+            raise UserError(f"{self._base}: cannot be read: {error.strerror}") from None
         if not versions:
             raise UserError(
                 f"{self._base}: holds no version (a folder with a number, saved_model.pb in it)"
             )
         config = self._base / CONFIG
-        if not self._only and config.is_file():
-            self._policy = configured(config, self.name)
+        if not self._only and os.path.isfile(config):
+            self._policy = configured(config, self.name)  # any label: nothing is served yet
         if not self._policy.choose(versions):
             raise UserError(
                 f"{config}: none of its versions is in the folder. Received: "
@@ -217,16 +209,19 @@ class Versions:
             raise UserError(next(s.message for s in self._states.values() if s.message))
 
     def _load(self, version: int, folder: Path) -> None:
+        """Load a version, unless it failed and its files are the same since."""
+        times = _times(folder)
+        if self._failed.get(version) == times:
+            return
         with self._lock:
             self._states[version] = State("LOADING")
-        changed = _changed(folder)
         try:
             loaded = Loaded(folder, version)
             self._prepare(loaded)
         except Exception as error:  # whatever is wrong with one version, the others are served
             text = f"{folder}: {type(error).__name__}: {error}"
             failure = error if isinstance(error, Failure) else Failure("UNKNOWN", text)
-            self._failed[version] = changed
+            self._failed[version] = times
             with self._lock:
                 self._states[version] = State("END", failure.code, failure.message)
             if self._loaded:
@@ -241,19 +236,47 @@ class Versions:
         while not self._stop.wait(POLL):
             try:
                 self.refresh()
-            except OSError:
-                continue  # the folder is away for a moment
-            except Exception as error:  # a fault of this server, which keeps looking
-                log.say(f"{self._base}: {type(error).__name__}: {error}")
+            except Exception as error:  # away for a moment, or a fault of this server: look again
+                self._report("folder", f"{self._base}: {type(error).__name__}: {error}")
+            else:
+                self._report("folder", "")
 
-    def _read_policy(self) -> Policy:
+    def _report(self, what: str, problem: str) -> None:
+        """Log what is wrong with the folder or with its config, once until that changes."""
+        if problem and problem != self._problems.get(what):
+            log.say(f"{problem}; what was served before is kept")
+        self._problems[what] = problem
+
+    def _read_policy(self) -> None:
+        """Follow the file beside the versions; what TF Serving would refuse changes nothing."""
         path = self._base / CONFIG
-        if self._only or self._reloaded or not path.is_file():
-            return self._policy
+        if self._only or self._reloaded or not os.path.isfile(path):
+            return
         try:
-            return configured(path, self.name)
-        except UserError:
-            return self._policy  # it is being written
+            self._follow(configured(path, self.name))
+        except UserError as error:
+            self._report(CONFIG, str(error))
+        except Failure as failure:
+            self._report(CONFIG, f"{path}: {failure.message}")
+        else:
+            self._report(CONFIG, "")
+
+    def _follow(self, policy: Policy) -> None:
+        """Take another policy, whole or not at all.
+
+        Raises:
+            Failure: it moves a label to a version that is not loaded.
+        """
+        with self._lock:
+            for label, version in policy.labels.items():
+                moves = self._policy.labels.get(label, version) != version
+                if moves and version not in self._loaded:
+                    raise Failure(
+                        "FAILED_PRECONDITION",
+                        f"Request to assign label to version {version} of model {self.name}, which "
+                        "is not currently available for inference",
+                    )
+            self._policy = policy
 
     def _folders(self) -> dict[int, Path]:
         """Return the folder of each version on disk."""
@@ -302,22 +325,34 @@ def _policy(model: Any) -> Policy:
 def default_name(base: Path) -> str:
     """Return what `models.config` calls the model; `model` where there is none."""
     path = base / CONFIG
-    return next((model.name for model in _models(path)), "model") if path.is_file() else "model"
+    return next((m.name for m in _models(path)), "model") if os.path.isfile(path) else "model"
 
 
 def _models(path: Path) -> list[Any]:
     config = model_server_config_pb2.ModelServerConfig()
     try:
         text_format.Parse(path.read_text(encoding="utf-8"), config)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no model_config_list: {error}") from None
     return list(config.model_config_list.config)
 
 
-def _changed(folder: Path) -> int:
-    """Return when a file of a version was changed last."""
-    return max(path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")])
+def _times(folder: Path) -> Times:
+    """Return when each file of a version was changed; without those that vanish meanwhile, cannot
+    be looked at, or are links to nothing.
+    """
+    times = {}
+    for root, _, files in os.walk(folder):
+        for path in (root, *(os.path.join(root, name) for name in files)):
+            with contextlib.suppress(OSError):
+                times[path] = os.stat(path).st_mtime_ns
+    return times
 
 
 def _holds_model(folder: Path) -> bool:
-    return (folder / "saved_model.pb").is_file()
+    try:
+        return (folder / "saved_model.pb").is_file()
+    except OSError:
+        return True  # which cannot be read; loading it says why
