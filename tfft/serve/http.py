@@ -146,13 +146,13 @@ class Rest:
 
     async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
-        job = await loop.run_in_executor(
-            self._parsers, method, self._versions, model, body, self._limits
-        )
         async with asyncio.timeout(self._limits.seconds):
+            job = await loop.run_in_executor(
+                self._parsers, method, self._versions, model, body, self._limits
+            )
             answer = self._batcher.submit(job.signature, job.inputs)
             outputs = await asyncio.wrap_future(answer)
-        return await loop.run_in_executor(self._parsers, job.reply, outputs)
+            return await loop.run_in_executor(self._parsers, job.reply, outputs)
 
 
 def parse_path(http_method: str, path: str) -> tuple[ModelSpec, str]:
