@@ -1,7 +1,9 @@
 """What TF Serving's sources say beyond the cases of its tests: codes, texts and grammar."""
 
+import asyncio
 import json
 import random
+import threading
 import tracemalloc
 
 import pytest
@@ -13,6 +15,8 @@ from tests.serve.half_plus_two import NAME
 from tests.serve.test_grpc_cases import predict_request, refused
 from tfft.serve import examples, json_text, tensor_protos
 from tfft.serve.failure import Failure, TooLarge
+from tfft.serve.http import Limits, Rest
+from tfft.serve.versions import ModelSpec
 
 MODEL = f"/v1/models/{NAME}"
 SUMS = '{"signature_name": "sums", '
@@ -362,6 +366,9 @@ def test_both_parsers_read_the_same():
 SIGNS = [bytes([code]) for code in b'[]{},:"\\0123456789.eE+-nul \x00\xff'] + [
     b"Infinity",
     b"\\ud800",
+    b"\\udc00",
+    b"\\ud83d\\ude00",
+    b"\\\\",
 ]
 
 
@@ -379,18 +386,60 @@ def test_what_a_body_becomes_is_bounded():
     assert TooLarge("").http == 413
 
 
-@pytest.mark.parametrize("value", [b"[],", b"{},", b'"abc",', b'{"a":1},', b"1.5,", b"[[1]],"])
-def test_values_take_no_more_than_the_bound_counts(value):
-    body = b"[" + value * 2_000 + b"1]"
+MEMBERS = json.dumps({f"key{number}": number for number in range(5_462)})  # one grew the table
+EMOJI = "\N{GRINNING FACE}"
+BODIES = {
+    **{
+        one: b"[" + one.encode() * 5_000 + b"1]"
+        for one in ("[],", "{},", '"abc",', '{"a":1},', '{"":""},', "1.5,", "123456,", "[[1]],")
+    },
+    "nested": b"[" * 900 + b"1" + b"]" * 900,
+    "members": MEMBERS.encode(),
+    "a member twice": b'{"key0":0,' + MEMBERS.encode()[1:],
+    "text": json.dumps("a" * 200_000).encode(),
+    "escapes": json.dumps("aa\n" * 60_000).encode(),
+    "an emoji": json.dumps("a" * 200_000 + EMOJI, ensure_ascii=False).encode(),
+    "an escaped emoji": json.dumps("a" * 200_000 + EMOJI).encode(),
+    "no UTF-8": b'"' + b"\xff" * 200_000 + b'\\ud83d\\ude00"',
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_reading_takes_no_more_than_the_bound_counts(body):
     for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
         tracemalloc.start()
         try:
-            values = parse(body)
-            taken = tracemalloc.get_traced_memory()[0]
+            parse(body)
+            peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert len(values) == 2_001
-        assert taken < json_text.memory(body), parse
+        assert peak < json_text.memory(body), parse
+
+
+def test_large_bodies_are_read_by_the_fast_parser_or_not_at_all(monkeypatch):
+    """The other takes seconds for them, in which all other requests would wait."""
+    monkeypatch.setattr(json_text, "_Reader", None)
+    text = "a" * json_text.SLOW_BYTES
+    for body, value in (
+        (json.dumps([text + EMOJI]).encode(), text + EMOJI),
+        (json.dumps([text + "\\ud83d"]).encode(), text + "\\ud83d"),
+        (f'["{text}'.encode() + b'\xff"]', text + "\udcff"),
+    ):
+        assert json_text.parse(body) == [value]
+    for body in (f'["{text}\\ud83d"]', f'["{text}"] {{}}', f'["{text}"'):
+        with pytest.raises(Failure, match="read up to 1,048,576 bytes") as error:
+            json_text.parse(body.encode())
+        assert error.value.http == 400
+
+
+def test_a_request_that_takes_long_to_parse_is_given_up():
+    def parse(*_):
+        go.wait(2)
+
+    go, rest = threading.Event(), Rest(None, None, Limits(body=1 << 20, seconds=0.05))
+    with pytest.raises(TimeoutError):
+        asyncio.run(rest._run(parse, ModelSpec("model"), b"{}"))
+    go.set()
 
 
 def test_a_context_is_not_repeated_without_bound():
