@@ -1,4 +1,4 @@
-"""Versions, labels, warm-up, batches and what the JSON of TF Serving means."""
+"""Versions, labels, warm-up, batches and mistakes of the command."""
 
 import shutil
 import socket
