@@ -50,14 +50,14 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except ValueError:  # a null character
-        raise UserError(f"{str(path)!r}: cannot be read: it is no path") from None
+        raise UserError(f"{str(path)!r}: cannot be read: it is not a path") from None
     status = os.fstat(descriptor)
     reason = None
     if not stat.S_ISREG(status.st_mode):
         kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO or a device"
         reason = f"is {kind}, not a regular file"
     elif limit is not None and status.st_size > limit:
-        reason = f"has {status.st_size / MIB:,.0f} MiB; at most {limit // MIB} are read"
+        reason = f"has {status.st_size:,} bytes; at most {limit:,} are read"
     if reason is not None:
         os.close(descriptor)
         raise UserError(f"{path}: {reason}")
@@ -83,7 +83,7 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
     with open_regular(path, limit) as file:
         content = file.read(limit + 1)  # a file may grow, and those of /proc have no size
     if len(content) > limit:
-        raise UserError(f"{path}: is larger than {limit // MIB} MiB")
+        raise UserError(f"{path}: has more than {limit:,} bytes; no more are read")
     return content
 
 
@@ -91,7 +91,7 @@ def read_text(path: str | Path, limit: int = 16 * MIB) -> str:
     """Return a UTF-8 text without its byte-order mark.
 
     Raises:
-        UserError: as `open_regular`, or it is no UTF-8.
+        UserError: as `open_regular`, or it is not UTF-8.
     """
     try:
         return read_bytes(path, limit).decode("utf-8-sig")
@@ -147,9 +147,13 @@ def library_errors(message: str) -> Iterator[None]:
     except (UserError, Interrupted):
         raise
     except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        kind = type(error).__name__
+        # By exact name: numpy's and pyarrow's own kinds also follow from a size that a file claims.
+        if kind in ("MemoryError", "ResourceExhaustedError"):
+            raise  # says nothing about the file
+        if not isinstance(error, Exception) and kind != "PanicException":
             raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200] or kind
         raise UserError(f"{message}: {printable(reason)}") from None
 
 

@@ -165,7 +165,7 @@ def test_tables_are_read_from_assets_alone(saved, name, change, tmp_path):
 def test_files_of_savedmodels(saved, name, tmp_path):
     changed(saved, tmp_path, lambda model: None)
     fifo(tmp_path / name)
-    refused(lambda: load(tmp_path, "hub"), name, "must be a regular file")
+    refused(lambda: load(tmp_path, "hub"), name, "not a regular file")
 
 
 def asset(name: str):

@@ -19,7 +19,7 @@ from tfft.data.records import BadRow, Row
 from tfft.errors import UserError
 from tfft.files import HOST
 from tfft.preprocess import image
-from tfft.reading import read_bytes
+from tfft.reading import library_errors, read_bytes
 
 
 def read(path, kind="csv", columns=("text", "label"), **more):
@@ -51,10 +51,18 @@ def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
     with pytest.raises(UserError, match=r"is a folder, not a regular file"):
         image.read(str(tmp_path))
     (tmp_path / "large.png").open("wb").truncate(1 << 40)
-    with pytest.raises(UserError, match=r"large\.png: has 1,048,576 MiB; at most 128 are read"):
+    with pytest.raises(UserError, match=r"large\.png: has 1,099,511,627,776 bytes; at most"):
         image.read(str(tmp_path / "large.png"))
-    with pytest.raises(UserError, match="status: is larger than 0 MiB"):  # has no size
+    with pytest.raises(UserError, match="status: has more than 5 bytes"):  # has no size
         read_bytes("/proc/self/status", 5)
+
+
+@pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError", "ArrowMemoryError"])
+def test_a_lack_of_memory_is_no_fault_of_the_file(kind):
+    error = type(kind, (Exception,), {})
+    with pytest.raises(UserError if kind == "ArrowMemoryError" else error):
+        with library_errors("t.npz: not an npz file"):
+            raise error("no more")
 
 
 def test_a_cache_of_no_user(config):
