@@ -149,7 +149,7 @@ def parse(
         lines = _explained(error.errors(), raw)
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
     except UnicodeEncodeError:  # pydantic's, over a message that quotes the text
-        raise UserError(f"{where}: a text holds a lone surrogate, half a character") from None
+        raise UserError(f"{where}: a text holds a lone surrogate") from None
 
 
 def changed(

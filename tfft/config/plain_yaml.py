@@ -12,7 +12,8 @@ import yaml
 from tfft.errors import UserError
 from tfft.reading import is_unicode
 
-LARGEST = 1 << 20  # characters, and values with every alias replaced by what it stands for
+LARGEST = 16 << 20  # characters
+_MOST_VALUES = 1 << 20  # with every alias replaced by what it stands for
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = (
@@ -47,9 +48,9 @@ class _Loader(yaml.SafeLoader):
             value = super().construct_object(node, deep)
         except (ValueError, LookupError):  # !!int "abc", !!bool "abc", 5,000 digits
             kind = node.tag.removeprefix(_TAG)
-            raise _problem(f"{str(node.value)[:80]!r} is no valid {kind}", node) from None
+            raise _problem(f"{str(node.value)[:80]!r} is not a valid {kind}", node) from None
         if isinstance(value, str) and not is_unicode(value):
-            raise _problem("a text holds a lone surrogate, half a character", node)
+            raise _problem("a text holds a lone surrogate", node)
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -106,7 +107,7 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """Count the values below a node, every alias replaced by what it stands for."""
     known = counts.get(id(node))
     if known == 0:
-        raise _problem("an alias stands within what it refers to", node)
+        raise _problem("an alias contains itself", node)
     if known is not None:
         return known
     counts[id(node)] = 0
@@ -114,8 +115,8 @@ def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     if isinstance(node, yaml.MappingNode):
         parts = [part for pair in parts for part in pair]
     total = 1 + sum(_count(part, counts) for part in parts)
-    if total > LARGEST:
-        raise _problem(f"aliases stand for more than {LARGEST:,} values", node)
+    if total > _MOST_VALUES:
+        raise _problem(f"more than {_MOST_VALUES:,} values, those of aliases included", node)
     counts[id(node)] = total
     return total
 
