@@ -1,4 +1,4 @@
-"""What a user can mend, and how it is said: one line, exit code 2, never a traceback."""
+"""What a user can fix, and how it is said: one line, exit code 2, never a traceback."""
 
 import difflib
 import importlib
@@ -7,7 +7,7 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """A mistake that the user can mend; the message is what they see, exit code 2."""
+    """A mistake that the user can fix; the message is what they see, exit code 2."""
 
 
 class Interrupted(Exception):

@@ -176,7 +176,7 @@ def edit(**changes):
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
         (edit(model_type="bart"), "model_type 'bart' is not supported; did you mean 'bert'?"),
         (edit(hidden_act="gellu"), "unknown activation 'gellu'; did you mean 'gelu'?"),
-        (edit(hidden_size=32), "where config.json means"),
+        (edit(hidden_size=32), "where config.json requires"),
         (edit(num_hidden_layers=3), "lacks 'encoder.layer.2"),
         (edit(num_attention_heads=5), "no multiple of its 5 attention heads"),
         (edit(position_embedding_type="relative_key"), "is not supported"),

@@ -210,7 +210,7 @@ def test_no_file_means_the_habits_of_the_family(tmp_path):
     ("name", "key", "value", "words"),
     [
         ("vit", "num_channels", 1, "num_channels=1 is not supported"),
-        ("vit", "hidden_size", 18, "where config.json means"),
+        ("vit", "hidden_size", 18, "where config.json requires"),
         ("resnet", "layer_type", "wide", "layer_type='wide' is not supported"),
         ("resnet", "hidden_act", "gelu", "hidden_act='gelu' is not supported"),
         ("swin", "depths", "2", "depths must be a list of 1 to 8"),

@@ -227,7 +227,7 @@ def _check_size(a: Architecture, table: names.Table, tensors: Tensors, kind: str
             )
     if tensors.size < a.parameters:
         raise UserError(
-            f"{tensors.where}: holds {tensors.size:,} numbers where config.json means "
+            f"{tensors.where}: holds {tensors.size:,} numbers where config.json requires "
             f"{a.parameters:,} at least"
         )
 

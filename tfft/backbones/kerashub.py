@@ -107,7 +107,7 @@ def _wrap(inner: keras.Model) -> Backbone:
     blocks = [layer.name for layer in inner.layers if _BLOCK.match(layer.name)]
     if not wanted <= _INPUTS or not blocks:
         raise UserError(
-            f"model.backbone: {type(inner).__name__} is no encoder that tfft knows "
+            f"model.backbone: {type(inner).__name__} is not an encoder that tfft knows "
             f"(inputs: {', '.join(sorted(wanted))})"
         )
     inputs = {name: keras.Input([None], dtype="int32", name=name) for name in sorted(_INPUTS)}

@@ -72,7 +72,7 @@ def check(folder: Path, where: str) -> None:
 
     Raises:
         UserError: it has such an operation, a file of it is not a regular file of its own, or it
-            is no SavedModel in TF2's format.
+            is not a SavedModel in TF2's format.
     """
     path = folder / "saved_model.pb"
     if not path.exists():

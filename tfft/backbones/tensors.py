@@ -105,7 +105,7 @@ class Tensors:
         for name, expected in zip(entry.tensors, names.shapes(entry, shape), strict=True):
             if self.shape(name) != expected:
                 raise UserError(
-                    f"{self.where}: {name} is {list(self.shape(name))} where config.json means "
+                    f"{self.where}: {name} is {list(self.shape(name))} where config.json requires "
                     f"{list(expected)}"
                 )
             if (dtype := self._slice(name).get_dtype()) not in _DTYPES:

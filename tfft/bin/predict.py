@@ -109,7 +109,7 @@ def _rows(
             if max(map(len, row)) > LONGEST_TEXT:
                 raise UserError(f"{place}: a text of more than {LONGEST_TEXT:,} characters")
             if not all(map(is_unicode, row)):
-                raise UserError(f"{place}: holds a lone surrogate, half a character")
+                raise UserError(f"{place}: holds a lone surrogate")
             yield row
     except UnicodeError as error:
         raise UserError(f"{where}: not UTF-8 text: {error}") from None

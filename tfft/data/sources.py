@@ -83,7 +83,7 @@ def _checked(row: Row, columns: Columns, several: bool, first: int) -> Row | Bad
             reason = f"has {len(value):,} characters; at most {LONGEST_TEXT:,} are read"
             return BadRow(row.place, f"column {column!r} {reason}")
         if not is_unicode(value):
-            reason = "holds a lone surrogate, half a character: it was written or cut wrongly"
+            reason = "holds a lone surrogate: it was written or cut wrongly"
             return BadRow(row.place, f"column {column!r} {reason}")
         if several and at == len(columns) - 1:
             continue

@@ -102,7 +102,7 @@ def _check_numbers(config: Any, weights: int, where: str) -> None:
     sizes = [math.prod(f) for f in (rows, table) if all(isinstance(n, int) for n in f)]
     if weights and sum(sizes) > 2 * weights:  # a number takes four bits at least
         raise UserError(
-            f"{where}: means {sum(sizes):,} numbers at least where the weights have {weights:,} "
+            f"{where}: requires {sum(sizes):,} numbers at least where the weights have {weights:,} "
             "bytes"
         )
 

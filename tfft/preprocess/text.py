@@ -64,7 +64,7 @@ class TextInputs:
             wanted = "a pair of texts" if self.pair else "one text"
             raise UserError(f"a row must be {wanted}. Received: {value!r}")
         if not all(map(is_unicode, texts)):
-            raise UserError(f"a row holds a lone surrogate, half a character. Received: {value!r}")
+            raise UserError(f"a row holds a lone surrogate. Received: {value!r}")
         return texts
 
     def sent(self, row: tuple[str, ...]) -> tuple[str, ...]:
