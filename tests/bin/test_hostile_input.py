@@ -29,12 +29,16 @@ def written(folder, text, name="rows.txt"):
 
 
 def test_a_text_that_begins_with_a_brace_is_a_text(rows_of, tmp_path):
-    lines = ["{x} is a set", '{"text": "a"', "[1]", "1"]
+    lines = ["{x} is a set", '{"text": "a"', "[1]", "1"]  # the first line decides
     path = written(tmp_path, "\n".join(lines))
     assert list(rows_of(path, *TEXT)) == [(line,) for line in lines]
     path = written(tmp_path, '{"text": "a"}\n\n{"review": "{b"}\n')
     assert list(rows_of(path, *TEXT)) == [("a",), ("{b",)]
     assert next(rows_of(path, *TEXT, "text")) == ('{"text": "a"}',)
+    path = written(tmp_path, '{"text": "a"\n{"text": "b"}\n')
+    with pytest.raises(UserError, match=r"rows\.txt:1: not valid JSON .*; --input_format=text"):
+        list(rows_of(path, *TEXT))
+    assert next(rows_of(path, *TEXT, "text")) == ('{"text": "a"',)
     path = written(tmp_path, '{"text": "a"\n', "rows.jsonl")
     with pytest.raises(UserError, match=r"rows\.jsonl:1: not valid JSON"):
         list(rows_of(path, *TEXT))

@@ -159,7 +159,18 @@ def test_an_unclosed_quote_says_how_far_it_goes(config, tmp_path):
     assert data.train.prepared.rows == 10
     assert data.train.prepared.bad == 11
     assert "t.csv:12: unexpected end of data" in data.bad_rows[0]
-    assert "The 11 lines 12 to 22 are one row by their quotes" in data.bad_rows[0]
+    assert "Their quotes make one row of the 11 lines 12 to 22" in data.bad_rows[0]
+
+
+def test_a_quote_that_a_later_one_closes_says_how_far_it_goes(tmp_path, capfd):
+    path = tmp_path / "t.csv"
+    path.write_text('text,label\n"sky,red\n' + "sky,red\n" * 150 + 'sky",red,x\nsky,red\n')
+    bad, good = read(path)
+    assert bad.count == 152 and "one row of the 152 lines 2 to 153" in bad.reason
+    assert good.values == ("sky", "red")
+    path.write_text('text,label\n"sky' + "\nsky" * 150 + '",red\ngrass,green\n')
+    assert len(read(path)) == 2
+    assert f"{path}: lines 2 to 152 are read as one row" in capfd.readouterr().err
 
 
 def test_a_quote_swallows_no_memory(tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def test_globs_and_lists(tmp_path):
     ("kind", "content", "place", "reason"),
     [
         ("csv", "text,label\na,b,c\n", ":2", "3 columns where 2 are expected"),
-        ("csv", 'text,label\n"open,b\nc,d\n', ":2", "unexpected end of data; mend the quotes"),
+        ("csv", 'text,label\n"open,b\nc,d\n', ":2", "unexpected end of data; fix the quotes"),
         ("csv", "text,label\n ,b\n", ":2", "column 'text' is empty"),
         ("csv", "text,label\na,\n", ":2", "column 'label' is empty"),
         ("tsv", "text\tlabel\na\n", ":2", "1 columns where 2 are expected"),

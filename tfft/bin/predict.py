@@ -7,6 +7,7 @@ SavedModel (which needs nothing of the run).
 
 import io
 import json
+import re
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -101,7 +102,7 @@ def _rows(
             if not line.strip():
                 continue
             if form == "auto":
-                form = "jsonl" if isinstance(_parsed(line), dict) else "text"
+                form = _form(line, place)
             row = (line,) if form == "text" else _json_row(line, keys, place)
             if len(row) != len(keys[0]):
                 pair = " and ".join(keys[0])
@@ -115,14 +116,22 @@ def _rows(
         raise UserError(f"{where}: not UTF-8 text: {error}") from None
 
 
-def _parsed(line: str) -> Any:
-    """What a line of JSON holds, None where it is none."""
+def _form(line: str, place: str) -> str:
+    """Return the form of rows whose first is `line`.
+
+    Raises:
+        UserError: it begins as an object does, and is not one.
+    """
     from tfft.data.text_files import json_object
 
     try:
-        return json_object(line)
-    except ValueError:
-        return None
+        return "jsonl" if isinstance(json_object(line), dict) else "text"
+    except ValueError as error:
+        if re.match(r'\s*\{\s*"', line):
+            raise UserError(
+                f"{place}: {error}; --input_format=text takes lines as they are"
+            ) from None
+        return "text"
 
 
 def _json_row(line: str, keys: tuple[tuple[str, ...], ...], place: str) -> tuple[str, ...]:

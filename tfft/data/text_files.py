@@ -3,10 +3,12 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tfft import log
 from tfft.config import Source
 from tfft.data.records import (
     BadRow,
@@ -19,6 +21,9 @@ from tfft.data.records import (
 )
 from tfft.errors import UserError
 from tfft.reading import LONGEST_LINE, open_regular
+
+
+_MANY_LINES: float = 50  # of a row: texts rarely have them, and an unclosed quote soon does
 
 
 def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
@@ -36,7 +41,7 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,
     )
-    indices, width = None, None
+    indices, width, many = None, None, _MANY_LINES
     if isinstance(columns[0], int):
         indices = [int(c) for c in columns]
     while True:
@@ -46,7 +51,8 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
         except StopIteration:
             break
         except csv.Error as error:
-            yield _unreadable(path, start, reader.line_num, error)
+            reason = f"{error}; fix the quotes or set quoting: false"
+            yield _bad_row(path, start, reader.line_num, reason)
             continue
         if not cells or cells == [""]:
             continue  # a blank line separates nothing and means nothing
@@ -58,19 +64,25 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
             check_positions(indices, width, f"{path}:{start}")
         if len(cells) != width:
             reason = f"{len(cells)} columns where {width} are expected"
-            yield BadRow(f"{path}:{start}", f"{reason}; mend the separators or the quotes")
+            reason += "; fix the separators or the quotes"
+            yield _bad_row(path, start, reader.line_num, reason)
             continue
+        if reader.line_num - start >= many:
+            many = math.inf  # say it once
+            log.say(
+                f"data: {path}: lines {start} to {reader.line_num} are read as one row, by their "
+                "quotes; is one not closed?"
+            )
         yield Row(f"{path}:{start}", tuple(cells[i] for i in indices))
     if indices is None:
         raise UserError(f"{path}: empty; needs a header line with {', '.join(map(str, columns))}")
 
 
-def _unreadable(path: Path, first: int, last: int, error: csv.Error) -> BadRow:
-    """What csv makes no row of: one line, or all that an unclosed quote runs over."""
+def _bad_row(path: Path, first: int, last: int, reason: str) -> BadRow:
+    """Return a row that cannot be used: one line, or all that an unclosed quote runs over."""
     count = max(1, last - first + 1)
-    reason = f"{error}; mend the quotes or set quoting: false"
     if count > 1:
-        reason += f". The {count} lines {first} to {last} are one row by their quotes"
+        reason += f". Their quotes make one row of the {count} lines {first} to {last}"
     return BadRow(f"{path}:{first}", reason, count)
 
 
