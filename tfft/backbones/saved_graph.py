@@ -47,7 +47,9 @@ _STATEFUL_NAMES = """
     TensorArrayCloseV3 TensorArrayConcatV3 TensorArrayGatherV3 TensorArrayGradV3 TensorArrayReadV3
     TensorArrayScatterV3 TensorArraySizeV3 TensorArraySplitV3 TensorArrayV3 TensorArrayWriteV3
     CudnnRNN CudnnRNNBackprop CudnnRNNBackpropV2 CudnnRNNBackpropV3 CudnnRNNV2 CudnnRNNV3
-    SentencepieceOp SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp
+    SentencepieceDetokenizeOp SentencepieceIdToStringOp SentencepieceOp SentencepieceStringToIdOp
+    SentencepieceTokenizeOp SentencepieceTokenizeWithOffsetsOp SentencepieceVocabSizeOp
+    WordpieceTokenizeWithOffsets
 """
 _STATEFUL = frozenset(_STATEFUL_NAMES.split())
 # Operations of the functions that `tf.saved_model.save` adds for saving; nothing here calls them.
@@ -59,8 +61,8 @@ _OUTSIDE = re.compile(
     r"^_|^Abort$|CustomCall|Dataset|Debug|Iterator|Mlir|PyFunc|Reader|Remote|Snapshot|Summary"
 )
 _OUTSIDE_ARGUMENT = re.compile(
-    r"(?:^|_)(?:address|datasets?|debug|descriptor|file|filenames?|filespec|memory|path|token"
-    r"|urls?)(?:_|$)"
+    r"(?:^|_)(?:address|datasets?|debug|descriptor|file|filenames?|filespec|memory|path"
+    r"|token_input_output|urls?)(?:_|$)"
 )
 
 
