@@ -40,6 +40,28 @@ def presets(tmp_path_factory):
     return folder, {"bert": bert, "roberta": roberta}
 
 
+def test_files_that_a_preset_need_not_have_are_not_asked_for(presets, monkeypatch):
+    """Without a network a preset that was downloaded is loaded from what it has."""
+    from keras_hub.src.utils import preset_utils
+
+    folder, _ = presets
+    asked, get_file = set(), preset_utils.get_file
+
+    def offline(preset, file):
+        asked.add(file)
+        if not (folder / "bert" / file).exists():
+            raise ConnectionError("no network")
+        return get_file(preset, file)
+
+    monkeypatch.setattr(preset_utils, "get_file", offline)
+    model = ModelConfig(backbone=f"kerashub:{folder / 'bert'}")
+    backbones.load(model)
+    preprocess.load(model, DATA)
+    assert asked == {"config.json", "model.weights.h5", "tokenizer.json"}
+    for file in ("image_converter.json", "none.json"):
+        assert preprocess.kerashub.read_settings(str(folder / "bert"), file, optional=True) == {}
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_features_are_kerashubs(presets, name):
     folder, originals = presets

@@ -403,12 +403,17 @@ BERT = {
         ("tokenizer.json", {"config": {"a": [{"proto": "x"}]}}, "must not name a file"),
         ("model.weights.json", {"weight_map": {"a": ["../x.h5"]}}, "names of files beside it"),
         ("model.safetensors.index.json", {"weight_map": [1]}, "weight_map must be an object"),
-        ("image_converter.json", None, "regular file"),
+        ("image_converter.json", {"config": {"proto": "x"}}, "must not name a file"),
+        ("model.weights.h5", None, "not a regular file"),
     ],
 )
 def test_kerashub(name, content, words, tmp_path):
-    (tmp_path / "model.weights.h5").write_bytes(b"x" * 100)
-    (tmp_path / "config.json").write_text(json.dumps(BERT))
+    if "index" in name:  # of a preset that KerasHub converts
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    else:
+        (tmp_path / "config.json").write_text(json.dumps(BERT))
+    if name.startswith(("config", "tokenizer")):
+        (tmp_path / "model.weights.h5").write_bytes(b"x" * 100)
     if content is None:
         fifo(tmp_path / name)
     elif name == "config.json":
@@ -416,9 +421,12 @@ def test_kerashub(name, content, words, tmp_path):
         (tmp_path / name).write_text(json.dumps({**BERT, "config": config}))
     else:
         (tmp_path / name).write_text(json.dumps(content))
-    refused(lambda: load(tmp_path, "kerashub"), words)
     if name == "tokenizer.json":
         refused(lambda: kerashub.tokenizer_spec(str(tmp_path)), words)
+    elif name == "image_converter.json":
+        refused(lambda: kerashub.read_settings(str(tmp_path), name, optional=True), words)
+    else:
+        refused(lambda: load(tmp_path, "kerashub"), words)
 
 
 def test_weights_for_keras_applications(tmp_path):

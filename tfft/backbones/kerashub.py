@@ -18,7 +18,7 @@ import numpy as np
 from tfft.backbones import kerashub_pictures, pixels
 from tfft.config import ModelConfig
 from tfft.errors import UserError
-from tfft.preprocess.kerashub import check_preset
+from tfft.preprocess.kerashub import check_encoder, read_settings
 from tfft.reading import library_errors
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
 
@@ -36,7 +36,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
 
     name, size = config.backbone.partition(":")[2], config.image_size
     shape = {"image_shape": (size, size, 3)} if size is not None else {}
-    check_preset(name)
+    check_encoder(name)
     with library_errors(f"model.backbone: kerashub:{name} cannot be loaded"):
         inner = keras_hub.models.Backbone.from_preset(name, dtype=precision, **shape)
     if kerashub_pictures.is_of_pictures(inner):
@@ -74,6 +74,7 @@ def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]
     """The pictures that a preset reads and how they are scaled: its image converter says."""
     import keras_hub
 
+    read_settings(name, "image_converter.json", optional=True)
     try:
         with library_errors("no image converter"):
             converter = keras_hub.layers.ImageConverter.from_preset(name)

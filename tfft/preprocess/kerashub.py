@@ -17,8 +17,9 @@ from tfft import pretrained
 from tfft.errors import UserError
 from tfft.reading import library_errors, regular_file
 
-_WEIGHTS, _INDICES = "model.weights.h5", ("model.weights.json", "model.safetensors.index.json")
-_SETTINGS = ("config.json", "tokenizer.json", "image_converter.json")
+# Of each the first that a preset has is read: of KerasHub's own presets, and of those it converts.
+_WEIGHTS = ("model.weights.h5", "model.weights.json")
+_CONVERTED = ("model.safetensors.index.json", "model.safetensors")
 _TOKENIZER_LIMIT = 64 << 20  # bytes: of a Hugging Face checkpoint it holds the vocabulary
 # Settings of tokenizers that KerasHub takes for the path of a file where they are strings.
 _PATHS = ("merges", "proto", "vocabulary")
@@ -29,49 +30,57 @@ _LIMITS = (
 )
 
 
-def check_preset(name: str) -> None:
-    """Refuse a preset whose files KerasHub, which trusts them, should not read.
+def check_encoder(preset: str) -> None:
+    """Refuse a preset whose network KerasHub, which trusts its files, should not build.
 
     Raises:
         UserError: there is no such preset, a file of it is broken or no regular file, one names
             files elsewhere, or the network that it describes is larger than its weights.
     """
-    found = {file: path for file in _SETTINGS if (path := _file(name, file)) is not None}
-    settings = {
-        file: pretrained.read_json(
-            path, _TOKENIZER_LIMIT if file == "tokenizer.json" else pretrained.JSON_LIMIT
-        )
-        for file, path in found.items()
-    }
-    for file, value in settings.items():
-        for key, setting in _settings(value.get("config")):
-            if key in _PATHS and isinstance(setting, str):
-                raise UserError(
-                    f"{found[file]}: {key} must not name a file. Received: {setting!r:.60}"
-                )
-    weights = [] if (path := _file(name, _WEIGHTS)) is None else [path]
-    for index in _INDICES:
-        if (path := _file(name, index)) is not None:
-            shards = [_file(name, shard) for shard in pretrained.shards(path)]
-            weights = weights or [shard for shard in shards if shard is not None]
+    config = read_settings(preset, "config.json")
+    names = _WEIGHTS if "registered_name" in config else _CONVERTED
+    weights = [_optional(preset, names[0]) or _file(preset, names[1])]
+    if weights[0].suffix == ".json":
+        weights = [_file(preset, shard) for shard in pretrained.shards(weights[0])]
     sizes = [regular_file(path, pretrained.WEIGHTS_LIMIT).stat().st_size for path in weights]
-    config = settings.get("config.json", {})
-    _check_numbers(config.get("config", config), sum(sizes), f"kerashub:{name}: config.json")
+    _check_numbers(config.get("config", config), sum(sizes), f"kerashub:{preset}: config.json")
 
 
-def _file(preset: str, file: str) -> Path | None:
-    """Return the local path of a preset's file, downloaded where it must be; None: it has none."""
+def read_settings(preset: str, file: str, optional: bool = False) -> dict[str, Any]:
+    """Return the object in a JSON file of a preset; an empty one where there need not be any.
+
+    Raises:
+        UserError: there is none, it is broken or no regular file, or it names other files.
+    """
+    path = _optional(preset, file) if optional else _file(preset, file)
+    if path is None:
+        return {}
+    limit = _TOKENIZER_LIMIT if file == "tokenizer.json" else pretrained.JSON_LIMIT
+    value = pretrained.read_json(path, limit)
+    for key, setting in _leaves(value.get("config")):
+        if key in _PATHS and isinstance(setting, str):
+            raise UserError(f"{path}: {key} must not name a file. Received: {setting!r:.60}")
+    return value
+
+
+def _file(preset: str, file: str) -> Path:
+    """Return the local path of a preset's file, downloaded where it must be."""
     # No public function says where KerasHub keeps the files of a preset.
     from keras_hub.src.utils.preset_utils import get_file
 
     with library_errors(f"model.backbone: kerashub:{preset} cannot be loaded"):
-        try:
-            return Path(get_file(preset, file))
-        except FileNotFoundError:
-            return None
+        return Path(get_file(preset, file))
 
 
-def _settings(config: Any) -> Iterator[tuple[str, Any]]:
+def _optional(preset: str, file: str) -> Path | None:
+    """Return what `_file` does; None also where nobody can be asked, as without a network."""
+    try:
+        return _file(preset, file)
+    except UserError:
+        return None
+
+
+def _leaves(config: Any) -> Iterator[tuple[str, Any]]:
     """Yield the keys of nested objects and lists with their values; those of lists for each."""
     pending = [("", config)]
     while pending:
@@ -92,7 +101,7 @@ def _check_numbers(config: Any, weights: int, where: str) -> None:
     """
     if not isinstance(config, Mapping):
         raise UserError(f"{where}: config must be an object. Received: {config!r:.60}")
-    for key, value in _settings(config):
+    for key, value in _leaves(config):
         most = next((limit for pattern, limit in _LIMITS if pattern.search(key)), None)
         if most is not None and isinstance(value, int | float) and not value <= most:
             raise UserError(f"{where}: {key} must not exceed {most:,}. Received: {value!r:.60}")
@@ -115,7 +124,8 @@ def tokenizer_spec(name: str) -> str:
     """
     import keras_hub
 
-    check_preset(name)
+    for file in ("config.json", "tokenizer.json"):
+        read_settings(name, file)
     with library_errors(f"model.backbone: kerashub:{name} has no tokenizer"):
         tokenizer = keras_hub.tokenizers.Tokenizer.from_preset(name)
         if isinstance(tokenizer, keras_hub.tokenizers.WordPieceTokenizer):
