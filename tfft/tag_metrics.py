@@ -32,8 +32,12 @@ def by_tag(chosen: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[s
         chosen: bool [N, C].
         weights: how often each row counts, [..., N].
     """
+    return {name: weights @ counted for name, counted in _counted(chosen, truth).items()}
+
+
+def _counted(chosen: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
     yes, real = chosen.astype(np.float64), truth.astype(np.float64)
-    return {"hits": weights @ (yes * real), "chosen": weights @ yes, "true": weights @ real}
+    return {"hits": yes * real, "chosen": yes, "true": real}
 
 
 def from_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -147,13 +151,15 @@ def resampled(
     rows = len(truth)
     ranking, exact = Ranking(probabilities, truth), (chosen == (truth > 0)).all(axis=1)
     losses = log_losses(probabilities, truth)
+    counted = _counted(chosen, truth)
     parts: list[dict[str, np.ndarray]] = []
-    for size in metrics.chunks(draws, rows):
+    for size in metrics.chunks(draws, max(truth.shape)):
         weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
-        counts = from_counts(by_tag(chosen, truth, weights))
+        sums = {name: weights @ array for name, array in counted.items()}
+        counts = from_counts(sums)
         mean = np.empty(size)
         for draw in range(size):
-            given = (weights[draw] @ truth) > 0
+            given = sums["true"][draw] > 0
             precision = ranking.average_precision(weights[draw])
             mean[draw] = precision[given].mean() if given.any() else 0.0
         parts.append(
