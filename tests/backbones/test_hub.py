@@ -14,7 +14,7 @@ import tensorflow as tf
 
 import tfft
 from tests.test_pictures import SIZE, write_folder
-from tfft import backbones
+from tfft import backbones, pretrained
 from tfft.config import ModelConfig, parse
 from tfft.errors import UserError
 from tfft.export import Served
@@ -296,6 +296,9 @@ def test_a_handle_is_downloaded_once(folder, tmp_path, monkeypatch):
         assert (tmp_path / name / "saved_model.pb").is_file()
         with pytest.raises(UserError, match="cannot be downloaded: HTTP Error 404"):
             load(f"http://127.0.0.1:{server.server_port}/other")
+        pretrained._unpacked(handle, tmp_path / name)  # as of another process at the same time
+        (tmp_path / name / "saved_model.pb").unlink()
+        assert load(handle).features == {"pooled": 16}
         server.shutdown()
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
 
