@@ -1,5 +1,7 @@
 """Section `data`: where rows come from, which columns count, how they are split."""
 
+import unicodedata
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -116,6 +118,34 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _labels_differ(self) -> "DataConfig":
-        if isinstance(self.labels, list) and len(set(self.labels)) < max(2, len(self.labels)):
-            raise ValueError(f"`labels` must be at least two different names: {self.labels}")
+        if isinstance(self.labels, list):
+            check_labels(self.labels)
         return self
+
+
+def look_alike(labels: Iterable[str]) -> tuple[str, str] | None:
+    """Return the first two labels that differ in spaces or in Unicode's form at most."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        look = unicodedata.normalize("NFC", " ".join(label.split()))
+        if look in seen:
+            return seen[look], label
+        seen[look] = label
+    return None
+
+
+def shown(label: str) -> str:
+    """Return a label as an error shows it, with what cannot be seen in it."""
+    return repr(label) if label.isascii() else f"{label!r} ({label!a})"
+
+
+def check_labels(labels: Sequence[str]) -> None:
+    """Refuse names of classes that are too few or look the same.
+
+    Raises:
+        ValueError: they are.
+    """
+    if len(labels) < 2:
+        raise ValueError(f"`labels` must be at least two names. Received: {list(labels)}")
+    if (pair := look_alike(labels)) is not None:
+        raise ValueError(f"`labels` must differ. Received: {' and '.join(map(shown, pair))}")

@@ -1,6 +1,5 @@
 """From the section `data` to the three splits, with one list of class names for all."""
 
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from tfft import log
 from tfft.config import Config, DataConfig, Fraction, Source
+from tfft.config.data import check_labels, look_alike, shown
 from tfft.data import pictures, sources, tokens
 from tfft.data.prepared import Request, default_cache
 from tfft.data.split import Dataset, stratified
@@ -172,16 +172,12 @@ class _Build:
         Raises:
             UserError: two differ in spaces or in how their letters are composed alone.
         """
-        seen: dict[str, str] = {}
-        for name in names:
-            other = seen.setdefault(_look(name), name)
-            if other != name:
-                places = [self.place_of(n, key, source) for n in (name, other)]
-                shown = [repr(n) if n.isascii() else f"{n!r} ({n!a})" for n in (name, other)]
-                raise UserError(
-                    f"{places[0]}: label {shown[0]} differs from {shown[1]} ({places[1]}) in "
-                    "spaces or in Unicode's form (NFC, NFD) alone; write both the same"
-                )
+        if (pair := look_alike(names)) is not None:
+            first, second = (self.place_of(name, key, source) for name in pair)
+            raise UserError(
+                f"{second}: label {shown(pair[1])} differs from {shown(pair[0])} ({first}) in "
+                "spaces or in Unicode's form (NFC, NFD) alone; write both the same"
+            )
 
     def place_of(self, label: str, key: str, source: Source) -> str:
         """Where a label stands first; read again, as only what is wrong asks for it."""
@@ -199,14 +195,11 @@ def _given_labels(config: DataConfig) -> list[str] | None:
     if not is_file(path):
         raise UserError(f"data.labels: no such file: {path}")
     names = [name.strip() for name in read_text(path).splitlines() if name.strip()]
-    if len(set(map(_look, names))) < max(2, len(names)):
-        raise UserError(f"data.labels: {path} must hold at least two different names, one a line")
+    try:
+        check_labels(names)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     return names
-
-
-def _look(name: str) -> str:
-    """What is equal for labels that look the same."""
-    return unicodedata.normalize("NFC", " ".join(name.split()))
 
 
 def _tell(datasets: Datasets) -> None:
