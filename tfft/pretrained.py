@@ -4,9 +4,11 @@ Of Hugging Face repositories only data is fetched (JSON, safetensors, vocabulari
 could run; SavedModels are graphs, which `backbones.hub` looks through before it loads them.
 """
 
+import errno
 import hashlib
 import http.client
 import os
+import shutil
 import tarfile
 import urllib.request
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from tfft.reading import expanded
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
 JSON_LIMIT = 16 << 20  # bytes; as Python objects up to twenty times that
 WEIGHTS_LIMIT = 64 << 30
+MOST_TOKENS = 1 << 20  # of a vocabulary; the largest published ones have a quarter of it
 _LONGEST_NAME = 255  # of a file, on all common file systems
 
 
@@ -117,10 +120,10 @@ def saved_model(handle: str) -> Path:
             f"model.backbone: no such folder: {handle} (or https://tfhub.dev/..., or a Kaggle "
             "handle: owner/model/tensorFlow2/variation/version)"
         )
-    cache = os.environ.get("TFHUB_CACHE_DIR") or Path(
-        os.environ.get("TFFT_CACHE") or "~/.cache/tfft"
-    ).expanduser().joinpath("hub")
-    folder_ = Path(cache) / hashlib.sha1(handle.encode("utf8")).hexdigest()
+    cache = os.environ.get("TFHUB_CACHE_DIR") or os.path.join(
+        os.environ.get("TFFT_CACHE") or "~/.cache/tfft", "hub"
+    )
+    folder_ = expanded(cache) / hashlib.sha1(handle.encode("utf8")).hexdigest()
     if not (folder_ / "saved_model.pb").is_file():
         _unpacked(handle, folder_)
     return folder_
@@ -149,7 +152,19 @@ def _unpacked(handle: str, target: Path) -> None:
         ):
             # Nothing outside of the folder, no links out of it, no devices.
             archive.extractall(temporary, filter="data")
-            os.rename(temporary, target)
+            _put(temporary, target)
     except (OSError, ValueError, http.client.HTTPException, tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.backbone: {handle} cannot be downloaded: {reason}") from None
+
+
+def _put(temporary: Path, target: Path) -> None:
+    """Rename a folder, unless another process has done as much; in place of an incomplete one."""
+    while not (target / "saved_model.pb").is_file():
+        try:
+            return os.rename(temporary, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            if not (target / "saved_model.pb").is_file():
+                shutil.rmtree(target)

@@ -65,7 +65,8 @@ def load(folder, provider="hf", **settings):
         ("bert", "num_attention_heads", 0, "from 1 to"),
         ("bert", "hidden_size", -4, "from 1 to"),
         ("bert", "hidden_size", 60_000, "numbers where config.json requires"),
-        ("bert", "vocab_size", 4_000_000, "numbers where config.json requires"),
+        ("bert", "vocab_size", 4_000_000, "vocab_size must be a whole number from 1 to 1048576"),
+        ("bert", "vocab_size", 1_000_000, "numbers where config.json requires"),
         ("bert", "intermediate_size", 1 << 18, "numbers where config.json requires"),
         ("bert", "max_position_embeddings", 1 << 20, "numbers where config.json requires"),
         ("bert", "hidden_dropout_prob", 1.0, "hidden_dropout_prob must be from 0 to 0.999"),
@@ -281,6 +282,7 @@ TOKENIZERS = {
     "vocab.txt": {"vocab.txt": b"[UNK]\n\xff\xfe\n"},
     "spiece": {"spiece.model": b"\x0a\xff\xff\xff\xff\x0f"},
     "fifo": {},
+    "large": {},
 }
 
 
@@ -293,7 +295,20 @@ def test_tokenizers(broken, tmp_path):
         written(tmp_path, name, content)
     if broken == "fifo":
         fifo(tmp_path / "tokenizer.json")
+    elif broken == "large":
+        os.truncate(written(tmp_path, "tokenizer.json", "") / "tokenizer.json", (64 << 20) + 1)
     refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), str(tmp_path))
+
+
+def test_files_beside_a_tokenizer_that_are_not_its_own(tmp_path):
+    copied("bert", tmp_path)
+    written(tmp_path, "tokenizer.json", json.dumps(description()))
+    for name in ("train.txt", "trainer_state.json"):
+        os.truncate(written(tmp_path, name, "") / name, 1 << 30)
+    (tmp_path / "rows.json").symlink_to(tmp_path / "none")
+    assert tokenizer.from_checkpoint(str(tmp_path))
+    fifo(tmp_path / "other.json")
+    refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), "other.json: is a FIFO")
 
 
 @pytest.mark.parametrize(

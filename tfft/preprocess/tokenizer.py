@@ -13,12 +13,14 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from tfft import pretrained
 from tfft.errors import UserError
-from tfft.reading import library_errors, regular_file
+from tfft.reading import library_errors, open_regular
 
 _FILE_LIMIT = 64 << 20  # bytes
-_MOST_IDS = 1 << 20
-# Files that transformers may open in a checkpoint's folder.
-_READ = (".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
+# Files that transformers reads for a tokenizer, and those that it may open.
+_READ = re.compile(
+    r"(added_tokens|chat_template|config|merges|special_tokens_map|tokenizer|vocab).*|.*\.model"
+)
+_OPENED = (".jinja", ".json", ".model", ".tiktoken", ".txt", ".vocab")
 # Hieroglyphs, which no vocabulary holds: an unknown token is needed for them, if any is.
 _UNKNOWN = "\U00013000\U00013050 a"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -35,8 +37,9 @@ def from_checkpoint(name: str, revision: str | None = None) -> str:
     if not any((folder / file).exists() for file in FILES):
         raise UserError(f"{folder}: holds no tokenizer; needs one of {', '.join(FILES)}")
     for path in sorted(folder.iterdir()):
-        if path.suffix in _READ:
-            regular_file(path, _FILE_LIMIT)
+        if path.suffix in _OPENED and path.exists():  # a link may lead nowhere
+            limit = _FILE_LIMIT if _READ.fullmatch(path.name) else None
+            open_regular(path, limit).close()
     spec = _through_transformers(folder)
     usable(spec, str(folder))
     return spec
@@ -60,9 +63,9 @@ def usable(spec: str, where: str) -> Tokenizer:
 
 def _check_ids(made: Tokenizer, where: str) -> None:
     highest = max(made.get_vocab(with_added_tokens=True).values(), default=-1)
-    if not 0 <= highest < _MOST_IDS:
+    if not 0 <= highest < pretrained.MOST_TOKENS:
         raise UserError(
-            f"{where}: the tokenizer's ids must be from 0 to {_MOST_IDS - 1:,}. "
+            f"{where}: the tokenizer's ids must be from 0 to {pretrained.MOST_TOKENS - 1:,}. "
             f"Received: {'none' if highest < 0 else f'{highest:,}'}"
         )
 

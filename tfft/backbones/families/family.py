@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tfft.backbones.families.names import Table
 from tfft.errors import UserError, nearest
+from tfft.pretrained import MOST_TOKENS
 from tfft.spec import HeadStyle, Stage
 
 if TYPE_CHECKING:
@@ -141,10 +142,10 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "num_hidden_groups": _DEPTH,
     "num_hidden_layers": _DEPTH,
     "output_stride": (2, 32),
-    "pad_token_id": (0, 1 << 20),
+    "pad_token_id": (0, MOST_TOKENS - 1),
     "patch_size": _PIXELS,
     "type_vocab_size": (0, 1 << 16),
-    "vocab_size": (1, 1 << 22),
+    "vocab_size": (1, MOST_TOKENS),
     "window_size": (1, 32),
 }
 _MOST_STAGES = 8
