@@ -98,10 +98,12 @@ def test_allowed_operations_are_of_tensorflow():
     from tensorflow.python.framework import op_def_registry
 
     assert all(op_def_registry.get(name).is_stateful for name in saved_graph._STATEFUL)
-    for name in """Conv2D FusedBatchNormV3 MatMul PartitionedCall Placeholder Const
+    names = """
+        Const Conv2D FusedBatchNormV3 MatMul PartitionedCall Placeholder
         FastBertNormalize FastWordpieceTokenizeWithOffsets SentencepieceTokenizeWithOffsetsOp
-        UnicodeScriptTokenizeWithOffsets WhitespaceTokenizeWithOffsets
-        WordpieceTokenizeWithOffsets""".split():
+        UnicodeScriptTokenizeWithOffsets WhitespaceTokenizeWithOffsets WordpieceTokenizeWithOffsets
+    """
+    for name in names.split():
         assert saved_graph.is_allowed(op_def_registry.get(name)), name
 
 

@@ -60,9 +60,9 @@ def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
 @pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError", "ArrowMemoryError"])
 def test_a_lack_of_memory_is_no_fault_of_the_file(kind):
     error = type(kind, (Exception,), {})
-    with pytest.raises(UserError if kind == "ArrowMemoryError" else error):
-        with library_errors("t.npz: not an npz file"):
-            raise error("no more")
+    expected = UserError if kind == "ArrowMemoryError" else error
+    with pytest.raises(expected), library_errors("t.npz: not an npz file"):
+        raise error("no more")
 
 
 def test_a_cache_of_no_user(config):
@@ -196,6 +196,13 @@ def test_labels_that_look_the_same_are_refused(config, tmp_path, first, second):
     text = str(error.value)
     assert text.startswith(f"{path}:4: label ") and f"({path}:2)" in text and "\n" not in text
     assert ascii(second)[1:-1] in text and ascii(first)[1:-1] in text
+    names = [first, "neg", second.strip()]
+    (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
+    for given in (str(tmp_path / "names.txt"), [first, "neg", second]):
+        with pytest.raises(UserError, match="`labels` must differ") as error:
+            splits(config, train=str(path), test=None, labels=given)
+        text = str(error.value)
+        assert ascii(second.strip())[1:-1] in text and ascii(first)[1:-1] in text
 
 
 def test_a_label_that_may_be_missing_is_named(config, tmp_path, capfd):
@@ -349,6 +356,10 @@ def test_a_set_of_tfds_imports_no_module(tmp_path, monkeypatch):
             list(sources.content(source, "data.train"))
         with pytest.raises(UserError, match=r"name 'imported_by_a_set\.Feature'"):
             list(sources.read(source, ("text", "label"), "data.train"))
+    own = "tensorflow_datasets.none.Feature"  # of TFDS, wherever in it
+    (folder / "features.json").write_text(json.dumps({**features, "pythonClassName": own}))
+    with pytest.raises(UserError, match=r"TFDS cannot give colours: .*Could not import"):
+        list(sources.read(source, ("text", "label"), "data.train"))
     assert "RAN" not in os.environ and "imported_by_a_set" not in sys.modules
     assert "cls_from_name" in vars(library.features.FeatureConnector)
 

@@ -1,7 +1,7 @@
 """What the binaries share: flags in, an exit code out, one line for a user's mistake.
 
-Exit codes: 0 done; 1 an unexpected error (`__main__`); 2 the user can fix it; 3 interrupted, and the line
-that resumes.
+Exit codes: 0 done; 1 an unexpected error (`__main__`); 2 the user can fix it; 3 interrupted, and
+the line that resumes.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import math
 import os
+import threading
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,24 +108,26 @@ def _features_of_tfds(library: Any) -> Iterator[None]:
     TFDS imports whatever module `pythonClassName` in features.json names.
     """
     base = library.features.FeatureConnector
-    original = vars(base)["cls_from_name"]
 
     def cls_from_name(cls: Any, name: str) -> Any:
-        if name not in cls._registered_features and not name.startswith(_TFDS_FEATURES):
+        if name not in cls._registered_features and not name.startswith(_TFDS_MODULES):
             raise UserError(
                 f"tfds: the set's files name {name!r}, whose module would be imported; only "
                 "features of TFDS' own are read"
             )
         return original.__func__(cls, name)
 
-    base.cls_from_name = classmethod(cls_from_name)
-    try:
-        yield
-    finally:
-        base.cls_from_name = original
+    with _REPLACING:
+        original = vars(base)["cls_from_name"]
+        base.cls_from_name = classmethod(cls_from_name)
+        try:
+            yield
+        finally:
+            base.cls_from_name = original
 
 
-_TFDS_FEATURES = "tensorflow_datasets.core.features."
+_TFDS_MODULES = "tensorflow_datasets."
+_REPLACING = threading.Lock()  # a method of TFDS' class, which all threads see
 
 
 def _tfds_cell(feature: Any, value: Any) -> Any:

@@ -22,7 +22,6 @@ from tfft.data.records import (
 from tfft.errors import UserError
 from tfft.reading import LONGEST_LINE, open_regular
 
-
 _MANY_LINES: float = 50  # of a row: texts rarely have them, and an unclosed quote soon does
 
 
