@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from tfft.errors import UserError
 from tfft.files import write_atomic
 from tfft.preprocess.tokenizer import usable
-from tfft.reading import is_unicode, library_errors
+from tfft.reading import MIB, is_unicode, library_errors, read_json, read_text
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -33,11 +33,14 @@ class TextInputs:
         max_length: tokens a row at most, special tokens included; the longer text of a pair is
             cut first (`longest_first` of transformers).
         pair: whether a row is two texts.
+        where: names the description in errors.
     """
 
-    def __init__(self, spec: str, max_length: int, pair: bool = False):
+    def __init__(
+        self, spec: str, max_length: int, pair: bool = False, where: str = "tokenizer.json"
+    ):
         self.spec, self.max_length, self.pair = spec, max_length, pair
-        self._host = usable(spec, "tokenizer.json")
+        self._host = usable(spec, where)
         added = self._host.num_special_tokens_to_add(is_pair=pair)
         if max_length <= added:
             raise UserError(
@@ -139,8 +142,8 @@ class TextInputs:
     @classmethod
     def restore(cls, folder: Path) -> "TextInputs":
         """What `save` wrote."""
-        settings = json.loads((folder / "inputs.json").read_text(encoding="utf-8"))
-        return cls((folder / "tokenizer.json").read_text(encoding="utf-8"), **settings)
+        settings, path = read_json(folder / "inputs.json"), folder / "tokenizer.json"
+        return cls(read_text(path, 256 * MIB), **settings, where=str(path))
 
 
 def empty_batch(rows: int, width: int, pad_id: int) -> dict[str, np.ndarray]:
