@@ -1,5 +1,6 @@
-"""What stands beside the versions: it parses, it fits the model, it leaves others' files alone."""
+"""The files beside the versions: they parse, fit the model, and leave others' files alone."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +10,8 @@ from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
 from tests.console import command
-from tfft.export import kit, probe
+from tfft.export import kit, models_config, probe
+from tfft.export.models_config import MARK, Config
 
 
 def parsed(text):
@@ -19,32 +21,93 @@ def parsed(text):
     return one
 
 
+def write(path, config):
+    kit._put(path.parent, {path.name: config.text("colours")})
+
+
 def test_versions_and_labels(tmp_path):
     path = tmp_path / kit.CONFIG
-    config = kit.Config.read(path).after_export([1])
-    path.write_text(kit.models_config("colours", config))
+    config = Config.read(path).after_export([1])
+    write(path, config)
     first = parsed(path.read_text())
     assert (first.name, first.base_path) == ("colours", "/models/colours")
     assert list(first.model_version_policy.specific.versions) == [1]
     assert dict(first.version_labels) == {"stable": 1}
-    assert kit.Config.read(path) == config
+    assert Config.read(path) == config
     third = config.after_export([1, 2, 3])
-    assert third == kit.Config([1, 3], {"stable": 1})
-    promoted = kit.Config(third.versions, {"stable": 3})
-    assert promoted.after_export([1, 2, 3, 4]) == kit.Config([1, 3, 4], {"stable": 3})
+    assert third == Config([1, 3], {"stable": 1})
+    write(path, third)
+    path.write_text(path.read_text().replace('"stable" value: 1', '"stable" value: 3'))
+    promoted = Config.read(path)
+    assert promoted == Config([1, 3], {"stable": 3}, 1)
+    assert promoted.after_export([1, 2, 3, 4]) == Config([1, 3, 4], {"stable": 3}, 1)
+    path.write_text(path.read_text().replace("# When", "# "))  # of an older export
+    assert Config.read(path) == promoted
     gone = config.after_export([2, 3])  # stable was deleted
-    assert gone == kit.Config([3], {"stable": 3})
+    assert gone == Config([3], {"stable": 3})
 
 
-def test_a_config_is_read_as_it_may_be_edited(tmp_path):
+@pytest.fixture(params=["grammar", "no grammar"])
+def grammar(request, monkeypatch):
+    """With and without tensorflow-serving-api."""
+    if request.param == "no grammar":
+        monkeypatch.setattr(models_config.importlib.util, "find_spec", lambda name: None)
+    return request.param == "grammar"
+
+
+PLAIN = Config([1, 3, 4], {"stable": 3, "canary": 4}, 1)
+FORMS = [
+    'version_labels { value: 4 key: "canary" }',
+    "version_labels < key: 'canary', value:4 >",
+    'version_labels: {\n key : "canary"\n value: 4\n}',
+    'version_labels: [{ key: "canary" value: 4 }]',
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_config_is_read_as_it_may_be_edited(tmp_path, grammar, form):
+    """What cannot be read is never written again: no label is lost."""
     path = tmp_path / kit.CONFIG
-    path.write_text(
-        '# written by tfft export\n# version_labels { key: "old" value: 9 }\n'
-        "specific { versions: [1, 3]\nversions:4 }\n"
-        "version_labels < key: 'stable', value:3 >\n"
-        'version_labels: {\n key : "canary"\n value: 4\n}\n'
-    )
-    assert kit.Config.read(path) == kit.Config([1, 3, 4], {"stable": 3, "canary": 4})
+    write(path, PLAIN)
+    assert Config.read(path) == PLAIN
+    text = path.read_text()
+    edited = text.replace('version_labels { key: "canary" value: 4 }', form)
+    assert edited != text
+    path.write_text(f'{edited}# version_labels {{ key: "old" value: 9 }}\n')
+    assert Config.read(path) == (PLAIN if grammar else None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("written by tfft export", "mine"),
+        (
+            "    model_platform",
+            "    logging_config { log_collector_config { } }\n    model_platform",
+        ),
+        ("\n  }\n}\n", '\n  }\n  config { name: "other" base_path: "/models/other" }\n}\n'),
+        ("specific {", "latest { num_versions: 2 } # {"),
+        ("/models/colours", "/mnt/colours"),
+        ("model_config_list {", "model_config_list {{"),
+    ],
+)
+def test_a_config_with_more_than_versions_and_labels_stays(
+    tmp_path, grammar, exported, capsys, old, new
+):
+    path = tmp_path / kit.CONFIG
+    (tmp_path / "7").mkdir()
+    write(path, PLAIN)
+    edited = path.read_text().replace(old, new)
+    if "latest" in new:
+        edited = re.sub(r"# \{\n[^}]*\}\n", "\n", edited)
+        assert parsed(edited).model_version_policy.latest.num_versions == 2
+    path.write_text(edited)
+    kit.write(tmp_path, "colours", exported._servable)
+    assert path.read_text() == edited
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("stays as it is: have it load version 7")
+    readme = (tmp_path / "README.md").read_text()
+    assert "exports leave it as it is. Add version 7" in readme and "sed" not in readme
 
 
 def test_warm_up_batches_are_as_large_as_it_was_worth():
@@ -84,11 +147,14 @@ def test_others_files_stay(tmp_path, capsys):
     assert "is not tfft's and stays as it is" in capsys.readouterr().err
     kit._put(tmp_path, {"models.config": "newer"})
     assert "newer" in (tmp_path / "models.config").read_text()
+    (tmp_path / "README.md").write_text(f"# my own\n\nIt was {MARK}.\n")
+    kit._put(tmp_path, {"README.md": "ours"})
+    assert "my own" in (tmp_path / "README.md").read_text()
 
 
 def test_hostile_class_names_in_the_readme(exported):
     servable = replace(exported._servable, labels=["a", "<script>\n# Forged"])
-    text = kit.readme("colours", servable, kit.Config([1], {"stable": 1}))
+    text = kit.readme("colours", servable, 1, Config([1], {"stable": 1}))
     assert "Classes: a, &lt;script&gt; \\# Forged.\n" in text
     assert "<script>" not in text and "\n# Forged" not in text
 

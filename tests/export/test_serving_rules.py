@@ -1,4 +1,4 @@
-"""What stands beside the versions, by the rules of TF Serving: ten exports in a row, whatever was
+"""The files beside the versions, by the rules of TF Serving: ten exports in a row, whatever was
 measured, with promotion, rollback, missed configs and restarts between them."""
 
 import random
@@ -12,6 +12,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export.serving_rules import Batching, Refused, Server
 from tfft.export import kit, warmup
+from tfft.export.models_config import Config
 
 ROWS = [("a red sky",), ("green",), ("the blue grass is like an apple",)]
 
@@ -118,6 +119,30 @@ def test_labels_of_the_user_stay(exports):
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
+def test_roll_back_beside_a_canary(exports):
+    """The version that `stable` had stays, though another one is nearer to what it has."""
+    for _ in range(3):
+        exports.export()
+    path = exports.folder / kit.CONFIG
+    two = Config([1, 2, 3], {"stable": 1, "canary": 2})
+    path.write_text(f"# {kit.MARK}\n{two.text('colours')}")
+    server = Server(exports.folder)
+    promote, roll_back = exports.commands()
+    for command in (promote, 'sed -i \'s/"canary" value: 2/"canary" value: 3/\' models.config'):
+        exports.do(command)
+        server.reload()
+    for _ in range(2):
+        exports.export()
+        server.reload()
+        assert {1, 3} < server.loaded
+    exports.do(roll_back)
+    server.reload()
+    assert server.find("stable") == 1
+    exports.export()
+    assert Config.read(path).former == 3
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
 def test_a_label_whose_version_was_deleted(exports, capsys):
     for _ in range(2):
         exports.export()
@@ -127,6 +152,19 @@ def test_a_label_whose_version_was_deleted(exports, capsys):
     server.reload()
     assert server.find("stable") == 2 and server.find() == 3
     assert "version 1 of the label stable is gone; it is now version 2" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("exports", [0], indirect=True)
+def test_a_label_whose_version_was_deleted_on_a_server_that_missed_a_config(exports, capsys):
+    exports.export()
+    server = Server(exports.folder)
+    exports.export()  # the server does not look
+    shutil.rmtree(exports.folder / "1")
+    exports.export()
+    with pytest.raises(Refused, match="label stable to version 2, which is not"):
+        server.reload()
+    assert "A server that has not loaded that one must be restarted" in capsys.readouterr().err
+    assert Server(exports.folder).find("stable") == 2
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
@@ -186,9 +224,9 @@ def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
     exports = Exports(tmp_path / "export", exported._servable, 0)
     for _ in range(3):
         exports.export()
-    two = kit.Config([1, 2], {"stable": 1, "canary": 2})
+    two = Config([1, 2], {"stable": 1, "canary": 2})
     path = exports.folder / kit.CONFIG
-    path.write_text(kit.models_config("colours", two))
+    path.write_text(two.text("colours"))
     measured = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
     (exports.folder / kit.BATCHING).write_text(measured)
     warmup.write(exports.folder / "2", exported.inputs, ROWS, [32])
@@ -197,7 +235,7 @@ def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
     server = Server(exports.folder)
     assert server.loaded == {1}
     assert "Task size 32 is larger than maximum input batch size 8" in server.failed[2]
-    path.write_text(kit.models_config("colours", kit.Config([1, 3], {"stable": 1, "canary": 3})))
+    path.write_text(Config([1, 3], {"stable": 1, "canary": 3}).text("colours"))
     with pytest.raises(Refused, match="label canary to version 3"):
         server.reload()
     assert server.loaded == {1}

@@ -1,4 +1,4 @@
-"""What stands beside the versions of an export, for TF Serving: which versions, in what batches, in
+"""The files beside the versions of an export, for TF Serving: which versions, in what batches, in
 which container, and how to ask.
 
     models.config           the versions that are loaded, and their labels
@@ -7,30 +7,23 @@ which container, and how to ask.
     kubernetes.yaml         TF Serving on a cluster
     README.md               the calls, for these signatures; how to promote and to roll back
 
-The rules of TF Serving that they follow (server_core.cc, bundle_factory_util.cc):
-
-- A label moves to a loaded version only. A config that moves it elsewhere is refused as a whole, so
-  that its new versions are never loaded. Hence an export moves no label: it adds its version, which
-  is loaded, and whoever runs the server moves the label then. Whatever configs a server has missed,
-  the next one is accepted.
-- A label can move back while the version before it is still loaded. Hence that one stays.
-- The batching parameters are read once, at the start. Hence they do not depend on an export.
+TF Serving reads the batching parameters once, at the start (bundle_factory_util.cc): hence they do
+not depend on an export.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import tensorflow as tf
 
 from tfft import log, markdown
 from tfft.export import served
+from tfft.export.models_config import MARK, STABLE, Config, may_write
 from tfft.export.signatures import METHODS, Servable, fixed
 from tfft.files import write_atomic
 from tfft.spec import Task
 
-STABLE = "stable"  # the label that clients ask for
 SIZES = (1, 2, 4, 8, 16, 32)  # rows that are computed at once
 MAX_ROWS = 4096  # of a request, which is split into batches of the largest size
 WAITING = 4  # requests of so many rows that may wait for each signature
@@ -38,81 +31,45 @@ GAIN = 1.1  # a batch of twice the size is worth its memory if it answers this m
 PORTS = {"grpc": 8500, "rest": 8501}
 CONFIG = "models.config"
 BATCHING = "batching_params.pbtxt"
-MARK = "written by tfft export"  # in the first line: what lacks it is another's and is left alone
-
-
-@dataclass(frozen=True)
-class Config:
-    """The part of a models.config that changes.
-
-    Attributes:
-        versions: those that are loaded, ascending.
-        labels: label -> version.
-    """
-
-    versions: Sequence[int] = ()
-    labels: Mapping[str, int] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> "Config":
-        """Read a models.config, as it was written or edited; an empty one where there is none."""
-        if not path.is_file():
-            return cls()
-        text = re.sub(r"#.*", "", path.read_text(encoding="utf-8", errors="replace"))
-        entry = r"""version_labels\s*:?\s*[{<]\s*key\s*:\s*["'](.*?)["'][\s,;]*value\s*:\s*(\d+)"""
-        labels = re.findall(entry, text)
-        lists = re.findall(r"\bversions\s*:\s*(\d+|\[[\d,\s]*\])", text)
-        versions = [int(number) for one in lists for number in re.findall(r"\d+", one)]
-        return cls(sorted(versions), {label: int(number) for label, number in labels})
-
-    def after_export(self, published: Sequence[int]) -> "Config":
-        """Return the config that loads the newest version too, and moves no label.
-
-        Loaded are the newest, those with a label, and the one before `stable`, to roll back to. A
-        label whose version was deleted gets the newest one that was loaded before.
-
-        Args:
-            published: the versions that there are, ascending.
-        """
-        loaded = [number for number in self.versions if number in published]
-        fallback = loaded[-1] if loaded else published[-1]
-        labels = {
-            label: number if number in published else fallback
-            for label, number in {STABLE: fallback, **self.labels}.items()
-        }
-        before = [number for number in loaded if number < labels[STABLE]][-1:]
-        return Config(sorted({*labels.values(), *before, published[-1]}), labels)
 
 
 def write(folder: Path, name: str, servable: Servable) -> None:
-    """Write the files beside the versions; no label of models.config moves.
+    """Write the files beside the versions, but for those that are another's.
 
     Args:
         folder: of the numbered versions.
         name: of the model.
     """
-    config = Config.read(folder / CONFIG)
-    after = config.after_export(list(served.versions(folder)))
-    for label, number in config.labels.items():
-        if after.labels[label] != number:
-            log.say(
-                f"export: version {number} of the label {label} is gone; it is now version "
-                f"{after.labels[label]}"
-            )
+    path, published = folder / CONFIG, list(served.versions(folder))
+    before = Config.read(path)
+    after = before and before.after_export(published)
     files = {
         BATCHING: batching(),
         "docker-compose.yaml": compose(name),
         "kubernetes.yaml": kubernetes(name),
-        "README.md": readme(name, servable, after),
-        CONFIG: models_config(name, after),
+        "README.md": readme(name, servable, published[-1], after),
     }
+    if before is None or after is None:
+        log.say(
+            f"export: {path} has another first line, or more than an export writes, and stays as "
+            f"it is: have it load version {published[-1]}"
+        )
+    else:
+        for label, number in before.labels.items():
+            if after.labels[label] != number:
+                log.say(
+                    f"export: version {number} of the label {label} is gone; it is now version "
+                    f"{after.labels[label]}. A server that has not loaded that one must be "
+                    "restarted"
+                )
+        files[CONFIG] = after.text(name)
     _put(folder, files)
 
 
 def _put(folder: Path, files: Mapping[str, str]) -> None:
     for file, text in files.items():
         path = folder / file
-        if path.is_file() and MARK not in path.read_text(encoding="utf-8", errors="replace"):
+        if not may_write(path):
             log.say(f"export: {path} is not tfft's and stays as it is")
             continue
         mark = f"<!-- {MARK} -->" if file.endswith(".md") else f"# {MARK}"
@@ -137,33 +94,6 @@ def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
         if rates[sizes[at]] >= GAIN * rates[sizes[last]]:
             last = at
     return sizes[: last + 1] or [1]
-
-
-def models_config(name: str, config: Config) -> str:
-    """TF Serving's model_config_list, with a label on each line of its own."""
-    versions = "\n".join(f"        versions: {number}" for number in config.versions)
-    labels = "\n".join(
-        f'    version_labels {{ key: "{label}" value: {number} }}'
-        for label, number in config.labels.items()
-    )
-    return f"""\
-# Clients ask for {name}/labels/{STABLE}, or for {name}: the newest version. An export adds its
-# version and moves no label; README.md says how to move one. TF Serving reads this file again every
-# 30 seconds.
-model_config_list {{
-  config {{
-    name: "{name}"
-    base_path: "/models/{name}"
-    model_platform: "tensorflow"
-    model_version_policy {{
-      specific {{
-{versions}
-      }}
-    }}
-{labels}
-  }}
-}}
-"""
 
 
 def batching() -> str:
@@ -268,17 +198,20 @@ spec:
 """
 
 
-def readme(name: str, servable: Servable, config: Config) -> str:
-    """How to serve it, how to ask, and how to promote a version and to roll back."""
+def readme(name: str, servable: Servable, version: int, config: Config | None) -> str:
+    """How to serve it, how to ask, and how to promote a version and to roll back.
+
+    Args:
+        name: of the model.
+        version: the newest one.
+        config: what models.config says; None where that is not an export's.
+    """
     columns = servable.inputs.columns
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
     row = ", ".join(f'"{column}": {_json_of(column)}' for column in columns)
     python = ", ".join(f'"{column}": {_python_of(column)}' for column in columns)
-    before, given = _cli(columns)
+    before, options = _cli(columns)
     classes = markdown.text(", ".join(servable.labels))
-    version, stable = config.versions[-1], config.labels[STABLE]
-    former = max((number for number in config.versions if number < version), default=version)
-    former = stable if stable != version else former
     return f"""\
 # {name}
 
@@ -294,37 +227,11 @@ tfft serve --model_base_path=. --model_name={name}     # to try it out, without 
 TF Serving must not be older than {_image().rpartition(":")[2]}. Copy the folder of a version to a
 server before models.config, which names it. {BATCHING} is read when a server starts. An export
 writes the files beside the versions again, except one whose first line, "{MARK}", was
-removed.
+removed, and a models.config that holds more than versions and labels.
 
 ## Promote and roll back
 
-Clients that ask for `{name}/labels/{STABLE}` get version {stable}, those that ask for `{name}` the
-newest. An export moves no label: version {version} is loaded beside those that were. TF Serving
-moves a label to a loaded version only, so look first, on every server:
-
-```sh
-curl {url}/versions/{version}     # until its state is AVAILABLE
-```
-
-Then promote it by its number in models.config, which a server reads again every 30 seconds:
-
-```sh
-sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {version}/' models.config
-```
-
-The version that was `{STABLE}` before is still loaded; roll back by its number:
-
-```sh
-sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {former}/' models.config
-```
-
-If a label was moved too early, TF Serving logs that the version "is not currently available for
-inference", loads nothing, and serves what it served. Put the old number back, wait until the
-version is loaded, and move the label again.
-
-A label for some of the clients is one more line in models.config,
-`version_labels {{ key: "canary" value: {version} }}`; exports leave it where it is, and its version
-loaded.
+{_promotion(name, url, version, config)}
 
 ## Ask
 
@@ -365,7 +272,7 @@ Without a server, `import tensorflow_text` first:
 {before}python -c 'import sys, tensorflow_text
 from tensorflow.python.tools.saved_model_cli import main
 sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_default \\
-  {given}
+  {options}
 ```
 
 ## Signatures
@@ -374,31 +281,71 @@ sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_de
 """
 
 
+def _promotion(name: str, url: str, version: int, config: Config | None) -> str:
+    if config is None:
+        return f"""\
+{CONFIG} is not as an export writes it, and exports leave it as it is. Add version {version} to it
+where it names versions, and wait on every server until its state is AVAILABLE:
+
+```sh
+curl {url}/versions/{version}
+```
+
+Then move a label to it: TF Serving moves labels to loaded versions only. To roll back, move the
+label to the version that it had, which must still be loaded."""
+    stable, former = config.labels[STABLE], config.former
+    before = "" if former in (None, stable) else f" (before: {former}, which is loaded too)"
+    back = stable if stable != version else former or version
+    return f"""\
+Clients that ask for `{name}/labels/{STABLE}` get version {stable}{before}, those that ask for
+`{name}` the newest. An export moves no label: version {version} is loaded beside those that were.
+TF Serving moves a label to a loaded version only, so look first, on every server:
+
+```sh
+curl {url}/versions/{version}     # until its state is AVAILABLE
+```
+
+Then promote it by its number in models.config, which a server reads again every 30 seconds:
+
+```sh
+sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {version}/' models.config
+```
+
+The version that was `{STABLE}` before is still loaded; roll back by its number:
+
+```sh
+sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {back}/' models.config
+```
+
+If a label was moved too early, TF Serving logs that the version "is not currently available for
+inference", loads nothing, and serves what it served. Put the old number back, wait until the
+version is loaded, and move the label again.
+
+A label for some of the clients is one more line in models.config,
+`version_labels {{ key: "canary" value: {version} }}`; exports leave it where it is, and its version
+loaded."""
+
+
 def _status(columns: Sequence[str]) -> str:
     if "image" not in columns:
         return ""
     return """
 
 An image that cannot be decoded fails no other row: its `status` is the reason, and `ok` elsewhere.
-Its probabilities are 0 and its label is empty; `classify` shows such a row by scores of 0."""
+Its probabilities are 0 and its label is empty; so are the scores and classes of `classify`."""
 
 
 def _table(servable: Servable) -> str:
     columns, classes = servable.inputs.columns, len(servable.labels)
+    outputs = _outputs(servable.task)
+    decoded = f"{outputs}, `status` string [B]" if "image" in columns else outputs
+    examples = f"`examples`: tf.Examples with the features {', '.join(columns)}"
     rows = [
         ("signature", "takes", "answers"),
         ("---", "---", "---"),
-        (
-            "`serving_default`",
-            ", ".join(f"`{column}`" for column in columns) + ": strings [B]",
-            _outputs(servable.task),
-        ),
-        ("`tensors`", _prepared(servable), "the same"),
-        (
-            "`serialized`",
-            f"`examples`: tf.Examples with the features {', '.join(columns)}",
-            "the same",
-        ),
+        ("`serving_default`", ", ".join(f"`{c}`" for c in columns) + ": strings [B]", decoded),
+        ("`tensors`", _prepared(servable), outputs),
+        ("`serialized`", examples, decoded),
         *(
             (f"`{m}`", "`inputs`: such tf.Examples", f"`classes`, `scores` [B, {classes}]")
             for m in METHODS
@@ -451,5 +398,5 @@ def _cli(columns: Sequence[str]) -> tuple[str, str]:
     if "image" in columns:
         code = 'import numpy; numpy.save("picture.npy", [open("picture.jpg", "rb").read()])'
         return f"python -c '{code}'\n", "--inputs='image=picture.npy'"
-    given = ";".join(f'{column}=["an example"]' for column in columns)
-    return "", f"--input_exprs='{given}'"
+    values = ";".join(f'{column}=["an example"]' for column in columns)
+    return "", f"--input_exprs='{values}'"
