@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tests.preprocess.test_pictures import BROKEN, CASES
 from tfft.errors import UserError
-from tfft.export import served
+from tfft.export import kit, probe, served
 from tfft.export.signatures import Servable, Signatures, example
 from tfft.preprocess import ImageInputs
 from tfft.spec import Picture
@@ -59,7 +59,7 @@ def check(answer, task, live):
         assert list(answer["label"][list(GOOD)]) == wanted
 
 
-def test_every_signature_that_decodes_answers_the_other_rows(exported):
+def test_every_signature_that_decodes_answers_the_other_rows(exported, tmp_path):
     folder, task, live = exported
     model = tf.saved_model.load(str(folder))
     serialized = tf.constant([example(["image"], [row]) for row in ROWS])
@@ -67,24 +67,42 @@ def test_every_signature_that_decodes_answers_the_other_rows(exported):
         (key,) = model.signatures[name].structured_input_signature[1]
         answer = model.signatures[name](**{key: tf.constant(request)})
         check({name: value.numpy() for name, value in answer.items()}, task, live)
-    scores = model.signatures["classify"](inputs=serialized)["scores"].numpy()
+    answer = model.signatures["classify"](inputs=serialized)
+    scores, classes = answer["scores"].numpy(), answer["classes"].numpy()
     np.testing.assert_allclose(scores[list(GOOD)], live, atol=1e-6)
     assert not scores[BAD].any()
+    names = [label.encode() for label in LABELS]
+    assert classes.tolist() == [names if at in GOOD else [b"", b"", b""] for at in range(5)]
     assert "status" not in model.signatures["tensors"].structured_outputs
     alone = model.signatures["serving_default"](image=tf.constant(ROWS[1:2]))
     assert alone["status"].numpy() == STATUS[1:2]
-    with pytest.raises(UserError, match=r"row 2 of the batch: not a picture of a known kind"):
-        served.Served(folder).probabilities([(row,) for row in ROWS], 5)
+    with pytest.raises(ValueError, match="a row was not answered: not a picture of a known kind"):
+        probe.answers(model.signatures["serving_default"], {"image": ROWS}, 3)
+    again = served.Served(folder)
+    rows = [(ROWS[at],) for at in (0, 3, 4, 0, 1)]
+    with pytest.raises(UserError, match=r"^row 5: not a picture of a known kind"):
+        again.probabilities(rows, 2)
+    (tmp_path / "bad.jpg").write_bytes(ROWS[1])
+    with pytest.raises(UserError, match=r"bad\.jpg: not a picture of a known kind"):
+        again.probabilities([*rows[:3], (str(tmp_path / "bad.jpg"),)], 2)
 
 
 def test_in_a_session_as_tf_serving_has_it(exported):
     folder, task, live = exported
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        found = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
-        signature = found.signature_def["serving_default"]
+        graph = tf.compat.v1.saved_model.load(session, ["serve"], str(folder))
+        signature = graph.signature_def["serving_default"]
         wanted = {name: info.name for name, info in signature.outputs.items()}
         rows = np.array(ROWS, object)
         answer = session.run(wanted, {signature.inputs["image"].name: rows})
         check(answer, task, live)
         again = session.run(wanted, {signature.inputs["image"].name: rows[list(GOOD)]})
         assert list(again["status"]) == [b"ok"] * 3
+
+
+def test_the_table_of_signatures_says_which_answer_a_status():
+    inputs = ImageInputs(Picture((16, 16)))
+    servable = Servable(None, inputs, TASKS["image_classification"], LABELS, None, None, None)
+    rows = {row.split("`")[1]: row for row in kit._table(servable).splitlines()[2:]}
+    answering = {name for name, row in rows.items() if "`status` string [B]" in row}
+    assert answering == {"serving_default", "serialized"}

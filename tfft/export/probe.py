@@ -41,7 +41,7 @@ def value_of(value):
 
 
 def answers(serve, columns, size):
-    """A signature's probabilities, asked in batches of so many rows."""
+    """A signature's probabilities, asked in batches of so many rows, none of which may be bad."""
     import numpy as np
     import tensorflow as tf
 
@@ -49,6 +49,9 @@ def answers(serve, columns, size):
     for start in range(0, rows, size):
         chunk = {k: tf.constant(v[start : start + size]) for k, v in columns.items()}
         out = {name: value.numpy() for name, value in serve(**chunk).items()}
+        for status in out.get("status", ()):
+            if status != b"ok":
+                raise ValueError(f"a row was not answered: {status.decode()}")
         scores = out["scores"] if "scores" in out else out["probabilities"]
         names = out["classes"] if "classes" in out else out["label"]
         if scores.dtype != np.float32 or names.dtype != object:
@@ -61,15 +64,15 @@ def examples(columns):
     """Rows of raw columns as serialized tf.Examples."""
     import tensorflow as tf
 
-    made = []
+    serialized = []
     for values in zip(*columns.values(), strict=True):
         feature = {
             name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
             for name, value in zip(columns, values, strict=True)
         }
         example = tf.train.Example(features=tf.train.Features(feature=feature))
-        made.append(example.SerializeToString())
-    return made
+        serialized.append(example.SerializeToString())
+    return serialized
 
 
 def prepare():
@@ -117,7 +120,7 @@ def rates(serve, raw):
     """Rows a second by batch size, the better of two; until a batch takes too long."""
     import tensorflow as tf
 
-    found = {}
+    by_size = {}
     for size in SIZES:
         batch = {k: tf.constant([v[at % len(v)] for at in range(size)]) for k, v in raw.items()}
         seconds = []
@@ -125,10 +128,10 @@ def rates(serve, raw):
             began = time.perf_counter()
             serve(**batch)
             seconds.append(time.perf_counter() - began)
-        found[size] = size / min(seconds[1:])
+        by_size[size] = size / min(seconds[1:])
         if sum(seconds) > LONG:
             break
-    return found
+    return by_size
 
 
 def end_with_parent(parent):

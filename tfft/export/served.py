@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,19 +91,34 @@ class Served:
             self._model = tf.saved_model.load(str(folder))
 
     def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
-        """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes."""
-        if self.columns == ["image"]:
+        """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes.
+
+        Raises:
+            UserError: a picture cannot be read or decoded; its path is named, or its number.
+        """
+        sent, of_pictures = rows, self.columns == ["image"]
+        if of_pictures:
             from tfft.preprocess import image
 
-            rows = [(image.read(row[0]),) for row in rows]
+            sent = [(image.read(row[0]),) for row in rows]
         serve = self._model.signatures["serving_default"]
         parts = [np.zeros((0, len(self.labels)), np.float32)]
         for start in range(0, len(rows), batch_size):
-            columns = zip(*rows[start : start + batch_size], strict=True)
+            columns = zip(*sent[start : start + batch_size], strict=True)
             named = dict(zip(self.columns, columns, strict=True))
             answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
-            for at, status in enumerate(answer["status"].numpy() if "status" in answer else ()):
-                if status != b"ok":
-                    raise UserError(f"row {at + 1} of the batch: {status.decode()}")
+            if of_pictures:
+                _check_decoded(answer, rows, start)
             parts.append(answer["probabilities"].numpy())
         return np.concatenate(parts)
+
+
+def _check_decoded(answer: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], start: int) -> None:
+    """Refuse the first picture of a batch that could not be decoded; its rows begin at `start`."""
+    from tfft.preprocess.graph.pictures import OK
+    from tfft.preprocess.image import STATUS
+
+    for at, status in enumerate(answer[STATUS].numpy() if STATUS in answer else (), start):
+        if status.decode() != OK:
+            name = f"row {at + 1}" if isinstance(rows[at][0], bytes) else rows[at][0]
+            raise UserError(f"{name}: {status.decode()}")

@@ -13,8 +13,9 @@ picture. The other outputs of such a row are zero, False or empty; other rows ar
 
 The features of a tf.Example are the raw columns. All axes but the first are static: TF Serving
 joins the rows of several clients in a batch and refuses all of them if their lengths differ
-(batching_session.cc); it can pad, but would pad the mask with ones. Its Classify call asks for the
-method (classifier.cc), which TensorFlow 2 does not write: it is set in the saved file.
+(batching_session.cc); it can pad, but would pad the mask with ones. With
+--enable_signature_method_name_check its Classify call looks at the method, which TensorFlow 2 does
+not write: it is set in the saved file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -99,9 +100,11 @@ class Signatures(tf.Module):
         decoded = _function(of_tensors, list(prepared.values()))
 
         def answered(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
-            made = prepare(*columns)
-            outputs = decoded(*(made[name] for name in prepared))
-            return outputs if STATUS not in made else _answerable(outputs, made[STATUS])
+            batch = prepare(*columns)
+            outputs = decoded(*(batch[name] for name in prepared))
+            if STATUS not in batch:
+                return outputs
+            return {**_of_good_rows(outputs, batch[STATUS]), STATUS: batch[STATUS]}
 
         raw = _function(answered, strings)
 
@@ -110,8 +113,10 @@ class Signatures(tf.Module):
             return raw(*(columns[name] for name in inputs.columns))
 
         def classified(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            scores = parsed(examples)["probabilities"]
-            return {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
+            answers = parsed(examples)
+            scores = answers["probabilities"]
+            outputs = {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
+            return _of_good_rows(outputs, answers[STATUS]) if STATUS in answers else outputs
 
         self.functions = {
             RAW: raw,
@@ -157,14 +162,14 @@ def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return whole
 
 
-def _answerable(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
-    """With the status, string [B]; nothing is answered to rows in which something is wrong."""
+def _of_good_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
+    """The outputs; zero, False or empty in rows whose status, string [B], is not `OK`."""
 
-    def of_good_rows(value: tf.Tensor) -> tf.Tensor:
+    def masked(value: tf.Tensor) -> tf.Tensor:
         good = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])
         return tf.where(good, value, tf.zeros_like(value))
 
-    return {**{name: of_good_rows(value) for name, value in outputs.items()}, STATUS: status}
+    return {name: masked(value) for name, value in outputs.items()}
 
 
 def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.PolymorphicFunction:
