@@ -60,7 +60,7 @@ def write(folder: Path, name: str, servable: Servable) -> None:
                 log.say(
                     f"export: version {number} of the label {label} is gone; it is now version "
                     f"{after.labels[label]}. A server that has not loaded that one must be "
-                    "restarted"
+                    "restarted, or the label moved by hand"
                 )
         files[CONFIG] = after.text(name)
     _put(folder, files)
@@ -242,7 +242,8 @@ curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels
 curl {url}/metadata
 ```
 
-A request has 1 to {MAX_ROWS:,} rows; TF Serving does not answer one without rows.{_status(columns)}
+A request has 1 to {MAX_ROWS:,} rows. Never send one without rows: TF Serving does not answer
+it.{_status(columns)}
 
 ```python
 import base64, requests
