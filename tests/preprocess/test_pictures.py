@@ -114,7 +114,7 @@ BROKEN = {
     "cut webp": (CASES["webp"][:300], "broken"),
     "claims 60,000 x 60,000": (
         CASES["png"][:16] + (60000).to_bytes(4, "big") * 2 + CASES["png"][24:],
-        "not between 1 and 33,554,432 pixels",
+        "not between 1 and 33,554,432 pixels (JPEG: 67,108,864), at most 65,535",
     ),
     "exif that points nowhere": (
         b"\xff\xd8\xff\xe1\x00\x10Exif\0\0MM\0*\xff\xff\xff\xff",
@@ -348,6 +348,37 @@ TOO_LARGE = {
         b"\x2f\x07\xc0\x01\0", b"\x2f\xff\xff\xff\x0f"
     ),
 }
+
+
+@pytest.mark.parametrize("case", ["jpeg", "png", "gif", "bmp", "webp lossless"])
+def test_the_size_that_a_header_may_claim(case):
+    """Twice as many pixels in a JPEG, as cameras write them, as in the other kinds."""
+    limit = 8192 if case == "jpeg" else 5792  # to a side
+    for side in (limit, limit + 1):
+        data = claiming(case, side)
+        assert pictures._size(data).numpy().tolist() == [side, side]
+        assert bool(pictures._claims_allowed(data)) == (side == limit)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="its size is not between"):
+        DECODE(data)
+
+
+def claiming(case, side):
+    """A picture whose header claims another size."""
+    data, size = CASES[case], (60, 90)
+    if case == "webp lossless":
+        return data[:21] + struct.pack("<I", (side - 1) * (2**14 + 1)) + data[25:]
+    form = {"jpeg": ">HH", "png": ">II", "gif": "<HH", "bmp": "<II"}[case]
+    size = size if case == "jpeg" else size[::-1]
+    return data.replace(struct.pack(form, *size), struct.pack(form, side, side))
+
+
+def test_decoders_are_traced_once():
+    """However often they are asked for."""
+    for _ in range(2):
+        inputs = ImageInputs(Picture((32, 32)))
+        tf.function(inputs.decode, [tf.TensorSpec([None], tf.string)]).get_concrete_function()
+    functions = pictures._functions(inputs.picture)
+    assert [one.experimental_get_tracing_count() for one in functions] == [1, 1]
 
 
 def test_a_bad_picture_has_a_status_and_the_others_their_pixels():

@@ -23,7 +23,7 @@ VERSION = 2  # of what pixels come of a file: raise it when they change
 
 
 class Seen(NamedTuple):
-    """What was found in a picture's file: its height and width, int32 [2]; its difference hash,
+    """What is in a picture's file: its height and width, int32 [2]; its difference hash,
     bool [64] (`pictures.grey_bits`); it at 8 x 8, uint8 [8, 8, 3]; it at the model's size, uint8
     [H, W, 3]."""
 
@@ -81,28 +81,28 @@ class ImageInputs:
         """
         encoded = [read(image) for image in images]
         try:
-            made = self._reader(tf.constant(encoded, tf.string, [len(encoded)]))
+            pixels = self._reader(tf.constant(encoded, tf.string, [len(encoded)]))
         except tf.errors.InvalidArgumentError as error:
             bad = [(at, why) for at, e in enumerate(encoded) if (why := self.check(e))]
             at, why = bad[0] if bad else (0, str(error.message))
             name = images[at] if isinstance(images[at], str) else f"picture {at + 1}"
             raise UserError(f"{name}: {why}") from None
-        return {"image": made.numpy().astype(np.float32)}
+        return {"image": pixels.numpy().astype(np.float32)}
 
     def check(self, encoded: bytes) -> str:
         """What is wrong with a file; empty where nothing is."""
-        found = self.inspect(encoded)
-        return found if isinstance(found, str) else ""
+        seen = self.inspect(encoded)
+        return seen if isinstance(seen, str) else ""
 
     def inspect(self, encoded: bytes) -> "Seen | str":
         """What is in a file, or what is wrong with it. Threads may call it at once."""
         if not encoded:
             return pictures.EMPTY
         try:
-            found = self._inspector(tf.constant(encoded))
+            seen = self._inspector(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
             return pictures.reason(error)
-        return Seen(*(value.numpy() for value in found))
+        return Seen(*(value.numpy() for value in seen))
 
     def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
@@ -148,8 +148,8 @@ class ImageInputs:
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
         """From what `save` wrote."""
-        given = settings["picture"]
-        return cls(Picture(**{**given, "size": tuple(given["size"])}))
+        picture = settings["picture"]
+        return cls(Picture(**{**picture, "size": tuple(picture["size"])}))
 
 
 def read(image: bytes | str) -> bytes:

@@ -10,6 +10,7 @@ the model sees is resized.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import tensorflow as tf
@@ -19,7 +20,10 @@ from tfft.spec import Picture
 
 __all__ = ["decode", "fit", "grey_bits", "reader", "reason", "resize", "tiny", "tolerant_reader"]
 
-MAX_PIXELS = 2**25  # of one picture; each takes 11 bytes at most (progressive JPEG of 4 colours)
+# Of one picture. Each takes 11 bytes at most (progressive JPEG of 4 colours). Cameras of telephones
+# write JPEGs of up to 64 million.
+MAX_PIXELS = {"JPEG": 2**26, "PNG": 2**25, "GIF": 2**25, "BMP": 2**25, "WebP": 2**25}
+FORMATS = tuple(MAX_PIXELS)
 MAX_SIDE = 2**16 - 1  # the most that JPEG and GIF can say
 _STRIP = 2**20  # pixels that are blended at once
 _BLOCKS = 4096  # steps over the blocks of a GIF, each over a run of blocks of one length
@@ -28,11 +32,13 @@ _AT_ONCE = 4  # pictures that are decoded at once in a batch that has a bad one
 _HEAD = 32  # bytes that hold the size in all formats but JPEG
 _EXIF = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
 _EXIF_NAME = b"Exif\0\0"
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WebP")
 OK = "ok"
 EMPTY = "an empty file"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
-SIZE = f"its size is not between 1 and {MAX_PIXELS:,} pixels, at most {MAX_SIDE:,} to a side"
+SIZE = (
+    f"its size is not between 1 and {MAX_PIXELS['PNG']:,} pixels (JPEG: {MAX_PIXELS['JPEG']:,}), "
+    f"at most {MAX_SIDE:,} to a side"
+)
 _Read = Callable[[tf.Tensor], tf.Tensor]
 # Traced once, however many batches, models and signatures read pictures.
 _of_one = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
@@ -66,10 +72,11 @@ def tolerant_reader(picture: Picture) -> Callable[[tf.Tensor], tuple[tf.Tensor, 
     return read
 
 
+@cache
 def _functions(picture: Picture) -> tuple[_Read, _Read]:
     """What reads an upright JPEG, and what reads any picture: string -> uint8 [H, W, 3].
 
-    Each is traced once, wherever it is called.
+    Each is traced once, whatever calls it.
     """
     pixels = tf.TensorSpec([None, None, 3], tf.uint8)
     fitted = tf.function(lambda x: fit(x, picture), [pixels], autograph=False)
@@ -104,14 +111,14 @@ def _all_or_none(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
     """
     none = tf.data.Dataset.from_tensors(tf.zeros([0, *picture.size, 3], tf.uint8))
     every = _plain(lambda rows: _each(read, rows, picture))
-    made = tf.data.Dataset.from_tensors(data).map(every).ignore_errors()
-    return _single(made.concatenate(none).take(1))
+    read_rows = tf.data.Dataset.from_tensors(data).map(every).ignore_errors()
+    return _single(read_rows.concatenate(none).take(1))
 
 
 def _one_by_one(read: _Read, data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor]:
     """As `tolerant_reader`, for rows of which some are bad."""
     good, pixels = _attempt(read, data, tf.TensorSpec([*picture.size, 3], tf.uint8))
-    header, allowed = _attempt(lambda d: _allowed(_size(d)), data, tf.TensorSpec([], tf.bool))
+    header, allowed = _attempt(_claims_allowed, data, tf.TensorSpec([], tf.bool))
     status = tf.fill(tf.shape(data), BROKEN)
     status = tf.where(header & ~allowed, SIZE, status)
     status = tf.where(_kind(_head(data)) == len(FORMATS), NOT_A_PICTURE, status)
@@ -124,9 +131,9 @@ def _attempt(function: _Read, data: tf.Tensor, spec: tf.TensorSpec) -> tuple[tf.
     rows = tf.shape(data)[0]
     read = _plain(lambda at, one: (at, function(one)))
     numbered = tf.data.Dataset.from_tensor_slices((tf.range(rows), data))
-    made = numbered.map(read, num_parallel_calls=_AT_ONCE, deterministic=True).ignore_errors()
+    results = numbered.map(read, num_parallel_calls=_AT_ONCE, deterministic=True).ignore_errors()
     last = tf.data.Dataset.from_tensors((rows, tf.zeros(spec.shape, spec.dtype)))
-    at, values = _single(made.concatenate(last).batch(tf.cast(rows, tf.int64) + 1))
+    at, values = _single(results.concatenate(last).batch(tf.cast(rows, tf.int64) + 1))
     count = tf.shape(at)[0] - 1
     places = tf.fill([rows], count)  # of the rows that raised: that of the zeros
     places = tf.tensor_scatter_nd_update(places, at[:-1, None], tf.range(count))
@@ -137,12 +144,12 @@ def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.autograph.experimental.do_not_convert(function)
 
 
-def _single(made: tf.data.Dataset) -> Any:
+def _single(dataset: tf.data.Dataset) -> Any:
     """The only element of a dataset. To optimise it takes longer than it does."""
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
-    return made.with_options(options).get_single_element()
+    return dataset.with_options(options).get_single_element()
 
 
 @_of_one
@@ -151,17 +158,17 @@ def decode(data: tf.Tensor) -> tf.Tensor:
 
     Raises:
         tf.errors.InvalidArgumentError: it is of no known kind, broken, or larger than
-            `MAX_PIXELS` or `MAX_SIDE`.
+            `MAX_PIXELS` of its kind or `MAX_SIDE`.
     """
     kind = _kind(_head(data))
     known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
     with tf.control_dependencies([known]):
-        found = tf.switch_case(kind, [lambda one=one: one(data) for one in _DECODERS])
-    return tf.ensure_shape(found, [None, None, 3])
+        pixels = tf.switch_case(kind, [lambda one=one: one(data) for one in _DECODERS])
+    return tf.ensure_shape(pixels, [None, None, 3])
 
 
 def reason(error: tf.errors.InvalidArgumentError) -> str:
-    """What `decode` found wrong, in a few words."""
+    """Why `decode` refused a picture, in a few words."""
     return next((why for why in (NOT_A_PICTURE, SIZE) if why in error.message), BROKEN)
 
 
@@ -181,15 +188,22 @@ def tiny(pixels: tf.Tensor) -> tf.Tensor:
     return tf.saturate_cast(tf.round(small), tf.uint8)
 
 
-def _allowed(size: tf.Tensor) -> tf.Tensor:
-    """Whether a picture of this height and width is decoded."""
+def _allowed(size: tf.Tensor, most: Any) -> tf.Tensor:
+    """Whether a picture of this height and width, and so many pixels at most, is decoded."""
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    return tf.reduce_all((size > 0) & (size <= MAX_SIDE)) & (pixels <= MAX_PIXELS)
+    return tf.reduce_all((size > 0) & (size <= MAX_SIDE)) & (pixels <= most)
 
 
-def _of_size(size: tf.Tensor) -> Any:
+def _of_size(size: tf.Tensor, kind: str) -> Any:
     """Where what follows is done only if a picture's height and width may be decoded."""
-    return tf.control_dependencies([tf.debugging.Assert(_allowed(size), [SIZE, size])])
+    allowed = _allowed(size, MAX_PIXELS[kind])
+    return tf.control_dependencies([tf.debugging.Assert(allowed, [SIZE, size])])
+
+
+def _claims_allowed(data: tf.Tensor) -> tf.Tensor:
+    """Whether an encoded picture of a known kind claims a size that is decoded."""
+    most = tf.constant(list(MAX_PIXELS.values()), tf.int64)
+    return _allowed(_size(data), most[_kind(_head(data))])
 
 
 @_of_one
@@ -209,9 +223,9 @@ def _kind(head: tf.Tensor) -> tf.Tensor:
     The decoders look at the rest.
     """
     starts = [b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI"]
-    found = tf.cast(tf.strings.substr(head, 0, 2)[..., None] == starts, tf.uint8)
-    unknown = tf.ones_like(found[..., :1])
-    return tf.argmax(tf.concat([found, unknown], -1), -1, output_type=tf.int32)
+    matches = tf.cast(tf.strings.substr(head, 0, 2)[..., None] == starts, tf.uint8)
+    unknown = tf.ones_like(matches[..., :1])
+    return tf.argmax(tf.concat([matches, unknown], -1), -1, output_type=tf.int32)
 
 
 def _number(data: tf.Tensor, at: Any, count: int, big: bool = False) -> tf.Tensor:
@@ -273,18 +287,18 @@ def _on_white(pixels: tf.Tensor) -> tf.Tensor:
     height, width = tf.unstack(tf.shape(pixels)[:2])
     rows = tf.clip_by_value(_STRIP // width, 1, height)  # of a strip
 
-    def blended(top: tf.Tensor, made: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def blended(top: tf.Tensor, onto: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         top = tf.minimum(top, height - rows)
         part = tf.cast(pixels[top : top + rows], tf.uint16)
         colour, alpha = part[..., :3], part[..., 3:]
         strip = tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-        return top + rows, tf.raw_ops.InplaceUpdate(x=made, i=top + tf.range(rows), v=strip)
+        return top + rows, tf.raw_ops.InplaceUpdate(x=onto, i=top + tf.range(rows), v=strip)
 
     def laid() -> tf.Tensor:
-        made = tf.raw_ops.Empty(shape=[height, width, 3], dtype=tf.uint8)
+        empty = tf.raw_ops.Empty(shape=[height, width, 3], dtype=tf.uint8)
         shapes = [tf.TensorShape([]), tf.TensorShape([None, None, 3])]
-        made = tf.ensure_shape(made, shapes[1])
-        return tf.while_loop(lambda top, _: top < height, blended, [0, made], shapes)[1]
+        empty = tf.ensure_shape(empty, shapes[1])
+        return tf.while_loop(lambda top, _: top < height, blended, [0, empty], shapes)[1]
 
     clear = tf.reduce_any(pixels[..., 3] < 255)
     return tf.cond(clear, laid, lambda: pixels[..., :3])
@@ -302,19 +316,19 @@ def _png(data: tf.Tensor) -> tf.Tensor:
         unsaid = tf.reduce_all(pixels[..., 3] == filled)
         return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
 
-    with _of_size(_png_size(data)):
+    with _of_size(_png_size(data), "PNG"):
         return tf.cond(clear, blended, lambda: tf.io.decode_png(data, channels=3))
 
 
 def _webp(data: tf.Tensor) -> tf.Tensor:
-    """The first frame. The op is told whether the file holds opacity: it does not ask."""
+    """The first frame, with opacity where the file has it: the op does not look for that."""
     data = _webp_frame(data)
     head = _head(data)
     lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
     clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
     clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
-    with _of_size(_still_size(head)):
+    with _of_size(_still_size(head), "WebP"):
         return tf.cond(
             clear,
             lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
@@ -360,7 +374,7 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
     """The first frame: the op would decode all."""
     raw = tf.io.decode_raw(data, tf.uint8)
     at = _gif_frame(raw)
-    with _of_size(_gif_size(data)):
+    with _of_size(_gif_size(data), "GIF"):
         end = _after_blocks(raw, at + 10 + _palette(raw[at + 9]) + 1)
         return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
 
@@ -407,12 +421,12 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
     The fourth byte of four is not opacity in the common kind, and is dropped.
     """
     head = tf.strings.substr(data, 0, 54)
-    with _of_size(_bmp_size(data)):
+    with _of_size(_bmp_size(data), "BMP"):
         pixels = tf.io.decode_bmp(data)
 
     def looked_up() -> tf.Tensor:
-        given = _number(head, 46, 4)
-        count = tf.where(given == 0, 256, tf.minimum(given, 256))
+        colours = _number(head, 46, 4)
+        count = tf.where(colours == 0, 256, tf.minimum(colours, 256))
         raw = _part(data, 14 + _number(head, 14, 4), 4 * count)
         palette = tf.gather(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 4]), [2, 1, 0], axis=1)
         return tf.gather(palette, tf.cast(pixels[..., 0], tf.int32))
@@ -423,7 +437,7 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
 @_of_one
 def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
     """A JPEG as it lies in the file."""
-    with _of_size(_jpeg_size(data)):
+    with _of_size(_jpeg_size(data), "JPEG"):
         # The exact inverse transform: the default is faster by little and off by a few levels.
         return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
@@ -458,15 +472,15 @@ def _orientation(data: tf.Tensor) -> tf.Tensor:
     size = tf.maximum(tf.shape(raw)[0] - 9, 0)
     mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(_EXIF_NAME, 4))}  # APP1, its length, its name
     # All places at once: to go from segment to segment takes ten times as long.
-    found = tf.fill([size], True)
+    marked = tf.fill([size], True)
     for at, byte in mark.items():
-        found &= raw[at : at + size] == tf.constant(byte, tf.uint8)
+        marked &= raw[at : at + size] == tf.constant(byte, tf.uint8)
 
     def orientation() -> tf.Tensor:
-        at = tf.argmax(tf.cast(found, tf.uint8), output_type=tf.int32)
+        at = tf.argmax(tf.cast(marked, tf.uint8), output_type=tf.int32)
         return _tiff_orientation(tf.cast(raw[at + 10 :], tf.int32))
 
-    return tf.cond(tf.reduce_any(found), orientation, lambda: tf.constant(1))
+    return tf.cond(tf.reduce_any(marked), orientation, lambda: tf.constant(1))
 
 
 def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
@@ -483,8 +497,8 @@ def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
     first = tf.clip_by_value(number(tf.constant(4), 4), 0, size)
     entries = tf.clip_by_value(number(first, 2), 0, 512)
     at = first + 2 + 12 * tf.range(entries)
-    found = (number(at, 2) == 0x0112) & (at + 12 <= size)
-    return tf.reduce_max(tf.concat([tf.where(found, number(at + 8, 2), 1), [1]], 0))
+    own = (number(at, 2) == 0x0112) & (at + 12 <= size)
+    return tf.reduce_max(tf.concat([tf.where(own, number(at + 8, 2), 1), [1]], 0))
 
 
 _SIZES = (_jpeg_size, _png_size, _gif_size, _bmp_size, _webp_size)  # as FORMATS
