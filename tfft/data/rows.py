@@ -82,10 +82,10 @@ class Pixels:
         return {"image": tf.cast(image, tf.float32)}, targets
 
     def _bytes(self, at: int) -> bytes:
-        found = read(self.split.raw(at)[0])
-        if not found:
+        encoded = read(self.split.raw(at)[0])
+        if not encoded:
             raise UserError(f"{self.split.raw(at)[0]}: is empty now; it was not when it was read")
-        return found
+        return encoded
 
 
 class Mirrored(batches.Whole):

@@ -60,8 +60,8 @@ def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: Picture) -> t
     end = tf.math.ceil(tf.minimum((offset + picture.size) / scale + reach, now))
     (top, left), (bottom, right) = (tf.unstack(tf.cast(x, tf.int32)) for x in (begin, end))
     part = pixels[top:bottom, left:right]
-    made = _sampled(part, picture.size, scale, begin * scale - offset, picture.interpolation)
-    return tf.ensure_shape(made, [*picture.size, 3])
+    resized = _sampled(part, picture.size, scale, begin * scale - offset, picture.interpolation)
+    return tf.ensure_shape(resized, [*picture.size, 3])
 
 
 def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
@@ -74,8 +74,8 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
         wide = (between[0] > _ROOM) & (between[1] < between[0])
         x, to = tf.cond(wide, lambda: (_transposed(pixels), size[::-1]), lambda: (pixels, size))
         scale = tf.cast(to, tf.float32) / tf.cast(tf.shape(x)[:2], tf.float32)
-        made = _sampled(x, to, scale, tf.zeros([2]), interpolation)
-        return tf.cond(wide, lambda: _transposed(made), lambda: made)
+        resized = _sampled(x, to, scale, tf.zeros([2]), interpolation)
+        return tf.cond(wide, lambda: _transposed(resized), lambda: resized)
 
     def sharp() -> tf.Tensor:
         options = {"images": pixels[None], "size": size, "half_pixel_centers": True}
@@ -90,16 +90,17 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
         smaller = tf.reduce_any(now > size)
         return sharp() if interpolation == "nearest" else tf.cond(smaller, smooth, sharp)
 
-    made = tf.cond(tf.reduce_all(now == size), lambda: pixels, changed)
+    resized = tf.cond(tf.reduce_all(now == size), lambda: pixels, changed)
     static = tf.get_static_value(size)
-    return tf.ensure_shape(made, [*(map(int, static) if static is not None else (None, None)), 3])
+    shape = map(int, static) if static is not None else (None, None)
+    return tf.ensure_shape(resized, [*shape, 3])
 
 
 def _sampled(
     pixels: tf.Tensor, size: Any, scale: tf.Tensor, shift: tf.Tensor, interpolation: str
 ) -> tf.Tensor:
     """Pixels scaled, then shifted, with antialiasing: uint8 [h, w, 3] -> uint8 [H, W, 3]."""
-    made = tf.raw_ops.ScaleAndTranslate(
+    resized = tf.raw_ops.ScaleAndTranslate(
         images=pixels[None],
         size=size,
         scale=tf.cast(scale, tf.float32),
@@ -107,15 +108,15 @@ def _sampled(
         kernel_type=_KERNELS[interpolation][0],
         antialias=True,
     )
-    return _rounded(made[0], interpolation)
+    return _rounded(resized[0], interpolation)
 
 
 def _rounded(values: tf.Tensor, interpolation: str) -> tf.Tensor:
     """Resized pixels, float32, as uint8: rounded as image libraries do."""
-    made = tf.round(values)
+    levels = tf.round(values)
     # The other curves are means of pixels, which no rounding takes out of their range.
     beyond = interpolation == "bicubic"
-    return tf.saturate_cast(made, tf.uint8) if beyond else tf.cast(made, tf.uint8)
+    return tf.saturate_cast(levels, tf.uint8) if beyond else tf.cast(levels, tf.uint8)
 
 
 def _transposed(pixels: tf.Tensor) -> tf.Tensor:
