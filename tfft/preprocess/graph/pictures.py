@@ -15,6 +15,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfft.preprocess.graph import exif
 from tfft.preprocess.graph.resizing import fit, resize
 from tfft.spec import Picture
 
@@ -30,8 +31,6 @@ _BLOCKS = 4096  # steps over the blocks of a GIF, each over a run of blocks of o
 _CHUNKS = 64  # chunks of a WebP, or extensions of a GIF, before the first frame
 _AT_ONCE = 4  # pictures that are decoded at once in a batch that has a bad one
 _HEAD = 32  # bytes that hold the size in all formats but JPEG
-_EXIF = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
-_EXIF_NAME = b"Exif\0\0"
 OK = "ok"
 EMPTY = "an empty file"
 NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
@@ -94,7 +93,7 @@ def _by_kind(
     """What `run` returns for the function that reads all of these pictures."""
     # To ask each picture for its kind takes as long as to decode a small one: the commonest
     # batches are asked at once.
-    upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_contains(_start(data), _EXIF_NAME)
+    upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_contains(exif.start(data), exif.NAME)
     return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
@@ -444,61 +443,8 @@ def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
 
 def _jpeg(data: tf.Tensor) -> tf.Tensor:
     pixels = _upright_jpeg(data)
-    turned = _contains(_start(data), _EXIF_NAME)
-    return tf.cond(turned, lambda: _turned(pixels, _orientation(data)), lambda: pixels)
-
-
-def _start(data: tf.Tensor) -> tf.Tensor:
-    """The bytes in which an EXIF segment is, strings of any shape."""
-    return tf.strings.substr(data, 0, _EXIF)
-
-
-def _turned(pixels: tf.Tensor, turn: tf.Tensor) -> tf.Tensor:
-    """A picture as its EXIF orientation says that it is to be seen."""
-
-    def turned() -> tf.Tensor:
-        x = tf.cond(turn >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
-        mirrored = tf.reduce_any(turn == [2, 3, 6, 7])
-        x = tf.cond(mirrored, lambda: tf.reverse(x, [1]), lambda: x)
-        upside = tf.reduce_any(turn == [3, 4, 7, 8])
-        return tf.cond(upside, lambda: tf.reverse(x, [0]), lambda: x)
-
-    return tf.cond((turn >= 2) & (turn <= 8), turned, lambda: pixels)
-
-
-def _orientation(data: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
-    raw = tf.io.decode_raw(_start(data), tf.uint8)
-    size = tf.maximum(tf.shape(raw)[0] - 9, 0)
-    mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(_EXIF_NAME, 4))}  # APP1, its length, its name
-    # All places at once: to go from segment to segment takes ten times as long.
-    marked = tf.fill([size], True)
-    for at, byte in mark.items():
-        marked &= raw[at : at + size] == tf.constant(byte, tf.uint8)
-
-    def orientation() -> tf.Tensor:
-        at = tf.argmax(tf.cast(marked, tf.uint8), output_type=tf.int32)
-        return _tiff_orientation(tf.cast(raw[at + 10 :], tf.int32))
-
-    return tf.cond(tf.reduce_any(marked), orientation, lambda: tf.constant(1))
-
-
-def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
-    """Of the TIFF structure that a segment holds: the entry 0x0112 of its first directory."""
-    big = raw[0] == 0x4D
-    raw = tf.concat([raw, tf.zeros([64], tf.int32)], 0)
-    size = tf.shape(raw)[0] - 64
-
-    def number(at: tf.Tensor, count: int) -> tf.Tensor:
-        own = tf.gather(raw, tf.clip_by_value(at[..., None] + tf.range(count), 0, size + 63))
-        factors = [256**p for p in range(count)]
-        return tf.reduce_sum(own * tf.where(big, factors[::-1], factors), -1)
-
-    first = tf.clip_by_value(number(tf.constant(4), 4), 0, size)
-    entries = tf.clip_by_value(number(first, 2), 0, 512)
-    at = first + 2 + 12 * tf.range(entries)
-    own = (number(at, 2) == 0x0112) & (at + 12 <= size)
-    return tf.reduce_max(tf.concat([tf.where(own, number(at + 8, 2), 1), [1]], 0))
+    turned = _contains(exif.start(data), exif.NAME)
+    return tf.cond(turned, lambda: exif.turned(pixels, data), lambda: pixels)
 
 
 _SIZES = (_jpeg_size, _png_size, _gif_size, _bmp_size, _webp_size)  # as FORMATS
