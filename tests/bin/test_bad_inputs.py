@@ -247,9 +247,16 @@ WRONG = {
     ),
     "tokenizer of another model": (
         lambda s: checkpoint(
-            s, lambda f: (f / "vocab.txt").write_text("\n".join(f"t{i}" for i in range(999)))
+            s,
+            lambda f: (f / "vocab.txt").write_text(
+                "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"t{i}" for i in range(999))])
+            ),
         ),
         "the files are of two different models",
+    ),
+    "tokenizer without its unknown token": (
+        lambda s: checkpoint(s, lambda f: (f / "vocab.txt").write_text("[PAD]\n[CLS]\n[SEP]\na")),
+        "the tokenizer cannot be used: WordPiece error: Missing [UNK] token",
     ),
     "no stored head": (
         lambda s: edited(s, lambda c: c["model"].update(head="checkpoint")),
