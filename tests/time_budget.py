@@ -91,9 +91,10 @@ def _left(config):
 
 
 def _timed_out(call):
-    error = call.excinfo
-    return (
-        error is not None
-        and error.errisinstance(pytest.fail.Exception)
-        and "Timeout" in str(error.value)
-    )
+    """Whether a test was cut off, also where the library that ran it raised its own error then."""
+    error = call.excinfo.value if call.excinfo is not None else None
+    while error is not None:
+        if isinstance(error, pytest.fail.Exception) and "Timeout" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
