@@ -66,7 +66,7 @@ def open_workdir(config: Config, workdir: Path) -> None:
     """Check that the run directory is this config's, if it holds a run.
 
     `describe` writes the config there, once data and model are known to be good. A mistake that is
-    found before the first steps leaves nothing to lose: the mended config may use the folder.
+    found before the first steps leaves nothing to lose: the corrected config may use the folder.
 
     Raises:
         UserError: it holds a run of another config.

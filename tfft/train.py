@@ -54,7 +54,7 @@ ADAPTED = 50  # batches that BatchNorm's statistics are set anew from
 
 @memory.shortage_told()
 def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
-    """Fine-tune as configured; everything that is found out stands in `workdir`.
+    """Fine-tune as configured; everything that is learned is written to `workdir`.
 
     The same config in the same directory goes on at the last checkpoint, or returns the finished
     run.
@@ -63,7 +63,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         epochs: stop after so many of `train.epochs`, as if interrupted; a later call goes on.
 
     Raises:
-        UserError: something that the user can mend.
+        UserError: something that the user can fix.
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
@@ -397,7 +397,7 @@ class _CallableModule(ModuleType):
             overrides: sections with the keys to change, e.g. `train={"epochs": 1}`.
 
         Raises:
-            tfft.errors.UserError: something to mend, one line a mistake.
+            tfft.errors.UserError: something to fix, one line a mistake.
         """
         if isinstance(config, Mapping):
             return run(parse(config, changes=overrides), Path(workdir or "runs/tfft"))
