@@ -19,10 +19,12 @@ def test_wrong():
     assert 1 == 2
 
 def test_long():
+    cut_off = None
     try:
         time.sleep(60)
-    except BaseException:  # as libraries that run a test do
-        raise ValueError("what was run behaved differently")
+    except BaseException as error:  # as libraries that run a test do
+        cut_off = error
+    raise BaseExceptionGroup("what was run behaved differently", [ValueError("x"), cut_off])
 
 def test_late():
     pass

@@ -92,9 +92,14 @@ def _left(config):
 
 def _timed_out(call):
     """Whether a test was cut off, also where the library that ran it raised its own error then."""
-    error = call.excinfo.value if call.excinfo is not None else None
-    while error is not None:
+    pending = [call.excinfo.value] if call.excinfo is not None else []
+    seen = set()
+    while pending:
+        error = pending.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
         if isinstance(error, pytest.fail.Exception) and "Timeout" in str(error):
             return True
-        error = error.__cause__ or error.__context__
+        pending += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]
     return False

@@ -139,6 +139,17 @@ def test_grpc_classify_and_several_at_once(server, stub, exported, live):
     assert result.classification_result.classifications == found
 
 
+def test_grpc_an_example_that_tensorflow_cannot_parse(server, stub):
+    request = request_for(server, classification_pb2.ClassificationRequest(), "classify")
+    # A map entry with fields it does not have; TensorFlow quotes the bytes, which are not UTF-8.
+    unknown = b"\n\x0f\n\r\x80\x04text\x12\x05\n\x03\n\x01a"
+    request.input.example_list.examples.add().ParseFromString(unknown)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.Classify(request, timeout=30)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+    assert "Could not parse example input" in refused.value.details()
+
+
 def test_grpc_metadata_and_status(server, stub):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     reply = stub.GetModelMetadata(request_for(server, request), timeout=10)

@@ -99,6 +99,10 @@ class Signature:
             }
         except tf.errors.OpError as error:
             raise Failure(_CODES.get(error.error_code, "UNKNOWN"), _line(error.message)) from None
+        except UnicodeDecodeError as error:
+            # TensorFlow quotes the bytes that it could not parse and fails to raise its own error.
+            message = _line(error.object.decode("utf-8", "replace"))
+            raise invalid(message) from None
 
 
 class Loaded:
