@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import ROOT
 from tfft import files
 from tfft.data import prepared
+from tfft.errors import UserError
 
 
 @pytest.fixture
@@ -43,6 +44,19 @@ def test_weights_and_logs_follow_no_link_either(outside, inside):
     (inside / "metrics.jsonl").symlink_to(outside)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
         files.open_to_append(inside / "metrics.jsonl")
+    assert outside.read_text() == "mine"
+
+
+def test_a_search_follows_no_link_either(outside, inside):
+    from tfft.tuning.oracles import Journal
+    from tfft.tuning.search import alone
+
+    (inside / "lock").symlink_to(outside)
+    with pytest.raises(UserError, match="run: cannot be written: Too many levels"), alone(inside):
+        pass
+    (inside / "journal.jsonl").symlink_to(outside)
+    with pytest.raises(OSError, match=r"journal\.jsonl"):
+        Journal(inside / "journal.jsonl").write({"a": 1})
     assert outside.read_text() == "mine"
 
 

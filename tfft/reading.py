@@ -16,7 +16,7 @@ from tfft.errors import Interrupted, UserError
 
 MIB = 1 << 20
 LONGEST_LINE = 1 << 24  # characters; also of a cell, which an unclosed quote may make longer
-LONGEST_TEXT = 1 << 20  # characters: to tokenise one takes up to 600 bytes of memory for each
+LONGEST_TEXT = 1 << 19  # characters: a tokenizer takes some 340 bytes of memory for each
 
 
 def expanded(path: str | Path) -> Path:

@@ -203,6 +203,12 @@ def test_values_that_no_library_takes(change, expected):
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
+def test_paths_in_a_mapping():
+    assert parse(GOOD, changes={"data": {"train": Path("rows.csv")}}).data.train.path == "rows.csv"
+    raw = {**GOOD, "data": {"train": {"source": "csv", "path": Path("a.txt")}}}
+    assert parse(raw).data.train.path == "a.txt"
+
+
 def test_mappings_that_contain_themselves():
     endless = {"data": {}}
     endless["data"]["data"] = endless

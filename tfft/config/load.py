@@ -3,7 +3,7 @@
 import re
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -234,6 +234,8 @@ def _copy(value: Any, depth: int = 0) -> Any:
         raise UserError(f"config: nested more than {DEEPEST} deep")
     if isinstance(value, Mapping):
         return {k: _copy(v, depth + 1) for k, v in value.items()}
+    if isinstance(value, PurePath):  # in a mapping from Python; YAML has none
+        return str(value)
     return [_copy(v, depth + 1) for v in value] if isinstance(value, list) else value
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tfft.errors import Interrupted, UserError
+from tfft.files import open_to_append, write_atomic
 
 PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
 
@@ -56,7 +57,7 @@ def _advise(config: Path, output: Path) -> None:
     from tfft import train
     from tfft.config import dump, load
 
-    output.write_text(dump(train.advised(load(config), None)), encoding="utf-8")
+    write_atomic(output, dump(train.advised(load(config), None)))
 
 
 def _said(error: Exception, code: int) -> int:
@@ -69,7 +70,7 @@ def _said(error: Exception, code: int) -> int:
 def _alone(workdir: Path) -> Iterator[None]:
     """Wait until no other process trains there: one whose search was killed may still save."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    with open(workdir.with_name(f"{workdir.name}.lock"), "w") as file:
+    with open_to_append(workdir.with_name(f"{workdir.name}.lock")) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

@@ -22,6 +22,7 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 from tfft import log
 from tfft.config import Halving, TuneConfig
 from tfft.errors import UserError, require
+from tfft.files import open_to_append
 
 EPOCHS = "tuner/epochs"  # KerasTuner's name for how far a trial is trained
 PARENT = "tuner/trial_id"  # the trial that this one goes on with
@@ -52,7 +53,7 @@ class Journal:
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append one."""
-        with open(self._path, "a", encoding="utf-8") as file:
+        with open_to_append(self._path) as file:
             file.write(json.dumps(event) + "\n")
             file.flush()
             os.fsync(file.fileno())

@@ -27,7 +27,7 @@ from tfft import log
 from tfft.callbacks import LOWER_IS_BETTER
 from tfft.config import METRICS, dump, load
 from tfft.errors import Interrupted, UserError, nearest
-from tfft.files import write_atomic
+from tfft.files import open_to_append, write_atomic
 from tfft.tuning import hparams, oracles, page, service
 from tfft.tuning.board import Board, Final
 from tfft.tuning.nursery import Nursery
@@ -389,7 +389,7 @@ def alone(workdir: Path) -> Iterator[None]:
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / "lock", "a+")  # noqa: SIM115
+        file = open_to_append(workdir / "lock")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
     with file:

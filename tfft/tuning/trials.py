@@ -16,6 +16,7 @@ import numpy as np
 
 from tfft.config import Config, Fraction, dump
 from tfft.errors import UserError
+from tfft.files import write_atomic
 from tfft.tuning.nursery import Nursery
 from tfft.tuning.space import Space
 
@@ -137,7 +138,7 @@ class Runner:
         """Train one config up to `epochs`, in a process of its own."""
         workdir.parent.mkdir(parents=True, exist_ok=True)
         path = workdir.with_name(f"{workdir.name}.yaml")
-        path.write_text(dump(config), encoding="utf-8")
+        write_atomic(path, dump(config))
         job = {
             "verb": "train",
             "config": str(path),
