@@ -111,9 +111,9 @@ def child(flags: argparse.Namespace) -> None:
     """One row: every seed; a JSON line for each to standard output."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tfft
-    from tfft import log
+    from tfft.utils import console
 
-    log.quiet(True)
+    console.quiet(True)
     changes = json.loads(flags.child)
     if flags.lr:
         changes = merged(changes, {"optimizer": {"learning_rate": flags.lr}})
@@ -132,13 +132,16 @@ def child(flags: argparse.Namespace) -> None:
 
 def cost(made: dict, folder: Path) -> None:
     """Step time, peak memory and parameters of 30 steps at a fixed shape."""
-    from tfft import distribute, estimate, masks, memory, train
+    from tfft import train
     from tfft.config import parse
-    from tfft.feed import Feed
+    from tfft.distribute import strategies
+    from tfft.model import masks
+    from tfft.training import memory, memory_estimate
+    from tfft.training.input_pipeline import Feed
 
     made = merged(made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache": False}})
     parsed = parse(made)
-    distribute.setup(parsed.distribute, 0, True)
+    strategies.setup(parsed.distribute, 0, True)
     before = memory.resident()
     times = []
 
@@ -159,7 +162,7 @@ def cost(made: dict, folder: Path) -> None:
     found: dict = {}
     keep: list = []
     peak = memory.peak_of(steps) - before
-    expected = estimate.process(estimate.step(keep[0].model, 32, found["width"]))
+    expected = memory_estimate.process(memory_estimate.step(keep[0].model, 32, found["width"]))
     found |= {"ms": round(1000 * statistics.median(times[5:]), 1)}
     found |= {"peak_mib": round(peak / 2**20), "estimate_mib": round(expected / 2**20)}
     print(json.dumps(found), flush=True)

@@ -47,9 +47,10 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
     """Seconds of `steps` batches: decoded, from kept pixels, and trained on (decoded)."""
     import tensorflow as tf
 
-    from tfft import masks, train
+    from tfft import train
     from tfft.config import parse
-    from tfft.feed import Feed
+    from tfft.model import masks
+    from tfft.training.input_pipeline import Feed
 
     made = {}
     for kept in (False, True):

@@ -29,12 +29,16 @@ def main() -> None:
 
     import tensorflow as tf
 
-    from tfft import distribute, evaluate, log, loop, train
-    from tfft.checkpoints import Checkpoints
+    from tfft import train
     from tfft.config import parse
     from tfft.data import batches
+    from tfft.distribute import strategies
+    from tfft.evaluation import evaluate
+    from tfft.training import loop
+    from tfft.training.checkpoints import Checkpoints
+    from tfft.utils import console
 
-    log.quiet(True)
+    console.quiet(True)
     method = {"name": "top", "stages": flags.top} if flags.top else {"name": "head"}
     rate = 5e-4 if flags.top else 3e-3
 
@@ -62,7 +66,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             parsed = parse(config(cache, folder))
-            distribute.setup(parsed.distribute, 0, parsed.train.deterministic)
+            strategies.setup(parsed.distribute, 0, parsed.train.deterministic)
             result, data, plan, course = train.prepare(parsed, folder)
             (folder / "checkpoints").mkdir()
             splits = [data.train, data.validation]

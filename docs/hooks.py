@@ -142,11 +142,11 @@ def recipes():
 
 def verbs():
     """`tfft VERB --help` of each verb."""
-    from tfft.bin.__main__ import VERBS
+    from tfft.cli.__main__ import VERBS
 
     parts = []
     for verb in VERBS:
-        command = [sys.executable, "-m", "tfft.bin", verb, "--help"]
+        command = [sys.executable, "-m", "tfft.cli", verb, "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         parts.append(f"## tfft {verb}\n\n```text\n{done.stdout.rstrip()}\n```")
     return "\n\n".join(parts)

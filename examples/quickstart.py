@@ -80,7 +80,7 @@ def main() -> None:
 
 def tfft(verb: str, *flags: str, rows: str | None = None) -> int:
     """Run a verb in a process of its own; its exit code."""
-    command = [sys.executable, "-m", f"tfft.bin.{verb}", *flags]
+    command = [sys.executable, "-m", f"tfft.cli.{verb}", *flags]
     return subprocess.run(command, input=rows, text=True, check=False).returncode
 
 

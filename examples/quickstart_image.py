@@ -32,7 +32,7 @@ def main() -> None:
     recipe = Path(__file__).parent.parent / "configs" / "image" / "digits_mobilenet_full.yaml"
     began = time.monotonic()
     done = tfft(
-        "tfft.bin.train",
+        "tfft.cli.train",
         f"--config={recipe}",
         f"--workdir={workdir}",
         f"--set=data.train={data / 'train'}/",

@@ -6,7 +6,7 @@ import sys
 
 from absl import flags
 
-from tfft.bin import __main__ as console
+from tfft.cli import __main__ as console
 
 
 def command(*arguments, stdin=""):
@@ -18,7 +18,7 @@ def command(*arguments, stdin=""):
     before = sys.argv, sys.stdin
     sys.argv, sys.stdin = ["tfft", *map(str, arguments)], io.StringIO(stdin)
     code = 0
-    for name in [n for n in sys.modules if n.startswith("tfft.bin.") and "__main__" not in n]:
+    for name in [n for n in sys.modules if n.startswith("tfft.cli.") and "__main__" not in n]:
         del sys.modules[name]
     own = flags.FLAGS.flags_by_module_dict()
     for module in [m for m in own if m.startswith("tfft.")]:

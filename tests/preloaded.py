@@ -9,5 +9,3 @@ import keras_tuner  # noqa: F401
 import tensorflow_text  # noqa: F401
 import transformers  # noqa: F401
 
-import tfft.train
-import tfft.tuning.search  # noqa: F401

@@ -117,6 +117,6 @@ def _run(arguments, variables, folder, log, setup):
     sys.argv = ["tfft", *arguments]
     if setup is not None:
         setup()
-    from tfft.bin import __main__ as console
+    from tfft.cli import __main__ as console
 
     console.main()

@@ -15,9 +15,9 @@ from tfft import config
 from tfft.config import Source
 from tfft.data import sources
 from tfft.data.sources import BadRow, Row
-from tfft.errors import UserError
 from tfft.preprocess.image import ImageInputs
 from tfft.spec import Picture
+from tfft.utils.errors import UserError
 
 RECIPES = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*/*.yaml"))]
 

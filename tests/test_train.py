@@ -18,10 +18,10 @@ import yaml
 import tfft
 from tests.conftest import whole_config, write_csv
 from tfft import train
-from tfft.callbacks import Interrupt
-from tfft.checkpoints import Checkpoints
 from tfft.config import parse
-from tfft.errors import Interrupted, UserError
+from tfft.training.callbacks import Interrupt
+from tfft.training.checkpoints import Checkpoints
+from tfft.utils.errors import Interrupted, UserError
 
 
 def run(config, workdir, **changes):
@@ -254,7 +254,7 @@ def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
     config["data"]["validation"] = None
     path.write_text(yaml.safe_dump(config))
     workdir = tmp_path / "run"
-    command = [sys.executable, "-m", "tfft.bin.train", f"--config={path}", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "tfft.cli.train", f"--config={path}", f"--workdir={workdir}"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     timer = threading.Timer(200, process.kill)
     timer.start()

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tfft.adapters import Adapters
     from tfft.run import Run
+    from tfft.shared_backbone import Adapters
 
 __version__ = "0.1.0"
 __all__ = ["Adapters", "__version__", "load", "train"]
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
     if name == "train":
         return importlib.import_module("tfft.train")
     if name == "Adapters":
-        return importlib.import_module("tfft.adapters").Adapters
+        return importlib.import_module("tfft.shared_backbone").Adapters
     raise AttributeError(f"module 'tfft' has no attribute {name!r}")
 
 
@@ -40,6 +40,6 @@ def load(workdir: str | Path, backbone: str | None = None) -> Run:
             they were; a run that did not train all of it needs them.
 
     Raises:
-        tfft.errors.UserError: the directory holds no run with weights, or the backbone is another.
+        tfft.utils.errors.UserError: the directory holds no run with weights, or the backbone is another.
     """
     return importlib.import_module("tfft.run").load_run(workdir, backbone)

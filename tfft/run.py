@@ -12,20 +12,24 @@ from typing import Any
 
 import numpy as np
 
-from tfft import backbones, checkpoints, distribute, evaluate, export, log, preprocess
+from tfft import backbones, export, preprocess
 from tfft import model as model_room
 from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
-from tfft.data import Dataset, Datasets, batches, build, rows
-from tfft.errors import UserError
-from tfft.evaluate import Evaluation
+from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
+from tfft.distribute import strategies
+from tfft.evaluation import evaluate
+from tfft.evaluation.evaluate import Evaluation
 from tfft.export import Servable, Stored
-from tfft.files import remove_abandoned, write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import Inputs
-from tfft.reading import read_json
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
+from tfft.training import checkpoints
+from tfft.utils import console
+from tfft.utils.errors import UserError
+from tfft.utils.files import remove_abandoned, write_atomic
+from tfft.utils.reading import read_json
 
 DESCRIPTION = "model.json"  # in best/: what rebuilds the model
 WEIGHTS = "weights.safetensors"
@@ -112,18 +116,18 @@ class Run:
     def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
         """The figures of a file that is not part of the config."""
         data = self.config.data.model_copy(update={"test": source})
-        want = build.Want.of(self.config, self.labels)
-        chosen = build.of_source(data, "test", source, self.inputs, want)
+        want = dataset_builder.Want.of(self.config, self.labels)
+        chosen = dataset_builder.of_source(data, "test", source, self.inputs, want)
         return self.evaluate_on(chosen, config, None)
 
     def evaluate_on(
         self, split: Dataset, config: EvaluateConfig, train: Dataset | None
     ) -> Evaluation:
         """The figures of a split."""
-        plain = rows.plain(split, self.inputs)
+        plain = model_inputs.plain(split, self.inputs)
         logits = evaluate.predict(self.model, split, plain, config.batch_size)
         if config.views == "mirrored":
-            mirrored = rows.Mirrored(plain)
+            mirrored = model_inputs.Mirrored(plain)
             other = evaluate.predict(self.model, split, mirrored, config.batch_size)
             mean = (self.task.probabilities(logits) + self.task.probabilities(other)) / 2
             logits = self.task.of_probabilities(mean)
@@ -136,14 +140,14 @@ class Run:
         if self.task.tune is None:
             return
         if split is None:
-            log.say(
+            console.say(
                 "thresholds: 0.5 for every tag, as there is no validation split to tune them on"
             )
             return
         size = self.config.evaluate.batch_size
-        logits = evaluate.predict(self.model, split, rows.plain(split, self.inputs), size)
+        logits = evaluate.predict(self.model, split, model_inputs.plain(split, self.inputs), size)
         self.thresholds = self.task.tune(logits, split.labels)
-        if distribute.workers().first:
+        if strategies.workers().first:
             self._describe()
 
     def export(
@@ -227,7 +231,7 @@ class Run:
                 size = sum(4 * int(np.prod(one.variable.shape)) for one in stored) / 1e6
                 now = sum(one.size for one in stored) / 1e6
                 lost = ", ".join(f"{n} {before[n]:.4f} -> {after[n]:.4f}" for n in before)
-                log.say(
+                console.say(
                     f"export: {kind} weights take {now:.1f} MB in place of {size:.1f}; over "
                     f"{len(split):,} rows {lost}"
                 )
@@ -255,7 +259,7 @@ class Run:
         """What the model was given for some training rows, unchanged."""
         train = self.datasets.train
         batch = batches.Batch(positions, int(train.lengths[positions].max()))
-        return rows.plain(train, self.inputs).arrays(batch)
+        return model_inputs.plain(train, self.inputs).arrays(batch)
 
     @contextmanager
     def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:
@@ -275,14 +279,14 @@ class Run:
                         f"export: merging the {self.config.method.name} additions changes a "
                         f"probability by {difference:.1e}; the bound is {bound:.0e}. Not published"
                     )
-                log.say(f"export: {len(layers)} layers merged (difference {difference:.1e})")
+                console.say(f"export: {len(layers)} layers merged (difference {difference:.1e})")
             yield
 
     @cached_property
     def datasets(self) -> Datasets:
         """The splits of the config, from the cache where they are prepared."""
-        want = build.Want.of(self.config, self.labels)
-        return build.build(self.config.data, self.inputs, want)
+        want = dataset_builder.Want.of(self.config, self.labels)
+        return dataset_builder.build(self.config.data, self.inputs, want)
 
     def save(self) -> None:
         """Write `best/`: what was trained, labels, tokenizer, architecture and the backbone's

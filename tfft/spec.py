@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # only names for the reader: importing them would load Tensor
     import numpy as np
     import tensorflow as tf
 
-    from tfft import metrics
+    from tfft.evaluation import metrics
 
 
 @dataclass(frozen=True)

@@ -12,42 +12,34 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft import (
-    advisor,
-    backbones,
-    batch_norm,
-    distribute,
-    estimate,
-    evaluate,
-    few_shot,
-    identity,
-    log,
-    loop,
-    masks,
-    memory,
-    optim,
-    phases,
-    preprocess,
-    regularizers,
-    report,
-    rundir,
-    surgery,
-)
+from tfft import backbones, preprocess, regularizers, report
 from tfft import model as model_room
-from tfft.checkpoints import Checkpoints, State
 from tfft.config import Config, TrainConfig, dump, load, parse
-from tfft.data import Datasets, batches, build, rows
-from tfft.errors import UserError, nearest, require
-from tfft.feed import Plan
-from tfft.files import write_atomic
-from tfft.methods import METHODS
-from tfft.model import Model
-from tfft.phases import Course
+from tfft.data import Datasets, batches, dataset_builder, model_inputs
+from tfft.distribute import strategies
+from tfft.evaluation import evaluate, linear_probe
+from tfft.methods import METHODS, auto
+from tfft.model import Model, batch_norm, masks, surgery
 from tfft.preprocess import Inputs
 from tfft.regularizers import distillation
 from tfft.run import Run, load_run
 from tfft.spec import Backbone, Mask, Rule
 from tfft.tasks import TASKS
+from tfft.training import (
+    fingerprint,
+    loop,
+    memory,
+    memory_estimate,
+    optimizers,
+    run_directory,
+    schedule,
+)
+from tfft.training.checkpoints import Checkpoints, State
+from tfft.training.input_pipeline import Plan
+from tfft.training.schedule import Course
+from tfft.utils import console
+from tfft.utils.errors import UserError, nearest, require
+from tfft.utils.files import write_atomic
 
 ADAPTED = 50  # batches that BatchNorm's statistics are set anew from
 
@@ -67,22 +59,22 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
-    with rundir.locked(workdir), distribute.lost_workers_told(workdir):
+    with run_directory.locked(workdir), strategies.lost_workers_told(workdir):
         gc.collect()  # a model, its graphs and its data refer to each other: free earlier runs'
-        workers = distribute.workers()  # more than one where TF_CONFIG says so; the first writes
-        log.quiet(not workers.first)
+        workers = strategies.workers()  # more than one where TF_CONFIG says so; the first writes
+        console.quiet(not workers.first)
         config = advised(config, workdir)
         if workers.first:
-            rundir.open_workdir(config, workdir)
+            run_directory.open_workdir(config, workdir)
         if (workdir / "metrics.json").is_file():
-            log.say(f"{workdir}: this run is finished; nothing to do")
+            console.say(f"{workdir}: this run is finished; nothing to do")
             return load_run(workdir)
         if config.train.tensorboard:
             require("tensorboard", "tensorboard")
 
         seed, train = config.train.seed, config.train
-        strategy = distribute.setup(config.distribute, seed, train.deterministic)  # devices, seeds
-        identity.require_equal_on_workers(strategy, identity.settings(config))
+        strategy = strategies.setup(config.distribute, seed, train.deterministic)  # devices, seeds
+        fingerprint.require_equal_on_workers(strategy, fingerprint.settings(config))
         with strategy.scope():  # every variable is born here
             result, data, plan, course = prepare(config, workdir)
         keep = Checkpoints(
@@ -95,13 +87,13 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         state = keep.restore(result.model)  # 1. this run's checkpoint  2. the pretrained weights
         result.targets = teachers_targets(config, data)
         if workers.first:
-            rundir.describe(result, data, course)
+            run_directory.describe(result, data, course)
 
         loop.fit(result, data, plan, course, state, keep, epochs)
         result.load_weights()  # the best of the run, not the last
         conclude(result, data, course, state)
         # None leaves before the run directory is whole.
-        distribute.sum_over_workers(strategy, 0)
+        strategies.sum_over_workers(strategy, 0)
         return result
 
 
@@ -111,12 +103,12 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     inputs, data = read(config, backbone)
     check_metric(config, data.labels)
     strategy = tf.distribute.get_strategy()
-    depends_on = identity.of(config, backbone, data)
-    identity.require_equal_on_workers(strategy, depends_on)
+    depends_on = fingerprint.of(config, backbone, data)
+    fingerprint.require_equal_on_workers(strategy, depends_on)
     plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, course, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
-        plain = rows.plain(data.train, inputs)
+        plain = model_inputs.plain(data.train, inputs)
         planned = plan.epoch(data, config.train, 0)[:ADAPTED]
         batch_norm.adapt(model, (plain.arrays(batch) for batch in planned))
     if config.train.batch_norm != "frozen":  # their statistics move, or have moved
@@ -144,7 +136,7 @@ def read(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
     labels = backbone.head.labels if backbone.head is not None else None
-    return inputs, build.build(config.data, inputs, build.Want.of(config, labels))
+    return inputs, dataset_builder.build(config.data, inputs, dataset_builder.Want.of(config, labels))
 
 
 def build_model(
@@ -160,7 +152,7 @@ def build_model(
     changed = surgery.apply(model, stages, config.model.surgery, config.train.seed)
     method = METHODS[config.method.name].apply(model, stages, config.method)  # may attach layers
     own = [Rule(r.match, r.trainable, r.learning_rate) for r in config.mask]
-    course = phases.resolve(
+    course = schedule.resolve(
         model, stages, method, own, config.optimizer, plan.per_epoch, plan.total
     )
     masks.set_trainable(model, course.mask)  # whatever moves at some time has a slot
@@ -171,7 +163,7 @@ def build_model(
             layer.momentum = momentum
     rematerialise(config, model, backbone)
     precision = config.distribute.precision
-    optimizer = optim.build(config.optimizer, course, plan.per_epoch, precision)
+    optimizer = optimizers.build(config.optimizer, course, plan.per_epoch, precision)
     loss = task.loss(config.task)
     if (taught := config.regularization.distillation) is not None:
         loss = distillation.Distilled(loss, taught.temperature, taught.weight)
@@ -200,7 +192,7 @@ def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
     same = teacher.config.task.modality == config.task.modality
     if not same or teacher.inputs.pair != (config.data.text_pair is not None):
         raise UserError("regularization.distillation.teacher: reads rows of another kind")
-    log.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
+    console.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
     logits = teacher.logits([data.train.raw(at) for at in range(len(data.train))])
     return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
 
@@ -215,21 +207,21 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         if (split := getattr(data, name)) is not None
     }
     for name, evaluation in evaluations.items():
-        log.say(evaluate.text(evaluation, name, config.evaluate.confidence))
-    if not distribute.workers().first:
+        console.say(evaluate.text(evaluation, name, config.evaluate.confidence))
+    if not strategies.workers().first:
         return
     # `again`: a run that was killed after its export has published these weights already.
     exported = result.export(again=False) if config.export.enabled else None
     page = report.Shown()
     if config.task.modality == "image":
-        changed = rows.changed(
+        changed = model_inputs.changed(
             data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
         )
         page = report.shown(result.model, result.inputs, data, changed, evaluations)
     report.write(workdir, config, state.history, evaluations, table(course), data, exported, page)
     moved = table(course).splitlines()[-1]
-    report.card.write(workdir, config, rundir.read_facts(workdir), state, evaluations, moved)
-    rundir.finish(result, evaluations, state)
+    report.card.write(workdir, config, run_directory.read_facts(workdir), state, evaluations, moved)
+    run_directory.finish(result, evaluations, state)
 
 
 def advised(config: Config, workdir: Path | None) -> Config:
@@ -238,12 +230,12 @@ def advised(config: Config, workdir: Path | None) -> Config:
     Raises:
         UserError: the run directory is of another config.
     """
-    if workdir is not None and distribute.workers().first and rundir.untrained(workdir):
+    if workdir is not None and strategies.workers().first and run_directory.untrained(workdir):
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
             (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":
         return config
-    if distribute.workers().count > 1:
+    if strategies.workers().count > 1:
         raise UserError(
             "method: auto measures the device, so several workers would not agree; run tfft show "
             "and train the config that it prints"
@@ -251,25 +243,25 @@ def advised(config: Config, workdir: Path | None) -> Config:
     text = dump(config)
     given = workdir / "config.given.yaml" if workdir is not None else None
     if given is not None and given.is_file() and (given.parent / "config.yaml").is_file():
-        rundir.check_same(given, text)
+        run_directory.check_same(given, text)
         return load(given.parent / "config.yaml")
-    plain, reasons = advisor.advise(config, facts(config))
-    log.say("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
+    plain, reasons = auto.advise(config, facts(config))
+    console.say("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
     if workdir is not None and given is not None:
-        rundir.open_workdir(plain, workdir)
+        run_directory.open_workdir(plain, workdir)
         write_atomic(given, text)
         write_atomic(workdir / "config.yaml", dump(plain))
         write_atomic(workdir / "advice.txt", "\n".join(reasons) + "\n")
     return plain
 
 
-def facts(config: Config) -> advisor.Facts:
+def facts(config: Config) -> auto.Facts:
     """What the advice rests on: counted, and a forward pass timed."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read(config, backbone)
     planned = batches.in_order(data.train.lengths, 32)
     batch = planned[len(planned) // 2]
-    plain = rows.plain(data.train, inputs)
+    plain = model_inputs.plain(data.train, inputs)
     arrays = plain.arrays(batch)
     backbone.model.predict_on_batch(arrays)
     times = []
@@ -278,11 +270,11 @@ def facts(config: Config) -> advisor.Facts:
         backbone.model.predict_on_batch(arrays)
         times.append(time.perf_counter() - began)
     blocks = [s for s in backbone.stages if s.name.startswith("block_")]
-    accelerated = distribute.accelerated()
+    accelerated = strategies.accelerated()
     classes, probe = len(data.labels), None
     if backbone.modality == "image":
-        probe = few_shot.probe(backbone.model, plain, data.train, classes, config.train.seed)
-    return advisor.Facts(
+        probe = linear_probe.probe(backbone.model, plain, data.train, classes, config.train.seed)
+    return auto.Facts(
         rows=len(data.train),
         classes=classes,
         tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
@@ -301,7 +293,7 @@ def preview(config: Config) -> str:
     result, _, plan, course = prepare(config, Path("runs"))
     count = micro_rows(config.train)
     width = plan.buckets[-1] if config.task.modality == "text" else None
-    needed = estimate.text(estimate.step(result.model, count, width), count, width)
+    needed = memory_estimate.text(memory_estimate.step(result.model, count, width), count, width)
     return f"{table(course)}\n\n{needed}"
 
 
@@ -336,7 +328,7 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     found = model_room.rematerialise(model, [stages[name] for name in names])
     if not found:
         raise UserError(f"train.remat: {', '.join(names)}: no layer lies wholly in these stages")
-    log.say(f"remat: {', '.join(found)}")
+    console.say(f"remat: {', '.join(found)}")
 
 
 def check_metric(config: Config, labels: Sequence[str]) -> None:
@@ -397,7 +389,7 @@ class _CallableModule(ModuleType):
             overrides: sections with the keys to change, e.g. `train={"epochs": 1}`.
 
         Raises:
-            tfft.errors.UserError: something to fix, one line a mistake.
+            tfft.utils.errors.UserError: something to fix, one line a mistake.
         """
         if isinstance(config, Mapping):
             return run(parse(config, changes=overrides), Path(workdir or "runs/tfft"))

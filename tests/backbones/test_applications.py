@@ -6,11 +6,12 @@ import keras
 import numpy as np
 import pytest
 
-from tfft import backbones, masks
+from tfft import backbones
 from tfft.backbones import applications
 from tfft.config import ModelConfig
-from tfft.errors import UserError
+from tfft.model import masks
 from tfft.spec import Rule
+from tfft.utils.errors import UserError
 
 # One of each family: the module of its own preprocessing, the stages it has beside its blocks.
 FAMILIES = {

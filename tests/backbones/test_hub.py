@@ -13,12 +13,13 @@ import pytest
 import tensorflow as tf
 
 import tfft
-from tests.test_pictures import SIZE, write_folder
-from tfft import backbones, pretrained
+from tests.tasks.test_image_runs import SIZE, write_folder
+from tfft import backbones
 from tfft.config import ModelConfig, parse
-from tfft.errors import UserError
 from tfft.export import Served
 from tfft.preprocess import ImageInputs
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
 
 
 class Reusable(tf.__internal__.tracking.AutoTrackable):
@@ -160,7 +161,7 @@ def test_trained_loaded_and_exported(raw, folder, tmp_path, method, request):
 
 
 def test_resumed_to_the_bit(top, raw, tmp_path):
-    from tests.test_pictures import _stopped
+    from tests.tasks.test_image_runs import _stopped
 
     changes = {"method": TOP, "export": {"enabled": False}}
     _stopped(parse({**raw, **changes}), tmp_path / "again", "step 1 of 9")
@@ -222,7 +223,7 @@ def test_a_real_networks_features_are_those_of_keras_applications(real):
 
 @pytest.mark.slow
 def test_a_real_network_is_frozen_resumed_and_served(real, tmp_path):
-    from tests.test_pictures import _stopped
+    from tests.tasks.test_image_runs import _stopped
 
     _, folder, pictures = real
     for name in ("cat", "ship"):

@@ -10,10 +10,10 @@ from safetensors.numpy import load_file, save_file
 
 from tfft import backbones
 from tfft.config import ModelConfig, TaskConfig
-from tfft.errors import UserError
 from tfft.model import assemble
 from tfft.spec import HeadStyle
 from tfft.tasks import TASKS
+from tfft.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CASES = sorted(path.name for path in (GOLDEN / "encoders").iterdir())

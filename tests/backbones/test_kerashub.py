@@ -8,7 +8,7 @@ import pytest
 
 from tfft import backbones, preprocess
 from tfft.config import DataConfig, ModelConfig
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 SIZES = {
     "vocabulary_size": 30,
@@ -103,10 +103,9 @@ def test_methods(presets, name):
     """On KerasHub's EinsumDense layers: the identity at first, exact merging, one stage each."""
     from pydantic import TypeAdapter
 
-    from tfft import masks
     from tfft.config import MethodConfig, TaskConfig
     from tfft.methods import METHODS
-    from tfft.model import assemble, stages
+    from tfft.model import assemble, masks, stages
     from tfft.tasks import TASKS
 
     backbone = backbones.load(ModelConfig(backbone=f"kerashub:{presets[0] / 'bert'}"))

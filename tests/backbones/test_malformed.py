@@ -12,9 +12,9 @@ from safetensors.numpy import load_file, save_file
 from tests.conftest import GOLDEN
 from tfft import backbones
 from tfft.config import ModelConfig
-from tfft.errors import UserError
 from tfft.preprocess import TextInputs, kerashub, tokenizer
-from tfft.reading import regular_file
+from tfft.utils.errors import UserError
+from tfft.utils.reading import regular_file
 
 HUGE = "1" * 5000  # Python refuses to convert so many digits
 DEEP = "[" * 100_000

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from tests.reference.seeded import tensor
 from tfft import backbones
 from tfft.config import ModelConfig
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "timm"
 QUICK = ("mobilenetv3_small_050", "resnet18")

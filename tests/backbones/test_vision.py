@@ -12,10 +12,10 @@ from safetensors.numpy import load_file
 from tfft import backbones
 from tfft.backbones.families import FAMILIES, processor
 from tfft.config import ModelConfig, TaskConfig
-from tfft.errors import UserError
 from tfft.model import assemble
 from tfft.preprocess import ImageInputs
 from tfft.tasks import TASKS
+from tfft.utils.errors import UserError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vision"
 CASES = sorted(p.parent.name for p in GOLDEN.glob("*/model.safetensors"))

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from tfft.config import Duration, dump, load, parse, plain_yaml, read, schema, searches
-from tfft.errors import UserError
-from tfft.tuning.space import Space
+from tfft.search.space import Space
+from tfft.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 GOOD = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x/y"}}
@@ -269,7 +269,7 @@ def test_no_tensorflow_for_help_and_typos(tmp_path, arguments):
     path = tmp_path / "typo.yaml"
     path.write_text("data: {train: a.csv}\nmodle: {}\n")
     code = (
-        "import sys, tfft.bin.__main__ as m\n"
+        "import sys, tfft.cli.__main__ as m\n"
         f"sys.argv = ['tfft', *{[a.format(path) for a in arguments]!r}]\n"
         "try: m.main()\n"
         "except SystemExit as e: code = e.code\n"

@@ -11,8 +11,8 @@ from pydantic import BaseModel
 
 from tfft.config import METRICS, Config, Duration, Interval, dump, load, parse, read, searches
 from tfft.config.base import Minutes
-from tfft.errors import UserError
-from tfft.tuning.space import Space
+from tfft.search.space import Space
+from tfft.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))

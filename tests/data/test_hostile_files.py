@@ -14,12 +14,12 @@ import pytest
 
 from tests.data.test_prepare import splits
 from tfft.config import Source
-from tfft.data import pictures, sources
+from tfft.data import images, sources
 from tfft.data.records import BadRow, Row
-from tfft.errors import UserError
-from tfft.files import HOST
 from tfft.preprocess import image
-from tfft.reading import library_errors, read_bytes
+from tfft.utils.errors import UserError
+from tfft.utils.files import HOST
+from tfft.utils.reading import library_errors, read_bytes
 
 
 def read(path, kind="csv", columns=("text", "label"), **more):
@@ -80,7 +80,7 @@ def test_what_is_no_path(name):
 
 def test_a_fifo_among_pictures_is_a_bad_row(fifo):
     row = Row(str(fifo), (str(fifo), "a"))
-    (((_, found),),) = pictures._looked_at([row], None)
+    (((_, found),),) = images._looked_at([row], None)
     assert found == "is a FIFO or a device, not a regular file"
 
 

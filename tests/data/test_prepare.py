@@ -10,9 +10,9 @@ from tests.conftest import write_csv
 from tfft import preprocess
 from tfft.config import parse
 from tfft.data import batches
-from tfft.data.build import Want, build
-from tfft.data.split import stratified
-from tfft.errors import UserError
+from tfft.data.dataset_builder import Want, build
+from tfft.data.splits import stratified
+from tfft.utils.errors import UserError
 
 
 def splits(config, **changes):

@@ -7,7 +7,7 @@ import pytest
 from tfft.config import Source
 from tfft.data import SOURCES, sources
 from tfft.data.sources import BadRow, Row
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 ROWS = [("a plane, taking off", "x"), ('she said "no"', "y"), ("naïve 好", "x")]
 

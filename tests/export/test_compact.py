@@ -6,10 +6,10 @@ import pytest
 import tfft
 from tests.conftest import one_epoch
 from tests.console import command
-from tests.test_loop import weights
-from tfft.errors import UserError
+from tests.training.test_loop import weights
 from tfft.export import Served, compact
 from tfft.run import load_run
+from tfft.utils.errors import UserError
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
 # Relative to the largest weight of a row or column: half a step.

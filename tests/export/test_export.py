@@ -14,14 +14,15 @@ import tensorflow as tf
 import tensorflow_text  # noqa: F401 -- its ops
 
 from tests.processes import Command, running
-from tfft import export, files, train
+from tfft import export, train
 from tfft.config import load
-from tfft.errors import UserError
+from tfft.evaluation.metrics import softmax
 from tfft.export import saved_model
 from tfft.export.signatures import Signatures, padded
-from tfft.export.verifier import Verifier
-from tfft.metrics import softmax
+from tfft.export.verify_process import Verifier
 from tfft.run import load_run
+from tfft.utils import files
+from tfft.utils.errors import UserError
 
 
 @pytest.mark.parametrize("skip", [True, False])

@@ -13,14 +13,14 @@ import pytest
 import tfft
 from tests.conftest import GOLDEN, one_epoch
 from tests.console import command
-from tests.test_tagging import write_table
+from tests.tasks.test_multilabel_runs import write_table
 from tfft import backbones
-from tfft.bin import export as export_verb
+from tfft.cli import export as export_verb
 from tfft.config import ExportConfig, ModelConfig, TaskConfig
-from tfft.errors import UserError
 from tfft.export import compact, formats
 from tfft.model import assemble
 from tfft.tasks import TASKS
+from tfft.utils.errors import UserError
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20]
 

@@ -11,7 +11,7 @@ import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
 from tests.export.serving_rules import Batching, Refused, Server
-from tfft.export import kit, warmup
+from tfft.export import serving_config, warmup
 from tfft.export.models_config import Config
 
 ROWS = [("a red sky",), ("green",), ("the blue grass is like an apple",)]
@@ -30,10 +30,10 @@ class Exports:
         version = self.folder / str(self.newest)
         version.mkdir()
         # Whatever was measured: any sizes, rates that rise and fall.
-        measured = kit.SIZES[: self.random.randint(1, len(kit.SIZES))]
+        measured = serving_config.SIZES[: self.random.randint(1, len(serving_config.SIZES))]
         rates = {size: self.random.uniform(1, 100) for size in (*measured, 64)}
-        warmup.write(version, self.servable.inputs, ROWS, kit.warm_up_sizes(rates))
-        kit.write(self.folder, "colours", self.servable)
+        warmup.write(version, self.servable.inputs, ROWS, serving_config.warm_up_sizes(rates))
+        serving_config.write(self.folder, "colours", self.servable)
         return self.newest
 
     def commands(self):
@@ -58,11 +58,11 @@ def test_ten_exports_in_a_row(exports):
     """After each step the server takes the config, loads the newest and keeps what was stable."""
     stable = exports.export()
     server = Server(exports.folder)
-    batching = (exports.folder / kit.BATCHING).read_text()
+    batching = (exports.folder / serving_config.BATCHING).read_text()
     assert server.find("stable") == server.find() == 1
     for _ in range(9):
         newest = exports.export()
-        assert (exports.folder / kit.BATCHING).read_text() == batching
+        assert (exports.folder / serving_config.BATCHING).read_text() == batching
         if exports.random.random() < 0.3:  # the next export comes before the server looks
             newest = exports.export()
         server = Server(exports.folder) if exports.random.random() < 0.3 else server
@@ -123,9 +123,9 @@ def test_roll_back_beside_a_canary(exports):
     """The version that `stable` had stays, though another one is nearer to what it has."""
     for _ in range(3):
         exports.export()
-    path = exports.folder / kit.CONFIG
+    path = exports.folder / serving_config.CONFIG
     two = Config([1, 2, 3], {"stable": 1, "canary": 2})
-    path.write_text(f"# {kit.MARK}\n{two.text('colours')}")
+    path.write_text(f"# {serving_config.MARK}\n{two.text('colours')}")
     server = Server(exports.folder)
     promote, roll_back = exports.commands()
     for command in (promote, 'sed -i \'s/"canary" value: 2/"canary" value: 3/\' models.config'):
@@ -188,11 +188,11 @@ def test_a_label_that_is_moved_too_early_does_no_harm(exports):
 def test_requests_of_any_size_and_together(exports, exported):
     exports.export()
     server = Server(exports.folder)
-    for rows in (1, 3, 33, kit.MAX_ROWS):
+    for rows in (1, 3, 33, serving_config.MAX_ROWS):
         server.answer({"text": (rows,)})
-    server.answer(*[{"text": (kit.MAX_ROWS,)}] * kit.WAITING)
+    server.answer(*[{"text": (serving_config.MAX_ROWS,)}] * serving_config.WAITING)
     with pytest.raises(Refused, match="larger than maximum"):
-        server.answer({"text": (kit.MAX_ROWS + 1,)})
+        server.answer({"text": (serving_config.MAX_ROWS + 1,)})
     for inputs in shapes(exported.workdir / "export" / "1").values():
         # Clients that follow the signature can differ where an axis is not static.
         server.answer(*[client(inputs, np.random.default_rng(seed)) for seed in range(3)])
@@ -225,10 +225,10 @@ def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
     for _ in range(3):
         exports.export()
     two = Config([1, 2], {"stable": 1, "canary": 2})
-    path = exports.folder / kit.CONFIG
+    path = exports.folder / serving_config.CONFIG
     path.write_text(two.text("colours"))
     measured = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
-    (exports.folder / kit.BATCHING).write_text(measured)
+    (exports.folder / serving_config.BATCHING).write_text(measured)
     warmup.write(exports.folder / "2", exported.inputs, ROWS, [32])
     for version in "13":
         warmup.write(exports.folder / version, exported.inputs, ROWS, [8])

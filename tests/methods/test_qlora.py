@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfft import inject
 from tfft.methods.qlora import Codes, decode, encode
+from tfft.model import injection
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_the_kernel_itself_is_gone(kind):
     )
     layer.build((None, 3, 6))
     kernel = weakref.ref(layer._kernel)
-    inject.replace_kernel(layer, lambda value: Codes(value, 8, 0, name="quantized"))
+    injection.replace_kernel(layer, lambda value: Codes(value, 8, 0, name="quantized"))
     gc.collect()
     assert kernel() is None
     assert [v.shape for v in layer.weights if v.path.endswith("codes")] == [(6, 5)]

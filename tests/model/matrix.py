@@ -18,12 +18,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft import backbones, distribute, masks, optim
+from tfft import backbones
 from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
-from tfft.model import assemble, rematerialise, stages
-from tfft.phases import single
+from tfft.distribute import strategies
+from tfft.model import assemble, masks, rematerialise, stages
 from tfft.spec import Rule
 from tfft.tasks import TASKS
+from tfft.training import optimizers
+from tfft.training.schedule import single
 
 BATCH, TOKENS, EPOCHS = 16, 12, 2
 
@@ -96,7 +98,7 @@ def build(checkpoint: str, setting: Setting) -> keras.Model:
     if setting.remat:
         assert rematerialise(model, [s for s in every if s.name.startswith("block")])
     optimizer = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
-    made = optim.build(optimizer, single(mask, 20), 10, setting.precision)
+    made = optimizers.build(optimizer, single(mask, 20), 10, setting.precision)
     options = {"jit_compile": False, **setting.compile}
     model.compile(made, task.loss(config), metrics=["accuracy"], **options)
     model.xla = setting.xla
@@ -128,7 +130,7 @@ def main() -> None:
     if flags.replicas > 1:
         devices = [f"CPU:{i}" for i in range(flags.replicas)]
         config = {"strategy": "mirrored", "devices": devices}
-    strategy = distribute.setup(DistributeConfig(**config), 0, True)
+    strategy = strategies.setup(DistributeConfig(**config), 0, True)
     arrays = {}
     for name, setting in SETTINGS.items():
         found = run(flags.checkpoint, setting, flags.steps, strategy)
@@ -136,10 +138,10 @@ def main() -> None:
         keras.backend.clear_session()
         gc.collect()  # a model and its functions hold each other
         print(name, flush=True)
-    if distribute.workers().first:
+    if strategies.workers().first:
         np.savez(flags.out, **arrays)
     else:
-        np.savez(f"{flags.out}.{distribute.workers().index}.npz", **arrays)
+        np.savez(f"{flags.out}.{strategies.workers().index}.npz", **arrays)
     tf.get_logger().setLevel("ERROR")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import GOLDEN, ROOT
 from tests.model.matrix import SETTINGS
-from tfft.launch import _free_ports
+from tfft.distribute.launcher import _free_ports
 
 # Largest difference of any weight after 20 steps; that of the figures is looked at beside it.
 BOUNDS = {"bfloat16": 2e-3, "float16": 2e-3}

@@ -16,8 +16,8 @@ from tokenizers import (
     trainers,
 )
 
-from tfft.errors import UserError
 from tfft.preprocess import TextInputs, tokenizer
+from tfft.utils.errors import UserError
 
 HARD = [
     "",

@@ -1,7 +1,7 @@
 """Writes tests/golden/optim.npz: PyTorch's AdamW, clipping and transformers' schedules.
 
 A kernel and a bias for each of three stages (embeddings, block_0, head), whose rates decay by 0.5
-a stage, step by step; tests/test_optim.py gives the same random gradients to tfft's optimizer.
+a stage, step by step; tests/training/test_optimizers.py gives the same random gradients to tfft's optimizer.
 
     pip install torch==2.13.0 transformers==5.24.0
     python tests/reference/make_golden_optim.py

@@ -9,10 +9,10 @@ import tfft
 from tests.conftest import whole_config
 from tfft.config import RegularizationConfig
 from tfft.config.regularization import Fgm, FreeLb
-from tfft.errors import UserError
 from tfft.model import Model
 from tfft.regularizers import adversarial, attach, distillation, mixout, penalties, r_drop
 from tfft.spec import Mask, MaskEntry, Rule
+from tfft.utils.errors import UserError
 
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 

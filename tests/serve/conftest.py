@@ -14,7 +14,7 @@ import requests
 
 from tests.conftest import ROOT
 from tests.serve.half_plus_two import CONFIG, save, serving
-from tfft.launch import _free_ports
+from tfft.distribute.launcher import _free_ports
 
 BINARY = "tensorflow_model_server"
 NAME = "colours"
@@ -41,7 +41,7 @@ def tfft_server(base, *flags):
     """`tfft serve` on ports that are free."""
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "tfft.bin", "serve", f"--model_base_path={base}"),
+            *(sys.executable, "-m", "tfft.cli", "serve", f"--model_base_path={base}"),
             *("--rest_api_port=0", "--port=0", *flags),
         ],
         cwd=ROOT,

@@ -23,8 +23,8 @@ from tensorflow_serving.apis import (
 )
 
 from tests.serve.conftest import BINARY, resident
+from tfft.evaluation.metrics import softmax
 from tfft.export.signatures import example, padded
-from tfft.metrics import softmax
 
 BOUND = 1e-5  # of a probability
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é 好"]

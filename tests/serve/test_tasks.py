@@ -21,8 +21,8 @@ from tensorflow_serving.apis import (
 import tfft
 from tests.conftest import GOLDEN, write_csv
 from tests.serve.conftest import stop, tfft_server
-from tests.test_pictures import write_folder
-from tests.test_tagging import write_table
+from tests.tasks.test_image_runs import write_folder
+from tests.tasks.test_multilabel_runs import write_table
 from tfft.export.signatures import example
 
 BOUND = 1e-5  # of a probability

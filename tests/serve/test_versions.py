@@ -9,11 +9,11 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from tests.serve.half_plus_two import CONFIG, NAME
 from tests.serve.test_grpc_cases import infer_request, predict_request, single
-from tfft.errors import UserError
 from tfft.serve import versions, warmup
 from tfft.serve.failure import Failure
 from tfft.serve.loaded import Loaded
 from tfft.serve.versions import ModelSpec, Versions, version_number
+from tfft.utils.errors import UserError
 
 
 def states(served):

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 
 from tfft.config import TaskConfig
-from tfft.errors import UserError
-from tfft.metrics import softmax
+from tfft.evaluation.metrics import softmax
 from tfft.spec import Backbone, HeadStyle
 from tfft.tasks import TASKS
 from tfft.tasks.classification import ClassificationHead, CrossEntropy, Pooling
+from tfft.utils.errors import UserError
 
 TASK = TASKS["text_classification"]
 

@@ -16,13 +16,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import log
 from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
-from tfft.errors import UserError, nearest
-from tfft.pretrained import WEIGHTS_LIMIT
-from tfft.reading import expanded, regular_file
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.utils import console
+from tfft.utils.errors import UserError, nearest
+from tfft.utils.pretrained import WEIGHTS_LIMIT
+from tfft.utils.reading import expanded, regular_file
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _built(
     name: str, x: keras.KerasTensor, weights: str | None, pooling: str | None
 ) -> keras.Model:
     if weights == "imagenet":
-        log.say(f"model: ImageNet weights of {name} by keras.applications")
+        console.say(f"model: ImageNet weights of {name} by keras.applications")
     from_file = weights not in (None, "imagenet")
     try:
         model = getattr(keras.applications, name)(

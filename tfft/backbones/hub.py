@@ -19,12 +19,12 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from tfft import pretrained
-from tfft.backbones import hub_texts, pixels, saved_graph
+from tfft.backbones import hub_text, pixels, saved_graph
 from tfft.config import ModelConfig
-from tfft.errors import UserError
-from tfft.reading import library_errors
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
+from tfft.utils.reading import library_errors
 
 DEFAULT_SIZE = 224
 
@@ -114,13 +114,13 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     }
     where = f"model.backbone: hub:{handle}"
     saved = _saved(folder, where)
-    kind = hub_texts.reads(saved)
+    kind = hub_text.reads(saved)
     if kind != "pictures":
         if config.image_size is not None or config.scaling is not None:
             raise UserError("model.image_size, model.scaling: this SavedModel reads texts")
         other = pretrained.saved_model(config.tokenizer) if config.tokenizer is not None else None
         description |= {"reads": kind}
-        description["tokenizer"] = hub_texts.vocabulary(folder, kind, other, where)
+        description["tokenizer"] = hub_text.vocabulary(folder, kind, other, where)
     elif config.tokenizer is not None:
         raise UserError("model.tokenizer: this SavedModel reads pictures")
     backbone = _wrap(saved, description, precision)
@@ -164,7 +164,7 @@ def _saved(folder: Path, where: str) -> Any:
 def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbone:
     where = f"model.backbone: hub:{description['handle']}"
     if (kind := description.get("reads", "pictures")) != "pictures":
-        backbone = hub_texts.build(HubLayer(saved, name="hub"), kind, description)
+        backbone = hub_text.build(HubLayer(saved, name="hub"), kind, description)
         if (given := description["stages"]) is not None:
             paths = [v.path for v in backbone.model.weights]
             return replace(backbone, stages=_stages(paths, given, where))

@@ -15,13 +15,13 @@ import keras
 import numpy as np
 from safetensors.numpy import save_file
 
-from tfft import pretrained
-from tfft.backbones.families import FAMILIES, encoder, names, processor
+from tfft.backbones.families import FAMILIES, encoder, processor, weight_map
 from tfft.backbones.families.family import Architecture, Family
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
-from tfft.errors import UserError, nearest
 from tfft.spec import Backbone, HeadStyle, Picture, StoredHead
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError, nearest
 
 _POOLING = "1_Pooling/config.json"  # of sentence-transformers
 PICTURES = "preprocessor_config.json"
@@ -176,7 +176,7 @@ def save(
     for variable in model.weights:
         prefix = "" if variable.path in head else family.prefixes[0]
         entry = table[paths[variable.path]]
-        values = names.write(entry, np.asarray(variable.value))
+        values = weight_map.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     if picture is not None:
         shown = processor.write(picture, backbone.description["scaling"])
@@ -218,7 +218,7 @@ def _stored_pooling(folder: Path) -> str | None:
     )
 
 
-def _check_size(a: Architecture, table: names.Table, tensors: Tensors, kind: str) -> None:
+def _check_size(a: Architecture, table: weight_map.Table, tensors: Tensors, kind: str) -> None:
     """Refuse an architecture whose weights the files do not hold, before memory is taken for it."""
     for path, entry in table.items():
         if not path.startswith("pooler/") and not tensors.has(entry):
@@ -232,7 +232,7 @@ def _check_size(a: Architecture, table: names.Table, tensors: Tensors, kind: str
         )
 
 
-def _assign(variables: Sequence[keras.Variable], table: names.Table, tensors: Tensors) -> None:
+def _assign(variables: Sequence[keras.Variable], table: weight_map.Table, tensors: Tensors) -> None:
     for variable in variables:
         variable.assign(tensors.get(table[variable.path], tuple(variable.shape)))
 

@@ -15,12 +15,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from tfft.backbones import kerashub_pictures, pixels
+from tfft.backbones import kerashub_images, pixels
 from tfft.config import ModelConfig
-from tfft.errors import UserError
 from tfft.preprocess.kerashub import check_encoder, read_settings
-from tfft.reading import library_errors
 from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.utils.errors import UserError
+from tfft.utils.reading import library_errors
 
 _BLOCK = re.compile(r"^(?:transformer_layer_\d+|group_\d+_inner_layer_\d+)$")
 _INPUTS = {"token_ids", "padding_mask", "segment_ids"}
@@ -39,7 +39,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     check_encoder(name)
     with library_errors(f"model.backbone: kerashub:{name} cannot be loaded"):
         inner = keras_hub.models.Backbone.from_preset(name, dtype=precision, **shape)
-    if kerashub_pictures.is_of_pictures(inner):
+    if kerashub_images.is_of_pictures(inner):
         backbone = _of_pictures(inner, _shown(inner, name, config))
     elif size is not None or config.scaling is not None:
         raise UserError(f"model.image_size, model.scaling: kerashub:{name} reads no pictures")
@@ -67,7 +67,7 @@ def _of_pictures(inner: keras.Model, shown: Mapping[str, Any]) -> Backbone:
     settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
     description = {"provider": "kerashub", "class": type(inner).__name__, "config": settings}
     description |= {"picture": dict(given), "scaling": dict(shown["scaling"])}
-    return kerashub_pictures.wrap(inner, picture, shown["scaling"], description)
+    return kerashub_images.wrap(inner, picture, shown["scaling"], description)
 
 
 def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]:

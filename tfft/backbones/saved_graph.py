@@ -19,8 +19,8 @@ from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 # The registry of operations has no public name; without it there is no telling which have effects.
 from tensorflow.python.framework import op_def_registry
 
-from tfft.errors import UserError
-from tfft.reading import regular_file
+from tfft.utils.errors import UserError
+from tfft.utils.reading import regular_file
 
 _GRAPH_LIMIT = 2**31 - 1  # bytes; protobuf reads no more
 _FILE_LIMIT = 64 << 30

@@ -11,10 +11,10 @@ import ml_dtypes  # noqa: F401 -- teaches numpy bfloat16, in which some checkpoi
 import numpy as np
 from safetensors import safe_open
 
-from tfft import pretrained
-from tfft.backbones.families import names
-from tfft.errors import UserError
-from tfft.reading import expanded, library_errors, regular_file
+from tfft.backbones.families import weight_map
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
+from tfft.utils.reading import expanded, library_errors, regular_file
 
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -79,7 +79,7 @@ class Tensors:
             "LayerNorm.beta", "LayerNorm.bias"
         )
 
-    def has(self, entry: names.Entry) -> bool:
+    def has(self, entry: weight_map.Entry) -> bool:
         """Whether all tensors of an entry are there."""
         return all(name in self._names for name in entry.tensors)
 
@@ -92,7 +92,7 @@ class Tensors:
         """The shape of a tensor."""
         return tuple(self._slice(name).get_shape())
 
-    def get(self, entry: names.Entry, shape: Sequence[int]) -> np.ndarray:
+    def get(self, entry: weight_map.Entry, shape: Sequence[int]) -> np.ndarray:
         """The value of an entry's variable, float32.
 
         Args:
@@ -102,7 +102,7 @@ class Tensors:
             UserError: a tensor has another shape or no numbers that can be read; it is not read.
         """
         values = []
-        for name, expected in zip(entry.tensors, names.shapes(entry, shape), strict=True):
+        for name, expected in zip(entry.tensors, weight_map.shapes(entry, shape), strict=True):
             if self.shape(name) != expected:
                 raise UserError(
                     f"{self.where}: {name} is {list(self.shape(name))} where config.json requires "
@@ -114,7 +114,7 @@ class Tensors:
                 )
             file, key = self._names[name]
             values.append(file.get_tensor(key).astype(np.float32))
-        return names.read(entry, values)
+        return weight_map.read(entry, values)
 
     def _slice(self, name: str) -> Any:
         """A tensor's header: nothing of it is read."""

@@ -15,16 +15,16 @@ from typing import Any
 
 import keras
 
-from tfft import pretrained
-from tfft.backbones import kerashub_pictures, pixels
-from tfft.backbones.families import names, processor
+from tfft.backbones import kerashub_images, pixels
+from tfft.backbones.families import processor, weight_map
 from tfft.backbones.families.family import bounded
-from tfft.backbones.kerashub_pictures import Padded
+from tfft.backbones.kerashub_images import Padded
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
-from tfft.errors import UserError
-from tfft.reading import library_errors
 from tfft.spec import Backbone, Picture, StoredHead
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
+from tfft.utils.reading import library_errors
 
 # Where the classifier's tensors are, by the architecture, where it is one linear map of the pooled
 # features.
@@ -96,7 +96,7 @@ def _wrap(inner: keras.Model, description: Mapping[str, Any]) -> Backbone:
     given = description["picture"]
     picture = Picture(**{**given, "size": tuple(given["size"])})
     change = _as_pytorch if "DenseNet" in description["class"] else (lambda layer: layer)
-    return kerashub_pictures.wrap(inner, picture, description["scaling"], description, change)
+    return kerashub_images.wrap(inner, picture, description["scaling"], description, change)
 
 
 def _as_pytorch(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -139,7 +139,7 @@ def _head(
 ) -> StoredHead:
     family = next((f for f in _HEADS if architecture.startswith(f)), None)
     where, form = _HEADS.get(family or "", ("", ""))
-    kernel, bias = names.Entry((f"{where}.weight",), form), names.Entry((f"{where}.bias",))
+    kernel, bias = weight_map.Entry((f"{where}.weight",), form), weight_map.Entry((f"{where}.bias",))
     if family is None or not tensors.has(kernel) or not tensors.has(bias):
         raise UserError(
             f"model.head: checkpoint: {architecture} keeps no classifier that is one linear map; "

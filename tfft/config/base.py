@@ -16,7 +16,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, core_schema
 
-from tfft.reading import is_unicode
+from tfft.utils.reading import is_unicode
 
 
 class Section(BaseModel):

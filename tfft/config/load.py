@@ -14,8 +14,8 @@ from tfft.config.base import Section
 from tfft.config.data import DataConfig, Source
 from tfft.config.regularization import RegularizationConfig
 from tfft.config.tune import TuneConfig
-from tfft.errors import UserError, nearest
-from tfft.reading import read_text
+from tfft.utils.errors import UserError, nearest
+from tfft.utils.reading import read_text
 
 DEEPEST = 50  # sections within sections
 LONGEST = 1000  # characters of an error

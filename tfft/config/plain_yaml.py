@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from tfft.errors import UserError
-from tfft.reading import is_unicode
+from tfft.utils.errors import UserError
+from tfft.utils.reading import is_unicode
 
 LARGEST = 16 << 20  # characters
 _MOST_VALUES = 1 << 20  # with every alias replaced by what it stands for

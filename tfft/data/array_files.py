@@ -20,8 +20,8 @@ from tfft.data.records import (
     not_a_number,
     paths,
 )
-from tfft.errors import UserError, nearest, require
-from tfft.reading import MIB, expanded, library_errors, open_regular, parsed
+from tfft.utils.errors import UserError, nearest, require
+from tfft.utils.reading import MIB, expanded, library_errors, open_regular, parsed
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 LARGEST = 128 * MIB  # bytes of a row of an array

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfft.data.split import Dataset
+from tfft.data.splits import Dataset
 
 STACKED = 16  # batches that come from Python at once, where they have the same shapes
 MULTIPLE = 8  # widths are multiples of it: tensor cores and vector units like that

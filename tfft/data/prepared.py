@@ -20,9 +20,9 @@ import numpy as np
 
 from tfft.config import Source
 from tfft.data.sources import SEVERAL, BadRow, Row
-from tfft.errors import UserError
-from tfft.files import temporary_folder
-from tfft.reading import expanded, printable, read_json
+from tfft.utils.errors import UserError
+from tfft.utils.files import temporary_folder
+from tfft.utils.reading import expanded, printable, read_json
 
 LISTED = 1000  # bad rows remembered by name
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from tfft.config import Config, Source
-from tfft.data import build
+from tfft.data import dataset_builder
 from tfft.data.sources import BadRow
-from tfft.data.split import Dataset
+from tfft.data.splits import Dataset
 from tfft.preprocess import TextInputs
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -29,7 +29,7 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     """
     bad = _bad_rows(config, inputs)
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = build.build(data, inputs, build.Want.of(config))
+    datasets = dataset_builder.build(data, inputs, dataset_builder.Want.of(config))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
@@ -99,8 +99,8 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
         if not isinstance(source, Source):
             continue
         listed, count = [], 0
-        asked = build.request(config.data, key, source, inputs, config.task.several)
-        for row in build.read(asked, inputs):
+        asked = dataset_builder.request(config.data, key, source, inputs, config.task.several)
+        for row in dataset_builder.read(asked, inputs):
             if isinstance(row, BadRow):
                 count += row.count
                 if len(listed) < 4 * SHOWN:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
-from tfft.errors import UserError, nearest
-from tfft.reading import expanded, is_file
+from tfft.utils.errors import UserError, nearest
+from tfft.utils.reading import expanded, is_file
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from tfft.config import Source
 from tfft.data import array_files, text_files
 from tfft.data.records import SEVERAL, BadRow, Columns, Row, paths
-from tfft.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
+from tfft.utils.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
 
 __all__ = ["SEVERAL", "SOURCES", "BadRow", "Columns", "Row", "content", "paths", "read"]
 

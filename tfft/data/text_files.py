@@ -8,19 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tfft import log
 from tfft.config import Source
-from tfft.data.records import (
-    BadRow,
-    Columns,
-    Row,
-    by_name,
-    check_positions,
-    from_mapping,
-    paths,
-)
-from tfft.errors import UserError
-from tfft.reading import LONGEST_LINE, open_regular
+from tfft.data.records import BadRow, Columns, Row, by_name, check_positions, from_mapping, paths
+from tfft.utils import console
+from tfft.utils.errors import UserError
+from tfft.utils.reading import LONGEST_LINE, open_regular
 
 _MANY_LINES: float = 50  # of a row: texts rarely have them, and an unclosed quote soon does
 
@@ -68,7 +60,7 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
             continue
         if reader.line_num - start >= many:
             many = math.inf  # say it once
-            log.say(
+            console.say(
                 f"data: {path}: lines {start} to {reader.line_num} are read as one row, by their "
                 "quotes; is one not closed?"
             )

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 LEAST = 1024  # numbers of a weight that is stored otherwise
 

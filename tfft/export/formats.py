@@ -24,15 +24,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft import backbones, log
+from tfft import backbones
 from tfft import model as model_room
 from tfft.config import ModelConfig, TaskConfig
-from tfft.errors import UserError, require
-from tfft.export import served
+from tfft.export import exported_model
 from tfft.export.saved_model import BOUNDS
 from tfft.export.signatures import Servable
-from tfft.files import temporary_folder
 from tfft.tasks import TASKS
+from tfft.utils import console
+from tfft.utils.errors import UserError, require
+from tfft.utils.files import temporary_folder
 
 OUTPUT = "probabilities"
 _ABOUT = "tfft.json"
@@ -95,13 +96,13 @@ def write(
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
         servable.inputs.save(made)
-        served.describe(made, servable, _ABOUT)
+        exported_model.describe(made, servable, _ABOUT)
         if folder.exists():  # what else was put beside it stays
             for file in made.iterdir():
                 os.replace(file, folder / file.name)
         else:
             os.rename(made, folder)
-    log.say(
+    console.say(
         f"export: {folder / form.file} (largest difference {difference:.1e} over {len(rows)} rows)"
     )
     return folder / form.file

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft import log
 from tfft.config import ExportConfig
-from tfft.errors import UserError
-from tfft.export import kit, served, warmup
+from tfft.export import exported_model, serving_config, warmup
 from tfft.export.compact import Stored
 from tfft.export.signatures import Servable, Signatures, padded
-from tfft.export.verifier import Verifier
-from tfft.files import temporary_folder
+from tfft.export.verify_process import Verifier
 from tfft.preprocess import Inputs
+from tfft.utils import console
+from tfft.utils.errors import UserError
+from tfft.utils.files import temporary_folder
 
 # How far served probabilities may be from the live model's, by precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
@@ -62,7 +62,7 @@ def publish(
     _check_prepared(inputs, signatures.prepare, sent, trained_on)
     with temporary_folder(folder, "export") as temporary:
         signatures.save(temporary / "model")
-        served.describe(temporary / "model", servable, source=source)
+        exported_model.describe(temporary / "model", servable, source=source)
         rows = [sent[i % len(sample)] for i in range(config.verify_rows)]  # a tiny set comes again
         difference, rates = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
@@ -71,23 +71,23 @@ def publish(
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
         if config.warmup:
-            warmup.write(temporary / "model", inputs, rows, kit.warm_up_sizes(rates))
+            warmup.write(temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates))
         target = _rename(temporary / "model", folder)
-    log.say(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
+    console.say(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
     fastest = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
-    log.say(f"export: rows a second by batch size, on this machine: {fastest}")
+    console.say(f"export: rows a second by batch size, on this machine: {fastest}")
     return target
 
 
 def _rename(model: Path, folder: Path) -> Path:
     """Give a model the next free number."""
     while True:
-        number = max(served.versions(folder), default=0) + 1
+        number = max(exported_model.versions(folder), default=0) + 1
         try:
             os.rename(model, folder / str(number))
             return folder / str(number)
         except OSError:
-            if number not in served.versions(folder):
+            if number not in exported_model.versions(folder):
                 raise  # else another export was first
 
 

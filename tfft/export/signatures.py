@@ -27,11 +27,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.backbones.families.packing import packed
+from tfft.backbones.families.unpadding import packed
 from tfft.config import TaskConfig
 from tfft.export.compact import Stored
 from tfft.preprocess import Inputs
-from tfft.preprocess.graph.pictures import OK
+from tfft.preprocess.graph.image_ops import OK
 from tfft.preprocess.image import STATUS
 from tfft.preprocess.text import empty_batch
 from tfft.spec import Backbone, Task

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft import log
 from tfft.export.signatures import METHODS, RAW, example, padded
 from tfft.preprocess import Inputs
+from tfft.utils import console
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 LARGEST = 4 << 20  # bytes of a request: what is larger says nothing that a smaller one does not
@@ -33,7 +33,7 @@ def write(
         sizes: of the batches.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
-        log.say(
+        console.say(
             "export: no warm-up requests are written; pip install 'tfft[serve]' has what it takes"
         )
         return 0

@@ -9,9 +9,9 @@ projections of attention and feed-forward, before the sum with the residual. Pfe
 import keras
 from keras import ops
 
-from tfft import inject, masks
 from tfft.config.methods import AdapterMethod
-from tfft.inject import Addition, Projection
+from tfft.model import injection, masks
+from tfft.model.injection import Addition, Projection
 from tfft.spec import Method, Phase, Stage
 
 _ATTENTION = r"(^|/)(attention/out|attention_output)$"
@@ -52,8 +52,8 @@ def apply(
     """Attach an adapter behind each sublayer that `placement` means."""
     patterns = [_FEEDFORWARD, *([_ATTENTION] if config.placement == "houlsby" else [])]
     for pattern in patterns:
-        inject.attach(
-            inject.chosen(model, pattern, "method"),
+        injection.attach(
+            injection.chosen(model, pattern, "method"),
             lambda target: Bottleneck(
                 config.width, config.activation, dtype=target.policy, name="adapter"
             ),

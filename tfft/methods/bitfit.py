@@ -6,7 +6,7 @@ Transformer-based Masked Language-models". The offsets of norms are biases too.
 
 from typing import Any
 
-from tfft import masks
+from tfft.model import masks
 from tfft.spec import Method, Phase, Stage
 
 

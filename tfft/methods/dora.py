@@ -8,10 +8,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject, masks
 from tfft.config.methods import DoraMethod
-from tfft.inject import Projection
 from tfft.methods import lora
+from tfft.model import injection, masks
+from tfft.model.injection import Projection
 from tfft.spec import Method, Phase, Stage
 
 _TINY = 1e-12  # the norm of a column of zeros counts as this
@@ -52,8 +52,8 @@ class Decomposed(lora.LowRank):
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: DoraMethod) -> tuple[Phase, ...]:
     """Attach an addition to every target."""
-    inject.attach(
-        inject.chosen(model, config.targets, "method.targets"),
+    injection.attach(
+        injection.chosen(model, config.targets, "method.targets"),
         lambda target: Decomposed(
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="dora"
         ),

@@ -7,9 +7,9 @@ yet. `factor` is their discriminative fine-tuning (section 3.2, 1 / 2.6 there).
 
 from typing import Any
 
-from tfft import masks
 from tfft.config import Duration
 from tfft.config.methods import GradualMethod
+from tfft.model import masks
 from tfft.spec import Method, Phase, Rule, Stage
 
 _ORIGIN = "method gradual"

@@ -8,11 +8,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject, masks
 from tfft.config.methods import Ia3Method
-from tfft.errors import UserError
-from tfft.inject import Addition, Projection
+from tfft.model import injection, masks
+from tfft.model.injection import Addition, Projection
 from tfft.spec import Method, Phase, Stage
+from tfft.utils.errors import UserError
 
 
 class OutputScale(Addition):
@@ -50,7 +50,7 @@ class InputScale(Addition):
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: Ia3Method) -> tuple[Phase, ...]:
     """Attach a vector to every target; where both expressions match, the input is scaled."""
-    inner = inject.chosen(model, config.feedforward, "method.feedforward")
+    inner = injection.chosen(model, config.feedforward, "method.feedforward")
     for target in inner:
         if not target.whole:
             raise UserError(
@@ -58,10 +58,10 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: Ia3Method) -> t
                 "scaled alone"
             )
     names = {target.name for target in inner}
-    outer = inject.chosen(model, config.targets, "method.targets")
+    outer = injection.chosen(model, config.targets, "method.targets")
     outer = [target for target in outer if target.name not in names]
-    inject.attach(outer, lambda target: OutputScale(dtype=target.policy, name="ia3"))
-    inject.attach(inner, lambda target: InputScale(dtype=target.policy, name="ia3"))
+    injection.attach(outer, lambda target: OutputScale(dtype=target.policy, name="ia3"))
+    injection.attach(inner, lambda target: InputScale(dtype=target.policy, name="ia3"))
     return masks.head_and(stages, "re:/ia3/[^/]+$", "ia3")
 
 

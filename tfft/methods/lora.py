@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject, masks
 from tfft.config.methods import LoraMethod
-from tfft.inject import Addition, Projection
+from tfft.model import injection, masks
+from tfft.model.injection import Addition, Projection
 from tfft.spec import Method, Phase, Stage
 
 
@@ -68,8 +68,8 @@ def scale(config: LoraMethod) -> float:
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: LoraMethod) -> tuple[Phase, ...]:
     """Attach an addition to every target."""
-    inject.attach(
-        inject.chosen(model, config.targets, "method.targets"),
+    injection.attach(
+        injection.chosen(model, config.targets, "method.targets"),
         lambda target: LowRank(
             config.rank, scale(config), config.dropout, dtype=target.policy, name="lora"
         ),

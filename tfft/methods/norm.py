@@ -6,7 +6,7 @@ Frankle, Schwab & Morcos 2021, "Training BatchNorm and Only BatchNorm"; for tran
 
 from typing import Any
 
-from tfft import masks
+from tfft.model import masks
 from tfft.spec import Method, Phase, Stage
 
 

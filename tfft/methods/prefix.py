@@ -7,11 +7,11 @@ without reparametrization Liu et al. 2022, "P-Tuning v2".
 import keras
 from keras import ops
 
-from tfft import inject, masks
 from tfft.backbones.families.layers import SelfAttention
 from tfft.config.methods import PrefixMethod
-from tfft.errors import UserError
+from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
+from tfft.utils.errors import UserError
 
 
 class Prefix(keras.layers.Layer):
@@ -48,7 +48,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
         raise UserError("method: prefix is for hf: backbones only, and of them for transformers")
     for attention in found:
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
-        with inject.scoped(path):
+        with injection.scoped(path):
             prefix = Prefix(
                 config.length,
                 attention.heads,
@@ -56,7 +56,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
                 dtype=attention.dtype_policy,
                 name="prefix",
             )
-        inject.fit(attention, "prefix", prefix)
+        injection.fit(attention, "prefix", prefix)
     return masks.head_and(stages, "re:/prefix/[^/]+$", "prefix")
 
 

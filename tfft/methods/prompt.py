@@ -8,12 +8,12 @@ that the first token is still the first of the text.
 import keras
 from keras import ops
 
-from tfft import inject, masks
 from tfft.backbones.families.encoder import AttentionBias, WithoutPrompt
 from tfft.backbones.families.layers import Embeddings
 from tfft.config.methods import PromptMethod
-from tfft.errors import UserError
+from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
+from tfft.utils.errors import UserError
 
 
 class Prompt(keras.layers.Layer):
@@ -48,12 +48,12 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
             ids = keras.random.randint([config.length], 0, vocabulary)
             return ops.cast(ops.take(embeddings.token.embeddings, ids, axis=0), dtype)
 
-    with inject.scoped("embeddings"):
+    with injection.scoped("embeddings"):
         prompt = Prompt(config.length, width, start, dtype=embeddings.dtype_policy, name="prompt")
-    inject.fit(embeddings, "prompt", prompt)
+    injection.fit(embeddings, "prompt", prompt)
     for layer in layers:
         if isinstance(layer, AttentionBias | WithoutPrompt):
-            inject.fit(layer, "prompt", config.length)
+            injection.fit(layer, "prompt", config.length)
     return masks.head_and(stages, "re:/prompt/[^/]+$", "prompt")
 
 

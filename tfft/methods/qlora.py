@@ -11,9 +11,9 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfft import inject, masks
 from tfft.config.methods import QloraMethod
 from tfft.methods import lora
+from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
 
 
@@ -121,13 +121,13 @@ def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) -> tuple[Phase, ...]:
     """Quantize, then attach LoRA to every target."""
-    targets = inject.chosen(model, config.quantize, "method.quantize")
+    targets = injection.chosen(model, config.quantize, "method.quantize")
     for layer in {id(t.layer): t.layer for t in targets}.values():
-        inject.replace_kernel(
+        injection.replace_kernel(
             layer, lambda kernel: Codes(kernel, config.bits, config.group, name="quantized")
         )
-    inject.attach(
-        inject.chosen(model, config.targets, "method.targets"),
+    injection.attach(
+        injection.chosen(model, config.targets, "method.targets"),
         lambda target: lora.LowRank(
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="lora"
         ),

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from tfft import masks
 from tfft.config.methods import TopMethod
-from tfft.errors import UserError
+from tfft.model import masks
 from tfft.spec import Method, Phase, Rule, Stage
+from tfft.utils.errors import UserError
 
 
 def apply(_: Any, stages: tuple[Stage, ...], config: TopMethod) -> tuple[Phase, ...]:

@@ -13,8 +13,8 @@ from tfft.config import DataConfig, ModelConfig
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.image import ImageInputs
 from tfft.preprocess.text import TextInputs
-from tfft.reading import library_errors, read_json
 from tfft.spec import Picture
+from tfft.utils.reading import library_errors, read_json
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfft.errors import UserError
-from tfft.files import write_atomic
-from tfft.preprocess.graph import pictures
-from tfft.reading import MIB, expanded, read_bytes
+from tfft.preprocess.graph import image_ops
 from tfft.spec import Picture
+from tfft.utils.errors import UserError
+from tfft.utils.files import write_atomic
+from tfft.utils.reading import MIB, expanded, read_bytes
 
 LARGEST = 128 * MIB  # bytes of a picture's file
 STATUS = "status"  # the name of what the graph says of each row
@@ -97,23 +97,23 @@ class ImageInputs:
     def inspect(self, encoded: bytes) -> "Seen | str":
         """What is in a file, or what is wrong with it. Threads may call it at once."""
         if not encoded:
-            return pictures.EMPTY
+            return image_ops.EMPTY
         try:
             seen = self._inspector(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
-            return pictures.reason(error)
+            return image_ops.reason(error)
         return Seen(*(value.numpy() for value in seen))
 
     def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
-        return {"image": tf.cast(pictures.reader(self.picture)(image), tf.float32)}
+        return {"image": tf.cast(image_ops.reader(self.picture)(image), tf.float32)}
 
     def graph(self) -> Any:
         """Encoded pictures, strings [B] -> `{image, status}`, as TensorFlow ops that do not raise.
 
         The status, string [B], is `ok` or what is wrong with a picture; its pixels are zeros then.
         """
-        read = pictures.tolerant_reader(self.picture)
+        read = image_ops.tolerant_reader(self.picture)
 
         def graph(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels, status = read(image)
@@ -128,15 +128,15 @@ class ImageInputs:
     @cached_property
     def _reader(self) -> Any:
         spec = tf.TensorSpec([None], tf.string)
-        return tf.function(pictures.reader(self.picture), [spec], autograph=False)
+        return tf.function(image_ops.reader(self.picture), [spec], autograph=False)
 
     @cached_property
     def _inspector(self) -> Any:
         def inspect(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            decoded = pictures.decode(data)
-            fitted = pictures.fit(decoded, self.picture)
-            size, bits = tf.shape(decoded)[:2], pictures.grey_bits(decoded)
-            return size, bits, pictures.tiny(decoded), fitted
+            decoded = image_ops.decode(data)
+            fitted = image_ops.fit(decoded, self.picture)
+            size, bits = tf.shape(decoded)[:2], image_ops.grey_bits(decoded)
+            return size, bits, image_ops.tiny(decoded), fitted
 
         return tf.function(inspect, [tf.TensorSpec([], tf.string)], autograph=False)
 

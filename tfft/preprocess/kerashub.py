@@ -13,9 +13,9 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from tfft import pretrained
-from tfft.errors import UserError
-from tfft.reading import library_errors, regular_file
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
+from tfft.utils.reading import library_errors, regular_file
 
 # Of each the first that a preset has is read: of KerasHub's own presets, and of those it converts.
 _WEIGHTS = ("model.weights.h5", "model.weights.json")

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from tfft.errors import UserError
-from tfft.files import write_atomic
 from tfft.preprocess.tokenizer import usable
-from tfft.reading import MIB, is_unicode, library_errors, read_json, read_text
+from tfft.utils.errors import UserError
+from tfft.utils.files import write_atomic
+from tfft.utils.reading import MIB, is_unicode, library_errors, read_json, read_text
 
 if TYPE_CHECKING:
     import tensorflow as tf

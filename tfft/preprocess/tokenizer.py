@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
-from tfft import pretrained
-from tfft.errors import UserError
-from tfft.reading import library_errors, open_regular
+from tfft.utils import pretrained
+from tfft.utils.errors import UserError
+from tfft.utils.reading import library_errors, open_regular
 
 _FILE_LIMIT = 64 << 20  # bytes
 # Files that transformers reads for a tokenizer, and those that it may open.

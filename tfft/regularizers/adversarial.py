@@ -14,8 +14,8 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config.regularization import Fgm, FreeLb
-from tfft.errors import UserError
 from tfft.model import seeds
+from tfft.utils.errors import UserError
 
 # (offset of the embeddings or None) -> (loss, gradients of variables and of the offset, output)
 Pass = Callable[[Any], tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]]

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 
 class Distilled(keras.losses.Loss):

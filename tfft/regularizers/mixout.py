@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import inject
-from tfft.errors import UserError
+from tfft.model import injection
 from tfft.spec import Mask
+from tfft.utils.errors import UserError
 
 
 class Mixed(keras.layers.Layer):
@@ -54,13 +54,13 @@ def attach(model: keras.Model, mask: Mask, share: float) -> None:
     moving = {entry.path for entry in mask.entries if entry.trainable}
     layers = {
         id(p.layer): p.layer
-        for p in inject.projections(model)
-        if not p.name.startswith("head/") and f"{inject.path(p.layer)}/kernel" in moving
+        for p in injection.projections(model)
+        if not p.name.startswith("head/") and f"{injection.path(p.layer)}/kernel" in moving
     }
     if not layers:
         raise UserError("regularization.mixout: no kernel of the backbone moves: nothing to mix")
     for layer in layers.values():
-        inject.stand_in(
+        injection.stand_in(
             layer,
             lambda trained, value: Mixed(trained, value, share, name="mixout"),
         )

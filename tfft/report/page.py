@@ -9,10 +9,10 @@ import numpy as np
 
 from tfft.config import Config, dump
 from tfft.data import Datasets
-from tfft.evaluate import Evaluation
-from tfft.files import write_atomic
-from tfft.metrics import Confusion
-from tfft.report import svg
+from tfft.evaluation.evaluate import Evaluation
+from tfft.evaluation.metrics import Confusion
+from tfft.report import plots
+from tfft.utils.files import write_atomic
 
 HEAT_MAP_CLASSES = 60  # that a confusion matrix is drawn of: more are neither readable nor small
 
@@ -128,9 +128,9 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
         for name in ("accuracy", "mean_average_precision", "micro_f1", "macro_f1", "weighted_f1")
     }
     return (
-        svg.curves("loss", {k: v for k, v in losses.items() if v}, "step")
-        + svg.curves("validation", {k: v for k, v in scores.items() if v}, "step", marks=True)
-        + svg.curves("learning rate", {"learning rate": series("learning_rate")}, "step")
+        plots.curves("loss", {k: v for k, v in losses.items() if v}, "step")
+        + plots.curves("validation", {k: v for k, v in scores.items() if v}, "step", marks=True)
+        + plots.curves("learning rate", {"learning rate": series("learning_rate")}, "step")
     )
 
 
@@ -145,7 +145,7 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "S
     matrix = evaluation.details.confusion
     if matrix is not None:
         body += _heat_map(matrix, labels)
-    body += svg.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
+    body += plots.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
     if evaluation.worst:
         body += "<h3>Most wrong</h3>"
         if name in shown.worst:
@@ -167,7 +167,7 @@ def _heat_map(confusion: Confusion, labels: Sequence[str]) -> str:
         chosen = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
         title += f"; the {len(chosen)} of {len(labels):,} classes with the most errors"
     names = [labels[at] for at in chosen]
-    return svg.heat_map(title, confusion.matrix(chosen), confusion.by_true()[chosen], names)
+    return plots.heat_map(title, confusion.matrix(chosen), confusion.by_true()[chosen], names)
 
 
 def _data(data: Datasets, config: Config) -> str:
@@ -180,10 +180,10 @@ def _data(data: Datasets, config: Config) -> str:
     table = _table(["class", *splits], rows)
     if config.task.modality == "image":
         edges = np.sqrt(data.train.prepared.sizes[data.train.rows].prod(axis=1))
-        return table + svg.histogram(
+        return table + plots.histogram(
             "size of the training pictures", edges, "root of height times width, in pixels", None
         )
-    return table + svg.histogram(
+    return table + plots.histogram(
         "tokens a row (train)",
         np.asarray(data.train.lengths),
         "tokens; the line: max_length",

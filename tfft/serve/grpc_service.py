@@ -14,12 +14,12 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tfft import log
 from tfft.serve import calls
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
 from tfft.serve.loaded import Arrays, Loaded, Signature
 from tfft.serve.versions import ModelSpec, Versions
+from tfft.utils import console
 
 CALLS = 8  # requests that are read at once
 
@@ -57,7 +57,7 @@ def _with_status(
         except TimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
         except Exception as error:  # a fault of this server, which keeps running
-            log.say(f"{method.__name__}: {type(error).__name__}: {error}")
+            console.say(f"{method.__name__}: {type(error).__name__}: {error}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
     return call

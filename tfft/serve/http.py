@@ -18,12 +18,12 @@ from aiohttp import web
 from google.protobuf import json_format
 from tensorflow_serving.apis import get_model_metadata_pb2
 
-from tfft import log
 from tfft.serve import examples, json_tensors, json_text
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
 from tfft.serve.loaded import Arrays, Loaded, Signature
 from tfft.serve.versions import ModelSpec, Versions, version_number
+from tfft.utils import console
 
 _MODEL = r"([^/:]+)"
 _VERSION = r"(?:/versions/([0-9]+)|/labels/([^/:]+))?"
@@ -113,7 +113,7 @@ class Rest:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:  # a fault of this server, which keeps running
-            log.say(f"{request.method} {request.path}: {type(error).__name__}: {error}")
+            console.say(f"{request.method} {request.path}: {type(error).__name__}: {error}")
             return _reply(500, json_tensors.error("internal error"))
 
     async def _answer(self, request: web.Request) -> str:

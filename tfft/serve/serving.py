@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tfft import log
-from tfft.errors import UserError
 from tfft.serve import grpc_service, warmup
 from tfft.serve.batching import Batcher
 from tfft.serve.http import Limits, Rest
 from tfft.serve.versions import Versions
+from tfft.utils import console
+from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def serve(options: Options, ready: Callable[[int, int], None] = lambda rest, grp
     finally:
         versions.close()
         batcher.close()
-    log.say("stopped")
+    console.say("stopped")
 
 
 async def _serve(
@@ -76,8 +76,8 @@ async def _serve(
         if not grpc_port:
             raise UserError(f"--port: cannot listen on {options.host}:{options.grpc_port}")
         model = f"http://{options.host}:{rest_port}/v1/models/{options.name}"
-        log.say("a development server; TF Serving is what answers in production")
-        log.say(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
+        console.say("a development server; TF Serving is what answers in production")
+        console.say(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
         ready(rest_port, grpc_port)
         await stop.wait()
     finally:

@@ -19,10 +19,10 @@ from tensorflow.core.protobuf import error_codes_pb2
 from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from tfft import log
-from tfft.errors import UserError
 from tfft.serve.failure import Failure, invalid
 from tfft.serve.loaded import Loaded
+from tfft.utils import console
+from tfft.utils.errors import UserError
 
 POLL = 2.0  # seconds between two looks at the folder
 CONFIG = "models.config"
@@ -225,12 +225,12 @@ class Versions:
             with self._lock:
                 self._states[version] = State("END", failure.code, failure.message)
             if self._loaded:
-                log.say(f"{failure.message}; what was served before is kept")
+                console.say(f"{failure.message}; what was served before is kept")
             return
         with self._lock:
             self._loaded[version] = loaded
             self._states[version] = State("AVAILABLE")
-        log.say(f"serving {self.name} version {version}")
+        console.say(f"serving {self.name} version {version}")
 
     def _poll(self) -> None:
         while not self._stop.wait(POLL):
@@ -244,7 +244,7 @@ class Versions:
     def _report(self, what: str, problem: str) -> None:
         """Log what is wrong with the folder or with its config, once until that changes."""
         if problem and problem != self._problems.get(what):
-            log.say(f"{problem}; what was served before is kept")
+            console.say(f"{problem}; what was served before is kept")
         self._problems[what] = problem
 
     def _read_policy(self) -> None:

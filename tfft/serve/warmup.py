@@ -9,10 +9,10 @@ import tensorflow as tf
 from google.protobuf.message import DecodeError
 from tensorflow_serving.apis import prediction_log_pb2
 
-from tfft import log
 from tfft.serve import calls
 from tfft.serve.failure import Failure, invalid
 from tfft.serve.loaded import Loaded, Signature
+from tfft.utils import console
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
 MOST = 1000  # records, as TF Serving takes
@@ -45,7 +45,7 @@ def replay(loaded: Loaded, run: calls.Run = Signature.answer) -> None:
             text = f"{loaded.folder / FILE}: record {count}: {failure.message}"
             raise Failure(failure.code, text) from None
     if count:
-        log.say(f"warmed up with {count} requests")
+        console.say(f"warmed up with {count} requests")
 
 
 def records(path: Path) -> Iterator[Any]:

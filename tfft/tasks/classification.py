@@ -8,10 +8,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from tfft import metrics
 from tfft.config import TaskConfig
-from tfft.errors import UserError, nearest
+from tfft.evaluation import metrics
 from tfft.spec import Backbone, Details
+from tfft.utils.errors import UserError, nearest
 
 
 class Pooling(keras.layers.Layer):

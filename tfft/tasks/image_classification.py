@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfft import metrics
+from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
 

@@ -1,6 +1,6 @@
 """One class for each text, or for each pair of texts."""
 
-from tfft import metrics
+from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tfft.backbones.families import bert, names
+from tfft.backbones.families import bert, weight_map
 from tfft.backbones.families.encoder import Architecture
 from tfft.backbones.families.family import Family, number
-from tfft.errors import UserError
 from tfft.spec import HeadStyle
+from tfft.utils.errors import UserError
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
@@ -33,20 +33,20 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """AlbertModel's names."""
     entries = {
-        **names.table("embeddings/token", "embeddings.word_embeddings"),
-        **names.table("embeddings/position", "embeddings.position_embeddings"),
-        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
-        **names.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
-        **names.dense("pooler", "pooler"),
+        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
+        **weight_map.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
+        **weight_map.dense("pooler", "pooler"),
     }
     if a.segments:
-        entries |= names.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
-        entries |= names.block(
+        entries |= weight_map.block(
             block,
             f"encoder.albert_layer_groups.{group}.albert_layers.{inner}",
             qkv=[f"attention.{part}" for part in ("query", "key", "value")],
@@ -64,6 +64,6 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="AlbertForSequenceClassification",
 )

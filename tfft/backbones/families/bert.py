@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.encoder import Architecture
 from tfft.backbones.families.family import Family, number, refuse
 from tfft.spec import HeadStyle
@@ -28,18 +28,18 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """BertModel's names."""
     entries = {
-        **names.table("embeddings/token", "embeddings.word_embeddings"),
-        **names.table("embeddings/position", "embeddings.position_embeddings"),
-        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
-        **names.dense("pooler", "pooler.dense"),
+        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
+        **weight_map.dense("pooler", "pooler.dense"),
     }
     if a.segments:
-        entries |= names.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
-        entries |= names.block(
+        entries |= weight_map.block(
             block,
             f"encoder.layer.{index}",
             qkv=[f"attention.self.{part}" for part in ("query", "key", "value")],
@@ -57,6 +57,6 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="BertForSequenceClassification",
 )

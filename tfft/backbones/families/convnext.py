@@ -6,13 +6,13 @@ from typing import Any
 
 import keras
 
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
 from tfft.backbones.families.layers import DropPath, activation
 from tfft.backbones.families.vision import Vision, Weight, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
-from tfft.errors import UserError
 from tfft.spec import HeadStyle, Stage
+from tfft.utils.errors import UserError
 
 _EPSILON = 1e-6  # of all norms but the last
 
@@ -132,28 +132,28 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """ConvNextModel's names."""
     entries = {
-        **names.conv("stem_conv", "embeddings.patch_embeddings", bias=True),
-        **names.norm("stem_norm", "embeddings.layernorm"),
-        **names.norm("norm", "layernorm"),
+        **weight_map.conv("stem_conv", "embeddings.patch_embeddings", bias=True),
+        **weight_map.norm("stem_norm", "embeddings.layernorm"),
+        **weight_map.norm("norm", "layernorm"),
     }
     for stage, first in enumerate(a.firsts()):
         where = f"encoder.stages.{stage}"
         if stage:
-            entries |= names.norm(f"down_{stage}_norm", f"{where}.downsampling_layer.0")
-            entries |= names.conv(f"down_{stage}_conv", f"{where}.downsampling_layer.1", bias=True)
+            entries |= weight_map.norm(f"down_{stage}_norm", f"{where}.downsampling_layer.0")
+            entries |= weight_map.conv(f"down_{stage}_conv", f"{where}.downsampling_layer.1", bias=True)
         for i in range(a.depths[stage]):
             block, layer = a.blocks[first + i], f"{where}.layers.{i}"
             entries |= {
-                **names.conv(f"{block}/depthwise", f"{layer}.dwconv", True, "depthwise"),
-                **names.norm(f"{block}/norm", f"{layer}.layernorm"),
-                **names.dense(f"{block}/up", f"{layer}.pwconv1"),
-                **names.dense(f"{block}/down", f"{layer}.pwconv2"),
+                **weight_map.conv(f"{block}/depthwise", f"{layer}.dwconv", True, "depthwise"),
+                **weight_map.norm(f"{block}/norm", f"{layer}.layernorm"),
+                **weight_map.dense(f"{block}/up", f"{layer}.pwconv1"),
+                **weight_map.dense(f"{block}/down", f"{layer}.pwconv2"),
             }
             if a.scaled:
-                scale = names.Entry((f"{layer}.layer_scale_parameter",))
+                scale = weight_map.Entry((f"{layer}.layer_scale_parameter",))
                 entries[f"{block}/scale/value"] = scale
     return entries
 
@@ -163,7 +163,7 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="ConvNextForImageClassification",
     eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.encoder import Architecture
 from tfft.backbones.families.family import Family, number
 from tfft.spec import HeadStyle
@@ -27,15 +27,15 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """DistilBertModel's names."""
     entries = {
-        **names.table("embeddings/token", "embeddings.word_embeddings"),
-        **names.table("embeddings/position", "embeddings.position_embeddings"),
-        **names.norm("embeddings/norm", "embeddings.LayerNorm"),
+        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
     }
     for index, block in enumerate(a.blocks):
-        entries |= names.block(
+        entries |= weight_map.block(
             block,
             f"transformer.layer.{index}",
             qkv=[f"attention.{part}_lin" for part in "qkv"],
@@ -54,8 +54,8 @@ FAMILY = Family(
     names=name_table,
     head_style=HeadStyle("first", "relu"),
     head_names={
-        **names.dense("head/dense", "pre_classifier"),
-        **names.dense("head/logits", "classifier"),
+        **weight_map.dense("head/dense", "pre_classifier"),
+        **weight_map.dense("head/logits", "classifier"),
     },
     classifier="DistilBertForSequenceClassification",
 )

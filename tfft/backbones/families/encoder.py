@@ -8,9 +8,9 @@ from keras import ops
 
 from tfft.backbones.families.family import droppable
 from tfft.backbones.families.layers import Block, Embeddings
-from tfft.backbones.families.packing import Pack, Unpack
-from tfft.errors import UserError
+from tfft.backbones.families.unpadding import Pack, Unpack
 from tfft.spec import Stage
+from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)

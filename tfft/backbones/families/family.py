@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfft.backbones.families.names import Table
-from tfft.errors import UserError, nearest
-from tfft.pretrained import MOST_TOKENS
+from tfft.backbones.families.weight_map import Table
 from tfft.spec import HeadStyle, Stage
+from tfft.utils.errors import UserError, nearest
+from tfft.utils.pretrained import MOST_TOKENS
 
 if TYPE_CHECKING:
     import keras

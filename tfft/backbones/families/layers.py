@@ -9,8 +9,8 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from tfft.backbones.families.packing import is_packed, places
-from tfft.errors import UserError, nearest
+from tfft.backbones.families.unpadding import is_packed, places
+from tfft.utils.errors import UserError, nearest
 
 # Names as in transformers' ACT2FN.
 ACTIVATIONS: dict[str, Callable] = {

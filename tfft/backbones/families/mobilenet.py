@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfft.backbones import pixels
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import Eyes, Family, flag, number, refuse, two
 from tfft.backbones.families.vision import ConvNorm, Vision
 from tfft.spec import HeadStyle, Stage
@@ -166,7 +166,7 @@ def _plan(output_stride: int) -> tuple[tuple[int, int], ...]:
     return tuple(made)
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """MobileNetV2Model's names."""
     entries = {**_conv("stem", "conv_stem.first_conv"), **_conv("top", "conv_1x1")}
     for at, block in enumerate(a.blocks):
@@ -178,9 +178,9 @@ def name_table(a: Architecture) -> names.Table:
     return entries
 
 
-def _conv(path: str, tensor: str, form: str = "conv") -> dict[str, names.Entry]:
-    conv = names.conv(f"{path}/conv", f"{tensor}.convolution", form=form)
-    return conv | names.batch_norm(f"{path}/norm", f"{tensor}.normalization")
+def _conv(path: str, tensor: str, form: str = "conv") -> dict[str, weight_map.Entry]:
+    conv = weight_map.conv(f"{path}/conv", f"{tensor}.convolution", form=form)
+    return conv | weight_map.batch_norm(f"{path}/norm", f"{tensor}.normalization")
 
 
 FAMILY = Family(
@@ -188,7 +188,7 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="MobileNetV2ForImageClassification",
     eyes=Eyes(0.875, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )

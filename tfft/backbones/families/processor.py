@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tfft.backbones.families.family import BOUNDS, Eyes, bounded
-from tfft.errors import UserError
 from tfft.spec import Picture
+from tfft.utils.errors import UserError
 
 _FILE = "preprocessor_config.json"
 # Numbers of PIL's resampling filters, as transformers writes them.

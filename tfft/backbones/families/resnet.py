@@ -9,12 +9,12 @@ import keras
 from keras import ops
 
 from tfft.backbones import pixels
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, refuse, two
 from tfft.backbones.families.layers import activation
 from tfft.backbones.families.vision import ConvNorm, Vision
-from tfft.errors import UserError
 from tfft.spec import HeadStyle, Stage
+from tfft.utils.errors import UserError
 
 _REDUCTION = 4  # of the channels within a bottleneck
 
@@ -154,7 +154,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """ResNetModel's names."""
     entries = _conv("stem", "embedder.embedder")
     for block, (stage, i, _, _), shortcut in zip(a.blocks, a.plan(), a.shortcuts(), strict=True):
@@ -166,9 +166,9 @@ def name_table(a: Architecture) -> names.Table:
     return entries
 
 
-def _conv(path: str, tensor: str) -> dict[str, names.Entry]:
-    conv = names.conv(f"{path}/conv", f"{tensor}.convolution")
-    return conv | names.batch_norm(f"{path}/norm", f"{tensor}.normalization")
+def _conv(path: str, tensor: str) -> dict[str, weight_map.Entry]:
+    conv = weight_map.conv(f"{path}/conv", f"{tensor}.convolution")
+    return conv | weight_map.batch_norm(f"{path}/norm", f"{tensor}.normalization")
 
 
 FAMILY = Family(
@@ -176,7 +176,7 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier.1"),
+    head_names=weight_map.dense("head/logits", "classifier.1"),
     classifier="ResNetForImageClassification",
     eyes=Eyes(0.875, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tfft.backbones.families import bert, names
+from tfft.backbones.families import bert, weight_map
 from tfft.backbones.families.encoder import Architecture
 from tfft.backbones.families.family import Family, number
-from tfft.errors import UserError
 from tfft.spec import HeadStyle
+from tfft.utils.errors import UserError
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
@@ -34,8 +34,8 @@ def _family(classifier: str) -> Family:
         names=bert.name_table,
         head_style=HeadStyle("first", "tanh"),
         head_names={
-            **names.dense("head/dense", "classifier.dense"),
-            **names.dense("head/logits", "classifier.out_proj"),
+            **weight_map.dense("head/dense", "classifier.dense"),
+            **weight_map.dense("head/logits", "classifier.out_proj"),
         },
         classifier=classifier,
     )

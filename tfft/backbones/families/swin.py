@@ -9,12 +9,12 @@ import numpy as np
 from keras import ops
 
 from tfft.backbones import pixels
-from tfft.backbones.families import names
+from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, patches, refuse
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
-from tfft.errors import UserError
 from tfft.spec import HeadStyle, Stage
+from tfft.utils.errors import UserError
 
 _EPSILON = 1e-5  # of the norms outside of the blocks, but the last
 _MOST_SCORES = 1 << 26  # of all windows of a block: their mask is a constant of the graph
@@ -331,33 +331,33 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """SwinModel's names."""
     entries = {
-        **names.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
-        **names.norm("embeddings/norm", "embeddings.norm"),
-        **names.norm("norm", "layernorm"),
+        **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
+        **weight_map.norm("embeddings/norm", "embeddings.norm"),
+        **weight_map.norm("norm", "layernorm"),
     }
     if a.grid is not None:
-        position = names.Entry(("embeddings.position_embeddings",))
+        position = weight_map.Entry(("embeddings.position_embeddings",))
         entries["embeddings/position/value"] = position
     for stage in range(1, len(a.depths)):
         below = f"encoder.layers.{stage - 1}.downsample"
-        entries |= names.norm(f"merge_{stage}/norm", f"{below}.norm")
-        kernel = names.Entry((f"{below}.reduction.weight",), "transpose")
+        entries |= weight_map.norm(f"merge_{stage}/norm", f"{below}.norm")
+        kernel = weight_map.Entry((f"{below}.reduction.weight",), "transpose")
         entries[f"merge_{stage}/reduce/kernel"] = kernel
     for block, (stage, i) in zip(a.blocks, a.plan(), strict=True):
         layer = f"encoder.layers.{stage}.blocks.{i}"
         qkv = [f"{layer}.attention.self.{part}" for part in ("query", "key", "value")]
         table = f"{layer}.attention.self.relative_position_bias_table"
         entries |= {
-            **names.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
-            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
-            f"{block}/attention/positions/value": names.Entry((table,)),
-            **names.norm(f"{block}/attention_norm", f"{layer}.layernorm_before"),
-            **names.norm(f"{block}/output_norm", f"{layer}.layernorm_after"),
-            **names.dense(f"{block}/up", f"{layer}.intermediate.dense"),
-            **names.dense(f"{block}/down", f"{layer}.output.dense"),
+            **weight_map.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
+            **weight_map.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            f"{block}/attention/positions/value": weight_map.Entry((table,)),
+            **weight_map.norm(f"{block}/attention_norm", f"{layer}.layernorm_before"),
+            **weight_map.norm(f"{block}/output_norm", f"{layer}.layernorm_after"),
+            **weight_map.dense(f"{block}/up", f"{layer}.intermediate.dense"),
+            **weight_map.dense(f"{block}/down", f"{layer}.output.dense"),
         }
     return entries
 
@@ -367,7 +367,7 @@ FAMILY = Family(
     architecture=architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="SwinForImageClassification",
     eyes=Eyes(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

@@ -10,7 +10,7 @@ from keras import ops
 
 from tfft.backbones.families.layers import activation
 from tfft.backbones.pixels import Pixels
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,21 +8,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from tfft.backbones.families import names
-from tfft.backbones.families.family import (
-    Eyes,
-    Family,
-    droppable,
-    flag,
-    number,
-    patches,
-    refuse,
-)
+from tfft.backbones.families import weight_map
+from tfft.backbones.families.family import Eyes, Family, droppable, flag, number, patches, refuse
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
-from tfft.errors import UserError
 from tfft.spec import HeadStyle, Stage
+from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,14 +258,14 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> names.Table:
+def name_table(a: Architecture) -> weight_map.Table:
     """The names of ViTModel, DeiTModel and Dinov2Model."""
-    same = names.Entry
+    same = weight_map.Entry
     entries = {
-        **names.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
+        **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
         "embeddings/token/value": same(("embeddings.cls_token",)),
         "embeddings/position/value": same(("embeddings.position_embeddings",)),
-        **names.norm("norm", "layernorm"),
+        **weight_map.norm("norm", "layernorm"),
     }
     if a.distilled:
         entries["embeddings/second/value"] = same(("embeddings.distillation_token",))
@@ -285,12 +277,12 @@ def name_table(a: Architecture) -> names.Table:
         layer = f"encoder.layer.{index}"
         qkv = [f"{layer}.attention.attention.{part}" for part in ("query", "key", "value")]
         entries |= {
-            **names.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
-            **names.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
-            **names.norm(f"{block}/attention_norm", f"{layer}.{norms[0]}"),
-            **names.norm(f"{block}/output_norm", f"{layer}.{norms[1]}"),
-            **names.dense(f"{block}/up", f"{layer}.{dense[0]}"),
-            **names.dense(f"{block}/down", f"{layer}.{dense[1]}"),
+            **weight_map.fused(f"{block}/attention/qkv", qkv, a.qkv_bias),
+            **weight_map.dense(f"{block}/attention/out", f"{layer}.attention.output.dense"),
+            **weight_map.norm(f"{block}/attention_norm", f"{layer}.{norms[0]}"),
+            **weight_map.norm(f"{block}/output_norm", f"{layer}.{norms[1]}"),
+            **weight_map.dense(f"{block}/up", f"{layer}.{dense[0]}"),
+            **weight_map.dense(f"{block}/down", f"{layer}.{dense[1]}"),
         }
         if a.scaled:
             entries[f"{block}/attention_scale/value"] = same((f"{layer}.layer_scale1.lambda1",))
@@ -304,7 +296,7 @@ VIT = Family(
     architecture=_architecture,
     names=name_table,
     head_style=HeadStyle("pooled"),
-    head_names=names.dense("head/logits", "classifier"),
+    head_names=weight_map.dense("head/logits", "classifier"),
     classifier="ViTForImageClassification",
     eyes=Eyes(None, "bilinear", _HALF, _HALF),
 )
@@ -320,7 +312,7 @@ DEIT_WITH_TEACHER = replace(
     DEIT,
     architecture=lambda config: _architecture(config, distilled=True, pooled="both"),
     head_names={
-        f"head/logits/{ours}": names.Entry(
+        f"head/logits/{ours}": weight_map.Entry(
             tuple(f"{which}_classifier.{theirs}" for which in ("cls", "distillation")), "averaged"
         )
         for ours, theirs in (("kernel", "weight"), ("bias", "bias"))

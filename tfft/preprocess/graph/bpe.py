@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints, ragged
 from tfft.preprocess.tokenizer import byte_letters
+from tfft.utils.errors import UserError
 
 _NO_RANK = tf.int32.max
 

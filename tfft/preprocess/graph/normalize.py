@@ -8,9 +8,9 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints
 from tfft.preprocess.graph.charsmap import CharacterMap
+from tfft.utils.errors import UserError
 
 StringOp = Callable[[tf.Tensor], tf.Tensor]
 

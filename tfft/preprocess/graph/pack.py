@@ -6,7 +6,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfft.errors import UserError
+from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints, normalize, pack, ragged
 from tfft.preprocess.graph.bpe import ByteLevelBPE
 from tfft.preprocess.graph.unigram import Unigram
 from tfft.preprocess.graph.wordpiece import WordPiece
+from tfft.utils.errors import UserError
 
 MODELS = {"WordPiece": WordPiece, "BPE": ByteLevelBPE, "Unigram": Unigram}
 

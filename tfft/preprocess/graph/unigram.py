@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.utils.errors import UserError
 
 _UNKNOWN_PENALTY = 10.0  # below the worst score: SentencePiece's and the host's constant
 

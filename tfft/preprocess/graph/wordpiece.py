@@ -6,8 +6,8 @@ from typing import Any
 import tensorflow as tf
 import tensorflow_text as tf_text
 
-from tfft.errors import UserError
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.utils.errors import UserError
 
 # Part of no vocabulary: stands for a word that the host calls unknown for its length.
 _TOO_LONG = codepoints.CUT

@@ -1,0 +1,97 @@
+"""Which config `auto` stands for: the rules, and that a run is that of the plain config."""
+
+import dataclasses
+
+import pytest
+
+import tfft
+from tfft.config import parse
+from tfft.methods.auto import Facts, advise
+from tfft.utils.errors import UserError
+
+RAW = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x"}, "method": {"name": "auto"}}
+FACTS = Facts(5000, 6, 12.0, 22_000_000, 6, "CPU", 16 * 2**30, 0.002)
+
+
+def advised(raw=None, **facts):
+    return advise(parse({**RAW, **(raw or {})}), dataclasses.replace(FACTS, **facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "method", "epochs", "batch"),
+    [
+        ({"rows": 100}, "full", 30, 16),
+        ({"rows": 900}, "full", 6, 16),
+        ({}, "full", 4, 32),
+        ({"rows": 50_000}, "full", 3, 32),
+        ({"rows": 900_000}, "full", 1, 64),
+        ({"memory": 2**28}, "lora", 4, 32),
+        ({"seconds": 600.0}, "full", 4, 32),
+        ({"seconds": 100.0}, "full", 3, 32),
+        ({"seconds": 52.0}, "top", 4, 32),
+        ({"seconds": 20.0}, "head", 20, 32),
+    ],
+)
+def test_rules(facts, method, epochs, batch):
+    config, reasons = advised(**facts)
+    assert config.method.name == method
+    assert (config.train.epochs, config.train.batch_size) == (epochs, batch)
+    assert len(reasons) >= 3 and all(": " in line or ";" in line for line in reasons)
+
+
+def test_rates_by_size_and_method():
+    def found(**facts):
+        optimizer = advised(**facts)[0].optimizer
+        return optimizer.learning_rate, optimizer.layer_decay
+
+    large = {"parameters": 110_000_000}
+    assert found(rows=300) == found() == (2e-4, 0.8)
+    assert found(rows=50_000) == (1e-4, 1.0)
+    assert found(rows=300, **large) == (6e-5, 0.8)
+    assert found(**large) == (3e-5, 0.9)
+    assert found(rows=50_000, **large) == (3e-5, 1.0)
+    assert found(memory=2**28) == (pytest.approx(1e-3), 1.0)
+    assert found(seconds=52.0) == (pytest.approx(5e-4), 1.0)
+    assert found(seconds=20.0) == (3e-3, 1.0)
+
+
+def test_what_is_given_is_kept():
+    config, reasons = advised({"train": {"epochs": 7}, "optimizer": {"learning_rate": 1e-5}})
+    assert config.train.epochs == 7 and config.optimizer.learning_rate == 1e-5
+    assert "kept as given: train.epochs" in reasons
+    assert "kept as given: optimizer.learning_rate" in reasons
+
+
+def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
+    config["method"] = {"name": "auto", "time": "5 minutes"}
+    config["train"] = {"epochs": 2}
+    run = tfft.train(config, workdir=tmp_path / "auto")
+    assert "method auto:" in capfd.readouterr().err
+    assert run.config.method.name == "full"
+    for name in ("advice.txt", "config.given.yaml", "config.yaml"):
+        assert (run.workdir / name).is_file()
+    again = tfft.train(config, workdir=tmp_path / "auto")  # finished: the same command returns it
+    assert again.metrics == run.metrics
+    plain = tfft.train(run.workdir / "config.yaml", workdir=tmp_path / "plain")
+    for a, b in zip(run.model.weights, plain.model.weights, strict=True):
+        assert (a.numpy() == b.numpy()).all()
+    with pytest.raises(UserError, match="another config"):
+        tfft.train({**config, "train": {"epochs": 3}}, workdir=tmp_path / "auto")
+
+
+def test_advice_that_was_not_followed_is_forgotten(config, tmp_path):
+    config["data"]["validation"] = config["data"]["test"] = None
+    config["train"] = {"epochs": 1, "cache": True}
+    with pytest.raises(UserError, match=r"train\.cache"):
+        tfft.train({**config, "method": {"name": "auto"}}, workdir=tmp_path / "run")
+    assert (tmp_path / "run" / "config.given.yaml").is_file()
+    config["train"] = {"epochs": 1}
+    run = tfft.train(config, workdir=tmp_path / "run")
+    assert run.metrics["steps"] > 0
+    assert not (run.workdir / "config.given.yaml").exists()
+    assert not (run.workdir / "advice.txt").exists()
+
+
+def test_time_is_in_minutes():
+    with pytest.raises(UserError, match="must be minutes"):
+        parse({**RAW, "method": {"name": "auto", "time": "3 epochs"}})

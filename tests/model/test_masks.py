@@ -1,0 +1,117 @@
+"""Rules -> a total, audited decision; frozen means frozen."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfft.methods import METHODS
+from tfft.model import masks
+from tfft.spec import Rule, Stage
+from tfft.utils.errors import UserError
+
+STAGES = (
+    Stage("embeddings", "embeddings/"),
+    Stage("block_0", "block_0/"),
+    Stage("block_1", "block_1/"),
+    Stage("pooler", "pooler/"),
+    Stage("head", "head/"),
+)
+VARIABLES = [
+    ("embeddings/token", 10),
+    ("block_0/kernel", 4),
+    ("block_0/bias", 2),
+    ("block_1/kernel", 4),
+    ("block_1/bias", 2),
+    ("pooler/kernel", 4),
+    ("head/kernel", 3),
+]
+
+
+class Config:
+    stages = 1
+
+
+def moving(mask):
+    return {entry.path for entry in mask.entries if entry.trainable}
+
+
+def test_first_match_wins():
+    rules = (Rule("*/bias", False), Rule("block_1", True, 0.5), Rule("*", False))
+    mask = masks.decide(VARIABLES, STAGES, rules)
+    assert moving(mask) == {"block_1/kernel"}
+    assert mask.learning_rates == {"block_1/kernel": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ((Rule("blok_0", True), Rule("*", True)), "'blok_0' matches nothing; did you mean 'block_"),
+        ((Rule("head", True),), "no rule covers embeddings/token"),
+        ((Rule("*", True), Rule("head", False)), "'head' never decides"),
+        ((Rule("*", False),), "nothing would move"),
+        ((Rule("re:(", True),), "not a regular expression"),
+    ],
+)
+def test_audit(rules, message):
+    with pytest.raises(UserError) as error:
+        masks.decide(VARIABLES, STAGES, rules)
+    assert message in str(error.value)
+
+
+def test_a_variable_of_no_stage_is_a_fault_of_the_backbone():
+    with pytest.raises(ValueError, match="exactly one stage"):
+        masks.decide([("other/kernel", 1)], STAGES, (Rule("*", True),))
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("full", {path for path, _ in VARIABLES}),
+        ("head", {"head/kernel"}),
+        ("top", {"block_1/kernel", "block_1/bias", "pooler/kernel", "head/kernel"}),
+    ],
+)
+def test_methods(method, expected):
+    (phase,) = METHODS[method].apply(None, STAGES, Config())
+    assert moving(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
+
+
+def test_too_many_stages():
+    config = Config()
+    config.stages = 3
+    with pytest.raises(UserError, match="2 blocks; received 3"):
+        METHODS["top"].apply(None, STAGES, config)
+
+
+def test_table_counts():
+    text = masks.table(masks.decide(VARIABLES, STAGES, (Rule("head", True), Rule("*", False))))
+    assert "3 of 29 parameters move (10.34%)" in text
+    assert "frozen" in text.split("\n")[1]
+
+
+def small_model():
+    inputs = keras.Input([4])
+    x = keras.layers.Dense(4, name="block_0")(inputs)
+    x = keras.layers.Dropout(0.9, name="dropout")(x)
+    return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
+
+
+def test_frozen_is_bit_equal_after_training():
+    keras.utils.set_random_seed(0)
+    model = small_model()
+    stages = (Stage("block_0", "block_0/"), Stage("head", "head/"))
+    masks.apply(model, stages, (Rule("head/kernel", True), Rule("*", False)))
+    before = {v.path: np.array(v.value) for v in model.weights}
+    model.compile("sgd", "mse")
+    model.fit(np.ones([8, 4]), np.zeros([8, 2]), verbose=0)
+    changed = {v.path for v in model.weights if not np.array_equal(before[v.path], v.value)}
+    assert changed == {"head/kernel"}
+    assert [v.path for v in model.optimizer._trainable_variables] == ["head/kernel"]
+
+
+def test_apply_again_unfreezes():
+    model = small_model()
+    stages = (Stage("block_0", "block_0/"), Stage("head", "head/"))
+    masks.apply(model, stages, (Rule("head", True), Rule("*", False)))
+    masks.apply(model, stages, (Rule("*", True),))
+    assert len(model.trainable_variables) == 4

@@ -1,0 +1,51 @@
+"""Parts of MODEL_CARD.md that a whole run does not show; test_train reads a run's."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from tfft.config import parse
+from tfft.report import model_card
+from tfft.training.checkpoints import State
+
+VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
+
+
+def test_energy():
+    alone, device = {"workers": 1}, {"workers": 2}
+    state = State(seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"])
+    line = model_card._energy(state, alone)
+    assert line == "0.50 Wh by 1 CPU package (RAPL); other work of the machine counts too"
+    state.metered = 40.2
+    assert ", without 60 seconds that were not measured;" in model_card._energy(state, alone)
+    assert "of the first worker" in model_card._energy(state, device)
+    assert model_card._energy(State(seconds=9), alone).startswith("not measured")
+
+
+def test_weakest_first_and_last_what_had_no_rows():
+    by_class = {
+        "precision": np.array([0.0, 0.5, 1.0]),
+        "recall": np.array([0.0, 1.0, 0.25]),
+        "f1": np.array([0.0, 0.6667, 0.4]),
+        "support": np.array([0, 4, 1200]),
+    }
+    evaluation = SimpleNamespace(details=SimpleNamespace(by_class=by_class))
+    lines = model_card._slices("test", evaluation, ["none", "a|b", "c\n# <b>d"]).splitlines()
+    assert lines[2:] == [
+        "| class | precision | recall | f1 | support |",
+        "| --- | --- | --- | --- | --- |",
+        "| c \\# &lt;b&gt;d | 1.0000 | 0.2500 | 0.4000 | 1,200 |",
+        "| a\\|b | 0.5000 | 1.0000 | 0.6667 | 4 |",
+        "| none |  |  |  | 0 |",
+    ]
+
+
+def test_hostile_names_are_shown_as_they_are():
+    """Class names come from the data, paths and names of devices from elsewhere."""
+    hostile = "<script>\n# Forged"
+    config = parse({"data": {"train": "t.csv"}, "model": {"backbone": f"hf:a`b{hostile}"}})
+    facts = {"data": {"labels": ["a", hostile]}, "backbone": "f", "versions": VERSIONS}
+    lines = model_card._model(config, facts).splitlines()
+    assert [line[:2] for line in lines[2:]] == ["- "] * 3
+    assert lines[2] == "- Backbone: ``hf:a`b<script> # Forged`` (fingerprint f)"
+    assert lines[3].endswith("one of 2 classes: a, &lt;script&gt; \\# Forged")

@@ -1,0 +1,141 @@
+"""The pages that runs and searches leave, as a person sees them: in Chromium, light and dark."""
+
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+
+import tfft
+from tests.conftest import write_csv
+from tests.search.test_oracles import RAW, Simulated, finish, oracle
+from tfft.evaluation import metrics
+from tfft.report import page as report_page
+from tfft.search import report
+from tfft.search.leaderboard import Board
+from tfft.search.space import Space
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CONTRAST = 4.5  # of text to what is behind it: WCAG 2.1, level AA
+
+# Texts, their colours and what is behind them, as the browser computes them.
+LOOK = """() => {
+  const behind = (e) => {
+    for (let at = e; at; at = at.parentElement) {
+      const colour = getComputedStyle(at).backgroundColor;
+      if (!/, 0\\)$|transparent/.test(colour)) return colour;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const found = [];
+  for (const e of document.querySelectorAll('h1, h2, h3, td, th, pre, figcaption, svg text')) {
+    if (!e.textContent.trim()) continue;
+    const svg = e.closest('svg'), style = getComputedStyle(e), box = e.getBoundingClientRect();
+    const ink = svg ? style.fill : style.color;
+    if (svg && ink === 'rgb(255, 255, 255)') continue;  // on a dark cell of its own
+    found.push([e.textContent.trim().slice(0, 40), ink, behind(svg || e), box.width * box.height]);
+  }
+  return found;
+}"""
+# Texts of one plot that lie on each other, or outside it.
+OVERLAPS = """() => {
+  const found = [];
+  for (const svg of document.querySelectorAll('svg')) {
+    const texts = [...svg.querySelectorAll('text')].filter(t => !t.getAttribute('transform'));
+    const boxes = texts.map(t => [t.textContent, t.getBoundingClientRect()]);
+    const all = svg.getBoundingClientRect();
+    boxes.forEach(([a, p]) => {
+      if (p.left < all.left - 1 || p.right > all.right + 1) found.push([a, 'outside']);
+    });
+    boxes.forEach(([a, p], i) => boxes.slice(i + 1).forEach(([b, q]) => {
+      const x = Math.min(p.right, q.right) - Math.max(p.left, q.left);
+      const y = Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top);
+      if (x > 2 && y > 4) found.push([a, b]);
+    }));
+  }
+  return found;
+}"""
+
+
+def test_confusion_matrix_of_many_classes_is_of_those_with_errors():
+    labels = np.repeat(np.arange(1000), 3)
+    predicted = labels.copy()
+    predicted[labels == 731] = 44
+    drawing = report_page._heat_map(
+        metrics.confusion(predicted, labels, 1000), [f"c{at}" for at in range(1000)]
+    )
+    assert "the 60 of 1,000 classes with the most errors" in drawing
+    assert "c731 as c44: 3" in drawing and "c44 as c44: 3" in drawing
+    assert len(drawing) < 2**20
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium on the PATH: pages are not looked at (apt-get install chromium)")
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        made = started.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def pages(tiny, tmp_path_factory):
+    """Of a run, and of a search of 30 trials."""
+    folder = tmp_path_factory.mktemp("pages")
+    config = {
+        "data": {
+            "train": str(write_csv(folder / "t.csv", 200)),
+            "validation": {"fraction": 0.2},
+            "test": str(write_csv(folder / "test.csv", 60, 1)),
+            "max_length": 12,
+        },
+        "model": {"backbone": f"hf:{tiny}"},
+        "optimizer": {"learning_rate": 1e-2},
+        "train": {"epochs": 4, "batch_size": 16},
+        "export": {"enabled": False},
+    }
+    run = tfft.train(config, folder / "run")
+    made = finish(oracle(folder, trials=30, halving={"factor": 3, "min_epochs": 1}), Simulated())
+    board = Board(Space(yaml.safe_load(RAW)), "accuracy", "max")
+    board.take(made)
+    report.write(board, folder / "search.html")
+    return {"run": run.workdir / "report.html", "search": folder / "search.html"}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["run", "search"])
+def test_a_page_is_whole_quiet_and_readable(browser, pages, tmp_path, name, scheme):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": 1100, "height": 900})
+    view, said, asked = context.new_page(), [], []
+    view.on("console", lambda message: said.append(message.text))
+    view.on("pageerror", lambda error: said.append(str(error)))
+    view.on("request", lambda request: asked.append(request.url))
+    view.goto(pages[name].as_uri())
+    view.screenshot(path=tmp_path / f"{name}_{scheme}.png", full_page=True)
+    assert said == []
+    assert asked == [pages[name].as_uri()]  # nothing from elsewhere
+    width = view.evaluate("document.documentElement.scrollWidth")
+    assert width <= 1100  # no sideways scrolling
+    texts = view.evaluate(LOOK)
+    assert len(texts) > 40
+    dim = [(t, ink, paper) for t, ink, paper, _ in texts if contrast(ink, paper) < CONTRAST]
+    assert dim == []
+    assert all(area > 0 for *_, area in texts)
+    assert view.evaluate(OVERLAPS) == []
+    context.close()
+
+
+def contrast(one, other):
+    """WCAG's ratio of two colours, from 1 to 21."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour):
+    parts = [int(part) / 255 for part in re.findall(r"\d+", colour)[:3]]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

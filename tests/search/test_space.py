@@ -1,0 +1,172 @@
+"""Search spaces: found in the YAML, drawn by KerasTuner, put back as a plain config."""
+
+import keras_tuner
+import pytest
+import yaml
+
+from tests.conftest import write_csv
+from tests.console import command
+from tfft.config import parse
+from tfft.search.space import Space
+from tfft.utils.errors import UserError
+
+BASE = """
+data: {train: rows.csv, validation: {fraction: 0.1}}
+model: {backbone: "hf:folder"}
+method:
+  search: choice
+  values:
+    - {name: full}
+    - {name: lora, rank: {search: choice, values: [4, 8]}}
+    - {name: dora, rank: {search: choice, values: [16, 32]}}
+optimizer:
+  learning_rate: {search: loguniform, min: 1.0e-5, max: 1.0e-3}
+  layer_decay: {search: uniform, min: 0.7, max: 1.0, step: 0.1, when: {method: full}}
+train: {epochs: 4}
+tune: {space: {train.batch_size: {search: int, min: 8, max: 32, step: 8}}}
+"""
+
+
+def space(text=BASE, **changes):
+    return Space({**yaml.safe_load(text), **changes})
+
+
+def test_values_are_drawn_and_become_a_plain_config():
+    own = space()
+    oracle = keras_tuner.oracles.RandomSearchOracle(
+        keras_tuner.Objective("accuracy", "max"), 50, 1, own.hyperparameters()
+    )
+    ranks = {"full": {None}, "lora": {4, 8}, "dora": {16, 32}}
+    seen = set()
+    for _ in range(40):
+        values = oracle._random_values()
+        config = own.config(values)
+        name, rank = config.method.name, getattr(config.method, "rank", None)
+        seen.add((name, rank))
+        assert rank in ranks[name]
+        assert config.train.batch_size in (8, 16, 24, 32)
+        assert 1e-5 <= config.optimizer.learning_rate <= 1e-3
+        decays = (0.7, 0.8, 0.9, 1.0) if name == "full" else (1.0,)
+        assert config.optimizer.layer_decay == pytest.approx(
+            min(decays, key=lambda d: abs(d - config.optimizer.layer_decay))
+        )
+        assert config.tune is None
+    assert len(seen) == 5
+
+
+def test_the_first_trial_is_a_given_config_as_far_as_the_space_has_it():
+    own = space()
+    plain = {k: v for k, v in yaml.safe_load(BASE).items() if k != "tune"}
+    given = parse(
+        {
+            **plain,
+            "method": {"name": "dora", "rank": 20},
+            "optimizer": {"learning_rate": 0.5},
+            "train": {"batch_size": 19},
+        }
+    )
+    assert own.values_of(given) == {
+        "method": "dora",
+        "optimizer.learning_rate": 1e-3,
+        "train.batch_size": 16,
+        "method.rank": 16,
+    }
+
+
+def test_lists_booleans_and_nothing_are_values_too():
+    text = """
+data: {train: rows.csv, validation: {fraction: 0.1}}
+model: {backbone: "hf:folder"}
+train:
+  early_stopping: {search: choice, values: [null, {patience: 2}]}
+  remat: {search: choice, values: [true, false], default: false}
+mask:
+  - {match: embeddings, trainable: {search: choice, values: [true, false]}}
+"""
+    own = space(text)
+    assert own.defaults == {
+        "train.early_stopping": "None",
+        "train.remat": "False",
+        "mask.0.trainable": "True",
+    }
+    config = own.config({**own.defaults, "train.early_stopping": own.dimensions[0].labels[1]})
+    assert config.train.early_stopping.patience == 2
+    assert config.train.remat is False and config.mask[0].trainable is True
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"optimizer": {"learning_rate": {"search": "lognormal"}}}, "must be one of choice, int"),
+        ({"optimizer": {"learning_rate": {"search": "uniform", "min": 1}}}, "takes min and max"),
+        (
+            {"optimizer": {"learning_rate": {"search": "loguniform", "min": 0, "max": 1}}},
+            "a min above 0",
+        ),
+        (
+            {"optimizer": {"learning_rate": {"search": "uniform", "min": 2, "max": 1}}},
+            "min must be below max",
+        ),
+        (
+            {"optimizer": {"learning_rate": {"search": "uniform", "min": 0, "max": 1, "mx": 1}}},
+            "learning_rate: mx: unknown key; did you mean 'max'",
+        ),
+        (
+            {"optimizer": {"lerning_rate": {"search": "uniform", "min": 0, "max": 1}}},
+            "optimizer.lerning_rate: unknown key; did you mean 'learning_rate'",
+        ),
+        (
+            {"train": {"epochs": {"search": "int", "min": 1, "max": 9, "when": {"metod": "full"}}}},
+            "no choice 'metod'; did you mean 'method'",
+        ),
+        (
+            {
+                "train": {
+                    "epochs": {"search": "int", "min": 1, "max": 9, "when": {"method": "fool"}}
+                }
+            },
+            "method has full, lora, dora; received 'fool'",
+        ),
+        (
+            {
+                "train": {"epochs": {"search": "int", "min": 1, "max": 9}},
+                "tune": {"oracle": "hyperband"},
+            },
+            "train.epochs: halving decides",
+        ),
+        (
+            {"train": {"validate_every": "20 steps"}, "tune": {"oracle": "hyperband"}},
+            "train.validate_every: halving compares trials after whole epochs",
+        ),
+        ({"tune": {"oracle": "optuna"}}, "tune.oracle: must be one of random, grid"),
+        ({"tune": {"space": {"train.epochs": {"search": "int"}}}}, "takes min and max"),
+    ],
+)
+def test_mistakes_are_told_by_path(change, message):
+    with pytest.raises(UserError) as error:
+        space(**change)
+    assert message in str(error.value)
+
+
+def test_show_tells_of_a_search_and_of_the_middle_of_it(tiny, tmp_path):
+    rows = write_csv(tmp_path / "rows.csv", 40)
+    path = tmp_path / "search.yaml"
+    path.write_text(
+        f"data: {{train: {rows}, max_length: 16}}\nmodel: {{backbone: 'hf:{tiny}'}}\n"
+        "method: {search: choice, values: [{name: full}, {name: lora}]}\n"
+        "optimizer: {learning_rate: {search: loguniform, min: 1e-4, max: 1e-2}}\n"
+    )
+    code, out, err = command("show", f"--config={path}")
+    assert code == 0, err
+    assert "# method: one of full, lora\n" in out
+    assert "# optimizer.learning_rate: loguniform from 0.0001 to 0.01\n" in out
+    assert "learning_rate: 0.001\n" in out and "parameters move" in out
+
+
+def test_a_config_without_a_space_is_no_search_and_one_with_it_no_run():
+    with pytest.raises(UserError, match="holds no search space"):
+        space(method={"name": "full"}, optimizer={}, tune={})
+    with pytest.raises(UserError) as error:
+        parse(yaml.safe_load(BASE))
+    assert "config: method: is a search space, which tfft tune runs" in str(error.value)
+    assert "optimizer.layer_decay: is a search space" in str(error.value)

@@ -1,0 +1,390 @@
+"""A run on pictures, from a folder of files to served bytes."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfft
+from tests.conftest import ROOT
+from tfft import backbones, train
+from tfft.config import ModelConfig, TaskConfig, parse
+from tfft.export import Served
+from tfft.model import assemble
+from tfft.tasks import TASKS
+from tfft.utils.errors import Interrupted, UserError
+
+COLOURS = {"blue": (10, 20, 200), "green": (20, 180, 30), "red": (200, 10, 20)}
+SIZE = 32
+CHECKPOINTS = Path(__file__).parent / "golden" / "vision"
+# Changes to `raw`: tiny networks, where it need not be one of keras.applications.
+VIT = {
+    "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}", "image_size": 24},
+    "method": {"name": "lora", "targets": "query|value|up"},
+    "train": {"epochs": 3, "batch_size": 16},
+    "evaluate": {"bootstrap": 0, "baselines": False},
+}
+HEAD = {**VIT, "method": {"name": "head"}, "export": {"enabled": False}}
+
+
+def write_folder(root, count, seed):
+    generator = np.random.default_rng(seed)
+    for name, colour in COLOURS.items():
+        for at in range(count):
+            path = root / name / f"{at}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise = generator.integers(-10, 50, (SIZE, SIZE + 8, 3))
+            pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+            path.write_bytes(tf.io.encode_png(pixels).numpy())
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory):
+    """A config on files: pictures, and the weights of a MobileNet."""
+    root = tmp_path_factory.mktemp("pictures")
+    write_folder(root / "train", 30, 0)
+    write_folder(root / "test", 10, 1)
+    keras.utils.set_random_seed(0)
+    model = keras.applications.MobileNet(
+        weights=None, include_top=False, input_shape=(SIZE, SIZE, 3)
+    )
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = 0.0  # the statistics of one batch, so that a signal comes through
+    colours = np.random.default_rng(0).uniform(-1, 1, (64, 1, 1, 3))
+    model(np.broadcast_to(colours, (64, SIZE, SIZE, 3)).astype(np.float32), training=True)
+    model.save_weights(root / "mobilenet.weights.h5")
+    return {
+        "data": {
+            "train": f"{root / 'train'}/",
+            "validation": {"fraction": 0.2},
+            "test": {"source": "images", "path": str(root / "test")},
+        },
+        "model": {
+            "backbone": "keras:MobileNet",
+            "weights": str(root / "mobilenet.weights.h5"),
+            "image_size": SIZE,
+        },
+        "task": {"name": "image_classification", "dropout": 0.0},
+        "method": {"name": "top", "stages": 2},
+        "augmentation": {"flip": "horizontal", "crop": {}, "brightness": 0.05},
+        "optimizer": {"learning_rate": 1e-3, "warmup": "0%"},
+        "train": {"epochs": 6, "batch_size": 16},
+        "evaluate": {"bootstrap": 20},
+        "export": {"verify_rows": 32},
+    }
+
+
+@pytest.fixture(scope="session")
+def run(raw, tmp_path_factory):
+    return tfft.train(raw, tmp_path_factory.mktemp("run") / "whole")
+
+
+def test_it_learns_the_colours(run):
+    assert run.metrics["test/accuracy"] > 0.6  # on the features of a random network
+    assert {"test/baseline/tiny/accuracy", "test/log_loss/low"} <= set(run.metrics)
+
+
+def test_what_is_frozen_is_bit_equal_statistics_too(run, raw):
+    from tfft import backbones
+
+    before = {v.path: v for v in backbones.load(parse(raw).model).model.weights}
+    moved = {v.path for v in run.model.trainable_variables}
+    same = [v for v in run.model.weights if v.path in before and v.path not in moved]
+    assert {v.path for v in same} > {"conv_pw_13_bn/moving_mean", "conv_dw_13_bn/moving_variance"}
+    for variable in same:
+        np.testing.assert_array_equal(variable.value, before[variable.path].value)
+    assert any(not np.array_equal(before[p].value, v.value) for p, v in _paths(run) if p in moved)
+    assert "top" not in moved and "conv_pw_13/kernel" in moved and "conv1/kernel" not in moved
+
+
+def _paths(run):
+    return [(v.path, v) for v in run.model.weights]
+
+
+def test_interrupted_and_resumed_to_the_bit(vit, raw, tmp_path):
+    """With augmentation, whose draws go on where they were."""
+    workdir = tmp_path / "again"
+    workdir.mkdir()
+    config = parse({**raw, **VIT}, changes={"export": {"enabled": False}})
+    _stopped(config, workdir, "step 1 of 15")
+    again = train.run(config, workdir)
+    for (path, one), (_, other) in zip(_paths(vit), _paths(again), strict=True):
+        np.testing.assert_array_equal(one.value, other.value, err_msg=path)
+
+
+def _stopped(config, workdir, where="step 1 of 30"):
+    """Train up to the first look at the file STOP."""
+    from tfft.training import callbacks
+
+    original = callbacks.History.on_train_batch_end
+
+    def stop(self, *args, **kwargs):
+        workdir.mkdir(exist_ok=True)
+        (workdir / "STOP").touch()
+        return original(self, *args, **kwargs)
+
+    every, callbacks.Interrupt.LOOK_EVERY = callbacks.Interrupt.LOOK_EVERY, 0.0
+    callbacks.History.on_train_batch_end = stop
+    try:
+        with pytest.raises(Interrupted, match=f"interrupted at {where}"):
+            train.run(config, workdir)
+    finally:
+        callbacks.History.on_train_batch_end = original
+        callbacks.Interrupt.LOOK_EVERY = every
+        (workdir / "STOP").unlink(missing_ok=True)
+
+
+def test_loaded_and_served_from_paths_and_bytes(run, raw):
+    folder = raw["data"]["test"]["path"]
+    paths = [f"{folder}/{name}/3.png" for name in COLOURS]
+    encoded = [Path(path).read_bytes() for path in paths]
+    loaded = tfft.load(run.workdir)
+    answers = loaded.predict(paths)
+    wanted = run.logits(paths).argmax(1)
+    assert [a["label"] for a in answers] == [run.labels[at] for at in wanted]
+    assert answers == loaded.predict(encoded)
+    served = Served(run.workdir / "export")
+    found = served.probabilities([(one,) for one in encoded], 2)
+    live = [[a["probabilities"][name] for name in COLOURS] for a in answers]
+    np.testing.assert_allclose(found, live, atol=1e-5)
+    np.testing.assert_array_equal(found, served.probabilities([(path,) for path in paths], 2))
+    with pytest.raises(UserError, match=r"^row 2: not a picture of a known kind"):
+        served.probabilities([(encoded[0],), (b"nothing",)], 2)
+
+
+def test_the_quickstart_asks_an_export_as_it_stands(run, raw, capfd):
+    """Its folder holds more than versions."""
+    spec = importlib.util.spec_from_file_location(
+        "quickstart_image", ROOT / "examples" / "quickstart_image.py"
+    )
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+    paths = [next((Path(raw["data"]["train"]) / name).glob("*.png")) for name in COLOURS]
+    quickstart.served(run.workdir / "export", paths)
+    told = re.findall(r"^  (\w+) \(\d\.\d{3}\)$", capfd.readouterr().out, re.MULTILINE)
+    assert told == [a["label"] for a in run.predict([str(path) for path in paths])]
+
+
+def test_signatures(run):
+    model = tf.saved_model.load(str(run.workdir / "export" / "1"))
+    assert set(model.signatures) == {"serving_default", "tensors", "serialized", "classify"}
+    raw_, tensors = model.signatures["serving_default"], model.signatures["tensors"]
+    assert raw_.structured_input_signature[1] == {
+        "image": tf.TensorSpec([None], tf.string, "image")
+    }
+    given = tensors.structured_input_signature[1]["image"]
+    assert given.dtype == tf.float32 and given.shape.as_list() == [None, SIZE, SIZE, 3]
+    for signature in (raw_, tensors):
+        outputs = signature.structured_outputs
+        assert outputs["probabilities"].dtype == tf.float32
+        assert outputs["label"].dtype == tf.string
+
+
+def test_the_page_shows_pictures(run):
+    page = (run.workdir / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") >= 24
+    assert "Training pictures" in page and "size of the training pictures" in page
+    assert not re.findall(r'(?:src|href)="http', page)
+
+
+def test_grad_cam_of_a_map_that_is_averaged_by_hand():
+    from tfft.report.images import grad_cam
+
+    image = keras.Input([8, 8, 3], name="image")
+    maps = keras.layers.Conv2D(4, 3, padding="same", name="conv")(image)
+    vector = keras.layers.GlobalAveragePooling2D()(maps)
+    model = keras.Model({"image": image}, keras.layers.Dense(3, name="logits")(vector))
+    pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
+    heat = grad_cam(model, pixels, np.array([2, 0]))
+    found = np.asarray(model.get_layer("conv")(pixels))
+    weights = np.asarray(model.get_layer("logits").kernel).T[[2, 0]] / 64
+    expected = np.maximum((found * weights[:, None, None]).sum(-1), 0)
+    expected /= expected.max((1, 2), keepdims=True)
+    np.testing.assert_allclose(heat, expected, atol=1e-5)
+
+
+def test_most_wrong_pictures_and_where_the_model_looked(run, raw):
+    from tfft.report import shown
+
+    test = run.datasets.test
+    told = {"label": "blue", "predicted": "red", "confidence": 0.9, "about": 2}
+    wrong = [{"row": test.raw(0), **told}]
+    evaluation = type("Evaluation", (), {"worst": wrong})
+    from tfft.data import model_inputs
+
+    plain = model_inputs.plain(run.datasets.train, run.inputs)
+    page = shown(run.model, run.inputs, run.datasets, plain, {"test": evaluation})
+    assert "Grad-CAM" in page.worst["test"] and "blue, not red (0.90)" in page.worst["test"]
+
+
+def test_the_cached_prefix_gives_what_the_pictures_give(raw, tmp_path):
+    """Head alone, without augmentation: stored vectors in place of decoded pictures."""
+    plain = {**raw, **HEAD, "data": {**raw["data"], "validation": None}, "augmentation": {}}
+    found = {}
+    for cache in (True, False):
+        changes = {"train": {**HEAD["train"], "cache": cache, "cache_type": "float32"}}
+        found[cache] = tfft.train({**plain, **changes}, tmp_path / str(cache))
+    logits = [found[c].logits([found[c].datasets.test.raw(0)]) for c in found]
+    np.testing.assert_allclose(*logits, atol=1e-4)
+
+
+def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
+    with pytest.raises(UserError, match=r"train\.cache: augmentation changes the pictures"):
+        tfft.train({**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache": True})
+
+
+def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
+    changes = {
+        **HEAD,
+        "augmentation": {"flip": "horizontal", "brightness": 0.2, "variants": 2},
+        "evaluate": {"views": "mirrored", "bootstrap": 0, "baselines": False},
+    }
+    cache = tmp_path / "cache"
+    data = {**raw["data"], "cache_dir": str(cache)}
+    run = tfft.train({**raw, **changes, "data": data}, tmp_path / "run", train={"cache": True})
+    found = [np.load(path) for path in cache.glob("prefix/*/below_0.npy")]
+    drawn = [values for values in found if len(values) == len(run.datasets.train)]
+    assert len(drawn) == 2 and len(found) == 3
+    assert (drawn[0] != drawn[1]).any(1).mean() > 0.9
+
+
+def test_stored_draws_alternate_by_epoch():
+    from tfft.data import batches
+    from tfft.training import feature_cache
+
+    class One:
+        uniform = True
+
+        def __init__(self, value):
+            self.value = value
+
+        def arrays(self, _):
+            return self.value
+
+    rows = feature_cache.InTurn([One("a"), One("b"), One("c")], per_epoch=4)
+    found = [rows.arrays(batches.Batch(np.arange(2), 8, draw)) for draw in range(0, 20, 2)]
+    assert found == list("aabbccaabb")
+
+
+def test_answers_are_averaged_over_both_views(run):
+    one = run.evaluate("test", views="one")
+    both = run.evaluate("test", views="mirrored")
+    assert both.figures["log_loss"] != one.figures["log_loss"]
+    test = run.datasets.test
+    pixels = run.inputs.batch([test.raw(at)[0] for at in range(len(test))])["image"]
+    shares = [
+        tf.nn.softmax(run.model.predict_on_batch({"image": view})).numpy()
+        for view in (pixels, pixels[:, :, ::-1])
+    ]
+    mean = np.mean(shares, axis=0)[np.arange(len(test)), test.labels]
+    np.testing.assert_allclose(both.figures["log_loss"], -np.log(mean).mean(), rtol=1e-4)
+
+
+def test_show_and_mistakes(raw, minilm):
+    text = train.preview(parse(raw))
+    assert re.search(r"block_12 +10", text) and "with 16 pictures" in text
+    config = parse({**raw, "model": {"backbone": f"hf:{minilm}"}})
+    with pytest.raises(UserError, match=r"task\.name: image_classification reads images"):
+        train.preview(config)
+
+
+def test_random_weights_are_saved_whole(raw, tmp_path):
+    model = {"backbone": "keras:MobileNet", "weights": "none", "image_size": SIZE}
+    data = {**raw["data"], "validation": None}
+    changes = {**HEAD, "model": model, "data": data, "augmentation": {}}
+    made = tfft.train({**raw, **changes}, tmp_path / "run")
+    described = json.loads((made.workdir / "best" / "model.json").read_text())
+    assert described["trained"] is None
+    path = made.datasets.test.raw(0)
+    np.testing.assert_array_equal(tfft.load(made.workdir).logits([path]), made.logits([path]))
+
+
+@pytest.fixture(scope="session")
+def vit(raw, tmp_path_factory):
+    """A run on a Hugging Face checkpoint of a vision transformer."""
+    return tfft.train({**raw, **VIT}, tmp_path_factory.mktemp("vit") / "run")
+
+
+def test_a_vision_transformer_with_lora_served_and_saved(vit, raw, tmp_path):
+    assert vit.metrics["test/accuracy"] > 0.5
+    paths = [str(p) for p in sorted(Path(raw["data"]["test"]["path"]).glob("*/*"))[::5]]
+    live = tf.nn.softmax(vit.logits(paths)).numpy()
+    served = Served(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
+    np.testing.assert_allclose(served, live, atol=1e-5)
+    vit.export_huggingface(tmp_path)
+    settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}
+    again = backbones.load(ModelConfig(**settings))
+    assert again.head.labels == tuple(COLOURS)
+    assert again.picture == vit.inputs.picture
+    task = TASKS["image_classification"]
+    model = assemble(again, task, TaskConfig(name=task.name), again.head.labels)
+    found = np.asarray(model(vit.inputs.batch(paths)))
+    np.testing.assert_allclose(found, vit.logits(paths), atol=1e-5)
+
+
+def test_where_a_vision_transformer_looked(vit):
+    """Roll-out of the attention, against its definition on the weights by hand."""
+    from tfft.report.images import roll_out
+
+    pixels = np.random.default_rng(0).uniform(0, 255, [2, 24, 24, 3]).astype(np.float32)
+    heat = roll_out(vit.model, pixels)
+    assert heat.shape == (2, 6, 6)
+    assert heat.min() == 0 and heat.max() == 1
+    x = keras.Model(vit.model.inputs, vit.model.get_layer("embeddings").output)(pixels)
+    flow = np.eye(37)
+    for name in ("block_0", "block_1"):
+        block = vit.model.get_layer(name)
+        y = block.attention_norm(x)
+        q, k, _ = np.split(np.asarray(block.attention.qkv(y)), 3, axis=-1)
+        q, k = (z.reshape(2, 37, 2, 8).transpose(0, 2, 1, 3) for z in (q, k))
+        scores = q @ k.transpose(0, 1, 3, 2) / np.sqrt(8)
+        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+        flow = (0.5 * weights.mean(1) + 0.5 * np.eye(37)) @ flow
+        x = block(x)
+    first = flow[:, 0, 1:]
+    first = (first - first.min(1, keepdims=True)) / np.ptp(first, axis=1, keepdims=True)
+    np.testing.assert_allclose(heat.reshape(2, -1), first, atol=1e-4)
+    assert roll_out(keras.Model(*[keras.Input([2])] * 2), pixels) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("swin", {"name": "prefix", "length": 2}),
+        pytest.param("dinov2", {"name": "ia3"}, marks=pytest.mark.slow),
+        pytest.param("convnext", {"name": "adapter", "width": 2}, marks=pytest.mark.slow),
+        pytest.param("resnet", {"name": "norm"}, marks=pytest.mark.slow),
+        pytest.param("mobilenet_v2", {"name": "top", "stages": 3}, marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize(
+    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
+)
+def test_methods_on_checkpoints_of_pictures(raw, tmp_path, name, method, precision):
+    config = {
+        **raw,
+        "model": {"backbone": f"hf:{CHECKPOINTS / name}"},
+        "method": method,
+        "augmentation": {},
+        "distribute": {"precision": precision},
+        "train": {"epochs": 1, "batch_size": 16},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    run = tfft.train(config, tmp_path / "run")
+    assert run.metrics["test/log_loss"] < 2
+    assert (run.workdir / "report.html").is_file()
+
+
+def test_what_has_no_place_for_a_prompt(raw, tmp_path):
+    config = {**raw, "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}"}, "augmentation": {}}
+    with pytest.raises(UserError, match="prompt"):
+        tfft.train({**config, "method": {"name": "prompt"}}, tmp_path / "run")
+    with pytest.raises(UserError, match="prefix"):
+        config["model"] = {"backbone": f"hf:{CHECKPOINTS / 'resnet'}"}
+        tfft.train({**config, "method": {"name": "prefix"}}, tmp_path / "run")

@@ -1,0 +1,92 @@
+"""What runs trained, as files: put on one backbone, switched, refused elsewhere."""
+
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import tfft
+from tfft.utils.errors import UserError
+
+ROWS = ["a red sky", "the blue apple like grass", "green"]
+METHODS = {
+    "lora": {},
+    "bitfit": {},
+    "prefix": {"length": 3},
+    "prompt": {"length": 3},
+    "adapter": {},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tiny, tmp_path_factory):
+    """A run of each method, each of another seed."""
+    from tests.conftest import write_csv
+
+    folder = tmp_path_factory.mktemp("runs")
+    data = {
+        "train": str(write_csv(folder / "train.csv", 60)),
+        "validation": None,
+        "max_length": 16,
+    }
+    made = {}
+    for seed, (name, more) in enumerate(METHODS.items()):
+        config = {
+            "data": data,
+            "model": {"backbone": f"hf:{tiny}"},
+            "method": {"name": name, **more},
+            "optimizer": {"learning_rate": 1e-2},
+            "train": {"epochs": 2, "seed": seed},
+            "export": {"enabled": False},
+        }
+        made[name] = tfft.train(config, workdir=folder / name)
+    return made
+
+
+def test_one_backbone_several_runs(tiny, runs):
+    adapters = tfft.Adapters(f"hf:{tiny}")
+    for name, run in runs.items():
+        adapters.add(name, run.workdir)
+    assert adapters.names == list(METHODS)
+    for _ in range(2):  # there and back
+        for name, run in runs.items():
+            found = adapters.use(name).logits(ROWS)
+            np.testing.assert_allclose(found, run.logits(ROWS), atol=1e-6, err_msg=name)
+    for name, run in runs.items():  # rows of another width are traced anew
+        rows = ["a red sky is like the green grass an apple"]
+        answers = adapters.predict(name, rows)[0]["probabilities"]
+        assert answers == pytest.approx(run.predict(rows)[0]["probabilities"], abs=1e-6)
+    with pytest.raises(UserError, match="none called 'lorra'; did you mean 'lora'"):
+        adapters.use("lorra")
+    with pytest.raises(UserError, match="one called 'lora' already"):
+        adapters.add("lora", runs["lora"].workdir)
+
+
+def test_another_backbone_is_refused(tiny, runs, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny, other)
+    values = load_file(other / "model.safetensors")
+    name = next(iter(values))
+    save_file({**values, name: values[name] + 1}, other / "model.safetensors")
+    with pytest.raises(UserError, match="was trained on another backbone"):
+        tfft.load(runs["lora"].workdir, backbone=f"hf:{other}")
+    with pytest.raises(UserError, match="was trained on another backbone"):
+        tfft.Adapters(f"hf:{other}").add("lora", runs["lora"].workdir)
+
+
+def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(tiny, moved)
+    gone = f"hf:{tmp_path / 'gone'}"
+    with pytest.raises(UserError, match="saved only what it trained and needs its backbone"):
+        tfft.load(runs["lora"].workdir, backbone=gone)
+    again = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
+    np.testing.assert_allclose(again.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
+
+
+def test_a_whole_run_is_no_adapter(config, tiny, tmp_path):
+    config["data"]["validation"] = config["data"]["test"] = None
+    run = tfft.train({**config, "train": {"epochs": 1}}, workdir=tmp_path / "full")
+    with pytest.raises(UserError, match="trained all of its backbone"):
+        tfft.Adapters(f"hf:{tiny}").add("full", run.workdir)

@@ -1,0 +1,155 @@
+"""Phases of a training: what moves when, and that the step is traced anew only there."""
+
+import contextlib
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import tfft
+from tests.conftest import write_csv
+from tfft import train
+from tfft.config import parse
+from tfft.model import Model
+from tfft.training import loop, run_directory, schedule
+
+
+def base_config(backbone, folder):
+    """Return a config of 6 steps an epoch."""
+    return {
+        "data": {
+            "train": str(write_csv(folder / "train.csv", 96)),
+            "validation": None,
+            "max_length": 16,
+        },
+        "model": {"backbone": f"hf:{backbone}"},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 2, "batch_size": 16},
+        "export": {"enabled": False},
+    }
+
+
+@pytest.fixture
+def config(tiny, tmp_path):
+    return base_config(tiny, tmp_path)
+
+
+def trained(config, workdir, **method):
+    config["method"] = method
+    config["train"] |= {"epochs": 4}
+    return tfft.train(config, workdir=workdir)
+
+
+@pytest.fixture(scope="module")
+def gradual(tiny_two_blocks, tmp_path_factory):
+    """A gradual run, what moved from which step on, when it was traced, and what it said."""
+    folder = tmp_path_factory.mktemp("gradual")
+    config = base_config(tiny_two_blocks, folder)
+    config["train"]["checkpoint"] = {"every": "1 steps", "keep": 30}
+    seen, traced = {}, []
+    original, enter = Model.make_train_function, loop._enter
+
+    def make(self, force=False):
+        if force:
+            traced.append(len(seen))
+        return original(self, force)
+
+    def entered(result, feed, course, step):
+        seen[step] = {v.path.split("/")[0] for v in _after(enter, result, feed, course, step)}
+
+    def _after(function, result, *arguments):
+        function(result, *arguments)
+        return result.model.trainable_variables
+
+    err = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
+        patch.setattr(Model, "make_train_function", make)
+        patch.setattr(loop, "_enter", entered)
+        run = trained(config, folder / "run", name="gradual", factor=0.5)
+    return SimpleNamespace(run=run, seen=seen, traced=traced, err=err.getvalue())
+
+
+def test_gradual_unfreezes_top_down_and_traces_only_there(gradual):
+    """Steps 0, 6, 12, 18 of 24: head; top block and pooler; the other; embeddings."""
+    assert gradual.seen == {
+        0: {"head"},
+        6: {"head", "pooler", "block_1"},
+        12: {"head", "pooler", "block_1", "block_0"},
+        18: {"head", "pooler", "block_1", "block_0", "embeddings"},
+    }
+    assert gradual.traced == [0, 1, 2, 3]
+    table = (gradual.run.workdir / "mask.txt").read_text()
+    rows = {line.split()[0]: line for line in table.splitlines() if line}
+    assert rows["block_1"].endswith("0.5 from step 6")
+    assert rows["embeddings"].endswith("0.125 from step 18")
+    assert rows["head"].endswith(" 1")
+    assert "from step 7 on" in gradual.err
+
+
+def test_what_is_not_yet_unfrozen_does_not_move(gradual):
+    from safetensors.numpy import load_file
+
+    folder = gradual.run.workdir / "checkpoints"
+    at = {s: load_file(folder / f"step_{s:08d}" / "state.safetensors") for s in (5, 6, 7, 12, 13)}
+    kernel = "block_0/up/kernel"
+    for step in (6, 7, 12):
+        np.testing.assert_array_equal(at[step][kernel], at[5][kernel])
+    assert np.abs(at[13][kernel] - at[12][kernel]).max() > 0
+    top = "block_1/up/kernel"
+    np.testing.assert_array_equal(at[6][top], at[5][top])
+    assert np.abs(at[7][top] - at[6][top]).max() > 0
+
+
+def test_a_plan_of_ones_own(config, tmp_path):
+    run = trained(
+        config,
+        tmp_path / "run",
+        name="gradual",
+        plan=[
+            {"at": "0 steps", "stages": ["head"]},
+            {"at": "25%", "stages": ["block_*", "pooler"], "learning_rate": 0.1},
+        ],
+    )
+    table = (run.workdir / "mask.txt").read_text()
+    assert "0.1 from step 6" in table
+    assert any("embeddings" in line and "frozen" in line for line in table.splitlines())
+
+
+def test_lp_ft_has_two_schedules(config, tmp_path):
+    run = trained(config, tmp_path / "run", name="lp_ft", probe="50%", probe_learning_rate=0.5)
+    rate = run.model.optimizer._learning_rate
+    assert rate.starts == [0, 12]
+    assert [s.peak for s in rate.schedules] == [0.5, 1e-3]
+    assert [s.total for s in rate.schedules] == [12, 12]
+
+
+def test_a_phase_that_never_begins_is_said(config, tmp_path, capfd):
+    config["train"]["epochs"] = 2
+    config["method"] = {"name": "gradual"}
+    tfft.train(config, workdir=tmp_path / "run")
+    assert "would begin at step 12 never does: the training has 12 steps" in capfd.readouterr().err
+
+
+def test_course():
+    stretches = tuple(schedule.Stretch(s, None) for s in (0, 5, 9))
+    course = schedule.Course(stretches, 12, None, {})
+    assert [course.at(s).start for s in (0, 4, 5, 8, 9, 11)] == [0, 0, 5, 5, 9, 9]
+    assert [course.until(s) for s in (0, 4, 5, 9, 11)] == [5, 5, 9, 12, 12]
+
+
+@pytest.mark.parametrize("decay", [0.5])
+def test_layer_decay_counts_from_the_head(config, tiny_two_blocks, tmp_path, decay):
+    config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
+    config["optimizer"] = {"layer_decay": decay}
+    run, data, _, course = train.prepare(parse(config), tmp_path)
+    run_directory.describe(run, data, course)
+    rows = (run.workdir / "mask.txt").read_text().splitlines()
+    found = {line.split()[0]: line.split()[-1] for line in rows[1:6]}
+    assert found == {
+        "embeddings": "0.125",
+        "block_0": "0.25",
+        "block_1": "0.5",
+        "pooler": "1",
+        "head": "1",
+    }

@@ -1,0 +1,74 @@
+"""`tfft VERB ...`: the one console script."""
+
+import importlib
+import signal
+import sys
+import tempfile
+import traceback
+
+from tfft.utils.errors import nearest
+
+VERBS = {
+    "train": "fine-tune: --config=FILE [--set=a.b=c ...] [--workdir=DIR]",
+    "tune": "search for hyperparameters: --config=FILE [--parallel=N] [--workdir=DIR]",
+    "evaluate": "figures of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
+    "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
+    "export": "publish a model: --workdir=DIR [--format=saved_model|huggingface|litert|onnx|keras]",
+    "serve": "try an export out over TF Serving's REST and gRPC: --workdir=DIR [--rest_api_port=N]",
+    "show": "resolved config, mask and memory, training nothing: --config=FILE",
+    "lr-find": "loss at rising learning rates, with a plot: --config=FILE",
+    "data": "profile of a data set: --config=FILE",
+    "launch": "several workers on this machine: --workers=N [--restarts=R] train --config=...",
+    "doctor": "what is installed and whether it works",
+    "schema": "the JSON schema of the YAML",
+}
+
+
+def main() -> None:
+    """Hand over to the verb's binary."""
+    arguments = sys.argv[1:]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_usage())
+        sys.exit(0 if arguments else 2)
+    verb = arguments[0]
+    if verb in ("--version", "version"):
+        from tfft import __version__
+
+        print(__version__)
+        sys.exit(0)
+    if verb not in VERBS:
+        print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    # SIGTERM ends a command as Ctrl-C does: its temporary folders and processes end with it.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        module = importlib.import_module(f"tfft.cli.{verb.replace('-', '_')}")
+        module.main([f"tfft {verb}", *arguments[1:]])
+    except KeyboardInterrupt:  # before the verb has begun, or after its end
+        print("tfft: interrupted", file=sys.stderr)
+        sys.exit(3)
+    except Exception as error:
+        sys.exit(_unforeseen(error))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _unforeseen(error: Exception) -> int:
+    """Say in one line what no part of tfft expected; the traceback goes to a file."""
+    descriptor, path = tempfile.mkstemp(prefix="tfft-", suffix=".log")
+    with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
+        log.writelines(traceback.format_exception(error))
+    reason = " ".join(str(error).split())[:200]
+    print(f"tfft: {type(error).__name__}: {reason}; the traceback is in {path}", file=sys.stderr)
+    return 1
+
+
+def _usage() -> str:
+    lines = [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    return "\n".join(
+        ["usage: tfft VERB [--flag=value ...]", "", *lines, "", "tfft VERB --help: its flags"]
+    )
+
+
+if __name__ == "__main__":
+    main()

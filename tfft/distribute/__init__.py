@@ -1,0 +1,1 @@
+"""Devices and workers: `tf.distribute` strategies, and a launcher for several processes."""

@@ -1,0 +1,1 @@
+"""Metrics of a split, their intervals, and the baselines beside them."""

@@ -1,0 +1,1 @@
+"""One training: schedule, loop, callbacks, checkpoints, optimizers, feature cache, run directory."""

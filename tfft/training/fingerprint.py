@@ -1,0 +1,120 @@
+"""What a training depends on: compared when it resumes, and between workers.
+
+The batches of a step are a function of the seed and the rows, and the head's outputs are in the
+order of the classes, so a run that went on with other rows, classes or weights would be neither the
+old run nor a new one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfft.config import Config
+from tfft.data import Dataset, Datasets
+from tfft.distribute import strategies
+from tfft.spec import Backbone
+from tfft.utils.errors import UserError
+
+SHOWN = 60  # characters of a value that an error shows
+
+# Workers may have their files in different places: what is in them is compared.
+_PATHS = {
+    "data": {
+        **{split: {"path", "data_dir"} for split in ("train", "validation", "test")},
+        "labels": True,
+        "cache_dir": True,
+    },
+    "model": {"backbone", "weights", "tokenizer"},
+    "regularization": {"distillation": {"teacher"}},
+}
+
+
+def of(config: Config, backbone: Backbone, data: Datasets) -> dict[str, str]:
+    """Return what a run depends on beyond its config, by the key of the config that it is from."""
+    teacher = config.regularization.distillation
+    return {
+        "model.backbone": backbone.fingerprint,
+        "data.train": _rows(data.train),
+        "data.validation": _rows(data.validation),
+        "data.test": _rows(data.test),
+        "data.labels": ", ".join(data.labels),
+        "regularization.distillation.teacher": _teacher(teacher.teacher) if teacher else "none",
+    }
+
+
+def settings(config: Config) -> dict[str, str]:
+    """Return the sections of a config that all workers must share, without paths."""
+    sections = config.model_dump(mode="json", exclude=_PATHS)
+    return {name: json.dumps(section) for name, section in sections.items()}
+
+
+def require_unchanged(saved: Mapping[str, str], current: Mapping[str, str], workdir: Path) -> None:
+    """Refuse to resume on other data, classes or weights.
+
+    Args:
+        saved: the identity in the checkpoint.
+
+    Raises:
+        UserError: they differ.
+    """
+    changed = [
+        f"{name}: {_short(saved.get(name))} at the checkpoint, {_short(value)} now"
+        for name, value in current.items()
+        if saved.get(name) != value
+    ]
+    if changed:
+        raise UserError(
+            f"{workdir}: cannot resume, as the run depends on what has changed since "
+            f"({'; '.join(changed)}); restore it, or choose another --workdir"
+        )
+
+
+def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[str, str]) -> None:
+    """Refuse to train where workers do not agree; every worker must call it with the same keys.
+
+    Raises:
+        UserError: they do not; on all of them.
+    """
+    workers = strategies.workers()
+    if workers.count == 1:
+        return
+    digests = np.zeros((workers.count, len(values), 2), np.int32)
+    for at, value in enumerate(values.values()):
+        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+        digests[workers.index, at] = np.frombuffer(digest[:8], np.int32)
+    digests = strategies.sum_over_workers(strategy, digests)
+    for at, name in enumerate(values):
+        differing = np.flatnonzero((digests[:, at] != digests[0, at]).any(axis=1))
+        if len(differing):
+            raise UserError(
+                f"{name}: differs between worker 0 and worker {differing[0]}; all workers must be "
+                "started with the same config, data and backbone. Received here: "
+                f"{_short(values[name])}"
+            )
+
+
+def _rows(split: Dataset | None) -> str:
+    """Return the number of rows and a digest of them and their classes."""
+    if split is None:
+        return "none"
+    digest = hashlib.sha256(split.prepared.content.encode())
+    for array in (split.rows, split.labels):
+        digest.update(np.ascontiguousarray(array).data)
+    return f"{len(split):,} rows ({digest.hexdigest()[:12]})"
+
+
+def _teacher(workdir: str) -> str:
+    path = Path(workdir) / "best" / "weights.safetensors"
+    if not path.is_file():
+        return "none"  # what is wrong with it is said where it is loaded
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def _short(value: str | None) -> str:
+    text = "unknown" if value is None else value
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."

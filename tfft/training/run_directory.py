@@ -1,0 +1,164 @@
+"""The run directory: who may use it, and the plain files in it that say what a run is."""
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from tfft.config import Config, dump, read
+from tfft.config.plain_yaml import loads
+from tfft.data import Datasets
+from tfft.distribute import strategies
+from tfft.evaluation.evaluate import Evaluation
+from tfft.model import masks
+from tfft.run import Run
+from tfft.training.checkpoints import State
+from tfft.training.schedule import Course
+from tfft.utils import console, files
+from tfft.utils.errors import UserError
+from tfft.utils.files import write_atomic
+from tfft.utils.reading import printable, read_json
+
+FACTS = "run.json"
+
+
+@contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Create the run directory if there is none, and hold it against other processes.
+
+    The lock is on the folder itself, so that it leaves no file behind; the kernel releases it with
+    the process. Of several workers the first holds it.
+
+    Raises:
+        UserError: another process trains there, it holds something that is no run, or it cannot be
+            written.
+    """
+    if not strategies.workers().first:
+        yield
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir}: is a file; --workdir must be a folder")
+    try:
+        begun = {"config.yaml", "config.given.yaml"}
+        names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
+        # A killed process may have left a file without its name yet, which is a hidden one.
+        if not begun & set(names) and any(not name.startswith(".") for name in names):
+            raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(workdir))
+        except BlockingIOError:
+            raise UserError(
+                f"{workdir}: another process trains there; wait for it, or choose another --workdir"
+            ) from None
+        except OSError:  # a file system without locks on folders, such as NFS
+            pass
+        yield
+
+
+def open_workdir(config: Config, workdir: Path) -> None:
+    """Check that the run directory is this config's, if it holds a run.
+
+    `describe` writes the config there, once data and model are known to be good. A mistake that is
+    found before the first steps leaves nothing to lose: the corrected config may use the folder.
+
+    Raises:
+        UserError: it holds a run of another config.
+    """
+    path = workdir / "config.yaml"
+    if path.is_file() and not untrained(workdir):
+        check_same(path, dump(config))
+
+
+def untrained(workdir: Path) -> bool:
+    """Whether a run was described there and ended before anything of its training was kept."""
+    entries = workdir / "metrics.jsonl"
+    return (
+        (workdir / FACTS).is_file()
+        and not (workdir / "metrics.json").is_file()
+        and not any((workdir / "checkpoints").glob("step_*"))
+        and not (entries.is_file() and entries.stat().st_size)
+    )
+
+
+def check_same(path: Path, text: str) -> None:
+    """The run directory's config must be this one.
+
+    Raises:
+        UserError: it is another; some of the differences are named.
+    """
+    changed = _differences(read(path), loads(text, "config"))
+    if changed:
+        raise UserError(
+            f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
+            "choose another --workdir"
+        )
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{path}.{k}")]
+    return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
+
+
+def describe(result: Run, data: Datasets, course: Course) -> None:
+    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
+    write_atomic(result.workdir / "config.yaml", dump(result.config))
+    text = masks.table(course.mask, course.starts)
+    console.say(text)
+    write_atomic(result.workdir / "mask.txt", text + "\n")
+    packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
+    facts = {
+        "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
+        "python": platform.python_version(),
+        "device": strategies.report(result.model.distribute_strategy),
+        "git": _git_commit(),
+        "backbone": result.backbone.fingerprint,
+        "data": {
+            "train": data.train.prepared.folder.name,
+            "rows": {
+                name: len(split)
+                for name in ("train", "validation", "test")
+                if (split := getattr(data, name)) is not None
+            },
+            "labels": list(data.labels),
+        },
+        "command": [printable(argument) for argument in sys.argv],
+    }
+    write_atomic(result.workdir / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
+    bad = result.workdir / "bad_rows.txt"
+    bad.unlink(missing_ok=True)
+    if data.bad_rows:
+        write_atomic(bad, "\n".join(data.bad_rows) + "\n")
+
+
+def read_facts(workdir: Path) -> dict[str, Any]:
+    """What `describe` wrote of a run."""
+    return read_json(workdir / FACTS)
+
+
+def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:
+    """Write `metrics.json`, which also says that the run is done."""
+    figures: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
+    for name, evaluation in evaluations.items():
+        figures |= evaluation.flat(name)
+    write_atomic(result.workdir / "metrics.json", json.dumps(figures, indent=1))
+    console.say(f"done: {result.workdir / 'report.html'}")
+
+
+def _git_commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,1 @@
+"""Files, console lines, errors and other helpers that know nothing of models."""
