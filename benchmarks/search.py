@@ -42,7 +42,7 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     os.environ["TFFT_CACHE"] = str(out / "cache")
 
-    from tfft.search.search import search
+    from tfft.search.pipeline import search
 
     table, boards = [], []
     for name in flags.oracles.split(","):

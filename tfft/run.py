@@ -167,10 +167,10 @@ class Run:
             return plain.export(folder, weights, again)
         sample, config = self._sample, self.config.export
         kind, folder = weights or config.weights, folder or self.workdir / "export"
-        name, source = export.kit.model_name(self.workdir.name), self._digest(kind)
+        name, source = export.serving_config.model_name(self.workdir.name), self._digest(kind)
         if not again and (path := export.exported_from(folder, source)) is not None:
             remove_abandoned(folder, "export")  # as after its end, where it was interrupted
-            export.kit.write(folder, name, self._servable)
+            export.serving_config.write(folder, name, self._servable)
             return path
         with self._merged(sample[: config.verify_rows]), self._stored(kind) as stored:
             path = export.publish(
@@ -183,7 +183,7 @@ class Run:
                 self._trained_on,
                 source,
             )
-        export.kit.write(folder, name, self._servable)
+        export.serving_config.write(folder, name, self._servable)
         return path
 
     def _digest(self, kind: str) -> str:

@@ -220,7 +220,7 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         page = report.shown(result.model, result.inputs, data, changed, evaluations)
     report.write(workdir, config, state.history, evaluations, table(course), data, exported, page)
     moved = table(course).splitlines()[-1]
-    report.card.write(workdir, config, run_directory.read_facts(workdir), state, evaluations, moved)
+    report.model_card.write(workdir, config, run_directory.read_facts(workdir), state, evaluations, moved)
     run_directory.finish(result, evaluations, state)
 
 

@@ -111,7 +111,7 @@ def test_different_answers_are_not_published(exported, monkeypatch, tmp_path):
 
 
 def test_a_model_that_does_not_run_alone_is_not_published(exported, monkeypatch, tmp_path):
-    probe = tmp_path / "probe.py"
+    probe = tmp_path / "verify.py"
     probe.write_text("import sys\nsys.exit('no such op')\n")
     monkeypatch.setattr(saved_model, "_VERIFIER", Verifier(probe))
     with pytest.raises(UserError, match="does not run in a fresh process: no such op"):

@@ -15,7 +15,7 @@ from tfft.config import Halving, TuneConfig
 from tfft.search import oracles
 from tfft.search.leaderboard import Board
 from tfft.search.oracles import EPOCHS, Journal, Rungs
-from tfft.search.search import take_trials
+from tfft.search.pipeline import take_trials
 from tfft.search.space import Space
 from tfft.search.trials import Outcome
 

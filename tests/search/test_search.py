@@ -19,7 +19,7 @@ from tests.processes import Command
 from tests.tasks.test_image_runs import write_folder
 from tfft.config import load
 from tfft.distribute.launcher import _free_ports
-from tfft.search.search import search
+from tfft.search.pipeline import search
 from tfft.utils.errors import UserError
 
 

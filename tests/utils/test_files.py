@@ -49,7 +49,7 @@ def test_weights_and_logs_follow_no_link_either(outside, inside):
 
 def test_a_search_follows_no_link_either(outside, inside):
     from tfft.search.oracles import Journal
-    from tfft.search.search import alone
+    from tfft.search.pipeline import alone
 
     (inside / "lock").symlink_to(outside)
     with pytest.raises(UserError, match="run: cannot be written: Too many levels"), alone(inside):

@@ -20,7 +20,7 @@ def verb() -> None:
 
     Space(raw, f.config)  # mistakes first: what follows takes seconds
     common.load_tensorflow()
-    from tfft.search.search import search
+    from tfft.search.pipeline import search
 
     search(raw, common.workdir(), f.parallel, f.config)
 

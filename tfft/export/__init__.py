@@ -13,8 +13,8 @@ __all__ = [
     "Served",
     "Stored",
     "exported_from",
-    "kit",
     "latest",
     "publish",
     "rounded",
+    "serving_config",
 ]

@@ -1,11 +1,11 @@
 """Runs a SavedModel as a server would: with TensorFlow and tensorflow-text, nothing else.
 
-A script, run by path in a process of its own (`verifier`): `python -I probe.py --parent ID` imports
+A script, run by path in a process of its own (`verifier`): `python -I verify.py --parent ID` imports
 TensorFlow and reads names of folders from standard input, a line each. For each it forks a process,
 in which nothing was loaded before, and answers with that one's exit code; both are killed when the
 process ID ends. FOLDER/model is loaded,
 FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz the answers,
-FOLDER/errors.txt what was written to standard error. `python -I probe.py FOLDER` does one, without
+FOLDER/errors.txt what was written to standard error. `python -I verify.py FOLDER` does one, without
 a fork.
 """
 
@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 
-SIZES = (1, 2, 4, 8, 16, 32)  # of the batches that are timed: those of kit.SIZES
+SIZES = (1, 2, 4, 8, 16, 32)  # of the batches that are timed: those of serving_config.SIZES
 LONG = 2.0  # seconds for a size after which no larger one is timed
 IDLE = 120.0  # seconds without a request after which it ends
 PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG

@@ -1,4 +1,4 @@
-"""Run `probe.py` on exports, each in a process that has loaded nothing else.
+"""Run `verify.py` on exports, each in a process that has loaded nothing else.
 
 A server process imports TensorFlow, which takes seconds, and forks a child for each export. The
 first export starts it; it exits after `probe.IDLE` seconds without a request, or with the process
@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-PROBE = Path(__file__).parent / "probe.py"
+SCRIPT = Path(__file__).parent / "verify.py"
 
 
 class Verifier:
@@ -25,7 +25,7 @@ class Verifier:
         script: what it runs.
     """
 
-    def __init__(self, script: Path = PROBE):
+    def __init__(self, script: Path = SCRIPT):
         self._script = script
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None

@@ -3,7 +3,7 @@ that no client waits for what is done at first calls.
 
 Every signature in batches of several sizes, with short, middle and long rows. TF Serving runs them
 through the batching session: a request with more rows than `max_batch_size` would keep the version
-from being loaded, so the sizes are those of `kit.SIZES` at most.
+from being loaded, so the sizes are those of `serving_config.SIZES` at most.
 """
 
 import importlib.util

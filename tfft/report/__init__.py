@@ -1,7 +1,7 @@
-"""The page that a run leaves behind."""
+"""`report.html` and `MODEL_CARD.md` of a run."""
 
 from tfft.report import model_card, plots
 from tfft.report.images import shown, write_sheet
 from tfft.report.page import Shown, write, write_page
 
-__all__ = ["Shown", "card", "shown", "svg", "write", "write_page", "write_sheet"]
+__all__ = ["Shown", "model_card", "plots", "shown", "write", "write_page", "write_sheet"]

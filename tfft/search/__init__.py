@@ -1,6 +1,6 @@
 """Hyperparameter search: KerasTuner's oracles and spaces, tfft's own trials.
 
-    from tfft.tuning import HyperModel, search
+    from tfft.search import HyperModel, search
 
 Importing it loads no TensorFlow.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-_ROOMS = {"HyperModel": "hypermodel", "search": "search"}
+_MODULES = {"HyperModel": "hypermodel", "search": "pipeline"}
 __all__ = ["HyperModel", "search"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ROOMS:
+    if name not in _MODULES:
         raise AttributeError(f"module 'tfft.search' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"tfft.search.{_ROOMS[name]}"), name)
+    return getattr(importlib.import_module(f"tfft.search.{_MODULES[name]}"), name)

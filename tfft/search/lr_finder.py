@@ -152,6 +152,6 @@ def write(found: Found, path: Path) -> None:
     report.write_page(
         path,
         "Learning rates",
-        report.svg.curves("loss by learning rate", lines, "log10 of the learning rate"),
+        report.plots.curves("loss by learning rate", lines, "log10 of the learning rate"),
         found.text(),
     )
