@@ -137,7 +137,7 @@ def cost(made: dict, folder: Path) -> None:
     from tfft.distribute import strategies
     from tfft.model import masks
     from tfft.training import memory, memory_estimate
-    from tfft.training.input_pipeline import Feed
+    from tfft.training.input_pipeline import InputPipeline
 
     made = merged(made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache": False}})
     parsed = parse(made)
@@ -148,7 +148,7 @@ def cost(made: dict, folder: Path) -> None:
     def steps() -> None:
         result, data, plan, course = train.prepare(parsed, folder)
         masks.set_trainable(result.model, course.mask)
-        feed = Feed(result, data, plan)
+        feed = InputPipeline(result, data, plan)
         function, iterator = result.model.make_train_function(), feed.after(0)
         for _ in range(30):
             began = time.perf_counter()

@@ -50,7 +50,7 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
     from tfft import train
     from tfft.config import parse
     from tfft.model import masks
-    from tfft.training.input_pipeline import Feed
+    from tfft.training.input_pipeline import InputPipeline
 
     made = {}
     for kept in (False, True):
@@ -73,7 +73,7 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
         )
         with tf.distribute.get_strategy().scope():
             result, data, plan, course = train.prepare(config, folder / "run")
-        made[kept] = (result, Feed(result, data, plan), course)
+        made[kept] = (result, InputPipeline(result, data, plan), course)
 
     def read(kept: bool) -> float:
         iterator = made[kept][1].after(0)

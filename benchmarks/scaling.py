@@ -76,7 +76,7 @@ def work(flags: argparse.Namespace) -> None:
     from tfft.spec import Mask
     from tfft.tasks import TASKS
     from tfft.training import optimizers
-    from tfft.training.schedule import single
+    from tfft.training.phases import single
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     # Collectives need threads that wait; one core of its own keeps the computing to one thread.

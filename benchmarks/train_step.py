@@ -25,7 +25,7 @@ from tfft.model import assemble
 from tfft.spec import Mask
 from tfft.tasks import TASKS
 from tfft.training import optimizers
-from tfft.training.schedule import single
+from tfft.training.phases import single
 
 CLASSES = 6
 STEPS = 10  # in a turn

@@ -16,7 +16,7 @@ from tfft.config import Source
 from tfft.data import sources
 from tfft.data.sources import BadRow, Row
 from tfft.preprocess.image import ImageInputs
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.utils.errors import UserError
 
 RECIPES = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("configs/*/*.yaml"))]
@@ -120,7 +120,7 @@ def test_pictures(kind, examples):
             buffer, kind
         )
         files.append(buffer.getvalue())
-    inputs = ImageInputs(Picture(size=(8, 8)))
+    inputs = ImageInputs(ImageSpec(size=(8, 8)))
 
     def check(data):
         found = inputs.inspect(data)

@@ -45,7 +45,7 @@ def runs(tiny, tmp_path_factory):
 
 
 def test_one_backbone_several_runs(tiny, runs):
-    adapters = tfft.Adapters(f"hf:{tiny}")
+    adapters = tfft.SharedBackbone(f"hf:{tiny}")
     for name, run in runs.items():
         adapters.add(name, run.workdir)
     assert adapters.names == list(METHODS)
@@ -72,7 +72,7 @@ def test_another_backbone_is_refused(tiny, runs, tmp_path):
     with pytest.raises(UserError, match="was trained on another backbone"):
         tfft.load(runs["lora"].workdir, backbone=f"hf:{other}")
     with pytest.raises(UserError, match="was trained on another backbone"):
-        tfft.Adapters(f"hf:{other}").add("lora", runs["lora"].workdir)
+        tfft.SharedBackbone(f"hf:{other}").add("lora", runs["lora"].workdir)
 
 
 def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
@@ -89,4 +89,4 @@ def test_a_whole_run_is_no_adapter(config, tiny, tmp_path):
     config["data"]["validation"] = config["data"]["test"] = None
     run = tfft.train({**config, "train": {"epochs": 1}}, workdir=tmp_path / "full")
     with pytest.raises(UserError, match="trained all of its backbone"):
-        tfft.Adapters(f"hf:{tiny}").add("full", run.workdir)
+        tfft.SharedBackbone(f"hf:{tiny}").add("full", run.workdir)

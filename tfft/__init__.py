@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tfft.run import Run
-    from tfft.shared_backbone import Adapters
+    from tfft.shared_backbone import SharedBackbone
 
 __version__ = "0.1.0"
-__all__ = ["Adapters", "__version__", "load", "train"]
+__all__ = ["SharedBackbone", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
     # `tfft.train` is the module with the road in it, and can be called: see its last lines.
     if name == "train":
         return importlib.import_module("tfft.train")
-    if name == "Adapters":
-        return importlib.import_module("tfft.shared_backbone").Adapters
+    if name == "SharedBackbone":
+        return importlib.import_module("tfft.shared_backbone").SharedBackbone
     raise AttributeError(f"module 'tfft' has no attribute {name!r}")
 
 

@@ -19,13 +19,12 @@ from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
 from tfft.distribute import strategies
 from tfft.evaluation import evaluate
 from tfft.evaluation.evaluate import Evaluation
-from tfft.export import Servable, Stored
+from tfft.export import Servable, StoredWeight
 from tfft.methods import METHODS
-from tfft.model import Model
+from tfft.model import Model, weight_file
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
-from tfft.training import checkpoints
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
@@ -96,7 +95,7 @@ class Run:
         the probability of every class."""
         probabilities = self.task.probabilities(self.logits(rows, batch_size))
         limits = self.thresholds
-        if self.task.several and limits is None:
+        if self.task.multi_label and limits is None:
             limits = np.full(len(self.labels), 0.5)
         return answers(probabilities, self.labels, limits)
 
@@ -116,7 +115,7 @@ class Run:
     def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
         """The figures of a file that is not part of the config."""
         data = self.config.data.model_copy(update={"test": source})
-        want = dataset_builder.Want.of(self.config, self.labels)
+        want = dataset_builder.DatasetSettings.of(self.config, self.labels)
         chosen = dataset_builder.of_source(data, "test", source, self.inputs, want)
         return self.evaluate_on(chosen, config, None)
 
@@ -130,7 +129,7 @@ class Run:
             mirrored = model_inputs.Mirrored(plain)
             other = evaluate.predict(self.model, split, mirrored, config.batch_size)
             mean = (self.task.probabilities(logits) + self.task.probabilities(other)) / 2
-            logits = self.task.of_probabilities(mean)
+            logits = self.task.to_logits(mean)
         seed, limits = self.config.train.seed, self.thresholds
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, limits)
 
@@ -140,7 +139,7 @@ class Run:
         if self.task.tune is None:
             return
         if split is None:
-            console.say(
+            console.log(
                 "thresholds: 0.5 for every tag, as there is no validation split to tune them on"
             )
             return
@@ -220,7 +219,7 @@ class Run:
         return self.export_as("huggingface", folder).parent
 
     @contextmanager
-    def _stored(self, kind: str) -> Iterator[list[Stored]]:
+    def _stored(self, kind: str) -> Iterator[list[StoredWeight]]:
         """Within: the weights are as they are stored; what that costs is said."""
         split = self.datasets.validation or self.datasets.test or self.datasets.train
         plain = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
@@ -231,7 +230,7 @@ class Run:
                 size = sum(4 * int(np.prod(one.variable.shape)) for one in stored) / 1e6
                 now = sum(one.size for one in stored) / 1e6
                 lost = ", ".join(f"{n} {before[n]:.4f} -> {after[n]:.4f}" for n in before)
-                console.say(
+                console.log(
                     f"export: {kind} weights take {now:.1f} MB in place of {size:.1f}; over "
                     f"{len(split):,} rows {lost}"
                 )
@@ -279,13 +278,13 @@ class Run:
                         f"export: merging the {self.config.method.name} additions changes a "
                         f"probability by {difference:.1e}; the bound is {bound:.0e}. Not published"
                     )
-                console.say(f"export: {len(layers)} layers merged (difference {difference:.1e})")
+                console.log(f"export: {len(layers)} layers merged (difference {difference:.1e})")
             yield
 
     @cached_property
     def datasets(self) -> Datasets:
         """The splits of the config, from the cache where they are prepared."""
-        want = dataset_builder.Want.of(self.config, self.labels)
+        want = dataset_builder.DatasetSettings.of(self.config, self.labels)
         return dataset_builder.build(self.config.data, self.inputs, want)
 
     def save(self) -> None:
@@ -312,11 +311,11 @@ class Run:
     def save_weights(self) -> None:
         """Write the weights of `best/` anew."""
         path = self.workdir / "best" / WEIGHTS
-        checkpoints.save_weights(self.model, path, {"format": "tfft"}, self.trained)
+        weight_file.save(self.model, path, {"format": "tfft"}, self.trained)
 
     def load_weights(self) -> None:
         """Take the weights of `best/`."""
-        checkpoints.load_weights(self.model, self.workdir / "best" / WEIGHTS, self.trained)
+        weight_file.load(self.model, self.workdir / "best" / WEIGHTS, self.trained)
 
 
 def load_run(workdir: str | Path, backbone: str | None = None) -> Run:

@@ -19,10 +19,10 @@ from tfft.run import Run
 from tfft.utils.errors import UserError, nearest
 
 
-class Adapters:
+class SharedBackbone:
     """Runs by name, of which one at a time is on the backbone.
 
-        adapters = tfft.Adapters("hf:sentence-transformers/all-MiniLM-L6-v2")
+        adapters = tfft.SharedBackbone("hf:sentence-transformers/all-MiniLM-L6-v2")
         adapters.add("topic", "runs/topic")
         adapters.add("tone", "runs/tone")
         adapters.predict("tone", ["a text"])

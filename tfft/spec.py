@@ -64,7 +64,7 @@ class HeadStyle:
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageSpec:
     """The pictures that a backbone reads.
 
     Attributes:
@@ -109,7 +109,7 @@ class Backbone:
     description: Mapping[str, Any]
     head: StoredHead | None = None
     max_length: int | None = None
-    picture: Picture | None = None
+    picture: ImageSpec | None = None
     tokenizer: str | None = None
 
     @property
@@ -174,13 +174,13 @@ class Task:
     loss: Callable[..., "keras.losses.Loss"]
     sample_weights: Callable[..., "np.ndarray | None"]
     probabilities: Callable[["np.ndarray"], "np.ndarray"]
-    of_probabilities: Callable[["np.ndarray"], "np.ndarray"]
+    to_logits: Callable[["np.ndarray"], "np.ndarray"]
     metrics: Callable[..., dict[str, float]]
     resampled: Callable[..., dict[str, "np.ndarray"]]
     details: Callable[..., Details]
     decode: Callable[..., dict[str, "tf.Tensor"]]
     tune: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
-    several: bool = False
+    multi_label: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from tfft.training import (
     memory,
     memory_estimate,
     optimizers,
+    phases,
     run_directory,
-    schedule,
 )
-from tfft.training.checkpoints import Checkpoints, State
-from tfft.training.input_pipeline import Plan
-from tfft.training.schedule import Course
+from tfft.training.checkpoints import Checkpoints, TrainingState
+from tfft.training.input_pipeline import BatchPlan
+from tfft.training.phases import TrainingSchedule
 from tfft.utils import console
 from tfft.utils.errors import UserError, nearest, require
 from tfft.utils.files import write_atomic
@@ -67,7 +67,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         if workers.first:
             run_directory.open_workdir(config, workdir)
         if (workdir / "metrics.json").is_file():
-            console.say(f"{workdir}: this run is finished; nothing to do")
+            console.log(f"{workdir}: this run is finished; nothing to do")
             return load_run(workdir)
         if config.train.tensorboard:
             require("tensorboard", "tensorboard")
@@ -97,7 +97,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         return result
 
 
-def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]:
+def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, TrainingSchedule]:
     """Everything before the first step: backbone, tokenizer, data, and a compiled model."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read(config, backbone)
@@ -105,7 +105,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, Plan, Course]
     strategy = tf.distribute.get_strategy()
     depends_on = fingerprint.of(config, backbone, data)
     fingerprint.require_equal_on_workers(strategy, depends_on)
-    plan = Plan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
+    plan = BatchPlan.make(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, course, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
         plain = model_inputs.plain(data.train, inputs)
@@ -136,12 +136,12 @@ def read(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
     labels = backbone.head.labels if backbone.head is not None else None
-    return inputs, dataset_builder.build(config.data, inputs, dataset_builder.Want.of(config, labels))
+    return inputs, dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config, labels))
 
 
 def build_model(
-    config: Config, backbone: Backbone, labels: Sequence[str], plan: Plan
-) -> tuple[Model, Course, set[str]]:
+    config: Config, backbone: Backbone, labels: Sequence[str], plan: BatchPlan
+) -> tuple[Model, TrainingSchedule, set[str]]:
     """Backbone and head -> surgery -> method -> masks -> optimizer -> regularization.
 
     Returns the compiled model, what moves in it when, and the paths that surgery changed.
@@ -152,7 +152,7 @@ def build_model(
     changed = surgery.apply(model, stages, config.model.surgery, config.train.seed)
     method = METHODS[config.method.name].apply(model, stages, config.method)  # may attach layers
     own = [Rule(r.match, r.trainable, r.learning_rate) for r in config.mask]
-    course = schedule.resolve(
+    course = phases.resolve(
         model, stages, method, own, config.optimizer, plan.per_epoch, plan.total
     )
     masks.set_trainable(model, course.mask)  # whatever moves at some time has a slot
@@ -192,12 +192,12 @@ def teachers_targets(config: Config, data: Datasets) -> np.ndarray | None:
     same = teacher.config.task.modality == config.task.modality
     if not same or teacher.inputs.pair != (config.data.text_pair is not None):
         raise UserError("regularization.distillation.teacher: reads rows of another kind")
-    console.say(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
+    console.log(f"distillation: {taught.teacher} answers {len(data.train):,} rows")
     logits = teacher.logits([data.train.raw(at) for at in range(len(data.train))])
     return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
 
 
-def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
+def conclude(result: Run, data: Datasets, course: TrainingSchedule, state: TrainingState) -> None:
     """Evaluate, export, report: what a run leaves behind."""
     config, workdir = result.config, result.workdir
     result.tune(data.validation)
@@ -207,12 +207,12 @@ def conclude(result: Run, data: Datasets, course: Course, state: State) -> None:
         if (split := getattr(data, name)) is not None
     }
     for name, evaluation in evaluations.items():
-        console.say(evaluate.text(evaluation, name, config.evaluate.confidence))
+        console.log(evaluate.text(evaluation, name, config.evaluate.confidence))
     if not strategies.workers().first:
         return
     # `again`: a run that was killed after its export has published these weights already.
     exported = result.export(again=False) if config.export.enabled else None
-    page = report.Shown()
+    page = report.PageImages()
     if config.task.modality == "image":
         changed = model_inputs.changed(
             data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
@@ -246,7 +246,7 @@ def advised(config: Config, workdir: Path | None) -> Config:
         run_directory.check_same(given, text)
         return load(given.parent / "config.yaml")
     plain, reasons = auto.advise(config, facts(config))
-    console.say("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
+    console.log("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
     if workdir is not None and given is not None:
         run_directory.open_workdir(plain, workdir)
         write_atomic(given, text)
@@ -303,7 +303,7 @@ def micro_rows(train: TrainConfig) -> int:
     return min(given, train.batch_size) if isinstance(given, int) else train.batch_size
 
 
-def table(course: Course) -> str:
+def table(course: TrainingSchedule) -> str:
     """The mask as text."""
     return masks.table(course.mask, course.starts)
 
@@ -328,7 +328,7 @@ def rematerialise(config: Config, model: Model, backbone: Backbone) -> None:
     found = model_room.rematerialise(model, [stages[name] for name in names])
     if not found:
         raise UserError(f"train.remat: {', '.join(names)}: no layer lies wholly in these stages")
-    console.say(f"remat: {', '.join(found)}")
+    console.log(f"remat: {', '.join(found)}")
 
 
 def check_metric(config: Config, labels: Sequence[str]) -> None:
@@ -338,7 +338,7 @@ def check_metric(config: Config, labels: Sequence[str]) -> None:
         UserError: it does not, such as the top-5 accuracy of five classes.
     """
     task, watched = TASKS[config.task.name], config.train.metric
-    truth = np.zeros((1, len(labels)), np.float32) if task.several else np.zeros(1, np.int32)
+    truth = np.zeros((1, len(labels)), np.float32) if task.multi_label else np.zeros(1, np.int32)
     figures = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
     if watched not in figures:
         raise UserError(

@@ -16,7 +16,7 @@ import tfft
 from tests.tasks.test_image_runs import SIZE, write_folder
 from tfft import backbones
 from tfft.config import ModelConfig, parse
-from tfft.export import Served
+from tfft.export import ExportedModel
 from tfft.preprocess import ImageInputs
 from tfft.utils import pretrained
 from tfft.utils.errors import UserError
@@ -155,7 +155,7 @@ def test_trained_loaded_and_exported(raw, folder, tmp_path, method, request):
     row = run.datasets.train.raw(0)
     again = tfft.load(run.workdir)
     np.testing.assert_array_equal(again.logits([row]), run.logits([row]))
-    served = Served(run.workdir / "export").probabilities([row], 1)
+    served = ExportedModel(run.workdir / "export").probabilities([row], 1)
     live = run.predict([row])[0]["probabilities"]
     np.testing.assert_allclose(served[0], [live[n] for n in run.labels], atol=1e-5)
 
@@ -254,7 +254,7 @@ def test_a_real_network_is_frozen_resumed_and_served(real, tmp_path):
     for path, value in after.items():
         np.testing.assert_array_equal(values(again.model)[path], value, err_msg=path)
     row = whole.datasets.train.raw(0)
-    served = Served(whole.workdir / "export").probabilities([row], 1)
+    served = ExportedModel(whole.workdir / "export").probabilities([row], 1)
     live = whole.predict([row])[0]["probabilities"]
     np.testing.assert_allclose(served[0], [live[n] for n in whole.labels], atol=1e-5)
 

@@ -10,7 +10,7 @@ import tfft
 from tests.conftest import write_csv
 from tfft import backbones, preprocess
 from tfft.config import DataConfig, ModelConfig
-from tfft.export import Served
+from tfft.export import ExportedModel
 from tfft.utils.errors import UserError
 
 TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "good", "bad", "film", "##s", "ü", "!"]
@@ -170,7 +170,7 @@ def test_trained_loaded_and_served_from_texts(kind, method, request, tmp_path):
     run = tfft.train(config, tmp_path / "run")
     texts = ["a good film", "bad films !", "ü"]
     answers = run.predict(texts)
-    served = Served(run.workdir / "export").probabilities([(t,) for t in texts], 2)
+    served = ExportedModel(run.workdir / "export").probabilities([(t,) for t in texts], 2)
     live = [list(a["probabilities"].values()) for a in answers]
     np.testing.assert_allclose(served, live, atol=1e-5)
     assert tfft.load(run.workdir).predict(texts) == answers

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from tests.backbones.test_huggingface import BOUND, CASES, GOLDEN, expected, inputs, load
 from tests.methods.test_contract import built
-from tfft.backbones.families.unpadding import Pack, packed, places
+from tfft.backbones.families.unpadding import Unpad, packed, places
 from tfft.methods import METHODS
 
 
@@ -65,7 +65,7 @@ def test_blocks_get_the_real_tokens_alone():
 
 def test_off_outside_and_after_an_error():
     encoder = load(GOLDEN / "encoders" / "bert").model
-    (layer,) = [x for x in encoder.layers if isinstance(x, Pack)]
+    (layer,) = [x for x in encoder.layers if isinstance(x, Unpad)]
     with pytest.raises(RuntimeError), packed(encoder):
         assert layer.on
         raise RuntimeError

@@ -148,7 +148,7 @@ def test_pictures_are_shown_as_transformers_shows_them(name):
     """Within one level of 255: Pillow rounds between down and across, TensorFlow after both."""
     folder = GOLDEN / "processors" / name
     settings = json.loads((folder / "preprocessor_config.json").read_text())
-    picture, scaling = processor.read(settings, FAMILIES["vit"].eyes, (224, 224))
+    picture, scaling = processor.read(settings, FAMILIES["vit"].image_defaults, (224, 224))
     inputs = ImageInputs(picture)
     values = np.load(folder / "expected.npz")
     step = 8 if name == "convnext_large" else 1
@@ -179,7 +179,7 @@ def test_pictures_are_shown_as_transformers_shows_them(name):
     ],
 )
 def test_older_forms_of_the_file(settings, picture):
-    found, _ = processor.read(settings, FAMILIES["vit"].eyes, (32, 32))
+    found, _ = processor.read(settings, FAMILIES["vit"].image_defaults, (32, 32))
     assert (found.size, found.resize, found.interpolation, found.keep) == picture
 
 
@@ -195,7 +195,7 @@ def test_older_forms_of_the_file(settings, picture):
 )
 def test_what_the_file_cannot_ask_for(settings, words):
     with pytest.raises(UserError, match=words):
-        processor.read(settings, FAMILIES["vit"].eyes, (32, 32))
+        processor.read(settings, FAMILIES["vit"].image_defaults, (32, 32))
 
 
 def test_no_file_means_the_habits_of_the_family(tmp_path):

@@ -9,13 +9,13 @@ import tensorflow as tf
 from tfft.config import AugmentationConfig, parse
 from tfft.data import batches, model_inputs
 from tfft.data.augmentation import Augmentation, cut
-from tfft.data.dataset_builder import Want, build
+from tfft.data.dataset_builder import DatasetSettings, build
 from tfft.data.images import Pictures
 from tfft.preprocess import ImageInputs
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.utils.errors import UserError
 
-INPUTS = ImageInputs(Picture((16, 16)))
+INPUTS = ImageInputs(ImageSpec((16, 16)))
 
 
 def png(colour, size=(20, 24)):
@@ -43,7 +43,7 @@ def splits(path, kind="images", **data):
         "model": {"backbone": "keras:MobileNetV2", "weights": "none"},
         "task": {"name": "image_classification"},
     }
-    return build(parse(raw).data, INPUTS, Want())
+    return build(parse(raw).data, INPUTS, DatasetSettings())
 
 
 def test_a_folder_for_each_class(folder):
@@ -82,7 +82,7 @@ def test_arrays_of_pixels(tmp_path, shape):
     np.savez(tmp_path / "a.npz", image=pixels, label=np.arange(12) % 3)
     data = splits(tmp_path / "a.npz", "npz", validation=None)
     assert data.labels == ("0", "1", "2")
-    own = ImageInputs(Picture((8, 8)))
+    own = ImageInputs(ImageSpec((8, 8)))
     read = own.batch([data.train.raw(at)[0] for at in range(12)])["image"]
     wanted = pixels.reshape(12, 8, 8, -1)
     np.testing.assert_array_equal(read, np.broadcast_to(wanted, (12, 8, 8, 3)))
@@ -134,7 +134,7 @@ def test_tfds_gives_encoded_pictures(tmp_path):
             "task": {"name": "image_classification"},
         }
     )
-    data = build(config.data, INPUTS, Want())
+    data = build(config.data, INPUTS, DatasetSettings())
     assert len(data.train) == 12 and set(data.labels) == set(COLOURS)
     assert isinstance(data.train.raw(0)[0], bytes)
 
@@ -247,7 +247,7 @@ KINDS = {
 
 
 def changed(config, draw, seed=0):
-    made = Augmentation(AugmentationConfig(**config), Picture((16, 16)), 3, seed)
+    made = Augmentation(AugmentationConfig(**config), ImageSpec((16, 16)), 3, seed)
     run = tf.function(made.__call__, autograph=False)
     return [
         [value.numpy() for value in run(tf.constant(PIXELS), tf.constant(TARGETS), tf.constant(d))]
@@ -289,7 +289,7 @@ def test_erasing_blanks_a_rectangle_in_a_share():
 def test_mixed_labels_are_the_shares_of_the_pictures(kind):
     plain = np.zeros_like(PIXELS)
     plain[..., :] = (TARGETS * 100)[:, None, None, None]
-    made = Augmentation(AugmentationConfig(**KINDS[kind]), Picture((16, 16)), 3, 0)
+    made = Augmentation(AugmentationConfig(**KINDS[kind]), ImageSpec((16, 16)), 3, 0)
     found, targets = made(tf.constant(plain), tf.constant(TARGETS), tf.constant([1, 0]))
     np.testing.assert_allclose(targets.numpy().sum(1), 1, atol=1e-6)
     # A picture of class c has the value 100 c everywhere, so its mean is the mixed label's.
@@ -302,7 +302,7 @@ def test_a_cut_keeps_the_share_that_is_asked_for():
     config = AugmentationConfig(crop={"area": (0.25, 0.25), "ratio": (1, 1)})
     steps = np.broadcast_to(np.arange(64)[:, None, None] * 4, (64, 64, 3)).astype(np.uint8)
     for seed in range(5):
-        part = cut(tf.constant(steps), config.crop, Picture((32, 32)), tf.constant([seed, 1]))
+        part = cut(tf.constant(steps), config.crop, ImageSpec((32, 32)), tf.constant([seed, 1]))
         rows_ = part.numpy()[:, 0, 0].astype(int)
         np.testing.assert_array_equal(np.diff(rows_), 4)  # half the height, not resized
 
@@ -344,7 +344,7 @@ def test_duplicates_leaks_sizes_and_broken_files_are_found(folder):
             "task": {"name": "image_classification"},
         }
     )
-    found = image_profile.profile(config, ImageInputs(Picture((32, 32))))
+    found = image_profile.profile(config, ImageInputs(ImageSpec((32, 32))))
     assert found["classes"]["train"] == {"blue": 6, "green": 7, "red": 6}
     assert found["duplicates"]["train"]["exact"] == 1
     assert found["duplicates"]["train"]["contradicting"] == 1

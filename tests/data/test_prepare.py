@@ -10,7 +10,7 @@ from tests.conftest import write_csv
 from tfft import preprocess
 from tfft.config import parse
 from tfft.data import batches
-from tfft.data.dataset_builder import Want, build
+from tfft.data.dataset_builder import DatasetSettings, build
 from tfft.data.splits import stratified
 from tfft.utils.errors import UserError
 
@@ -18,7 +18,7 @@ from tfft.utils.errors import UserError
 def splits(config, **changes):
     parsed = parse(config, changes={"data": changes})
     inputs = preprocess.load(parsed.model, parsed.data)
-    return build(parsed.data, inputs, Want(parsed.train.seed)), inputs
+    return build(parsed.data, inputs, DatasetSettings(parsed.train.seed)), inputs
 
 
 def test_rows_come_back(config):

@@ -9,7 +9,7 @@ from tests.preprocess.test_images import BROKEN, CASES
 from tfft.export import exported_model, serving_config, verify
 from tfft.export.signatures import Servable, Signatures, example
 from tfft.preprocess import ImageInputs
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
 
@@ -37,7 +37,7 @@ def exported(request, tmp_path_factory):
     vector = keras.layers.GlobalAveragePooling2D()(image)
     keras.utils.set_random_seed(0)
     model = keras.Model({"image": image}, keras.layers.Dense(3)(vector))
-    inputs, task = ImageInputs(Picture((16, 16))), TASKS[request.param]
+    inputs, task = ImageInputs(ImageSpec((16, 16))), TASKS[request.param]
     servable = Servable(model, inputs, task, LABELS, None, None, None)
     folder = tmp_path_factory.mktemp("exported") / "1"
     signatures = Signatures(servable)
@@ -52,7 +52,7 @@ def check(answer, task, live):
     assert not answer["probabilities"][BAD].any()
     assert list(answer["status"]) == STATUS
     assert list(answer["label"][BAD]) == [b"", b""]
-    if task.several:
+    if task.multi_label:
         assert not answer["chosen"][BAD].any()
     else:
         wanted = [LABELS[at].encode() for at in live.argmax(1)]
@@ -78,7 +78,7 @@ def test_every_signature_that_decodes_answers_the_other_rows(exported, tmp_path)
     assert alone["status"].numpy() == STATUS[1:2]
     with pytest.raises(ValueError, match="a row was not answered: not a picture of a known kind"):
         verify.answers(model.signatures["serving_default"], {"image": ROWS}, 3)
-    again = exported_model.Served(folder)
+    again = exported_model.ExportedModel(folder)
     rows = [(ROWS[at],) for at in (0, 3, 4, 0, 1)]
     with pytest.raises(UserError, match=r"^row 5: not a picture of a known kind"):
         again.probabilities(rows, 2)
@@ -101,7 +101,7 @@ def test_in_a_session_as_tf_serving_has_it(exported):
 
 
 def test_the_table_of_signatures_says_which_answer_a_status():
-    inputs = ImageInputs(Picture((16, 16)))
+    inputs = ImageInputs(ImageSpec((16, 16)))
     servable = Servable(None, inputs, TASKS["image_classification"], LABELS, None, None, None)
     rows = {row.split("`")[1]: row for row in serving_config._table(servable).splitlines()[2:]}
     answering = {name for name, row in rows.items() if "`status` string [B]" in row}

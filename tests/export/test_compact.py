@@ -7,7 +7,7 @@ import tfft
 from tests.conftest import one_epoch
 from tests.console import command
 from tests.training.test_loop import weights
-from tfft.export import Served, compact
+from tfft.export import ExportedModel, compact
 from tfft.run import load_run
 from tfft.utils.errors import UserError
 
@@ -38,7 +38,7 @@ def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     assert all(np.array_equal(before[name], after[name]) for name in before)
     with compact.rounded(run.model, kind):
         expected = run.task.probabilities(run.logits(ROWS))
-    found = Served(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
+    found = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 0 < np.abs(found - live).max() < 0.05
     assert f"export: {kind} weights take" in err and "over 30 rows accuracy" in err

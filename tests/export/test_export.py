@@ -57,7 +57,7 @@ def test_signatures(exported):
 
 
 def test_served_object_and_numbers(exported, tmp_path):
-    served = export.Served(exported.workdir / "export")
+    served = export.ExportedModel(exported.workdir / "export")
     found = served.probabilities([(row,) for row in ROWS], 2)
     np.testing.assert_allclose(found, softmax(exported.logits(ROWS)), atol=1e-5)
     copy = load_run(shutil.copytree(exported.workdir, tmp_path / "run"))
@@ -120,10 +120,10 @@ def test_a_model_that_does_not_run_alone_is_not_published(exported, monkeypatch,
 
 def test_not_an_export(tmp_path):
     with pytest.raises(UserError, match="holds no SavedModel"):
-        export.Served(tmp_path)
+        export.ExportedModel(tmp_path)
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(UserError, match="was not exported by tfft"):
-        export.Served(tmp_path)
+        export.ExportedModel(tmp_path)
 
 
 def test_description(exported):

@@ -16,7 +16,7 @@ from tfft.config import MethodConfig, ModelConfig, OptimizerConfig, TaskConfig
 from tfft.methods import METHODS
 from tfft.model import assemble, masks, stages
 from tfft.tasks import TASKS
-from tfft.training import schedule
+from tfft.training import phases
 
 # What a method cannot do without.
 REQUIRED = {
@@ -69,8 +69,8 @@ def test_identity_at_first(tiny, name):
 @pytest.mark.parametrize("name", METHODS)
 def test_what_is_frozen_has_no_gradient_and_no_slot(tiny, name):
     model, every, found, *_ = built(tiny, name)
-    own = [schedule.Rule(r["match"], r.get("trainable", True)) for r in MASK if name == "mask"]
-    course = schedule.resolve(model, every, found, own, OptimizerConfig(), 10, 100)
+    own = [phases.Rule(r["match"], r.get("trainable", True)) for r in MASK if name == "mask"]
+    course = phases.resolve(model, every, found, own, OptimizerConfig(), 10, 100)
     masks.set_trainable(model, course.at(0).mask)
     moving = {e.path for e in course.at(0).mask.entries if e.trainable}
     assert {v.path for v in model.trainable_variables} == moving

@@ -25,7 +25,7 @@ from tfft.model import assemble, masks, rematerialise, stages
 from tfft.spec import Rule
 from tfft.tasks import TASKS
 from tfft.training import optimizers
-from tfft.training.schedule import single
+from tfft.training.phases import single
 
 BATCH, TOKENS, EPOCHS = 16, 12, 2
 

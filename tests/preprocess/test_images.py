@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from tfft.preprocess import ImageInputs, restore
 from tfft.preprocess.graph import image_ops, resizing
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.utils.errors import UserError
 
 DECODE = tf.function(image_ops.decode, [tf.TensorSpec([], tf.string)], autograph=False)
@@ -126,14 +126,14 @@ BROKEN = {
 @pytest.mark.parametrize("case", BROKEN)
 def test_broken_pictures_are_told(case):
     data, reason = BROKEN[case]
-    assert reason in ImageInputs(Picture((32, 32))).check(data)
+    assert reason in ImageInputs(ImageSpec((32, 32))).check(data)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("size", [(224, 224), (20, 33), (300, 301)])
 def test_resizing_is_pillows_within_a_level(interpolation, size):
     big = photo(150, 260)
-    found = image_ops.fit(tf.constant(np.asarray(big)), Picture(size, "stretch", interpolation))
+    found = image_ops.fit(tf.constant(np.asarray(big)), ImageSpec(size, "stretch", interpolation))
     want = big.resize(size[::-1], getattr(Image, interpolation.upper()))
     assert np.abs(found.numpy().astype(int) - np.asarray(want)).max() <= 1
 
@@ -146,9 +146,9 @@ def test_crop_keeps_the_middle_and_pad_keeps_all(shape):
     resized = image.resize([round(side * scale) for side in image.size], Image.BILINEAR)
     left, top = (resized.width - 40) // 2, (resized.height - 40) // 2
     want = resized.crop((left, top, left + 40, top + 40))
-    found = image_ops.fit(pixels, Picture((40, 40))).numpy().astype(int)
+    found = image_ops.fit(pixels, ImageSpec((40, 40))).numpy().astype(int)
     assert np.abs(found - np.asarray(want)).max() <= 1
-    padded = image_ops.fit(pixels, Picture((40, 40), "pad")).numpy()
+    padded = image_ops.fit(pixels, ImageSpec((40, 40), "pad")).numpy()
     scale = 40 / max(shape)
     small = image.resize([max(1, round(side * scale)) for side in image.size], Image.BILINEAR)
     top, left = (40 - small.height) // 2, (40 - small.width) // 2
@@ -158,7 +158,7 @@ def test_crop_keeps_the_middle_and_pad_keeps_all(shape):
 
 
 def test_host_graph_and_what_was_saved_agree(tmp_path):
-    inputs = ImageInputs(Picture((32, 32), keep=0.875))
+    inputs = ImageInputs(ImageSpec((32, 32), keep=0.875))
     rows = [CASES["jpeg"], CASES["png palette"], CASES["webp clear"]]
     host = inputs.batch(rows)["image"]
     assert host.dtype == np.float32 and host.shape == (3, 32, 32, 3)
@@ -173,7 +173,7 @@ def test_host_graph_and_what_was_saved_agree(tmp_path):
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_batch_of_jpegs_is_decoded_as_each_alone(turned):
     """Batches of JPEGs that are upright have a way of their own."""
-    inputs = ImageInputs(Picture((32, 32)))
+    inputs = ImageInputs(ImageSpec((32, 32)))
     exif = Image.Exif()
     exif[0x0112] = 6
     on_its_side = encoded(IMAGE, "JPEG", quality=60, exif=exif)
@@ -187,7 +187,7 @@ def test_a_batch_of_jpegs_is_decoded_as_each_alone(turned):
 
 
 def test_a_broken_picture_of_a_batch_is_named(tmp_path):
-    inputs = ImageInputs(Picture((32, 32)))
+    inputs = ImageInputs(ImageSpec((32, 32)))
     (tmp_path / "bad.jpg").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"bad\.jpg: not a picture"):
         inputs.batch([CASES["png"], str(tmp_path / "bad.jpg")])
@@ -221,7 +221,7 @@ def test_the_middle_of_a_thin_picture_is_pillows(shape, interpolation):
     end = begin + 40 * long / scaled
     box = (begin, 0, end, side) if shape[1] == long else (0, begin, side, end)
     want = image.resize((40, 40), PILLOWS[interpolation], box=box)
-    found = image_ops.fit(tf.constant(np.asarray(image)), Picture((40, 40), "crop", interpolation))
+    found = image_ops.fit(tf.constant(np.asarray(image)), ImageSpec((40, 40), "crop", interpolation))
     assert np.abs(found.numpy().astype(int) - np.asarray(want)).max() <= 1
 
 
@@ -299,7 +299,7 @@ HOSTILE = {  # each took from 0.4 to 12 GiB
 
 
 def test_memory_of_one_picture_is_bounded():
-    inputs = ImageInputs(Picture((224, 224)))
+    inputs = ImageInputs(ImageSpec((224, 224)))
     inputs.inspect(CASES["png clear"])
 
     def memory(name):
@@ -376,7 +376,7 @@ def test_decoders_are_traced_once():
     """However often they are asked for."""
 
     def traces():
-        inputs = ImageInputs(Picture((32, 32)))
+        inputs = ImageInputs(ImageSpec((32, 32)))
         tf.function(inputs.decode, [tf.TensorSpec([None], tf.string)]).get_concrete_function()
         functions = image_ops._functions(inputs.picture)
         return [one.experimental_get_tracing_count() for one in functions]
@@ -386,7 +386,7 @@ def test_decoders_are_traced_once():
 
 def test_a_bad_picture_has_a_status_and_the_others_their_pixels():
     """For what is broken at random too the graph says what the host says, and does not raise."""
-    inputs = ImageInputs(Picture((32, 32)))
+    inputs = ImageInputs(ImageSpec((32, 32)))
     draw = np.random.default_rng(0)
     rows = [*CASES.values(), *(data for data, _ in BROKEN.values()), *TOO_LARGE.values()]
     for data in CASES.values():

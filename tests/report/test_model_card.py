@@ -6,20 +6,20 @@ import numpy as np
 
 from tfft.config import parse
 from tfft.report import model_card
-from tfft.training.checkpoints import State
+from tfft.training.checkpoints import TrainingState
 
 VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
 
 
 def test_energy():
     alone, device = {"workers": 1}, {"workers": 2}
-    state = State(seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"])
+    state = TrainingState(seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"])
     line = model_card._energy(state, alone)
     assert line == "0.50 Wh by 1 CPU package (RAPL); other work of the machine counts too"
     state.metered = 40.2
     assert ", without 60 seconds that were not measured;" in model_card._energy(state, alone)
     assert "of the first worker" in model_card._energy(state, device)
-    assert model_card._energy(State(seconds=9), alone).startswith("not measured")
+    assert model_card._energy(TrainingState(seconds=9), alone).startswith("not measured")
 
 
 def test_weakest_first_and_last_what_had_no_rows():

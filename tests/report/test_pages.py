@@ -13,7 +13,7 @@ from tests.search.test_oracles import RAW, Simulated, finish, oracle
 from tfft.evaluation import metrics
 from tfft.report import page as report_page
 from tfft.search import report
-from tfft.search.leaderboard import Board
+from tfft.search.leaderboard import Leaderboard
 from tfft.search.space import Space
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -100,7 +100,7 @@ def pages(tiny, tmp_path_factory):
     }
     run = tfft.train(config, folder / "run")
     made = finish(oracle(folder, trials=30, halving={"factor": 3, "min_epochs": 1}), Simulated())
-    board = Board(Space(yaml.safe_load(RAW)), "accuracy", "max")
+    board = Leaderboard(Space(yaml.safe_load(RAW)), "accuracy", "max")
     board.take(made)
     report.write(board, folder / "search.html")
     return {"run": run.workdir / "report.html", "search": folder / "search.html"}

@@ -13,7 +13,7 @@ from keras_tuner.engine.trial import Trial
 
 from tfft.config import Halving, TuneConfig
 from tfft.search import oracles
-from tfft.search.leaderboard import Board
+from tfft.search.leaderboard import Leaderboard
 from tfft.search.oracles import EPOCHS, Journal, Rungs
 from tfft.search.pipeline import take_trials
 from tfft.search.space import Space
@@ -215,7 +215,7 @@ def test_a_failed_trial_is_one_failed_trial(tmp_path):
     made = finish(oracle(tmp_path, trials=30, halving=Halving()), Simulated())
     statuses = [trial.status for trial in made.trials.values()]
     assert len(statuses) == 30 and 1 <= statuses.count("FAILED") < 30
-    board = Board(Space(yaml.safe_load(RAW)), "accuracy", "max")
+    board = Leaderboard(Space(yaml.safe_load(RAW)), "accuracy", "max")
     board.take(made)
     assert len(board.rows) == 30
     assert "the loss is nan" in board._table(board.ranked)[-1]

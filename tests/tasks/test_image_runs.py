@@ -14,7 +14,7 @@ import tfft
 from tests.conftest import ROOT
 from tfft import backbones, train
 from tfft.config import ModelConfig, TaskConfig, parse
-from tfft.export import Served
+from tfft.export import ExportedModel
 from tfft.model import assemble
 from tfft.tasks import TASKS
 from tfft.utils.errors import Interrupted, UserError
@@ -149,7 +149,7 @@ def test_loaded_and_served_from_paths_and_bytes(run, raw):
     wanted = run.logits(paths).argmax(1)
     assert [a["label"] for a in answers] == [run.labels[at] for at in wanted]
     assert answers == loaded.predict(encoded)
-    served = Served(run.workdir / "export")
+    served = ExportedModel(run.workdir / "export")
     found = served.probabilities([(one,) for one in encoded], 2)
     live = [[a["probabilities"][name] for name in COLOURS] for a in answers]
     np.testing.assert_allclose(found, live, atol=1e-5)
@@ -267,7 +267,7 @@ def test_stored_draws_alternate_by_epoch():
         def arrays(self, _):
             return self.value
 
-    rows = feature_cache.InTurn([One("a"), One("b"), One("c")], per_epoch=4)
+    rows = feature_cache.CyclingCache([One("a"), One("b"), One("c")], per_epoch=4)
     found = [rows.arrays(batches.Batch(np.arange(2), 8, draw)) for draw in range(0, 20, 2)]
     assert found == list("aabbccaabb")
 
@@ -315,7 +315,7 @@ def test_a_vision_transformer_with_lora_served_and_saved(vit, raw, tmp_path):
     assert vit.metrics["test/accuracy"] > 0.5
     paths = [str(p) for p in sorted(Path(raw["data"]["test"]["path"]).glob("*/*"))[::5]]
     live = tf.nn.softmax(vit.logits(paths)).numpy()
-    served = Served(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
+    served = ExportedModel(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
     np.testing.assert_allclose(served, live, atol=1e-5)
     vit.export_huggingface(tmp_path)
     settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}

@@ -55,7 +55,7 @@ def test_decoded_in_the_graph():
 
 def test_probabilities_and_back():
     np.testing.assert_allclose(
-        TASK.of_probabilities(TASK.probabilities(LOGITS[:1])), LOGITS[:1], rtol=1e-5
+        TASK.to_logits(TASK.probabilities(LOGITS[:1])), LOGITS[:1], rtol=1e-5
     )
 
 

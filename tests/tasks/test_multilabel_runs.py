@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfft
 from tests.console import command
 from tfft.config import parse
-from tfft.export import Served
+from tfft.export import ExportedModel
 from tfft.run import load_run
 from tfft.utils.errors import UserError
 
@@ -90,7 +90,7 @@ def test_served_answers_are_those_of_python(run, raw):
     paths = [str(folder / f"{at}.png") for at in range(12)]
     answers = run.predict(paths)
     assert any(len(a["labels"]) > 1 for a in answers)
-    served = Served(run.workdir / "export")
+    served = ExportedModel(run.workdir / "export")
     np.testing.assert_allclose(served.thresholds, run.thresholds)
     serve = tf.saved_model.load(str(run.workdir / "export" / "1")).signatures["serving_default"]
     found = serve(image=tf.constant([Path(p).read_bytes() for p in paths]))

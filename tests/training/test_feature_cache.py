@@ -267,7 +267,7 @@ def test_fixed_shapes_of_stored_maps():
     """A stored map [N, positions, D] of pictures, whose batches have no width of their own."""
     values = np.arange(3 * 5 * 2, dtype=np.float32).reshape(3, 5, 2)
     split = SimpleNamespace(lengths=np.ones(3, np.int32))
-    rows = feature_cache.Stored(split, {"below_0": values}, set(), masked=False)
+    rows = feature_cache.CachedFeatures(split, {"below_0": values}, set(), masked=False)
     batch = batches.Batch(np.arange(3), 1)
     targets, weights = np.arange(3), np.ones(3, np.float32)
     ((inputs, y, weight),) = batches.dataset(rows, targets, weights, [batch], shape=(4, 1))

@@ -19,8 +19,9 @@ from tfft.data import images
 from tfft.data.prepared import Request
 from tfft.distribute import strategies
 from tfft.distribute.launcher import _free_ports
+from tfft.model import weight_file
 from tfft.preprocess.image import ImageInputs
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.training import checkpoints, fingerprint
 from tfft.utils.errors import Interrupted, UserError
 
@@ -126,22 +127,22 @@ def test_a_directory_in_use_is_refused(head_config, tmp_path):
 def test_a_full_disk_is_one_line(tiny_model, tmp_path):
     """The limit on the size of a file stands in for the disk's."""
     path = tmp_path / "best" / "weights.safetensors"
-    checkpoints.save_weights(tiny_model, path, {})
+    weight_file.save(tiny_model, path, {})
     before = path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     keep = checkpoints.Checkpoints(tmp_path / "checkpoints", 2)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
     try:
         with pytest.raises(UserError, match="best: cannot be written: "):
-            checkpoints.save_weights(tiny_model, path, {})
-        keep.save(tiny_model, checkpoints.State(step=1))
+            weight_file.save(tiny_model, path, {})
+        keep.save(tiny_model, checkpoints.TrainingState(step=1))
         with pytest.raises(UserError, match="checkpoints: cannot be written: "):
             keep.wait()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.rglob("*") if p.name.startswith(".")] == []
-    keep.save(tiny_model, checkpoints.State(step=2))
+    keep.save(tiny_model, checkpoints.TrainingState(step=2))
     keep.wait()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
 
@@ -189,7 +190,7 @@ def test_the_place_and_the_time_of_pictures_do_not_matter(tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     for path in (tmp_path / "b").rglob("*.png"):
         os.utime(path, (1, 1))
-    inputs = ImageInputs(Picture(size=(8, 8)))
+    inputs = ImageInputs(ImageSpec(size=(8, 8)))
 
     def content(folder):
         source = Source(source="images", path=str(folder))

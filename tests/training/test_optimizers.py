@@ -11,7 +11,7 @@ from tfft.config import OptimizerConfig
 from tfft.model import masks
 from tfft.spec import Mask, Rule, Stage
 from tfft.training import optimizers
-from tfft.training.schedule import single
+from tfft.training.phases import single
 from tfft.utils.errors import UserError
 
 

@@ -18,7 +18,7 @@ from keras import ops
 
 from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
-from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.spec import Backbone, HeadStyle, ImageSpec, Stage
 from tfft.utils import console
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.pretrained import WEIGHTS_LIMIT
@@ -193,7 +193,7 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
-        picture=Picture((size, size)),
+        picture=ImageSpec((size, size)),
     )
 
 
@@ -214,7 +214,7 @@ def _built(
     name: str, x: keras.KerasTensor, weights: str | None, pooling: str | None
 ) -> keras.Model:
     if weights == "imagenet":
-        console.say(f"model: ImageNet weights of {name} by keras.applications")
+        console.log(f"model: ImageNet weights of {name} by keras.applications")
     from_file = weights not in (None, "imagenet")
     try:
         model = getattr(keras.applications, name)(

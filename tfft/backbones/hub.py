@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from tfft.backbones import hub_text, pixels, saved_graph
 from tfft.config import ModelConfig
-from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.spec import Backbone, HeadStyle, ImageSpec, Stage
 from tfft.utils import pretrained
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors
@@ -190,7 +190,7 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
-        picture=Picture((size, size)),
+        picture=ImageSpec((size, size)),
     )
 
 

@@ -19,7 +19,7 @@ from tfft.backbones.families import FAMILIES, encoder, processor, weight_map
 from tfft.backbones.families.family import Architecture, Family
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
-from tfft.spec import Backbone, HeadStyle, Picture, StoredHead
+from tfft.spec import Backbone, HeadStyle, ImageSpec, StoredHead
 from tfft.utils import pretrained
 from tfft.utils.errors import UserError, nearest
 
@@ -46,7 +46,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "dropout": config.dropout,
             "dropped": sorted(config.surgery.drop),
         }
-        if family.eyes is not None:
+        if family.image_defaults is not None:
             description |= _pictures(folder, settings, family, config.image_size)
         elif config.image_size is not None:
             raise UserError(f"model.image_size: {config.backbone} reads text")
@@ -69,9 +69,9 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
         a = a.with_dropout(description["dropout"])
     if dropped := description.get("dropped"):
         a = a.without(dropped)
-    if family.eyes is not None:
+    if family.image_defaults is not None:
         given = description["picture"]
-        picture = Picture(**{**given, "size": tuple(given["size"])})
+        picture = ImageSpec(**{**given, "size": tuple(given["size"])})
         a = replace(a, size=picture.size, scaling=description["scaling"])
         return _backbone(a, style, precision, description, picture=picture)
     return _of_text(a, style, precision, description)
@@ -98,7 +98,7 @@ def _backbone(
     description: Mapping[str, Any],
     *,
     max_length: int | None = None,
-    picture: Picture | None = None,
+    picture: ImageSpec | None = None,
 ) -> Backbone:
     try:
         model = a.build(precision)
@@ -126,7 +126,7 @@ def _pictures(
     path = folder / PICTURES
     given = pretrained.read_json(path) if path.exists() else None
     own = family.architecture(settings).size
-    picture, scaling = processor.read(given, family.eyes, own)
+    picture, scaling = processor.read(given, family.image_defaults, own)
     if size is not None:
         picture = replace(picture, size=(size, size))
     return {"picture": asdict(picture), "scaling": scaling}
@@ -137,8 +137,8 @@ def save(
     backbone: Backbone,
     labels: Sequence[str],
     folder: Path,
-    picture: Picture | None = None,
-    several: bool = False,
+    picture: ImageSpec | None = None,
+    multi_label: bool = False,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -180,7 +180,7 @@ def save(
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     if picture is not None:
         shown = processor.write(picture, backbone.description["scaling"])
-    if several:
+    if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
     settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
@@ -218,7 +218,7 @@ def _stored_pooling(folder: Path) -> str | None:
     )
 
 
-def _check_size(a: Architecture, table: weight_map.Table, tensors: Tensors, kind: str) -> None:
+def _check_size(a: Architecture, table: weight_map.WeightMap, tensors: Tensors, kind: str) -> None:
     """Refuse an architecture whose weights the files do not hold, before memory is taken for it."""
     for path, entry in table.items():
         if not path.startswith("pooler/") and not tensors.has(entry):
@@ -232,7 +232,7 @@ def _check_size(a: Architecture, table: weight_map.Table, tensors: Tensors, kind
         )
 
 
-def _assign(variables: Sequence[keras.Variable], table: weight_map.Table, tensors: Tensors) -> None:
+def _assign(variables: Sequence[keras.Variable], table: weight_map.WeightMap, tensors: Tensors) -> None:
     for variable in variables:
         variable.assign(tensors.get(table[variable.path], tuple(variable.shape)))
 

@@ -18,7 +18,7 @@ import numpy as np
 from tfft.backbones import kerashub_images, pixels
 from tfft.config import ModelConfig
 from tfft.preprocess.kerashub import check_encoder, read_settings
-from tfft.spec import Backbone, HeadStyle, Picture, Stage
+from tfft.spec import Backbone, HeadStyle, ImageSpec, Stage
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors
 
@@ -63,7 +63,7 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
 
 def _of_pictures(inner: keras.Model, shown: Mapping[str, Any]) -> Backbone:
     given = shown["picture"]
-    picture = Picture(**{**given, "size": tuple(given["size"])})
+    picture = ImageSpec(**{**given, "size": tuple(given["size"])})
     settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
     description = {"provider": "kerashub", "class": type(inner).__name__, "config": settings}
     description |= {"picture": dict(given), "scaling": dict(shown["scaling"])}
@@ -99,7 +99,7 @@ def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]
     if getattr(converter, "pad_to_aspect_ratio", False):
         kind = "pad"
     interpolation = str(getattr(converter, "interpolation", "bilinear"))
-    picture = Picture((int(size[0]), int(size[1])), kind, interpolation)
+    picture = ImageSpec((int(size[0]), int(size[1])), kind, interpolation)
     return {"picture": asdict(picture), "scaling": scaling}
 
 

@@ -7,7 +7,7 @@ import keras
 from keras import ops
 
 from tfft.backbones import blocks, pixels
-from tfft.spec import Backbone, HeadStyle, Picture
+from tfft.spec import Backbone, HeadStyle, ImageSpec
 from tfft.utils.errors import UserError
 
 # A block in the path of a variable: of convolutional networks, then of transformers.
@@ -43,7 +43,7 @@ def is_of_pictures(inner: keras.Model) -> bool:
 
 def wrap(
     inner: keras.Model,
-    picture: Picture,
+    picture: ImageSpec,
     scaling: Mapping[str, Any],
     description: Mapping[str, Any],
     change: Callable[[keras.layers.Layer], keras.layers.Layer] = lambda layer: layer,

@@ -21,7 +21,7 @@ from tfft.backbones.families.family import bounded
 from tfft.backbones.kerashub_images import Padded
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
-from tfft.spec import Backbone, Picture, StoredHead
+from tfft.spec import Backbone, ImageSpec, StoredHead
 from tfft.utils import pretrained
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors
@@ -94,7 +94,7 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
 
 def _wrap(inner: keras.Model, description: Mapping[str, Any]) -> Backbone:
     given = description["picture"]
-    picture = Picture(**{**given, "size": tuple(given["size"])})
+    picture = ImageSpec(**{**given, "size": tuple(given["size"])})
     change = _as_pytorch if "DenseNet" in description["class"] else (lambda layer: layer)
     return kerashub_images.wrap(inner, picture, description["scaling"], description, change)
 
@@ -110,7 +110,7 @@ def _as_pytorch(layer: keras.layers.Layer) -> keras.layers.Layer:
     return layer
 
 
-def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[Picture, dict[str, Any]]:
+def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[ImageSpec, dict[str, Any]]:
     """How its authors showed it pictures."""
     # In files from before 2023 it stands at the top.
     given = settings.get("pretrained_cfg") or settings
@@ -130,7 +130,7 @@ def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[Picture, dict[str,
         interpolation = "bicubic"  # the nearest to lanczos
     mode = str(given.get("crop_mode", "center"))
     kind = {"squash": "stretch", "border": "pad"}.get(mode, "crop")
-    picture = Picture((height, width), kind, interpolation, 1.0 if kind == "pad" else keep)
+    picture = ImageSpec((height, width), kind, interpolation, 1.0 if kind == "pad" else keep)
     return picture, {"scale": 1 / 255, "mean": mean, "deviation": deviation}
 
 

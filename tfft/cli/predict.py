@@ -41,10 +41,10 @@ def verb() -> None:
         raise UserError(f"--input: no such file: {path}")
     common.load_tensorflow()
     from tfft import run
-    from tfft.export import Served
+    from tfft.export import ExportedModel
 
     if f.export is not None:
-        served = Served(Path(f.export))
+        served = ExportedModel(Path(f.export))
         columns, labels = tuple(served.columns), served.labels
         names = columns
 

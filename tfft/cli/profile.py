@@ -26,10 +26,10 @@ def verb() -> None:
     common.load_tensorflow()
     from tfft import preprocess
     from tfft.data import image_profile, profile
-    from tfft.spec import Picture
+    from tfft.spec import ImageSpec
 
     size = config.model.image_size or 224
-    picture = Picture((size, size)) if images else None
+    picture = ImageSpec((size, size)) if images else None
     spec = None
     if not images and config.model.backbone.startswith("hub:"):
         from tfft import backbones

@@ -110,7 +110,7 @@ class TaskConfig(Section):
         return "image" if self.name.startswith("image_") else "text"
 
     @property
-    def several(self) -> bool:
+    def multi_label(self) -> bool:
         """Whether a row may have several labels, or none."""
         return self.name.endswith("_tagging")
 
@@ -118,11 +118,11 @@ class TaskConfig(Section):
     def _loss_options(self) -> "TaskConfig":
         if self.loss != "cross_entropy" and self.label_smoothing:
             raise ValueError("`label_smoothing` is for loss: cross_entropy only")
-        if self.several and self.loss not in ("cross_entropy", "focal"):
+        if self.multi_label and self.loss not in ("cross_entropy", "focal"):
             raise ValueError(
                 f"`loss: {self.loss}` is of one class a row; tagging has cross_entropy"
             )
-        if self.several and self.class_weights is not None:
+        if self.multi_label and self.class_weights is not None:
             raise ValueError("`class_weights` are of one class a row; for rare tags: loss: focal")
         return self
 
@@ -201,7 +201,7 @@ class OptimizerConfig(Section):
         return self
 
 
-class Early(Section):
+class EarlyStopping(Section):
     """Stop when the watched metric has not improved for `patience` validations."""
 
     patience: int = Field(3, ge=1)
@@ -294,7 +294,7 @@ class TrainConfig(Section):
         "mean_average_precision",
     )
     validate_every: Duration = Duration(1, "epochs")
-    early_stopping: Early | None = None
+    early_stopping: EarlyStopping | None = None
     checkpoint: Checkpoint = Checkpoint()
     tensorboard: bool = Field(False, description="writes WORKDIR/tensorboard (extra: tensorboard)")
 

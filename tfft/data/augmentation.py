@@ -14,7 +14,7 @@ import tensorflow as tf
 from tfft.config import AugmentationConfig
 from tfft.config.augmentation import Crop
 from tfft.preprocess.graph import image_ops
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 
 
 class Augmentation:
@@ -27,7 +27,7 @@ class Augmentation:
         seed: of the run.
     """
 
-    def __init__(self, config: AugmentationConfig, picture: Picture, classes: int, seed: int):
+    def __init__(self, config: AugmentationConfig, picture: ImageSpec, classes: int, seed: int):
         self._config, self._picture, self._classes = config, picture, classes
         self._stream = _Stream(seed)
         self._layers = [_seeded(layer, self._stream) for layer in _layers(config)]
@@ -83,7 +83,7 @@ class Augmentation:
         return tf.map_fn(one, (image, tf.range(tf.shape(image)[0])), fn_output_signature=spec)
 
 
-def cut(pixels: tf.Tensor, crop: Crop, picture: Picture, seed: tf.Tensor) -> tf.Tensor:
+def cut(pixels: tf.Tensor, crop: Crop, picture: ImageSpec, seed: tf.Tensor) -> tf.Tensor:
     """A random part of a picture, resized: uint8 [h, w, 3] -> uint8 [H, W, 3]."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(pixels),

@@ -237,9 +237,9 @@ def dataset(
     options.autotune.enabled = False
     if rows.uniform:
         # An element that comes from Python costs more than a small step: many come at once.
-        several = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
+        multi_label = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
         generated = tf.data.Dataset.from_generator(
-            lambda: _stacked(iter(weak())), output_signature=several
+            lambda: _stacked(iter(weak())), output_signature=multi_label
         )
         made = generated.prefetch(2).unbatch().prefetch(4)
     else:

@@ -39,7 +39,7 @@ class Datasets:
 
 
 @dataclass(frozen=True)
-class Want:
+class DatasetSettings:
     """What the rest of a config wants of its data.
 
     Attributes:
@@ -51,17 +51,17 @@ class Want:
 
     seed: int = 0
     labels: Sequence[str] | None = None
-    several: bool = False
+    multi_label: bool = False
     whole: bool = False
 
     @classmethod
-    def of(cls, config: Config, labels: Sequence[str] | None = None) -> "Want":
+    def of(cls, config: Config, labels: Sequence[str] | None = None) -> "DatasetSettings":
         """What a config wants."""
         whole = config.augmentation.crop is not None
-        return cls(config.train.seed, labels, config.task.several, whole)
+        return cls(config.train.seed, labels, config.task.multi_label, whole)
 
 
-def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
+def build(config: DataConfig, inputs: Inputs, want: DatasetSettings) -> Datasets:
     """Prepare every split.
 
     The test split is held out first, then validation; neither is used to choose the classes.
@@ -85,21 +85,21 @@ def build(config: DataConfig, inputs: Inputs, want: Want) -> Datasets:
             if len(held):
                 splits[key], train = train.take(held), train.take(kept)
             else:
-                console.say(f"data.{key}: no class has two rows, of which one could be held out")
+                console.log(f"data.{key}: no class has two rows, of which one could be held out")
         else:
             splits[key] = None
-    if len(names) < 2 - want.several:
+    if len(names) < 2 - want.multi_label:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)
     _tell(result)
     for name in names:
         if name.strip().lower() in MISSING:
             place = made.place_of(name, "train", config.train)
-            console.say(f"{place}: label {name!r} is a class; is it a missing value?")
+            console.log(f"{place}: label {name!r} is a class; is it a missing value?")
     return result
 
 
-def of_source(config: DataConfig, key: str, source: Source, inputs: Inputs, want: Want) -> Dataset:
+def of_source(config: DataConfig, key: str, source: Source, inputs: Inputs, want: DatasetSettings) -> Dataset:
     """One split of known classes (`want.labels`), for evaluation alone."""
     made = _Build(config, inputs, want)
     return made.dataset(made.prepare(key, source), tuple(want.labels or ()), key, source)
@@ -111,9 +111,9 @@ def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
     return (*(given[name] for name in inputs.columns), config.label)
 
 
-def request(config: DataConfig, key: str, source: Source, inputs: Inputs, several: bool) -> Request:
+def request(config: DataConfig, key: str, source: Source, inputs: Inputs, multi_label: bool) -> Request:
     """What is asked of a source."""
-    separator = config.label_separator if several else None
+    separator = config.label_separator if multi_label else None
     return Request(source, columns(config, inputs), f"data.{key}", config.on_bad_row, separator)
 
 
@@ -128,10 +128,10 @@ def read(asked: Request, inputs: Inputs) -> Iterator[sources.Row | sources.BadRo
 class _Build:
     config: DataConfig
     inputs: Inputs
-    want: Want
+    want: DatasetSettings
 
     def prepare(self, key: str, source: Source) -> texts.Tokens | images.Pictures:
-        asked = request(self.config, key, source, self.inputs, self.want.several)
+        asked = request(self.config, key, source, self.inputs, self.want.multi_label)
         cache = default_cache(self.config.cache_dir)
         if not isinstance(self.inputs, ImageInputs):
             return texts.prepare(asked, self.inputs, cache)
@@ -160,7 +160,7 @@ class _Build:
                 f"{nearest(unknown, names)}"
             )
         rows = np.arange(prepared.rows)
-        if not self.want.several:
+        if not self.want.multi_label:
             return Dataset(prepared, rows, table[prepared.labels])
         labels = np.zeros((prepared.rows, len(names)), np.float32)
         labels[prepared.label_rows, table[prepared.labels]] = 1
@@ -181,7 +181,7 @@ class _Build:
 
     def place_of(self, label: str, key: str, source: Source) -> str:
         """Where a label stands first; read again, as only what is wrong asks for it."""
-        asked = request(self.config, key, source, self.inputs, self.want.several)
+        asked = request(self.config, key, source, self.inputs, self.want.multi_label)
         for row in read(asked, self.inputs):
             if isinstance(row, sources.Row) and label in asked.labels(row.values[-1]):
                 return row.place
@@ -207,16 +207,16 @@ def _tell(datasets: Datasets) -> None:
     for name in ("validation", "test"):
         split = getattr(datasets, name)
         sizes.append(f"{len(split):,} {name}" if split is not None else f"no {name}")
-    several = datasets.train.labels.ndim == 2
-    kind = "labels, of which a row may have several" if several else "classes"
-    console.say(f"data: {', '.join(sizes)}; {len(datasets.labels)} {kind}")
+    multi_label = datasets.train.labels.ndim == 2
+    kind = "labels, of which a row may have several" if multi_label else "classes"
+    console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {kind}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
-        console.say("data: there are hardly more training rows than labels; is data.label right?")
+        console.log("data: there are hardly more training rows than labels; is data.label right?")
     for prepared in {id(s.prepared): s.prepared for s in datasets.given()}.values():
         if prepared.bad:
-            console.say(f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}")
+            console.log(f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}")
         if prepared.cut:
-            console.say(
+            console.log(
                 f"data: {prepared.cut:,} of {prepared.rows:,} rows "
                 f"({prepared.cut / prepared.rows:.1%}) are cut at max_length"
             )

@@ -21,7 +21,7 @@ _CROWD = 50  # pictures with an equal part that are compared, at most
 def profile(config: Config, inputs: ImageInputs) -> dict[str, Any]:
     """All that is found; plain data. Broken pictures are listed whatever `on_bad_row` says."""
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = dataset_builder.build(data, inputs, dataset_builder.Want.of(config))
+    datasets = dataset_builder.build(data, inputs, dataset_builder.DatasetSettings.of(config))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     return {

@@ -118,8 +118,8 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
 
 def read(request: Request) -> Iterator[Row | BadRow]:
     """The rows of a source, each picture with its path or its bytes."""
-    several = request.separator is not None
-    rows = sources.read(request.source, request.columns, request.key, several)
+    multi_label = request.separator is not None
+    rows = sources.read(request.source, request.columns, request.key, multi_label)
     return rows if request.source.source == "images" else sources.with_paths(rows)
 
 

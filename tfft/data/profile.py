@@ -29,7 +29,7 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     """
     bad = _bad_rows(config, inputs)
     data = config.data.model_copy(update={"on_bad_row": "skip"})
-    datasets = dataset_builder.build(data, inputs, dataset_builder.Want.of(config))
+    datasets = dataset_builder.build(data, inputs, dataset_builder.DatasetSettings.of(config))
     given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in given.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
@@ -99,7 +99,7 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
         if not isinstance(source, Source):
             continue
         listed, count = [], 0
-        asked = dataset_builder.request(config.data, key, source, inputs, config.task.several)
+        asked = dataset_builder.request(config.data, key, source, inputs, config.task.multi_label)
         for row in dataset_builder.read(asked, inputs):
             if isinstance(row, BadRow):
                 count += row.count

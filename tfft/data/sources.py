@@ -34,7 +34,7 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
 
 
 def read(
-    source: Source, columns: Columns, key: str, several: bool = False
+    source: Source, columns: Columns, key: str, multi_label: bool = False
 ) -> Iterator[Row | BadRow]:
     """All rows of a source, every one with its columns present and its texts not empty.
 
@@ -42,7 +42,7 @@ def read(
     """
     first = 1 if source.source == "images" else 0  # a path may have any bytes in it
     for row in SOURCES[source.source](source, columns, key):
-        yield _checked(row, columns, several, first) if isinstance(row, Row) else row
+        yield _checked(row, columns, multi_label, first) if isinstance(row, Row) else row
 
 
 def content(source: Source, key: str) -> Iterator[bytes]:
@@ -75,7 +75,7 @@ def with_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
         yield Row(row.place, (str(found), *row.values[1:]))
 
 
-def _checked(row: Row, columns: Columns, several: bool, first: int) -> Row | BadRow:
+def _checked(row: Row, columns: Columns, multi_label: bool, first: int) -> Row | BadRow:
     for at, (column, value) in enumerate(zip(columns, row.values, strict=True)):
         if isinstance(value, bytes) or at < first:
             continue
@@ -85,7 +85,7 @@ def _checked(row: Row, columns: Columns, several: bool, first: int) -> Row | Bad
         if not is_unicode(value):
             reason = "holds a lone surrogate: it was written or cut wrongly"
             return BadRow(row.place, f"column {column!r} {reason}")
-        if several and at == len(columns) - 1:
+        if multi_label and at == len(columns) - 1:
             continue
         if SEVERAL in value:
             return BadRow(row.place, f"column {column!r} holds several labels; one is expected")

@@ -60,7 +60,7 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
             continue
         if reader.line_num - start >= many:
             many = math.inf  # say it once
-            console.say(
+            console.log(
                 f"data: {path}: lines {start} to {reader.line_num} are read as one row, by their "
                 "quotes; is one not closed?"
             )

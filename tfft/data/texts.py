@@ -92,7 +92,7 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
     """One pass over the rows."""
     names = ("ids", "segments", "ends", "texts", "texts_ends")
     writer = _Tokenising(folder, request, inputs, names)
-    rows = sources.read(request.source, request.columns, request.key, writer.several)
+    rows = sources.read(request.source, request.columns, request.key, writer.multi_label)
     began = time.monotonic()
     try:
         for chunk in _chunks(rows, writer):
@@ -126,7 +126,7 @@ class _Tokenising(Writer):
     def __init__(self, folder: Path, request: Request, inputs: TextInputs, names: Sequence[str]):
         super().__init__(folder, request, names)
         self._inputs, self._pair = inputs, len(request.columns) == 3
-        self.several = request.separator is not None
+        self.multi_label = request.separator is not None
         self.cut = self._tokens = 0
 
     def append(self, chunk: Sequence[Row]) -> None:

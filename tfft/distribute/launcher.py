@@ -35,7 +35,7 @@ def launch(command: Sequence[str], workers: int, restarts: int) -> int:
         code, asked = group.run()
         if code == 0 or code == 2 or asked or again == restarts:
             return code
-        console.say(f"launch: starting all {workers} workers again ({again + 1} of {restarts} times)")
+        console.log(f"launch: starting all {workers} workers again ({again + 1} of {restarts} times)")
     return code
 
 
@@ -76,7 +76,7 @@ class _Group:
             if failed:
                 index, code = self._culprit(failed)
                 if not self._asked:
-                    console.say(f"launch: worker {index} {_ending(code)}; ending the others")
+                    console.log(f"launch: worker {index} {_ending(code)}; ending the others")
                 return code if code > 0 else INTERRUPTED
             if all(code == 0 for code in codes):
                 return 0

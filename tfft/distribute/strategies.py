@@ -92,7 +92,7 @@ def setup(config: DistributeConfig, seed: int, deterministic: bool) -> tf.distri
     strategy = _STRATEGIES[kind](config)
     _check_precision(config.precision, kind)
     if strategy.num_replicas_in_sync > 1:
-        console.say(f"{kind}: {strategy.num_replicas_in_sync} replicas, {workers().count} workers")
+        console.log(f"{kind}: {strategy.num_replicas_in_sync} replicas, {workers().count} workers")
     return strategy
 
 

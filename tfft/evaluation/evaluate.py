@@ -138,20 +138,20 @@ def _baselines(
     train: Dataset, split: Dataset, task: Task, classes: int
 ) -> dict[str, dict[str, float]]:
     """The class frequencies, and logistic regression on words or on tiny pictures."""
-    if task.several:
+    if task.multi_label:
         shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
     else:
         counts = np.bincount(train.labels, minlength=classes)
         shares = (counts + 1) / (counts.sum() + classes)
-    majority = np.tile(task.of_probabilities(shares), (len(split), 1))
+    majority = np.tile(task.to_logits(shares), (len(split), 1))
     result = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        linear = _linear_tags if task.several else _linear
-        logits = task.of_probabilities(linear(features, train, split, classes))
+        linear = _linear_tags if task.multi_label else _linear
+        logits = task.to_logits(linear(features, train, split, classes))
         result[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
-        console.say(f"no {name} baseline: {error}")
+        console.log(f"no {name} baseline: {error}")
     return result
 
 

@@ -1,17 +1,17 @@
 """Trained model -> a SavedModel that takes raw inputs, verified before it is published."""
 
 from tfft.export import serving_config
-from tfft.export.compact import Stored, rounded
-from tfft.export.exported_model import Served, exported_from, latest
+from tfft.export.compact import StoredWeight, rounded
+from tfft.export.exported_model import ExportedModel, exported_from, latest
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
 from tfft.export.signatures import Servable
 
 __all__ = [
     "BOUNDS",
     "PARITY_ROWS",
+    "ExportedModel",
     "Servable",
-    "Served",
-    "Stored",
+    "StoredWeight",
     "exported_from",
     "latest",
     "publish",

@@ -19,7 +19,7 @@ LEAST = 1024  # numbers of a weight that is stored otherwise
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredWeight:
     """A weight as it is saved.
 
     Attributes:
@@ -39,7 +39,7 @@ class Stored:
 
 
 @contextmanager
-def rounded(model: keras.Model, kind: str) -> Iterator[list[Stored]]:
+def rounded(model: keras.Model, kind: str) -> Iterator[list[StoredWeight]]:
     """Within: the model's weights are what their stored form gives; afterwards what they were.
 
     Raises:
@@ -71,17 +71,17 @@ def _worth(variable: keras.Variable) -> bool:
     return whole and variable.dtype == "float32"
 
 
-def _half(variable: keras.Variable, dtype: tf.DType) -> Stored:
+def _half(variable: keras.Variable, dtype: tf.DType) -> StoredWeight:
     part = tf.Variable(tf.cast(variable.value, dtype), trainable=False)
-    return Stored(variable, (part,), lambda: tf.cast(part, tf.float32))
+    return StoredWeight(variable, (part,), lambda: tf.cast(part, tf.float32))
 
 
-def _int8(variable: keras.Variable) -> Stored:
+def _int8(variable: keras.Variable) -> StoredWeight:
     value = variable.numpy()
     axes = (tuple(range(1, value.ndim)), tuple(range(value.ndim - 1)))
     codes, scale = min((_coded(value, axis) for axis in axes), key=lambda c: _error(value, *c))
     parts = tf.Variable(codes, trainable=False), tf.Variable(scale, trainable=False)
-    return Stored(variable, parts, lambda: tf.cast(parts[0], tf.float32) * parts[1])
+    return StoredWeight(variable, parts, lambda: tf.cast(parts[0], tf.float32) * parts[1])
 
 
 def _coded(value: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +95,7 @@ def _error(value: np.ndarray, codes: np.ndarray, scale: np.ndarray) -> float:
     return float(np.square(codes.astype(np.float32) * scale - value).sum())
 
 
-_MADE: Mapping[str, Callable[[keras.Variable], Stored]] = {
+_MADE: Mapping[str, Callable[[keras.Variable], StoredWeight]] = {
     "float16": lambda variable: _half(variable, tf.float16),
     "bfloat16": lambda variable: _half(variable, tf.bfloat16),
     "int8": _int8,

@@ -60,7 +60,7 @@ def exported_from(folder: Path, source: str) -> Path | None:
     return None
 
 
-class Served:
+class ExportedModel:
     """A loaded export: raw texts or pictures in, labels and probabilities out.
 
     Raises:

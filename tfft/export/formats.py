@@ -102,7 +102,7 @@ def write(
                 os.replace(file, folder / file.name)
         else:
             os.rename(made, folder)
-    console.say(
+    console.log(
         f"export: {folder / form.file} (largest difference {difference:.1e} over {len(rows)} rows)"
     )
     return folder / form.file
@@ -131,7 +131,7 @@ def _float(logits: Any) -> np.ndarray:
 
 def _scored(servable: Servable) -> keras.Model:
     """The model with probabilities in place of logits."""
-    kind = "sigmoid" if servable.task.several else "softmax"
+    kind = "sigmoid" if servable.task.multi_label else "softmax"
     last = keras.layers.Activation(kind, dtype="float32", name=OUTPUT)
     made = keras.Model(servable.model.inputs, {OUTPUT: last(servable.model.output)})
     specs = servable.inputs.served()
@@ -181,7 +181,7 @@ def _answer_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
 
 
 @keras.saving.register_keras_serializable(package="tfft")
-class Rebuilt(keras.Model):
+class RebuiltBackbone(keras.Model):
     """A backbone with its head, made anew from their descriptions: what a `.keras` file holds.
 
         import tfft.export.formats   # registers it
@@ -218,7 +218,7 @@ class Rebuilt(keras.Model):
 
 def _write_keras(servable: Servable, path: Path) -> None:
     description, task = servable.backbone.description, servable.config.model_dump(mode="json")
-    made = Rebuilt(description, task, servable.labels)
+    made = RebuiltBackbone(description, task, servable.labels)
     values = {variable.path: variable for variable in servable.model.weights}
     for variable in made.network.weights:
         if variable.path not in values:
@@ -243,7 +243,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         servable.labels,
         path.parent,
         getattr(servable.inputs, "picture", None),
-        servable.task.several,
+        servable.task.multi_label,
     )
 
 

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfft.config import ExportConfig
 from tfft.export import exported_model, serving_config, warmup
-from tfft.export.compact import Stored
+from tfft.export.compact import StoredWeight
 from tfft.export.signatures import Servable, Signatures, padded
 from tfft.export.verify_process import Verifier
 from tfft.preprocess import Inputs
@@ -38,7 +38,7 @@ def publish(
     folder: Path,
     config: ExportConfig,
     precision: str,
-    stored: Sequence[Stored] = (),
+    stored: Sequence[StoredWeight] = (),
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
     source: str | None = None,
 ) -> Path:
@@ -73,9 +73,9 @@ def publish(
         if config.warmup:
             warmup.write(temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates))
         target = _rename(temporary / "model", folder)
-    console.say(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
+    console.log(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
     fastest = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
-    console.say(f"export: rows a second by batch size, on this machine: {fastest}")
+    console.log(f"export: rows a second by batch size, on this machine: {fastest}")
     return target
 
 

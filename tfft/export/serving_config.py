@@ -50,14 +50,14 @@ def write(folder: Path, name: str, servable: Servable) -> None:
         "README.md": readme(name, servable, published[-1], after),
     }
     if before is None or after is None:
-        console.say(
+        console.log(
             f"export: {path} has another first line, or more than an export writes, and stays as "
             f"it is: have it load version {published[-1]}"
         )
     else:
         for label, number in before.labels.items():
             if after.labels[label] != number:
-                console.say(
+                console.log(
                     f"export: version {number} of the label {label} is gone; it is now version "
                     f"{after.labels[label]}. A server that has not loaded that one must be "
                     "restarted, or the label moved by hand"
@@ -70,7 +70,7 @@ def _put(folder: Path, files: Mapping[str, str]) -> None:
     for file, text in files.items():
         path = folder / file
         if not may_write(path):
-            console.say(f"export: {path} is not tfft's and stays as it is")
+            console.log(f"export: {path} is not tfft's and stays as it is")
             continue
         mark = f"<!-- {MARK} -->" if file.endswith(".md") else f"# {MARK}"
         write_atomic(path, f"{mark}\n{text}")
@@ -356,13 +356,13 @@ def _table(servable: Servable) -> str:
 
 
 def _answered(task: Task) -> str:
-    if task.several:
+    if task.multi_label:
         return "the probability of each class; those from its threshold on are chosen."
     return "the probability of each class, and the most probable one."
 
 
 def _outputs(task: Task) -> str:
-    chosen = ", `chosen` [B, C]" if task.several else ""
+    chosen = ", `chosen` [B, C]" if task.multi_label else ""
     return f"`probabilities` float32 [B, C]{chosen}, `label` string [B]"
 
 

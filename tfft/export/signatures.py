@@ -29,7 +29,7 @@ import tensorflow as tf
 
 from tfft.backbones.families.unpadding import packed
 from tfft.config import TaskConfig
-from tfft.export.compact import Stored
+from tfft.export.compact import StoredWeight
 from tfft.preprocess import Inputs
 from tfft.preprocess.graph.image_ops import OK
 from tfft.preprocess.image import STATUS
@@ -73,7 +73,7 @@ class Signatures(tf.Module):
     """
 
     def __init__(
-        self, servable: Servable, stored: Sequence[Stored] = (), skip_padding: bool = True
+        self, servable: Servable, stored: Sequence[StoredWeight] = (), skip_padding: bool = True
     ):
         super().__init__()
         model, inputs, task = servable.model, servable.inputs, servable.task

@@ -33,7 +33,7 @@ def write(
         sizes: of the batches.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
-        console.say(
+        console.log(
             "export: no warm-up requests are written; pip install 'tfft[serve]' has what it takes"
         )
         return 0

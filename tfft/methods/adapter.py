@@ -11,14 +11,14 @@ from keras import ops
 
 from tfft.config.methods import AdapterMethod
 from tfft.model import injection, masks
-from tfft.model.injection import Addition, Projection
+from tfft.model.injection import Adapter, LinearTarget
 from tfft.spec import Method, Phase, Stage
 
 _ATTENTION = r"(^|/)(attention/out|attention_output)$"
 _FEEDFORWARD = r"(^|/)(down|feedforward_output_dense)$"
 
 
-class Bottleneck(Addition):
+class Bottleneck(Adapter):
     """Two dense layers with an activation between them, added to what they read.
 
     Args:
@@ -31,7 +31,7 @@ class Bottleneck(Addition):
         self._width = width
         self._activation = keras.activations.get(activation)
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """Houlsby et al. start near zero, with a deviation of 0.01; `up` at zero is exact."""
         width, inner = projection.outputs, self._width
         small = keras.initializers.TruncatedNormal(stddev=0.01)

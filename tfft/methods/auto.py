@@ -148,7 +148,7 @@ def _length_of_pictures(advice: Advice, facts: Facts, config: Config) -> None:
         f"{steps:,} steps or 5 epochs, by the number of rows alone (BiT's rule: Kolesnikov 2020, "
         "section 3.3; its batch of 512 asks for more memory than this)",
     )
-    if rows >= MEDIUM and not config.task.several and not config.augmentation.cutmix:
+    if rows >= MEDIUM and not config.task.multi_label and not config.augmentation.cutmix:
         advice.augmentation = {"mixup": 0.1}
         advice.because("mixup 0.1", "from 20,000 rows on (BiT's rule)")
 

@@ -11,7 +11,7 @@ from keras import ops
 from tfft.config.methods import DoraMethod
 from tfft.methods import lora
 from tfft.model import injection, masks
-from tfft.model.injection import Projection
+from tfft.model.injection import LinearTarget
 from tfft.spec import Method, Phase, Stage
 
 _TINY = 1e-12  # the norm of a column of zeros counts as this
@@ -20,7 +20,7 @@ _TINY = 1e-12  # the norm of a column of zeros counts as this
 class Decomposed(lora.LowRank):
     """LoRA of the direction, with a magnitude for each output."""
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """`magnitude` [outputs] starts as the norms of the pretrained columns."""
         super().create(projection)
         self._kernel_of, self._bias_of = projection.kernel, projection.bias

@@ -10,15 +10,15 @@ from keras import ops
 
 from tfft.config.methods import Ia3Method
 from tfft.model import injection, masks
-from tfft.model.injection import Addition, Projection
+from tfft.model.injection import Adapter, LinearTarget
 from tfft.spec import Method, Phase, Stage
 from tfft.utils.errors import UserError
 
 
-class OutputScale(Addition):
+class OutputScale(Adapter):
     """Scales the output of a projection."""
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """`scale` [outputs], ones."""
         self.scale = self.add_weight(name="scale", shape=(projection.outputs,), initializer="ones")
 
@@ -32,10 +32,10 @@ class OutputScale(Addition):
         return kernel * scale, bias * scale
 
 
-class InputScale(Addition):
+class InputScale(Adapter):
     """Scales the input of a projection."""
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """`scale` [inputs], ones."""
         self.scale = self.add_weight(name="scale", shape=(projection.inputs,), initializer="ones")
 

@@ -10,11 +10,11 @@ from keras import ops
 
 from tfft.config.methods import LoraMethod
 from tfft.model import injection, masks
-from tfft.model.injection import Addition, Projection
+from tfft.model.injection import Adapter, LinearTarget
 from tfft.spec import Method, Phase, Stage
 
 
-class LowRank(Addition):
+class LowRank(Adapter):
     """A product of two thin matrices beside a projection.
 
     Args:
@@ -28,7 +28,7 @@ class LowRank(Addition):
         self.rank, self.scale = rank, scale
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """`a` [inputs, rank], uniform as in a fresh dense layer of PyTorch, which the authors'
         code starts from; `b` [rank, outputs], zeros."""
         bound = projection.inputs**-0.5

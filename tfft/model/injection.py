@@ -1,7 +1,7 @@
 """Additions to the linear maps of a built model: what LoRA, adapters and IA3 are made of.
 
-A `Projection` is a linear map that can be named and changed by itself: a Dense or EinsumDense
-layer, or one part of a fused product (query, key and value are one layer). An `Addition` sees the
+A `LinearTarget` is a linear map that can be named and changed by itself: a Dense or EinsumDense
+layer, or one part of a fused product (query, key and value are one layer). An `Adapter` sees the
 projection's input and output. The pretrained layers stay where they are, with their variables and
 paths: additions are attached to them and can be detached again, merged, or exchanged for others.
 """
@@ -20,7 +20,7 @@ from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Projection:
+class LinearTarget:
     """A linear map [..., inputs] -> [..., outputs] within a model.
 
     Attributes:
@@ -60,10 +60,10 @@ class Projection:
         return 0.0 if bias is None else ops.reshape(bias, [-1])[self.columns]
 
 
-class Addition(keras.layers.Layer):
+class Adapter(keras.layers.Layer):
     """What is added to a projection; subclasses create their variables in `create`."""
 
-    def create(self, projection: Projection) -> None:
+    def create(self, projection: LinearTarget) -> None:
         """Create the variables for a projection."""
         raise NotImplementedError
 
@@ -80,7 +80,7 @@ class Addition(keras.layers.Layer):
         return None
 
 
-def projections(model: keras.Model) -> list[Projection]:
+def projections(model: keras.Model) -> list[LinearTarget]:
     """Every linear map of a model, bottom to top, heads included; each layer once."""
     place = {variable.path: at for at, variable in enumerate(model.weights)}
     linear = [
@@ -92,7 +92,7 @@ def projections(model: keras.Model) -> list[Projection]:
     return [projection for layer in linear for projection in _of_layer(layer)]
 
 
-def chosen(model: keras.Model, pattern: str, key: str) -> list[Projection]:
+def chosen(model: keras.Model, pattern: str, key: str) -> list[LinearTarget]:
     """The backbone's projections whose names a regular expression finds something in.
 
     Raises:
@@ -111,7 +111,7 @@ def chosen(model: keras.Model, pattern: str, key: str) -> list[Projection]:
     return found
 
 
-def attach(targets: Sequence[Projection], make: Callable[[Projection], Addition]) -> list[Addition]:
+def attach(targets: Sequence[LinearTarget], make: Callable[[LinearTarget], Adapter]) -> list[Adapter]:
     """Attach an addition to each projection; its variables are `<projection>/<its name>/...`.
 
     Returns the additions, in order. Those attached later see the output of those before.
@@ -206,20 +206,20 @@ def replace_kernel(layer: keras.layers.Layer, make: Callable[[np.ndarray], Any])
     """
     hook = _hook(layer)
     with scoped(path(layer)):
-        hook.stand_in(make(np.array(ops.convert_to_numpy(hook.kernel()), np.float32)))
+        hook.replace_matmul(make(np.array(ops.convert_to_numpy(hook.kernel()), np.float32)))
     layer._untrack_variable(layer._kernel)
     layer._delete_tracking("_kernel")  # TensorFlow's own list, which would keep it in memory
     layer._kernel = None
 
 
-def stand_in(
+def replace_matmul(
     layer: keras.layers.Layer, make: Callable[[Callable[[], Any], np.ndarray], Any]
 ) -> None:
     """As `replace_kernel`, the kernel staying: `make` is given what gives it, and its value."""
     hook = _hook(layer)
     with scoped(path(layer)):
         value = np.array(ops.convert_to_numpy(hook.kernel()), np.float32)
-        hook.stand_in(make(hook.own_kernel, value))
+        hook.replace_matmul(make(hook.own_kernel, value))
 
 
 class Hook:
@@ -232,14 +232,14 @@ class Hook:
     def __init__(self, layer: keras.layers.Layer):
         self.layer = layer
         self.inputs, self.outputs = _widths(layer)
-        self.additions: list[tuple[Projection, Addition]] = []
+        self.additions: list[tuple[LinearTarget, Adapter]] = []
         self._other: Any = None  # has the product in place of the layer
         self._original = layer.call
         self.activation = layer.activation
         layer.activation = keras.activations.linear
         layer.call = self
         layer.__dict__["_tfft_hook"] = self  # `call` may be replaced once more (remat)
-        self._tracked: list[Addition] = []
+        self._tracked: list[Adapter] = []
 
     def __call__(self, inputs: Any, training: Any = None) -> Any:
         """As the layer's own call."""
@@ -258,7 +258,7 @@ class Hook:
         y = ops.concatenate([p for _, p in parts], -1) if len(parts) > 1 else parts[0][1]
         return self.activation(ops.reshape(y, shape))
 
-    def stand_in(self, other: Any) -> None:
+    def replace_matmul(self, other: Any) -> None:
         """Use the product of `other` in place of the layer's."""
         self.layer._layers.append(other)
         self._other = other
@@ -336,7 +336,7 @@ class Hook:
         return x if x.shape[-1] == inputs.shape[-1] else ops.reshape(x, ops.shape(inputs))
 
 
-def _of_layer(layer: keras.layers.Layer) -> list[Projection]:
+def _of_layer(layer: keras.layers.Layer) -> list[LinearTarget]:
     where = path(layer)
     try:
         inputs, outputs = _widths(layer)
@@ -344,10 +344,10 @@ def _of_layer(layer: keras.layers.Layer) -> list[Projection]:
         return []
     parts = getattr(layer, "parts", None)
     if not parts:
-        return [Projection(where, layer, inputs, outputs)]
+        return [LinearTarget(where, layer, inputs, outputs)]
     base, width = where.rsplit("/", 1)[0], outputs // len(parts)
     return [
-        Projection(f"{base}/{part}", layer, inputs, width, i * width)
+        LinearTarget(f"{base}/{part}", layer, inputs, width, i * width)
         for i, part in enumerate(parts)
     ]
 
@@ -394,6 +394,6 @@ def scoped(where: str) -> Iterator[None]:
 
 
 Record = tuple[
-    list[tuple[Hook, list[tuple[Projection, Addition]]]],
+    list[tuple[Hook, list[tuple[LinearTarget, Adapter]]]],
     list[tuple[keras.layers.Layer, str, Any]],
 ]

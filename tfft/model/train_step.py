@@ -58,7 +58,7 @@ class Model(keras.Model):
             a function made afterwards has names of its own.
         dry: the steps compute everything and change no weight and no optimizer variable.
         report: what the last call of the train function did.
-        above: the part of the model above its cached prefix (`prefix.Cut`), or None. The model then
+        above: the part of the model above its cached prefix (`prefix.ModelSplit`), or None. The model then
             takes the stored tensors in place of the tokens, wherever it takes inputs.
         consistency: gives the loss of a batch in place of the plain one (`regularizers.r_drop`).
         adversary: makes several passes over a batch (`regularizers.adversarial`).

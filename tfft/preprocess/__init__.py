@@ -13,7 +13,7 @@ from tfft.config import DataConfig, ModelConfig
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.image import ImageInputs
 from tfft.preprocess.text import TextInputs
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.utils.reading import library_errors, read_json
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Inputs(Protocol):
 def load(
     model: ModelConfig,
     data: DataConfig,
-    picture: Picture | None = None,
+    picture: ImageSpec | None = None,
     spec: str | None = None,
 ) -> Inputs:
     """The preparation that belongs to a backbone, as the section `data` changes it.

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.preprocess.graph import image_ops
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 from tfft.utils.reading import MIB, expanded, read_bytes
@@ -22,7 +22,7 @@ STATUS = "status"  # the name of what the graph says of each row
 VERSION = 2  # of what pixels come of a file: raise it when they change
 
 
-class Seen(NamedTuple):
+class InspectedImage(NamedTuple):
     """What is in a picture's file: its height and width, int32 [2]; its difference hash,
     bool [64] (`pictures.grey_bits`); it at 8 x 8, uint8 [8, 8, 3]; it at the model's size, uint8
     [H, W, 3]."""
@@ -43,7 +43,7 @@ class ImageInputs:
     columns = ("image",)
     pair = False
 
-    def __init__(self, picture: Picture):
+    def __init__(self, picture: ImageSpec):
         self.picture = picture
 
     @property
@@ -94,7 +94,7 @@ class ImageInputs:
         seen = self.inspect(encoded)
         return seen if isinstance(seen, str) else ""
 
-    def inspect(self, encoded: bytes) -> "Seen | str":
+    def inspect(self, encoded: bytes) -> "InspectedImage | str":
         """What is in a file, or what is wrong with it. Threads may call it at once."""
         if not encoded:
             return image_ops.EMPTY
@@ -102,7 +102,7 @@ class ImageInputs:
             seen = self._inspector(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
             return image_ops.reason(error)
-        return Seen(*(value.numpy() for value in seen))
+        return InspectedImage(*(value.numpy() for value in seen))
 
     def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
@@ -149,7 +149,7 @@ class ImageInputs:
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
         """From what `save` wrote."""
         picture = settings["picture"]
-        return cls(Picture(**{**picture, "size": tuple(picture["size"])}))
+        return cls(ImageSpec(**{**picture, "size": tuple(picture["size"])}))
 
 
 def read(image: bytes | str) -> bytes:

@@ -30,13 +30,13 @@ def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
     tables = [x for x in model._flatten_layers() if isinstance(x, keras.layers.Embedding)]
     if not tables:
         raise UserError("regularization.adversarial: the model has no token embeddings")
-    seam = Seam(max(tables, key=lambda table: table.input_dim))
+    seam = EmbeddingHook(max(tables, key=lambda table: table.input_dim))
     if isinstance(config, Fgm):
         return FastGradient(seam, config.epsilon, config.weight)
     return FreeLarge(model, seam, config.steps, config.step_size, config.epsilon)
 
 
-class Seam:
+class EmbeddingHook:
     """Adds an offset to what an embedding layer puts out, while one is set."""
 
     def __init__(self, layer: keras.layers.Embedding):
@@ -56,12 +56,12 @@ class Seam:
         self.offset = given
         return y + given
 
-    def within(self, tape: tf.GradientTape, given: Any) -> "Seam":
+    def within(self, tape: tf.GradientTape, given: Any) -> "EmbeddingHook":
         """Use `given` (embedded tokens [B, T, D] -> an offset; None: zeros) while in the block."""
         self._tape, self._given = tape, given
         return self
 
-    def __enter__(self) -> "Seam":
+    def __enter__(self) -> "EmbeddingHook":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -71,7 +71,7 @@ class Seam:
 class Adversary:
     """Several passes over a batch, for `model.step.Model.adversary`."""
 
-    def __init__(self, seam: Seam):
+    def __init__(self, seam: EmbeddingHook):
         self._seam = seam
 
     def gradients(
@@ -97,7 +97,7 @@ class Adversary:
 class FastGradient(Adversary):
     """FGM: one clean pass, one with the embeddings moved by `epsilon`; see the module."""
 
-    def __init__(self, seam: Seam, epsilon: float, weight: float):
+    def __init__(self, seam: EmbeddingHook, epsilon: float, weight: float):
         super().__init__(seam)
         self.epsilon, self.weight = epsilon, weight
 
@@ -114,7 +114,7 @@ class FreeLarge(Adversary):
     """FreeLB; see the module."""
 
     def __init__(
-        self, model: keras.Model, seam: Seam, steps: int, step_size: float, epsilon: float
+        self, model: keras.Model, seam: EmbeddingHook, steps: int, step_size: float, epsilon: float
     ):
         super().__init__(seam)
         self._model = model

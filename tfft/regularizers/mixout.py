@@ -54,13 +54,13 @@ def attach(model: keras.Model, mask: Mask, share: float) -> None:
     moving = {entry.path for entry in mask.entries if entry.trainable}
     layers = {
         id(p.layer): p.layer
-        for p in injection.projections(model)
+        for p in injection.linear_targets(model)
         if not p.name.startswith("head/") and f"{injection.path(p.layer)}/kernel" in moving
     }
     if not layers:
         raise UserError("regularization.mixout: no kernel of the backbone moves: nothing to mix")
     for layer in layers.values():
-        injection.stand_in(
+        injection.replace_matmul(
             layer,
             lambda trained, value: Mixed(trained, value, share, name="mixout"),
         )

@@ -2,6 +2,6 @@
 
 from tfft.report import model_card, plots
 from tfft.report.images import shown, write_sheet
-from tfft.report.page import Shown, write, write_page
+from tfft.report.page import PageImages, write, write_page
 
-__all__ = ["Shown", "model_card", "plots", "shown", "write", "write_page", "write_sheet"]
+__all__ = ["PageImages", "model_card", "plots", "shown", "write", "write_page", "write_sheet"]

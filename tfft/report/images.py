@@ -14,7 +14,7 @@ from tfft.config import Config
 from tfft.data import Datasets, batches, dataset_builder, model_inputs
 from tfft.evaluation.evaluate import Evaluation
 from tfft.preprocess import ImageInputs, Inputs
-from tfft.report.page import Shown, write_page
+from tfft.report.page import PageImages, write_page
 
 BATCH = 24  # training pictures shown
 HIGH = 112  # pixels of a picture on the page
@@ -28,7 +28,7 @@ def shown(
     data: Datasets,
     train_rows: batches.Rows,
     evaluations: Mapping[str, Evaluation],
-) -> Shown:
+) -> PageImages:
     """The pictures of a run's page: a batch of `train_rows`, and the most wrong of each split."""
     count = min(BATCH, len(data.train))
     chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
@@ -39,12 +39,12 @@ def shown(
         wrong = evaluation.worst[:WRONG]
         if wrong:
             worst[split] = _wrong(model, inputs, wrong)
-    return Shown(gallery(pixels, names), worst)
+    return PageImages(gallery(pixels, names), worst)
 
 
 def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
     """A page of training pictures: each as it is, then as `DRAWS` epochs would change it."""
-    data = dataset_builder.build(config.data, inputs, dataset_builder.Want.of(config))
+    data = dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config))
     count = min(SHEET, len(data.train))
     chosen = np.random.default_rng(0).permutation(len(data.train))[:count]
     found = model_inputs.changed(

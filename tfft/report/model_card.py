@@ -13,7 +13,7 @@ import yaml
 
 from tfft.config import Config, Source
 from tfft.evaluation.evaluate import Evaluation
-from tfft.training.checkpoints import State
+from tfft.training.checkpoints import TrainingState
 from tfft.utils import markdown
 from tfft.utils.files import write_atomic
 
@@ -31,7 +31,7 @@ def write(
     workdir: Path,
     config: Config,
     facts: Mapping[str, Any],
-    state: State,
+    state: TrainingState,
     evaluations: Mapping[str, Evaluation],
     moved: str,
 ) -> Path:
@@ -93,7 +93,7 @@ def _model(config: Config, facts: Mapping[str, Any]) -> str:
     labels = facts["data"]["labels"]
     names = ", ".join(labels[:CLASSES]) + (", ..." if len(labels) > CLASSES else "")
     reads = "texts" if config.task.modality == "text" else "pictures"
-    several = "any number of" if config.task.several else "one of"
+    several = "any number of" if config.task.multi_label else "one of"
     return f"""## Model
 
 - Backbone: {markdown.code(_backbone(config))} (fingerprint {facts["backbone"]})
@@ -122,7 +122,7 @@ Fingerprint of the prepared training rows: {facts["data"]["train"]}. Where they 
 and labelled them, what licence they have: *to be filled in by whoever publishes the model.*"""
 
 
-def _training(config: Config, facts: Mapping[str, Any], state: State, moved: str) -> str:
+def _training(config: Config, facts: Mapping[str, Any], state: TrainingState, moved: str) -> str:
     optimizer, train = config.optimizer, config.train
     method = markdown.code(json.dumps(config.method.model_dump(mode="json")))
     return f"""## Training
@@ -143,7 +143,7 @@ def _hardware(device: Mapping[str, Any]) -> str:
     return f"{what}, {device['replicas']} replicas, {device['workers']} workers"
 
 
-def _energy(state: State, device: Mapping[str, Any]) -> str:
+def _energy(state: TrainingState, device: Mapping[str, Any]) -> str:
     """By the machine's counters; what no counter saw is said."""
     if not state.metered:
         return "not measured (no counter of CPU or GPU could be read)"
@@ -210,7 +210,7 @@ def _limits(config: Config, facts: Mapping[str, Any], evaluations: Mapping[str, 
         lines.append(f"What is longer than {config.data.max_length} tokens is cut.")
     if "test" not in evaluations:
         lines.append("There was no test split: the figures are of rows that chose the weights.")
-    if not config.task.several:
+    if not config.task.multi_label:
         lines.append(
             "It answers with one of its classes whatever it is given, far from its data too."
         )

@@ -43,7 +43,7 @@ def write(
     mask_table: str,
     data: Datasets,
     exported: Path | None,
-    shown: "Shown",
+    shown: "PageImages",
 ) -> Path:
     """Write `workdir/report.html` and return its path."""
     sections = [
@@ -67,7 +67,7 @@ def write(
 
 
 @dataclass(frozen=True)
-class Shown:
+class PageImages:
     """Pictures for the page, as HTML; all empty where rows are texts.
 
     Attributes:
@@ -134,7 +134,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "Shown") -> str:
+def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "PageImages") -> str:
     by_class = {k: v for k, v in evaluation.details.by_class.items() if k != "support"}
     support = evaluation.details.by_class["support"]
     rows = [

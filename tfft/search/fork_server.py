@@ -65,7 +65,7 @@ class Job:
         self._ended.set()
 
 
-class Nursery:
+class ForkServer:
     """The searcher's side; it is started with the first job, and again if it is lost."""
 
     def __init__(self) -> None:

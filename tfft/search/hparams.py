@@ -5,12 +5,12 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfft.search.leaderboard import Board
+from tfft.search.leaderboard import Leaderboard
 from tfft.search.space import Dimension
 from tfft.utils.errors import require
 
 
-def write(board: Board, folder: Path) -> None:
+def write(board: Leaderboard, folder: Path) -> None:
     """Values, score and learning curve of every trial, anew.
 
     Raises:

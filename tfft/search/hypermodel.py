@@ -14,7 +14,7 @@ from tfft.distribute import strategies
 from tfft.model import Model, masks
 from tfft.search.space import Space
 from tfft.training import loop, optimizers
-from tfft.training.input_pipeline import Feed
+from tfft.training.input_pipeline import InputPipeline
 from tfft.utils.errors import UserError
 
 
@@ -44,7 +44,7 @@ class HyperModel(keras_tuner.HyperModel):
         super().__init__(name="tfft", tunable=True)
         given = isinstance(config, Mapping)
         self.space = Space(config, "config") if given else Space(read(config), str(config))
-        self._built: dict[int, tuple[Any, Feed]] = {}
+        self._built: dict[int, tuple[Any, InputPipeline]] = {}
 
     def build(self, hp: keras_tuner.HyperParameters) -> Model:
         """The compiled model for the values that `hp` holds; registers the space in it."""
@@ -55,7 +55,7 @@ class HyperModel(keras_tuner.HyperModel):
         self._built = {id(model): (result, feed)}  # one at a time stays in memory
         return model
 
-    def built(self, model: Model) -> tuple[Any, Feed]:
+    def built(self, model: Model) -> tuple[Any, InputPipeline]:
         """The run and the rows of the model that was built last.
 
         Raises:
@@ -89,13 +89,13 @@ class HyperModel(keras_tuner.HyperModel):
         )
         return history
 
-    def _prepared(self, config: Config) -> tuple[Any, Feed]:
+    def _prepared(self, config: Config) -> tuple[Any, InputPipeline]:
         strategy = strategies.setup(
             config.distribute, config.train.seed, config.train.deterministic
         )
         with strategy.scope():
             result, data, plan, course = train.prepare(config, Path("runs"))
-        if len(course.stretches) > 1:
+        if len(course.phases) > 1:
             raise UserError(
                 f"HyperModel: method {config.method.name} trains in phases, which Keras' fit does "
                 "not; use tfft tune"
@@ -103,13 +103,13 @@ class HyperModel(keras_tuner.HyperModel):
         if data.validation is None:
             raise UserError("HyperModel: data.validation: a search needs a validation split")
         masks.set_trainable(result.model, course.mask)
-        return result, Feed(result, data, plan)
+        return result, InputPipeline(result, data, plan)
 
 
 class _Figures(keras.callbacks.Callback):
     """Puts the task's figures of the validation split into the logs; must stand first."""
 
-    def __init__(self, result: Any, feed: Feed):
+    def __init__(self, result: Any, feed: InputPipeline):
         super().__init__()
         self._result, self._feed = result, feed
 

@@ -46,7 +46,7 @@ class Final:
 
 
 @dataclass
-class Board:
+class Leaderboard:
     """What a search found so far."""
 
     space: Space

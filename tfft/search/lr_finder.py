@@ -19,7 +19,7 @@ from tfft.config import Config
 from tfft.distribute import strategies
 from tfft.model import Model, masks
 from tfft.training import optimizers
-from tfft.training.input_pipeline import Feed
+from tfft.training.input_pipeline import InputPipeline
 from tfft.utils import console
 from tfft.utils.errors import UserError
 
@@ -29,7 +29,7 @@ WARMED = 10  # steps before it may stop, or suggest
 
 
 @dataclass(frozen=True)
-class Found:
+class LearningRateCurve:
     """The rates that were tried, the loss at each, its running mean, and two suggestions."""
 
     rates: list[float]
@@ -71,7 +71,7 @@ class Ramp(keras.optimizers.schedules.LearningRateSchedule):
         return {"low": self.low, "high": self.high, "steps": self.steps}
 
 
-def find(config: Config, low: float, high: float, steps: int) -> Found:
+def find(config: Config, low: float, high: float, steps: int) -> LearningRateCurve:
     """Train `steps` steps at rising rates; the masks are those of the first step.
 
     Raises:
@@ -88,11 +88,11 @@ def find(config: Config, low: float, high: float, steps: int) -> Found:
         result.targets = train.teachers_targets(config, data)
         optimizers.inner(result.model.optimizer).learning_rate = Ramp(low, high, steps)
     masks.set_trainable(result.model, course.at(0).mask)
-    feed = Feed(result, data, plan)
+    feed = InputPipeline(result, data, plan)
     return _found(_climb(result.model, feed, steps), low, high, steps)
 
 
-def _climb(model: Model, feed: Feed, steps: int) -> list[float]:
+def _climb(model: Model, feed: InputPipeline, steps: int) -> list[float]:
     """The loss of each step, until it diverges."""
     function, iterator, taken = model.make_train_function(), feed.after(0), 0
     losses: list[float] = []
@@ -127,7 +127,7 @@ class _Smoothed:
         return mean
 
 
-def _found(losses: list[float], low: float, high: float, steps: int) -> Found:
+def _found(losses: list[float], low: float, high: float, steps: int) -> LearningRateCurve:
     if len(losses) < WARMED:
         raise UserError(
             f"the loss is not finite after {len(losses)} steps: give a lower --low than {low:g}"
@@ -137,12 +137,12 @@ def _found(losses: list[float], low: float, high: float, steps: int) -> Found:
     smoothed = [smoothing.add(loss) for loss in losses]
     bottom = max(int(np.argmin(smoothed)), 2)
     slopes = np.gradient(np.array(smoothed[: bottom + 1]))
-    return Found(
+    return LearningRateCurve(
         rates, losses, smoothed, rates[int(np.argmin(slopes))], rates[int(np.argmin(smoothed))]
     )
 
 
-def write(found: Found, path: Path) -> None:
+def write(found: LearningRateCurve, path: Path) -> None:
     """A page with the plot."""
     exponents = [math.log10(rate) for rate in found.rates]
     lines: dict[str, Any] = {

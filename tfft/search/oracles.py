@@ -321,7 +321,7 @@ class _Kept(keras_tuner.Oracle):
                 "otherwise; start anew with another --workdir"
             )
         if trial.hyperparameters.values != event["values"]:
-            console.say(f"trial {trial.trial_id}: the oracle would take other values now; kept")
+            console.log(f"trial {trial.trial_id}: the oracle would take other values now; kept")
             trial.hyperparameters.values = event["values"]
             self._record_values(trial)
 

@@ -25,8 +25,8 @@ from keras_tuner.engine.trial import Trial, TrialStatus
 
 from tfft.config import METRICS, dump, load
 from tfft.search import hparams, oracles, report, service
-from tfft.search.fork_server import Nursery
-from tfft.search.leaderboard import Board, Final
+from tfft.search.fork_server import ForkServer
+from tfft.search.leaderboard import Final, Leaderboard
 from tfft.search.oracles import EPOCHS, Journal
 from tfft.search.space import Space
 from tfft.search.trials import GRACE, LOOK, Outcome, Runner
@@ -41,7 +41,7 @@ GROWS = ("trials", "time", "final_seeds", "keep")  # what a search may be given 
 
 def search(
     raw: Mapping[str, Any], workdir: Path, parallel: int = 1, where: str = "config"
-) -> Board | None:
+) -> Leaderboard | None:
     """Search as configured; everything that is found out stands in `workdir`.
 
     The same config in the same directory goes on where it was, or returns what was found; what is
@@ -62,11 +62,11 @@ def search(
     objective, direction = objective_of(space)
     role = service.role()
     if role not in (None, "chief"):
-        with closing(Nursery()) as nursery:
+        with closing(ForkServer()) as nursery:
             maximize, seeds = direction == "max", space.tune.seeds
             help_out(Runner(space, workdir, objective, maximize, seeds, nursery=nursery), role)
         return None
-    with alone(workdir), closing(Nursery()) as nursery:
+    with alone(workdir), closing(ForkServer()) as nursery:
         open_search(space, raw, workdir)
         began = time.monotonic()
         first = first_values(space, workdir, nursery)
@@ -82,7 +82,7 @@ def search(
             Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu, nursery)
             for gpu in devices(parallel)
         ]
-        board = Board(space, objective, direction)
+        board = Leaderboard(space, objective, direction)
         if role == "chief":
             service.serve(oracle, workdir, lambda: _told(oracle, runners[0], board))
         else:
@@ -97,7 +97,7 @@ def search(
         report.write(board, workdir / "report.html")
         if space.plain.train.tensorboard:
             hparams.write(board, workdir / "tensorboard")
-    console.say(board.text())
+    console.log(board.text())
     return board
 
 
@@ -154,7 +154,7 @@ def _settled(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {**raw, "tune": {k: v for k, v in tune.items() if k not in GROWS}}
 
 
-def first_values(space: Space, workdir: Path, nursery: Nursery) -> dict[str, Any]:
+def first_values(space: Space, workdir: Path, nursery: ForkServer) -> dict[str, Any]:
     """What the first trial takes: the advisor's choice, as far as the space has it."""
     if not space.tune.advise:
         return space.defaults
@@ -164,19 +164,19 @@ def first_values(space: Space, workdir: Path, nursery: Nursery) -> dict[str, Any
         raw["method"] = {"name": "auto"}
         asked = workdir / "advised.given.yaml"
         write_atomic(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
-        console.say("first trial: what method: auto takes (looking at the data and the backbone)")
+        console.log("first trial: what method: auto takes (looking at the data and the backbone)")
         if reason := _advice(asked, path, nursery):
             raise UserError(f"{space.where}: {reason}")
     advised = load(path)
     if all(d.path[0] != "method" for d in space.dimensions):
         settled = space.plain.method.name
         if settled != advised.method.name:  # rates of one method say nothing of another's
-            console.say(f"method: auto would take {advised.method.name}, not {settled}: no advice")
+            console.log(f"method: auto would take {advised.method.name}, not {settled}: no advice")
             return space.defaults
     return space.values_of(advised)
 
 
-def _advice(given: Path, output: Path, nursery: Nursery) -> str:
+def _advice(given: Path, output: Path, nursery: ForkServer) -> str:
     temporary = output.with_name(f".{output.name}")
     job = {"verb": "advise", "config": str(given), "output": str(temporary)}
     with tempfile.TemporaryDirectory() as folder:
@@ -199,7 +199,7 @@ def help_out(runner: Runner, name: str) -> None:
     Raises:
         Interrupted: a signal asked for it; the chief gives the trial again.
     """
-    console.say(f"{name}: taking trials from the chief")
+    console.log(f"{name}: taking trials from the chief")
     ended, failures = threading.Event(), list[BaseException]()
     client = service.Client(runner.workdir)
 
@@ -220,10 +220,10 @@ def help_out(runner: Runner, name: str) -> None:
         raise Interrupted(f"{name}: interrupted; the same command goes on") from None
     if failures:
         raise failures[0]
-    console.say(f"{name}: there are no more trials")
+    console.log(f"{name}: there are no more trials")
 
 
-def work(oracle: Any, runners: Sequence[Runner], board: Board) -> None:
+def work(oracle: Any, runners: Sequence[Runner], board: Leaderboard) -> None:
     """Let every runner take trials until there are no more.
 
     Raises:
@@ -308,16 +308,16 @@ def _end(oracle: Any, trial: Trial, outcome: Outcome) -> None:
     oracle.end_trial(copy)
 
 
-def _told(oracle: Any, runner: Runner, board: Board) -> None:
+def _told(oracle: Any, runner: Runner, board: Leaderboard) -> None:
     """A line for the trial that ended; losers leave the disk."""
     with board.lock:
         board.take(oracle)
-        console.say(board.line())
+        console.log(board.line())
         needed = {oracles.root(oracle, oracle.trials[name]) for name in oracle.needed()}
         runner.prune(needed | set(board.kept(board.space.tune.keep)))
 
 
-def again(runners: Sequence[Runner], board: Board, first: Mapping[str, Any]) -> list[Final]:
+def again(runners: Sequence[Runner], board: Leaderboard, first: Mapping[str, Any]) -> list[Final]:
     """The best, and the advisor's choice beside it, on fresh seeds with the test split.
 
     Raises:
@@ -342,12 +342,12 @@ def again(runners: Sequence[Runner], board: Board, first: Mapping[str, Any]) -> 
             except IndexError:
                 return
             at = f"{final.name}: fresh seed {seed} ({seed - FRESH + 1} of {count})"
-            console.say(f"{at}: training")
+            console.log(f"{at}: training")
             config = runner.config(board.space.config(final.values), seed, test=True)
             folder = runner.workdir / "final" / folders[final.name] / f"seed_{seed}"
             outcome = runner.run(config, folder, config.train.epochs, ended)
             if outcome.status == "FAILED":
-                console.say(f"{at}: failed: {outcome.reason}")
+                console.log(f"{at}: failed: {outcome.reason}")
             found[final.name, seed] = outcome
 
     try:
@@ -360,7 +360,7 @@ def again(runners: Sequence[Runner], board: Board, first: Mapping[str, Any]) -> 
     return [replace(final, runs=[found[final.name, seed] for seed in seeds]) for final in finals]
 
 
-def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Board) -> None:
+def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Leaderboard) -> None:
     """`best.yaml`, a plain config that `tfft train` runs, with what it reached above it."""
     lines = [f"# {line}".rstrip() for line in board.told_of_best()]
     write_atomic(workdir / "best.yaml", "\n".join(lines) + "\n" + dump(space.config(values)))

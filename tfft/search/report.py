@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 
 from tfft.report import plots, write_page
-from tfft.search.leaderboard import Board, Row
+from tfft.search.leaderboard import Leaderboard, Row
 from tfft.search.space import Dimension
 
 ENOUGH = 8  # trials below which nothing is said of what mattered
 LINES = 8  # learning curves in the plot
 
 
-def write(board: Board, path: Path) -> None:
+def write(board: Leaderboard, path: Path) -> None:
     """Write the page."""
     ended = [row for row in board.ranked if row.outcome.score is not None]
     plots = [_coordinates(board, ended), _curves(board, ended), _progress(board, ended)]
@@ -26,7 +26,7 @@ def write(board: Board, path: Path) -> None:
     write_page(path, title, "".join(plots), board.text())
 
 
-def importance(board: Board) -> dict[str, float]:
+def importance(board: Leaderboard) -> dict[str, float]:
     """How much each hyperparameter mattered: impurity importance in a random forest from values to
     scores (Breiman 2001), the larger the more; empty without scikit-learn or of a few trials."""
     try:
@@ -45,7 +45,7 @@ def importance(board: Board) -> dict[str, float]:
     return {k: float(v) for k, v in sorted(found.items(), key=lambda item: -item[1])}
 
 
-def _coordinates(board: Board, rows: Sequence[Row]) -> str:
+def _coordinates(board: Leaderboard, rows: Sequence[Row]) -> str:
     dimensions = list({d.name: d for d in board.space.dimensions}.values())
     scores = [row.outcome.score or 0.0 for row in rows]
     if not scores:
@@ -63,13 +63,13 @@ def _coordinates(board: Board, rows: Sequence[Row]) -> str:
     return plots.parallel("every trial; the best in orange", axes, lines)
 
 
-def _curves(board: Board, rows: Sequence[Row]) -> str:
+def _curves(board: Leaderboard, rows: Sequence[Row]) -> str:
     best = {row.trial: row.outcome.curve for row in rows[:LINES] if row.outcome.curve}
     short = {name: [(float(s), v) for s, v in curve] for name, curve in best.items()}
     return plots.curves(f"{board.objective} of the best", short, "step", marks=True)
 
 
-def _progress(board: Board, rows: Sequence[Row]) -> str:
+def _progress(board: Leaderboard, rows: Sequence[Row]) -> str:
     """The best so far, by the number of trials that ended."""
     better = max if board.direction == "max" else min
     scores = [r.outcome.score for r in board.rows if r.outcome.score is not None]
@@ -78,7 +78,7 @@ def _progress(board: Board, rows: Sequence[Row]) -> str:
     return plots.curves("in turn", {"best so far": so_far, "each": dots}, "trial", dots=["each"])
 
 
-def _time(board: Board) -> str:
+def _time(board: Leaderboard) -> str:
     seconds = {f"trial {row.trial}": row.outcome.seconds for row in board.rows}
     longest = dict(sorted(seconds.items(), key=lambda item: -item[1])[:20])
     return plots.bars("seconds, the longest trials", longest)

@@ -126,14 +126,14 @@ def serve(oracle: Any, workdir: Path, told: Callable[[], None]) -> None:
     if port == 0:
         raise UserError(f"{_NAMES[1]}: cannot listen on {address}")
     server.start()
-    console.say(f"chief: waiting for workers at {address}")
+    console.log(f"chief: waiting for workers at {address}")
     try:
         while not _finished(oracle):
             time.sleep(0.5)
             now = time.monotonic()
             for worker, at in list(servicer.seen.items()):
                 if now - at > LOST and worker in oracle.ongoing_trials:
-                    console.say(f"chief: {worker} is silent for {LOST:.0f} s; its trial is given again")
+                    console.log(f"chief: {worker} is silent for {LOST:.0f} s; its trial is given again")
                     servicer.seen.pop(worker)
                     oracle.lose(worker)
         time.sleep(PATIENCE)  # those that wait hear that it is over
@@ -166,7 +166,7 @@ class Client:
         try:
             trial = self._client.create_trial(tuner_id)
         except grpc.RpcError as error:
-            console.say(f"{tuner_id}: the chief is gone: {_reason(error)}")
+            console.log(f"{tuner_id}: the chief is gone: {_reason(error)}")
             return Trial(HyperParameters(), "", TrialStatus.STOPPED)
         if trial.status == TrialStatus.RUNNING and not trial.trial_id.isalnum():  # part of a path
             raise UserError(f"{_NAMES[1]}: not a chief of tfft. Received: trial {trial.trial_id!r}")
@@ -191,7 +191,7 @@ class Client:
         try:
             self._client.end_trial(trial)
         except grpc.RpcError as error:  # given again, the finished run answers at once
-            console.say(f"trial {trial.trial_id}: the chief did not take it: {_reason(error)}")
+            console.log(f"trial {trial.trial_id}: the chief did not take it: {_reason(error)}")
 
     @contextmanager
     def running(self, trial_id: str) -> Iterator[None]:

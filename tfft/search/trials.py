@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tfft.config import Config, Fraction, dump
-from tfft.search.fork_server import Nursery
+from tfft.search.fork_server import ForkServer
 from tfft.search.space import Space
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
@@ -78,7 +78,7 @@ class Runner:
     maximize: bool
     seeds: int
     environment: Mapping[str, str] = field(default_factory=dict)
-    nursery: Nursery = field(default_factory=Nursery)
+    nursery: ForkServer = field(default_factory=ForkServer)
 
     def folder(self, trial: str) -> Path:
         """Of the trial that began a run."""

@@ -57,7 +57,7 @@ def _with_status(
         except TimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
         except Exception as error:  # a fault of this server, which keeps running
-            console.say(f"{method.__name__}: {type(error).__name__}: {error}")
+            console.log(f"{method.__name__}: {type(error).__name__}: {error}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
     return call
@@ -99,7 +99,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.model_spec.name = request.model_spec.name
         response.model_spec.version.value = loaded.version
         signatures = any_pb2.Any()
-        signatures.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
+        signatures.Unpad(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
         response.metadata["signature_def"].CopyFrom(signatures)
         return response
 

@@ -113,7 +113,7 @@ class Rest:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:  # a fault of this server, which keeps running
-            console.say(f"{request.method} {request.path}: {type(error).__name__}: {error}")
+            console.log(f"{request.method} {request.path}: {type(error).__name__}: {error}")
             return _reply(500, json_tensors.error("internal error"))
 
     async def _answer(self, request: web.Request) -> str:

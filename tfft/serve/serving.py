@@ -57,7 +57,7 @@ def serve(options: Options, ready: Callable[[int, int], None] = lambda rest, grp
     finally:
         versions.close()
         batcher.close()
-    console.say("stopped")
+    console.log("stopped")
 
 
 async def _serve(
@@ -76,8 +76,8 @@ async def _serve(
         if not grpc_port:
             raise UserError(f"--port: cannot listen on {options.host}:{options.grpc_port}")
         model = f"http://{options.host}:{rest_port}/v1/models/{options.name}"
-        console.say("a development server; TF Serving is what answers in production")
-        console.say(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
+        console.log("a development server; TF Serving is what answers in production")
+        console.log(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
         ready(rest_port, grpc_port)
         await stop.wait()
     finally:

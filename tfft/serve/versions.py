@@ -225,12 +225,12 @@ class Versions:
             with self._lock:
                 self._states[version] = State("END", failure.code, failure.message)
             if self._loaded:
-                console.say(f"{failure.message}; what was served before is kept")
+                console.log(f"{failure.message}; what was served before is kept")
             return
         with self._lock:
             self._loaded[version] = loaded
             self._states[version] = State("AVAILABLE")
-        console.say(f"serving {self.name} version {version}")
+        console.log(f"serving {self.name} version {version}")
 
     def _poll(self) -> None:
         while not self._stop.wait(POLL):
@@ -244,7 +244,7 @@ class Versions:
     def _report(self, what: str, problem: str) -> None:
         """Log what is wrong with the folder or with its config, once until that changes."""
         if problem and problem != self._problems.get(what):
-            console.say(f"{problem}; what was served before is kept")
+            console.log(f"{problem}; what was served before is kept")
         self._problems[what] = problem
 
     def _read_policy(self) -> None:

@@ -45,7 +45,7 @@ def replay(loaded: Loaded, run: calls.Run = Signature.answer) -> None:
             text = f"{loaded.folder / FILE}: record {count}: {failure.message}"
             raise Failure(failure.code, text) from None
     if count:
-        console.say(f"warmed up with {count} requests")
+        console.log(f"warmed up with {count} requests")
 
 
 def records(path: Path) -> Iterator[Any]:

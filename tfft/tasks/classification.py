@@ -195,7 +195,7 @@ def sample_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -
     return np.array([given.get(name, 1.0) for name in labels])
 
 
-def of_probabilities(probabilities: np.ndarray) -> np.ndarray:
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Logits, float32 [N, C]."""
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
 

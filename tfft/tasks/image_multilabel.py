@@ -12,11 +12,11 @@ TASK = Task(
     loss=multilabel.loss,
     sample_weights=multilabel.no_weights,
     probabilities=multilabel_metrics.sigmoid,
-    of_probabilities=multilabel.of_probabilities,
+    to_logits=multilabel.to_logits,
     metrics=multilabel.figures,
     resampled=multilabel.resampled,
     details=multilabel.details,
     decode=multilabel.decode,
     tune=multilabel.tune,
-    several=True,
+    multi_label=True,
 )

@@ -59,7 +59,7 @@ def no_weights(config: TaskConfig, labels: Sequence[str], truth: np.ndarray) -> 
     """A row with several tags has no weight of a class."""
 
 
-def of_probabilities(probabilities: np.ndarray) -> np.ndarray:
+def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Logits, float32 [N, C]."""
     p = np.clip(probabilities, 1e-7, 1 - 1e-7)
     return np.log(p / (1 - p)).astype(np.float32)

@@ -1,6 +1,6 @@
 """What happens between the steps of a training: progress, logs, validation, saving, stopping.
 
-All of them read and write one `checkpoints.State`, which a checkpoint stores.
+All of them read and write one `checkpoints.TrainingState`, which a checkpoint stores.
 """
 
 import json
@@ -17,7 +17,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.training.checkpoints import Checkpoints, State
+from tfft.training.checkpoints import Checkpoints, TrainingState
 from tfft.training.soup import Soup
 from tfft.utils import console, energy
 from tfft.utils.errors import UserError, require
@@ -32,7 +32,7 @@ class NonFinite(keras.callbacks.Callback):
     Such a step changed nothing: up to `allowed` of them are left out instead.
     """
 
-    def __init__(self, state: State, allowed: int, where: Callable[[int], str]):
+    def __init__(self, state: TrainingState, allowed: int, where: Callable[[int], str]):
         super().__init__()
         self._state, self._allowed, self._where = state, allowed, where
 
@@ -59,14 +59,14 @@ class NonFinite(keras.callbacks.Callback):
                 f"checkpoint is kept{rows}"
             )
         left = f"{state.skipped} of at most {self._allowed}"
-        console.say(f"warning: {what} at {at}: left out, {left}{rows}")
+        console.log(f"warning: {what} at {at}: left out, {left}{rows}")
 
 
 class Progress(keras.callbacks.Callback):
     """The line with epoch, step, loss, speed, the share of time spent waiting for input, and the
     time left."""
 
-    def __init__(self, state: State, steps_per_epoch: int, total: int, batch_size: int):
+    def __init__(self, state: TrainingState, steps_per_epoch: int, total: int, batch_size: int):
         super().__init__()
         self._state, self._per_epoch, self._total = state, steps_per_epoch, total
         self._batch_size = batch_size
@@ -97,7 +97,7 @@ class Progress(keras.callbacks.Callback):
 class History(keras.callbacks.Callback):
     """Appends the training loss and the learning rate to the history and to metrics.jsonl."""
 
-    def __init__(self, state: State, path: Path | None, every: int, steps_per_epoch: int):
+    def __init__(self, state: TrainingState, path: Path | None, every: int, steps_per_epoch: int):
         super().__init__()
         self._state, self._path = state, path
         self._every, self._per_epoch = every, steps_per_epoch
@@ -138,7 +138,7 @@ class Validate(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         history: History,
         evaluate: Callable[[], AbstractContextManager[tuple[dict[str, float], Callable[[], None]]]],
         soup: Soup | None,
@@ -174,13 +174,13 @@ class Validate(keras.callbacks.Callback):
         value = figures[self._metric]
         better = self._better(value)
         shown = "  ".join(f"{name} {number:.4f}" for name, number in figures.items())
-        console.say(f"validation at step {state.step:,}: {shown}{'  (best)' if better else ''}")
+        console.log(f"validation at step {state.step:,}: {shown}{'  (best)' if better else ''}")
         if better:
             state.best, state.best_step, state.waited = value, state.step, 0
             return True
         state.waited += 1
         if self._patience is not None and state.waited >= self._patience:
-            console.say(f"stopping early: no better {self._metric} for {state.waited} validations")
+            console.log(f"stopping early: no better {self._metric} for {state.waited} validations")
             state.stopped = True
             self.model.stop_training = True
         return False
@@ -196,7 +196,7 @@ class Save(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         checkpoints: Checkpoints,
         every: int,
         seconds: float | None,
@@ -232,7 +232,7 @@ class Save(keras.callbacks.Callback):
 class Profile(keras.callbacks.Callback):
     """A TensorBoard profile of the steps from `first` to `last`, both counted from 1."""
 
-    def __init__(self, state: State, folder: Path, first: int, last: int):
+    def __init__(self, state: TrainingState, folder: Path, first: int, last: int):
         super().__init__()
         self._state, self._folder = state, folder
         self._first, self._last = first, last
@@ -257,7 +257,7 @@ class Profile(keras.callbacks.Callback):
     def _stop(self) -> None:
         tf.profiler.experimental.stop()
         self._running = False
-        console.say(f"profile: {self._folder}; tensorboard --logdir={self._folder} shows it")
+        console.log(f"profile: {self._folder}; tensorboard --logdir={self._folder} shows it")
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -277,7 +277,7 @@ class Interrupt(keras.callbacks.Callback):
 
     def __init__(
         self,
-        state: State,
+        state: TrainingState,
         checkpoints: Checkpoints,
         folder: Path,
         together: Callable[[np.ndarray], np.ndarray],
@@ -315,7 +315,7 @@ class Interrupt(keras.callbacks.Callback):
         if stop or save:
             self._checkpoints.save(self.model, self._state)
         if save:
-            console.say(f"saved at step {self._state.step:,}, as asked")
+            console.log(f"saved at step {self._state.step:,}, as asked")
         if stop:
             self.model.stop_training = True
 

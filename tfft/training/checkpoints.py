@@ -1,4 +1,4 @@
-"""The full state of a training, written atomically; and the weights that a run leaves behind.
+"""Checkpoints: the full state of a training, written atomically.
 
 A checkpoint holds the weights, the seeds, the optimizer (its averages and loss scale included),
 the running metrics, the history and the state of early stopping. Where the training stands in its
@@ -12,27 +12,26 @@ import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from tfft.distribute import strategies
+from tfft.model import weight_file
 from tfft.training import fingerprint
 from tfft.utils import console
 from tfft.utils.errors import UserError
-from tfft.utils.files import unused
 
 _NAME = re.compile(r"^step_(\d+)$")
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands, apart from its variables.
 
     Attributes:
@@ -85,7 +84,7 @@ class Checkpoints:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
-    def save(self, model: keras.Model, state: State) -> None:
+    def save(self, model: keras.Model, state: TrainingState) -> None:
         """Copy the state and have it written; waits only for a write that is still under way.
 
         Raises:
@@ -114,7 +113,7 @@ class Checkpoints:
         """Write to a temporary name, rename, then drop what is older than `keep`."""
         temporary = self._folder / f".{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
-        with _writing(temporary):
+        with weight_file.write_errors(temporary):
             temporary.mkdir(parents=True)
             save_file(arrays, temporary / "state.safetensors")
             (temporary / "state.json").write_text(text, encoding="utf-8")
@@ -125,7 +124,7 @@ class Checkpoints:
         for _, old in list(self._newest_first())[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def restore(self, model: keras.Model) -> State:
+    def restore(self, model: keras.Model) -> TrainingState:
         """Load the newest checkpoint that is whole; without one, a state of step 0.
 
         Raises:
@@ -133,19 +132,19 @@ class Checkpoints:
         """
         for _, folder in self._newest_first():
             try:
-                values = _read(folder / "state.safetensors")
+                values = weight_file.read(folder / "state.safetensors")
                 saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))
                 depends_on = saved.pop("depends_on", self._depends_on)
-                state = State(**saved)
+                state = TrainingState(**saved)
             except (SafetensorError, OSError, ValueError, TypeError) as error:
-                console.say(f"warning: {folder} is torn ({error}); trying the one before")
+                console.log(f"warning: {folder} is torn ({error}); trying the one before")
                 continue
             fingerprint.require_unchanged(depends_on, self._depends_on, self._folder.parent)
             _assign(model, values, folder, self._kept)
             if self._writes:
                 self._drop_unfinished()
             return state
-        return State()
+        return TrainingState()
 
     def _drop_unfinished(self) -> None:
         """What a killed process had begun to write."""
@@ -158,66 +157,6 @@ class Checkpoints:
             if match := _NAME.match(path.name):
                 found.append((int(match[1]), path))
         return iter(sorted(found, reverse=True))
-
-
-def save_weights(
-    model: keras.Model,
-    path: Path,
-    metadata: Mapping[str, str],
-    kept: Collection[str] | None = None,
-) -> None:
-    """Write weights by their variable paths as safetensors; `kept` as in `Checkpoints`.
-
-    Raises:
-        UserError: they cannot be written, as where the disk is full.
-    """
-    temporary = unused(path)
-    chosen = [v for v in model.weights if kept is None or v.path in kept]
-    values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in chosen}
-    with _writing(temporary):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(values, temporary, metadata=dict(metadata))
-        os.replace(temporary, path)
-
-
-@contextmanager
-def _writing(temporary: Path) -> Iterator[None]:
-    """Remove what was begun where it cannot be written, and say why.
-
-    Raises:
-        UserError: it cannot.
-    """
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            shutil.rmtree(temporary) if temporary.is_dir() else temporary.unlink()
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"{temporary.parent}: cannot be written: {reason}") from None
-
-
-def load_weights(model: keras.Model, path: Path, kept: Collection[str] | None = None) -> None:
-    """What `save_weights` wrote, with the same `kept`.
-
-    Raises:
-        UserError: the file is missing or torn, or is of another model.
-    """
-    try:
-        values = _read(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    for variable in model.weights:
-        if kept is not None and variable.path not in kept:
-            continue
-        value = values.get(variable.path)
-        if value is None or value.shape != tuple(variable.shape):
-            raise UserError(f"{path}: does not fit the model at {variable.path}")
-        variable.assign(value)
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    with safe_open(path, framework="numpy") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def _variables(model: keras.Model, kept: Collection[str] | None) -> dict[str, Any]:

@@ -31,7 +31,7 @@ SHARE = 0.5  # of the free disk that `auto` may fill
 
 
 @dataclass(frozen=True)
-class Cut:
+class ModelSplit:
     """A model in two parts.
 
     Attributes:
@@ -62,7 +62,7 @@ class Cut:
         return found.digest()
 
 
-def cut(model: keras.Model) -> Cut | str:
+def cut(model: keras.Model) -> ModelSplit | str:
     """Cut a functional model where it begins to move; a reason where there is no such cut."""
     place: dict[int, str] = {}  # of each tensor: raw (of the inputs alone), below, above
     crossing: dict[int, Any] = {}
@@ -97,7 +97,7 @@ def cut(model: keras.Model) -> Cut | str:
     compute = tf.function(
         lambda x: below(x, training=False), input_signature=[specs], autograph=False
     )
-    return Cut(
+    return ModelSplit(
         below,
         keras.Model(above, model.output, name="above"),
         compute,
@@ -163,7 +163,7 @@ def _inputs_above(model: keras.Model, place: dict[int, str]) -> list[Any]:
     return list(found.values())
 
 
-class Stored(batches.Whole):
+class CachedFeatures(batches.Whole):
     """The stored tensors of a split, as rows of batches (`data.batches.Rows`).
 
     Args:
@@ -210,7 +210,7 @@ class Stored(batches.Whole):
         return specs
 
 
-class InTurn(batches.Whole):
+class CyclingCache(batches.Whole):
     """Stored tensors of several draws of a split's rows, one for each epoch, in turn.
 
     Args:
@@ -218,12 +218,12 @@ class InTurn(batches.Whole):
         per_epoch: batches of an epoch.
     """
 
-    def __init__(self, stored: Sequence[Stored], per_epoch: int):
+    def __init__(self, stored: Sequence[CachedFeatures], per_epoch: int):
         self._stored, self._per_epoch = stored, per_epoch
         self.uniform = stored[0].uniform
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
-        """As `Stored`'s, of the draw of the batch's epoch."""
+        """As `CachedFeatures`'s, of the draw of the batch's epoch."""
         epoch = batch.draw // self._per_epoch
         return self._stored[epoch % len(self._stored)].arrays(batch)
 
@@ -232,7 +232,7 @@ class InTurn(batches.Whole):
         return self._stored[0].spec(rows, width)
 
 
-def size(made: Cut, splits: Sequence[Dataset], dtype: str) -> int:
+def size(made: ModelSplit, splits: Sequence[Dataset], dtype: str) -> int:
     """Bytes that the stored tensors of some splits take."""
     rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)
     counts = [
@@ -249,8 +249,8 @@ def room(folder: Path) -> int:
 
 
 def store(
-    made: Cut, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, key: str
-) -> Stored:
+    made: ModelSplit, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, key: str
+) -> CachedFeatures:
     """The stored tensors of a split: from the cache, or computed and put there.
 
     `key` names all that the values depend on beside the weights below the cut and the rows.
@@ -261,11 +261,11 @@ def store(
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in made.shapes}
     if dtype == "bfloat16":  # numpy's files know no such type: they hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
-    return Stored(split, arrays, ragged, "padding_mask" in made.above.input)
+    return CachedFeatures(split, arrays, ragged, "padding_mask" in made.above.input)
 
 
 def _compute(
-    made: Cut, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, ragged: set[str]
+    made: ModelSplit, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, ragged: set[str]
 ) -> dict[str, Any]:
     """Write the values of all rows to files of a folder; what its meta data says."""
     offsets = np.concatenate([[0], np.cumsum(split.lengths)])
@@ -308,7 +308,7 @@ def _compute(
     return {"rows": len(split), "dtype": dtype}
 
 
-def _name(made: Cut, split: Dataset, dtype: str, key: str) -> str:
+def _name(made: ModelSplit, split: Dataset, dtype: str, key: str) -> str:
     """A hash of everything that the stored values depend on."""
     digest = hashlib.sha256(f"{version('tfft')} {dtype} {key} {made.shapes}".encode())
     digest.update(split.prepared.folder.name.encode())

@@ -14,7 +14,7 @@ from tfft.utils import console
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """The batches of a training.
 
     Attributes:
@@ -27,7 +27,7 @@ class Plan:
     total: int
 
     @classmethod
-    def make(cls, config: Config, data: Datasets, static: bool = False) -> "Plan":
+    def make(cls, config: Config, data: Datasets, static: bool = False) -> "BatchPlan":
         """Choose the widths for the lengths that there are, and say what they cost.
 
         `static`: one width, the largest, as a TPU wants it.
@@ -39,7 +39,7 @@ class Plan:
         if config.task.modality == "text":
             share = batches.padding_share(data.train.lengths, first)
             told = f", widths {', '.join(map(str, buckets))}, {share:.1%} padding"
-        console.say(f"batches: {len(first):,} an epoch{told}")
+        console.log(f"batches: {len(first):,} an epoch{told}")
         return cls(buckets, len(first), len(first) * train.epochs)
 
     def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
@@ -54,7 +54,7 @@ class Plan:
             yield from self.epoch(data, train, epoch)[skipped:]
 
 
-class Feed:
+class InputPipeline:
     """The batches of a run as the strategy wants them.
 
     Attributes:
@@ -63,7 +63,7 @@ class Feed:
             is a cached prefix.
     """
 
-    def __init__(self, result: Run, data: Datasets, plan: Plan):
+    def __init__(self, result: Run, data: Datasets, plan: BatchPlan):
         self.data, self.plan, self._result = data, plan, result
         self.train = result.config.train
         self._strategy = result.model.distribute_strategy

@@ -24,9 +24,9 @@ from tfft.model import Model, masks
 from tfft.run import Run
 from tfft.training import callbacks, feature_cache, memory, optimizers, soup
 from tfft.training.callbacks import LOWER_IS_BETTER
-from tfft.training.checkpoints import Checkpoints, State
-from tfft.training.input_pipeline import Feed, Plan
-from tfft.training.schedule import Course
+from tfft.training.checkpoints import Checkpoints, TrainingState
+from tfft.training.input_pipeline import BatchPlan, InputPipeline
+from tfft.training.phases import TrainingSchedule
 from tfft.utils import console
 from tfft.utils.errors import Interrupted, UserError
 
@@ -45,9 +45,9 @@ _NOT_COMPILED = (
 def fit(
     result: Run,
     data: Datasets,
-    plan: Plan,
-    course: Course,
-    state: State,
+    plan: BatchPlan,
+    course: TrainingSchedule,
+    state: TrainingState,
     keep: Checkpoints,
     epochs: int | None = None,
 ) -> None:
@@ -62,21 +62,21 @@ def fit(
     """
     if result.config.train.soup and (data.validation is None or strategies.workers().count > 1):
         raise UserError("train.soup: needs a validation split, and one worker")
-    feed = Feed(result, data, plan)
+    feed = InputPipeline(result, data, plan)
     if state.step < plan.total and not state.stopped:
         _train(result, feed, course, state, keep, epochs)
     _keep_best(result, feed, state)
 
 
 def _train(
-    result: Run, feed: Feed, course: Course, state: State, keep: Checkpoints, epochs: int | None
+    result: Run, feed: InputPipeline, course: TrainingSchedule, state: TrainingState, keep: Checkpoints, epochs: int | None
 ) -> None:
     model, plan = result.model, feed.plan
     until = epochs * plan.per_epoch if epochs is not None else plan.total
     if state.step >= until:
         raise Interrupted(f"{result.workdir}: {state.step:,} of {plan.total:,} steps are trained")
     if state.step:
-        console.say(f"resuming at step {state.step:,} of {plan.total:,}")
+        console.log(f"resuming at step {state.step:,} of {plan.total:,}")
     if state.best is None and strategies.workers().first:
         result.save()  # best/ is whole from here on; a resumed run's may be better than now
     together = partial(strategies.sum_over_workers, model.distribute_strategy)
@@ -94,7 +94,7 @@ def _train(
             )
 
 
-def _keep_best(result: Run, feed: Feed, state: State) -> None:
+def _keep_best(result: Run, feed: InputPipeline, state: TrainingState) -> None:
     """Write the weights of `best/` that follow from the end of the training.
 
     Also where a run resumes at its end: it may have been killed before it had written them.
@@ -110,7 +110,7 @@ def _keep_best(result: Run, feed: Feed, state: State) -> None:
 
 
 def _run(
-    result: Run, feed: Feed, course: Course, state: State, watchers: keras.callbacks.CallbackList
+    result: Run, feed: InputPipeline, course: TrainingSchedule, state: TrainingState, watchers: keras.callbacks.CallbackList
 ) -> None:
     model, plan = result.model, feed.plan
     model.stop_training = False
@@ -124,7 +124,7 @@ def _run(
 
 
 def _stretch(
-    model: Model, feed: Feed, end: int, state: State, watchers: keras.callbacks.CallbackList
+    model: Model, feed: InputPipeline, end: int, state: TrainingState, watchers: keras.callbacks.CallbackList
 ) -> None:
     """Train to a step, with one mask."""
     plan, train = feed.plan, feed.train
@@ -144,21 +144,21 @@ def _stretch(
                 watchers.on_epoch_begin(epoch)
 
 
-def _enter(result: Run, feed: Feed, course: Course, step: int) -> None:
+def _enter(result: Run, feed: InputPipeline, course: TrainingSchedule, step: int) -> None:
     """Let move what moves from this step on, and start above the cached prefix if there is one."""
     model, mask = result.model, course.at(step).mask
     masks.set_trainable(model, mask)
     optimizers.enter(model.optimizer, course, step)
-    if len(course.stretches) > 1:
+    if len(course.phases) > 1:
         moving = masks.parameters(mask)[1]
-        console.say(f"from step {step + 1:,} on {moving:,} parameters move")
+        console.log(f"from step {step + 1:,} on {moving:,} parameters move")
     feed.read_rows()
     model.start_above(None)
     _start_above(result, feed, course, step)
     prepare(result, feed)
 
 
-def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
+def _start_above(result: Run, feed: InputPipeline, course: TrainingSchedule, step: int) -> None:
     """Store what the frozen stages put out, if that is wanted and pays; says what was decided.
 
     Raises:
@@ -173,10 +173,10 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
         if train.cache is True:
             raise UserError(f"train.cache: {reason}")
         if not isinstance(made, str) or not reason.startswith("the lowest stage moves"):
-            console.say(f"cache: off: {reason}")
+            console.log(f"cache: off: {reason}")
         return
     size = _stored_bytes(result, feed, made)
-    console.say(
+    console.log(
         f"cache: on: what is below {made.lowest} is stored as {train.cache_type}, "
         f"{size / 2**20:,.1f} MiB"
     )
@@ -193,7 +193,7 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
             keep(feed.data.train, feed.train_rows.variant(n), key=f"{drawn} {n}")
             for n in range(config.augmentation.variants or 1)
         ]
-        feed.train_rows = feature_cache.InTurn(stored, feed.plan.per_epoch)
+        feed.train_rows = feature_cache.CyclingCache(stored, feed.plan.per_epoch)
     else:
         feed.train_rows = keep(feed.data.train, feed.train_rows, key=key)
     if feed.data.validation is not None and feed.validation_rows is not None:
@@ -201,7 +201,7 @@ def _start_above(result: Run, feed: Feed, course: Course, step: int) -> None:
     model.start_above(made.above)
 
 
-def _not_worth(result: Run, feed: Feed, made: feature_cache.Cut, course: Course, step: int) -> str:
+def _not_worth(result: Run, feed: InputPipeline, made: feature_cache.ModelSplit, course: TrainingSchedule, step: int) -> str:
     """Why the prefix is not stored; empty where it is."""
     train = feed.train
     if strategies.workers().count > 1:
@@ -227,13 +227,13 @@ def _not_worth(result: Run, feed: Feed, made: feature_cache.Cut, course: Course,
     return ""
 
 
-def _stored_bytes(result: Run, feed: Feed, made: feature_cache.Cut) -> int:
+def _stored_bytes(result: Run, feed: InputPipeline, made: feature_cache.ModelSplit) -> int:
     variants = result.config.augmentation.variants or 1
     splits = [feed.data.train] * variants + [s for s in (feed.data.validation,) if s is not None]
     return feature_cache.size(made, splits, result.config.train.cache_type)
 
 
-def _steps_at_once(model: Model, plan: Plan, train: TrainConfig, step: int) -> int:
+def _steps_at_once(model: Model, plan: BatchPlan, train: TrainConfig, step: int) -> int:
     """Steps until Python looks again; none beyond where something is due."""
     at_once = train.steps_per_execution
     if at_once == "auto":
@@ -272,7 +272,7 @@ def _log_every(at_once: int | Literal["auto"]) -> int:
 # --- before the first step ---
 
 
-def prepare(result: Run, feed: Feed) -> None:
+def prepare(result: Run, feed: InputPipeline) -> None:
     """Rehearse a step; settle what is `auto`: XLA and the micro-batch."""
     model, train = result.model, feed.train
     automatic = strategies.accelerated() and not train.deterministic
@@ -292,13 +292,13 @@ def prepare(result: Run, feed: Feed) -> None:
         reason = " ".join(str(error.message).split())[:160]
         if train.jit is True:
             raise UserError(f"train.jit: XLA cannot compile this model: {reason}") from None
-        console.say(f"jit: XLA cannot compile this model, going on without it: {reason}")
+        console.log(f"jit: XLA cannot compile this model, going on without it: {reason}")
         model.xla = False
         model.make_train_function(force=True)
         _rehearse(model, feed)
 
 
-def _rehearse(model: Model, feed: Feed) -> None:
+def _rehearse(model: Model, feed: InputPipeline) -> None:
     """One step that computes all and changes nothing: not weights, optimizer, seeds, metrics."""
     moving = {id(v) for v in model.trainable_variables}
     kept = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in moving]
@@ -313,7 +313,7 @@ def _rehearse(model: Model, feed: Feed) -> None:
             variable.assign(value)
 
 
-def _fits(model: Model, feed: Feed) -> bool:
+def _fits(model: Model, feed: InputPipeline) -> bool:
     """Whether a step has the memory that it needs."""
     for _ in range(2):
         try:
@@ -329,7 +329,7 @@ def _fits(model: Model, feed: Feed) -> bool:
     return False
 
 
-def _largest(model: Model, feed: Feed, rows: int) -> int | None:
+def _largest(model: Model, feed: InputPipeline, rows: int) -> int | None:
     """The largest micro-batch that fits, None where that is all of a replica's rows."""
 
     def runs(size: int) -> bool:
@@ -351,7 +351,7 @@ def _largest(model: Model, feed: Feed, rows: int) -> int | None:
     sizes = np.zeros(workers.count, np.int32)
     sizes[workers.index] = size
     size = int(strategies.sum_over_workers(model.distribute_strategy, sizes).min())
-    console.say(f"micro-batch: {size} of {rows} rows a device fit in its memory")
+    console.log(f"micro-batch: {size} of {rows} rows a device fit in its memory")
     return size if size < rows else None
 
 
@@ -359,7 +359,7 @@ def _largest(model: Model, feed: Feed, rows: int) -> int | None:
 
 
 @contextmanager
-def _memory_told(feed: Feed, step: int | None) -> Iterator[None]:
+def _memory_told(feed: InputPipeline, step: int | None) -> Iterator[None]:
     """Turn "out of memory" into a line with the largest size that worked."""
     try:
         yield
@@ -379,7 +379,7 @@ def _memory_told(feed: Feed, step: int | None) -> Iterator[None]:
         ) from None
 
 
-def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
+def _largest_that_works(model: Model, feed: InputPipeline, rows: int) -> str:
     model.micro_batch = size = rows
     model.make_train_function(force=True)
     while size > 1:
@@ -391,7 +391,7 @@ def _largest_that_works(model: Model, feed: Feed, rows: int) -> str:
     return f"not even one row works: lower {lower}, or set train.remat: true"
 
 
-def _of_tokens(feed: Feed, batch: batches.Batch) -> str:
+def _of_tokens(feed: InputPipeline, batch: batches.Batch) -> str:
     return f" of {batch.width} tokens" if feed._result.config.task.modality == "text" else ""
 
 
@@ -399,7 +399,7 @@ def _of_tokens(feed: Feed, batch: batches.Batch) -> str:
 
 
 def _watchers(
-    result: Run, feed: Feed, state: State, keep: Checkpoints
+    result: Run, feed: InputPipeline, state: TrainingState, keep: Checkpoints
 ) -> list[keras.callbacks.Callback]:
     """The callbacks in their order: guard first; save after all that changes the state."""
     train, plan, data = feed.train, feed.plan, feed.data
@@ -443,7 +443,7 @@ def _watchers(
 
 @contextmanager
 def _validation_figures(
-    result: Run, feed: Feed, first: bool
+    result: Run, feed: InputPipeline, first: bool
 ) -> Iterator[tuple[dict[str, float], Any]]:
     """The figures, and what saves the weights that they are of: the averages, if there are."""
     with optimizers.averaged(result.model):
@@ -451,7 +451,7 @@ def _validation_figures(
         yield figures(result, feed), save
 
 
-def figures(result: Run, feed: Feed) -> dict[str, float]:
+def figures(result: Run, feed: InputPipeline) -> dict[str, float]:
     """The task's figures of the validation split, by name."""
     split, size = feed.data.validation, result.config.evaluate.batch_size
     logits = evaluate.predict(result.model, split, feed.validation_rows, size)
@@ -463,7 +463,7 @@ def _soup(result: Run) -> soup.Soup | None:
     return soup.Soup(result.workdir / "soup", size, result.trained) if size else None
 
 
-def _cook(result: Run, feed: Feed, state: State, kept: soup.Soup) -> None:
+def _cook(result: Run, feed: InputPipeline, state: TrainingState, kept: soup.Soup) -> None:
     """Average the best weights greedily; they are the run's if that is better."""
     metric = feed.train.metric
     value = kept.cook(

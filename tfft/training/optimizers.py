@@ -11,7 +11,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config import OptimizerConfig
-from tfft.training.schedule import Course
+from tfft.training.phases import TrainingSchedule
 from tfft.utils.errors import UserError, nearest
 
 
@@ -179,12 +179,12 @@ class OneAfterAnother(keras.optimizers.schedules.LearningRateSchedule):
 
 
 def schedule(
-    config: OptimizerConfig, course: Course, per_epoch: int
+    config: OptimizerConfig, course: TrainingSchedule, per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """The schedule with its lengths resolved to steps, one for each stretch that starts anew."""
-    anew = [s for s in course.stretches if s.anew and s.start] if len(course.stretches) > 1 else []
+    anew = [s for s in course.phases if s.anew and s.start] if len(course.phases) > 1 else []
     starts = [0, *(s.start for s in anew)]
-    peaks = [s.learning_rate for s in (course.stretches[0], *anew)]
+    peaks = [s.learning_rate for s in (course.phases[0], *anew)]
     made = []
     for start, end, peak in zip(starts, [*starts[1:], course.total], peaks, strict=True):
         total = end - start
@@ -202,7 +202,7 @@ def schedule(
 
 
 def build(
-    config: OptimizerConfig, course: Course, per_epoch: int, precision: str = "float32"
+    config: OptimizerConfig, course: TrainingSchedule, per_epoch: int, precision: str = "float32"
 ) -> keras.optimizers.Optimizer:
     """The optimizer, its rate scaled for each variable as the mask of the stretch says.
 
@@ -247,7 +247,7 @@ def build(
     return optimizer
 
 
-def enter(optimizer: keras.optimizers.Optimizer, course: Course, step: int) -> None:
+def enter(optimizer: keras.optimizers.Optimizer, course: TrainingSchedule, step: int) -> None:
     """Take the rates of the stretch that `step` belongs to; the step must be traced anew."""
     optimizer = inner(optimizer)
     optimizer.factors = dict(course.at(step).mask.learning_rates)

@@ -17,8 +17,8 @@ from tfft.distribute import strategies
 from tfft.evaluation.evaluate import Evaluation
 from tfft.model import masks
 from tfft.run import Run
-from tfft.training.checkpoints import State
-from tfft.training.schedule import Course
+from tfft.training.checkpoints import TrainingState
+from tfft.training.phases import TrainingSchedule
 from tfft.utils import console, files
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
@@ -110,11 +110,11 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
 
 
-def describe(result: Run, data: Datasets, course: Course) -> None:
+def describe(result: Run, data: Datasets, course: TrainingSchedule) -> None:
     """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
     write_atomic(result.workdir / "config.yaml", dump(result.config))
     text = masks.table(course.mask, course.starts)
-    console.say(text)
+    console.log(text)
     write_atomic(result.workdir / "mask.txt", text + "\n")
     packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
     facts = {
@@ -146,13 +146,13 @@ def read_facts(workdir: Path) -> dict[str, Any]:
     return read_json(workdir / FACTS)
 
 
-def finish(result: Run, evaluations: dict[str, Evaluation], state: State) -> None:
+def finish(result: Run, evaluations: dict[str, Evaluation], state: TrainingState) -> None:
     """Write `metrics.json`, which also says that the run is done."""
     figures: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
     for name, evaluation in evaluations.items():
         figures |= evaluation.flat(name)
     write_atomic(result.workdir / "metrics.json", json.dumps(figures, indent=1))
-    console.say(f"done: {result.workdir / 'report.html'}")
+    console.log(f"done: {result.workdir / 'report.html'}")
 
 
 def _git_commit() -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 from safetensors import safe_open
 
-from tfft.training import checkpoints
+from tfft.model import weight_file
 from tfft.utils import console
 
 
@@ -38,7 +38,7 @@ class Soup:
                 return
             entries[0][1].unlink()
         path = self._folder / f"step_{step:08d}.safetensors"
-        checkpoints.save_weights(model, path, {"worth": repr(float(worth))}, self._kept)
+        weight_file.save(model, path, {"worth": repr(float(worth))}, self._kept)
 
     def cook(self, model: keras.Model, figure: Callable[[], float], higher: bool) -> float | None:
         """Leave the greedy average in the model; its figure, None where there is no soup."""
@@ -55,7 +55,7 @@ class Soup:
             if best is None or (value >= best if higher else value <= best):
                 sums, taken, best = tried, taken + 1, value
         _assign(model, {n: v / taken for n, v in sums.items()})
-        console.say(f"soup: {taken} of {len(files)} weights averaged, {best:.4f} on validation")
+        console.log(f"soup: {taken} of {len(files)} weights averaged, {best:.4f} on validation")
         return best
 
     def _files(self) -> list[Path]:

@@ -15,7 +15,7 @@ def quiet(on: bool) -> None:
     _state["quiet"] = on
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """Write a line."""
     if _state["quiet"]:
         return
@@ -39,4 +39,4 @@ def progress(text: str, last: bool = False) -> None:
             _state["open"] = False
     elif last or time.monotonic() - _state["last"] >= _EVERY:
         _state["last"] = time.monotonic()
-        say(text)
+        log(text)

@@ -33,7 +33,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """AlbertModel's names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),

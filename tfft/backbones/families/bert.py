@@ -28,7 +28,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """BertModel's names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),

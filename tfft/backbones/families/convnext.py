@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Eyes, Family, number, numbers, refuse, two
+from tfft.backbones.families.family import Family, ImageDefaults, number, numbers, refuse, two
 from tfft.backbones.families.layers import DropPath, activation
 from tfft.backbones.families.vision import Vision, Weight, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -132,7 +132,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """ConvNextModel's names."""
     entries = {
         **weight_map.conv("stem_conv", "embeddings.patch_embeddings", bias=True),
@@ -165,5 +165,5 @@ FAMILY = Family(
     head_style=HeadStyle("pooled"),
     head_names=weight_map.dense("head/logits", "classifier"),
     classifier="ConvNextForImageClassification",
-    eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
+    image_defaults=ImageDefaults(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )

@@ -8,7 +8,7 @@ from keras import ops
 
 from tfft.backbones.families.family import droppable
 from tfft.backbones.families.layers import Block, Embeddings
-from tfft.backbones.families.unpadding import Pack, Unpack
+from tfft.backbones.families.unpadding import Repad, Unpad
 from tfft.spec import Stage
 from tfft.utils.errors import UserError
 
@@ -103,12 +103,12 @@ class Architecture:
         ]
         x = embeddings(inputs["token_ids"], inputs["segment_ids"])
         bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
-        x = Pack(dtype=precision, name="pack")(x, bias)
+        x = Unpad(dtype=precision, name="pack")(x, bias)
         for index in self.block_order():
             if self.blocks[index] in self.dropped:
                 continue
             x = blocks[index](x, bias)
-        x = Unpack(dtype=precision, name="unpack")(x, bias)
+        x = Repad(dtype=precision, name="unpack")(x, bias)
         x = WithoutPrompt(name="without_prompt")(x)
         features = {"sequence": x}
         if self.pooler is not None:

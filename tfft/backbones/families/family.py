@@ -56,7 +56,7 @@ class Architecture(Protocol):
 
 
 @dataclass(frozen=True)
-class Eyes:
+class ImageDefaults:
     """How a family's authors showed it pictures, where preprocessor_config.json says nothing.
 
     Attributes:
@@ -91,7 +91,7 @@ class Family:
     head_style: HeadStyle
     head_names: Table
     classifier: str
-    eyes: Eyes | None = None
+    image_defaults: ImageDefaults | None = None
 
 
 def droppable(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:

@@ -8,7 +8,7 @@ import keras
 
 from tfft.backbones import pixels
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Eyes, Family, flag, number, refuse, two
+from tfft.backbones.families.family import Family, ImageDefaults, flag, number, refuse, two
 from tfft.backbones.families.vision import ConvNorm, Vision
 from tfft.spec import HeadStyle, Stage
 
@@ -166,7 +166,7 @@ def _plan(output_stride: int) -> tuple[tuple[int, int], ...]:
     return tuple(made)
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """MobileNetV2Model's names."""
     entries = {**_conv("stem", "conv_stem.first_conv"), **_conv("top", "conv_1x1")}
     for at, block in enumerate(a.blocks):
@@ -190,5 +190,5 @@ FAMILY = Family(
     head_style=HeadStyle("pooled"),
     head_names=weight_map.dense("head/logits", "classifier"),
     classifier="MobileNetV2ForImageClassification",
-    eyes=Eyes(0.875, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    image_defaults=ImageDefaults(0.875, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tfft.backbones.families.family import BOUNDS, Eyes, bounded
-from tfft.spec import Picture
+from tfft.backbones.families.family import BOUNDS, ImageDefaults, bounded
+from tfft.spec import ImageSpec
 from tfft.utils.errors import UserError
 
 _FILE = "preprocessor_config.json"
@@ -14,8 +14,8 @@ _CROPPED_TO = 0.875  # ConvNextImageProcessor's `crop_pct` where none is given
 
 
 def read(
-    settings: Mapping[str, Any] | None, eyes: Eyes, size: tuple[int, int]
-) -> tuple[Picture, dict[str, Any]]:
+    settings: Mapping[str, Any] | None, image_defaults: ImageDefaults, size: tuple[int, int]
+) -> tuple[ImageSpec, dict[str, Any]]:
     """The pictures that a checkpoint reads, and the arguments of its `pixels.Pixels`.
 
     Args:
@@ -27,22 +27,22 @@ def read(
         UserError: the file asks for what tfft does not do.
     """
     if settings is None:
-        keep = eyes.keep
+        keep = image_defaults.keep
         kind = "stretch" if keep is None else "crop"
-        picture = Picture(size, kind, eyes.interpolation, keep or 1.0)
-        return picture, _scaling(1 / 255, eyes.mean, eyes.deviation)
-    picture = _picture(settings, eyes, size)
+        picture = ImageSpec(size, kind, image_defaults.interpolation, keep or 1.0)
+        return picture, _scaling(1 / 255, image_defaults.mean, image_defaults.deviation)
+    picture = _picture(settings, image_defaults, size)
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     scale = bounded(scale, f"{_FILE}: rescale_factor", (1e-6, 1e3))
     if settings.get("do_normalize", True):
-        mean = _three(settings, "image_mean", eyes.mean)
-        deviation = _three(settings, "image_std", eyes.deviation, least=1e-6)
+        mean = _three(settings, "image_mean", image_defaults.mean)
+        deviation = _three(settings, "image_std", image_defaults.deviation, least=1e-6)
     else:
         mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return picture, _scaling(scale, mean, deviation)
 
 
-def write(picture: Picture, scaling: Mapping[str, Any]) -> dict[str, Any]:
+def write(picture: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
     """The file's content for a model that is saved: what `read` reads, and transformers.
 
     Raises:
@@ -74,10 +74,10 @@ def write(picture: Picture, scaling: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> Picture:
+def _picture(settings: Mapping[str, Any], image_defaults: ImageDefaults, size: tuple[int, int]) -> ImageSpec:
     given = settings.get("size", list(size))
     number = settings.get("resample", None)
-    interpolation = eyes.interpolation if number is None else None
+    interpolation = image_defaults.interpolation if number is None else None
     if type(number) is int:
         interpolation = _FILTERS.get(number)
     if interpolation is None:
@@ -93,10 +93,10 @@ def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> 
             raise _refused("size", given, "{shortest_edge: pixels}")
         shortest = pixels(shortest, f"{_FILE}: size")
         if shortest >= 384:
-            return Picture((shortest, shortest), "stretch", interpolation)
+            return ImageSpec((shortest, shortest), "stretch", interpolation)
         share = settings.get("crop_pct") or _CROPPED_TO
         share = bounded(share, f"{_FILE}: crop_pct", (0.01, 1))
-        return Picture((shortest, shortest), "crop", interpolation, share)
+        return ImageSpec((shortest, shortest), "crop", interpolation, share)
     crop = settings.get("crop_size", given) if settings.get("do_center_crop", False) else None
     if isinstance(shortest, int):
         if crop is None:
@@ -105,14 +105,14 @@ def _picture(settings: Mapping[str, Any], eyes: Eyes, size: tuple[int, int]) -> 
         shortest = pixels(shortest, f"{_FILE}: size")
         if min(height, width) > shortest:
             raise _refused("crop_size", crop, f"{shortest} pixels at most, the shortest edge")
-        return Picture((height, width), "crop", interpolation, min(height, width) / shortest)
+        return ImageSpec((height, width), "crop", interpolation, min(height, width) / shortest)
     height, width = _both(given, "size")
     if crop is None:
-        return Picture((height, width), "stretch", interpolation)
+        return ImageSpec((height, width), "stretch", interpolation)
     middle = _both(crop, "crop_size")
     if middle[0] * width != middle[1] * height or middle[0] > height:
         raise _refused("crop_size", crop, "of the shape of `size`, and no larger")
-    return Picture(middle, "stretch", interpolation, middle[0] / height)
+    return ImageSpec(middle, "stretch", interpolation, middle[0] / height)
 
 
 def _both(value: Any, key: str) -> tuple[int, int]:

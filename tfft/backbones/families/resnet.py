@@ -10,7 +10,7 @@ from keras import ops
 
 from tfft.backbones import pixels
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, refuse, two
+from tfft.backbones.families.family import Family, ImageDefaults, flag, number, numbers, refuse, two
 from tfft.backbones.families.layers import activation
 from tfft.backbones.families.vision import ConvNorm, Vision
 from tfft.spec import HeadStyle, Stage
@@ -154,7 +154,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """ResNetModel's names."""
     entries = _conv("stem", "embedder.embedder")
     for block, (stage, i, _, _), shortcut in zip(a.blocks, a.plan(), a.shortcuts(), strict=True):
@@ -178,5 +178,5 @@ FAMILY = Family(
     head_style=HeadStyle("pooled"),
     head_names=weight_map.dense("head/logits", "classifier.1"),
     classifier="ResNetForImageClassification",
-    eyes=Eyes(0.875, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
+    image_defaults=ImageDefaults(0.875, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

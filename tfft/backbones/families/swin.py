@@ -10,7 +10,15 @@ from keras import ops
 
 from tfft.backbones import pixels
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Eyes, Family, flag, number, numbers, patches, refuse
+from tfft.backbones.families.family import (
+    Family,
+    ImageDefaults,
+    flag,
+    number,
+    numbers,
+    patches,
+    refuse,
+)
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
 from tfft.spec import HeadStyle, Stage
@@ -331,7 +339,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """SwinModel's names."""
     entries = {
         **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
@@ -369,5 +377,5 @@ FAMILY = Family(
     head_style=HeadStyle("pooled"),
     head_names=weight_map.dense("head/logits", "classifier"),
     classifier="SwinForImageClassification",
-    eyes=Eyes(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
+    image_defaults=ImageDefaults(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

@@ -1,8 +1,8 @@
 """Tokens without padding: what an export computes on.
 
 Rows of a batch are as long as the longest of them, and in a batch of 32 questions four tenths of
-the tokens may be padding. All layers but attention look at one token at a time: between `Pack` and
-`Unpack` they get the real ones alone, [N, D], and attention spreads them out over the rows for
+the tokens may be padding. All layers but attention look at one token at a time: between `Unpad` and
+`Repad` they get the real ones alone, [N, D], and attention spreads them out over the rows for
 itself. Products of two axes also run as one op with their bias and activation.
 
 Off until `packed`: how many tokens are real is known only when a batch is there, which XLA (TPUs)
@@ -62,7 +62,7 @@ def is_packed(x) -> bool:
     return len(x.shape) == 2
 
 
-class Pack(keras.layers.Layer):
+class Unpad(keras.layers.Layer):
     """[B, T, D] and attention's bias -> [N, D] where it is on, else as it is."""
 
     on = False
@@ -72,7 +72,7 @@ class Pack(keras.layers.Layer):
         return places(bias).packed(x) if self.on else x
 
 
-class Unpack(keras.layers.Layer):
+class Repad(keras.layers.Layer):
     """[N, D] and attention's bias -> [B, T, D]; as it is where it has rows already."""
 
     def call(self, x, bias):
@@ -83,7 +83,7 @@ class Unpack(keras.layers.Layer):
 @contextmanager
 def packed(model: keras.Model) -> Iterator[None]:
     """Within: the encoders of a model whose families pack do it. For graphs of any shape."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, Pack)]
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, Unpad)]
     for layer in layers:
         layer.on = True
     try:

@@ -9,7 +9,15 @@ import keras
 from keras import ops
 
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Eyes, Family, droppable, flag, number, patches, refuse
+from tfft.backbones.families.family import (
+    Family,
+    ImageDefaults,
+    droppable,
+    flag,
+    number,
+    patches,
+    refuse,
+)
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
 from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -258,7 +266,7 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.Table:
+def name_table(a: Architecture) -> weight_map.WeightMap:
     """The names of ViTModel, DeiTModel and Dinov2Model."""
     same = weight_map.Entry
     entries = {
@@ -298,14 +306,14 @@ VIT = Family(
     head_style=HeadStyle("pooled"),
     head_names=weight_map.dense("head/logits", "classifier"),
     classifier="ViTForImageClassification",
-    eyes=Eyes(None, "bilinear", _HALF, _HALF),
+    image_defaults=ImageDefaults(None, "bilinear", _HALF, _HALF),
 )
 DEIT = replace(
     VIT,
     prefixes=("deit.",),
     architecture=lambda config: _architecture(config, distilled=True),
     classifier="DeiTForImageClassification",
-    eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
+    image_defaults=ImageDefaults(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )
 # Its logits are the mean of those of two classifiers, one for each token.
 DEIT_WITH_TEACHER = replace(
@@ -324,5 +332,5 @@ DINOV2 = replace(
     prefixes=("dinov2.",),
     architecture=_dinov2,
     classifier="Dinov2ForImageClassification",
-    eyes=Eyes(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
+    image_defaults=ImageDefaults(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )

@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from tfft.preprocess.graph import exif
 from tfft.preprocess.graph.resizing import fit, resize
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 
 __all__ = ["decode", "fit", "grey_bits", "reader", "reason", "resize", "tiny", "tolerant_reader"]
 
@@ -44,7 +44,7 @@ _of_one = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=
 BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
 
 
-def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
+def reader(picture: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3].
 
     It raises what `decode` raises.
@@ -53,7 +53,7 @@ def reader(picture: Picture) -> Callable[[tf.Tensor], tf.Tensor]:
     return lambda data: _by_kind(data, functions, lambda one: _each(one, data, picture))
 
 
-def tolerant_reader(picture: Picture) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def tolerant_reader(picture: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3] and a status, string [B].
 
     It does not raise: a status is `OK` or why a picture could not be decoded, which is zeros then.
@@ -72,7 +72,7 @@ def tolerant_reader(picture: Picture) -> Callable[[tf.Tensor], tuple[tf.Tensor, 
 
 
 @cache
-def _functions(picture: Picture) -> tuple[_Read, _Read]:
+def _functions(picture: ImageSpec) -> tuple[_Read, _Read]:
     """What reads an upright JPEG, and what reads any picture: string -> uint8 [H, W, 3].
 
     Each is traced once, whatever calls it.
@@ -97,12 +97,12 @@ def _by_kind(
     return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
-def _each(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
+def _each(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
     spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
     return tf.map_fn(read, data, fn_output_signature=spec)
 
 
-def _all_or_none(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
+def _all_or_none(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
     """uint8 [B, H, W, 3]; no row where reading one of them raises.
 
     A dataset is the only place of a graph in which an error can be ignored. One element for all
@@ -114,7 +114,7 @@ def _all_or_none(read: _Read, data: tf.Tensor, picture: Picture) -> tf.Tensor:
     return _single(read_rows.concatenate(none).take(1))
 
 
-def _one_by_one(read: _Read, data: tf.Tensor, picture: Picture) -> tuple[tf.Tensor, tf.Tensor]:
+def _one_by_one(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """As `tolerant_reader`, for rows of which some are bad."""
     good, pixels = _attempt(read, data, tf.TensorSpec([*picture.size, 3], tf.uint8))
     header, allowed = _attempt(_claims_allowed, data, tf.TensorSpec([], tf.bool))

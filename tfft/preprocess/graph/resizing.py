@@ -8,14 +8,14 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfft.spec import Picture
+from tfft.spec import ImageSpec
 
 _LONG = 4  # times the pixels that the model sees, above which not all of a picture is resized
 _ROOM = 2**23  # pixels of float32 between the two passes of a resize
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # and their radius
 
 
-def fit(pixels: tf.Tensor, picture: Picture) -> tf.Tensor:
+def fit(pixels: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
     """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
     height, width = picture.size
     if picture.resize == "stretch":
@@ -44,7 +44,7 @@ def _middle(pixels: tf.Tensor, now: tf.Tensor, size: tuple[int, int]) -> tf.Tens
     return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
 
 
-def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: Picture) -> tf.Tensor:
+def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
     """`_middle` of what `resize` would give, of the pixels that it depends on."""
     now = tf.cast(tf.shape(pixels)[:2], tf.float64)
     scale = tf.cast(scaled, tf.float64) / now

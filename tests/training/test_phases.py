@@ -12,7 +12,7 @@ from tests.conftest import write_csv
 from tfft import train
 from tfft.config import parse
 from tfft.model import Model
-from tfft.training import loop, run_directory, schedule
+from tfft.training import loop, phases, run_directory
 
 
 def base_config(backbone, folder):
@@ -132,8 +132,8 @@ def test_a_phase_that_never_begins_is_said(config, tmp_path, capfd):
 
 
 def test_course():
-    stretches = tuple(schedule.Stretch(s, None) for s in (0, 5, 9))
-    course = schedule.Course(stretches, 12, None, {})
+    stretches = tuple(phases.SchedulePhase(s, None) for s in (0, 5, 9))
+    course = phases.TrainingSchedule(stretches, 12, None, {})
     assert [course.at(s).start for s in (0, 4, 5, 8, 9, 11)] == [0, 0, 5, 5, 9, 9]
     assert [course.until(s) for s in (0, 4, 5, 9, 11)] == [5, 5, 9, 12, 12]
 

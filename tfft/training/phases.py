@@ -17,7 +17,7 @@ from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class Stretch:
+class SchedulePhase:
     """A phase with its first step, from 0, and what moves in it."""
 
     start: int
@@ -27,7 +27,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Course:
+class TrainingSchedule:
     """All stretches of a training.
 
     Attributes:
@@ -37,18 +37,18 @@ class Course:
         starts: variable path -> the step at which it begins to move.
     """
 
-    stretches: tuple[Stretch, ...]
+    phases: tuple[SchedulePhase, ...]
     total: int
     mask: Mask
     starts: dict[str, int]
 
-    def at(self, step: int) -> Stretch:
+    def at(self, step: int) -> SchedulePhase:
         """The stretch that a step belongs to."""
-        return [s for s in self.stretches if s.start <= step][-1]
+        return [s for s in self.phases if s.start <= step][-1]
 
     def until(self, step: int) -> int:
         """The step at which the next stretch begins, or the training ends."""
-        return min((s.start for s in self.stretches if s.start > step), default=self.total)
+        return min((s.start for s in self.phases if s.start > step), default=self.total)
 
 
 def resolve(
@@ -59,23 +59,23 @@ def resolve(
     optimizer: OptimizerConfig,
     per_epoch: int,
     total: int,
-) -> Course:
+) -> TrainingSchedule:
     """Decide the mask of every phase; `own` rules (the config's) come before the phase's.
 
     Raises:
         UserError: a mask does not hold, or the phases are not in order.
     """
     variables, fixed = masks.variables(model), masks.statistics(model)
-    stretches: list[Stretch] = []
+    phases: list[SchedulePhase] = []
     for phase in phases:
         start = 0 if phase.start is None else phase.start.steps(per_epoch, total)
-        if stretches and start <= stretches[-1].start:
+        if phases and start <= phases[-1].start:
             raise UserError(
                 f"method: a phase at step {start} does not come after the one at step "
-                f"{stretches[-1].start}; the training has {total} steps, {per_epoch} an epoch"
+                f"{phases[-1].start}; the training has {total} steps, {per_epoch} an epoch"
             )
         if start >= total:
-            console.say(
+            console.log(
                 f"method: what would begin at step {start:,} never does: the training has "
                 f"{total:,} steps"
             )
@@ -83,16 +83,16 @@ def resolve(
         mask = masks.decide(variables, stages, [*own, *phase.rules], fixed)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
-        stretches.append(Stretch(start, mask, phase.learning_rate, phase.anew))
+        phases.append(SchedulePhase(start, mask, phase.learning_rate, phase.anew))
     starts: dict[str, int] = {}
-    for stretch in stretches:
+    for stretch in phases:
         for entry in stretch.mask.entries:
             if entry.trainable:
                 starts.setdefault(entry.path, stretch.start)
-    union = masks.union([stretch.mask for stretch in stretches])
-    return Course(tuple(stretches), total, union, starts)
+    union = masks.union([stretch.mask for stretch in phases])
+    return TrainingSchedule(tuple(phases), total, union, starts)
 
 
-def single(mask: Mask, total: int) -> Course:
+def single(mask: Mask, total: int) -> TrainingSchedule:
     """The course of one mask from the first step to the last."""
-    return Course((Stretch(0, mask),), total, mask, {})
+    return TrainingSchedule((SchedulePhase(0, mask),), total, mask, {})
