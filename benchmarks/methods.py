@@ -132,11 +132,10 @@ def child(flags: argparse.Namespace) -> None:
 
 def cost(made: dict, folder: Path) -> None:
     """Step time, peak memory and parameters of 30 steps at a fixed shape."""
-    from tfft import train
     from tfft.config import parse
     from tfft.distribute import strategies
     from tfft.model import masks
-    from tfft.training import memory, memory_estimate
+    from tfft.training import memory, memory_estimate, setup
     from tfft.training.input_pipeline import InputPipeline
 
     made = merged(made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache": False}})
@@ -146,7 +145,7 @@ def cost(made: dict, folder: Path) -> None:
     times = []
 
     def steps() -> None:
-        result, data, plan, course = train.prepare(parsed, folder)
+        result, data, plan, course = setup.prepare(parsed, folder)
         masks.set_trainable(result.model, course.mask)
         feed = InputPipeline(result, data, plan)
         function, iterator = result.model.make_train_function(), feed.after(0)

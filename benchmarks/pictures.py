@@ -47,9 +47,9 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
     """Seconds of `steps` batches: decoded, from kept pixels, and trained on (decoded)."""
     import tensorflow as tf
 
-    from tfft import train
     from tfft.config import parse
     from tfft.model import masks
+    from tfft.training import setup
     from tfft.training.input_pipeline import InputPipeline
 
     made = {}
@@ -72,7 +72,7 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
             }
         )
         with tf.distribute.get_strategy().scope():
-            result, data, plan, course = train.prepare(config, folder / "run")
+            result, data, plan, course = setup.prepare(config, folder / "run")
         made[kept] = (result, InputPipeline(result, data, plan), course)
 
     def read(kept: bool) -> float:

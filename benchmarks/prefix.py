@@ -29,12 +29,11 @@ def main() -> None:
 
     import tensorflow as tf
 
-    from tfft import train
     from tfft.config import parse
     from tfft.data import batches
     from tfft.distribute import strategies
     from tfft.evaluation import evaluate
-    from tfft.training import loop
+    from tfft.training import loop, setup
     from tfft.training.checkpoints import Checkpoints
     from tfft.utils import console
 
@@ -67,7 +66,7 @@ def main() -> None:
             folder = Path(name)
             parsed = parse(config(cache, folder))
             strategies.setup(parsed.distribute, 0, parsed.train.deterministic)
-            result, data, plan, course = train.prepare(parsed, folder)
+            result, data, plan, course = setup.prepare(parsed, folder)
             (folder / "checkpoints").mkdir()
             splits = [data.train, data.validation]
             rows = [batches.Tokens(split, result.inputs.pad_id) for split in splits]

@@ -8,4 +8,3 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 import keras_tuner  # noqa: F401
 import tensorflow_text  # noqa: F401
 import transformers  # noqa: F401
-

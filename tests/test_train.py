@@ -19,6 +19,7 @@ import tfft
 from tests.conftest import whole_config, write_csv
 from tfft import train
 from tfft.config import parse
+from tfft.training import setup
 from tfft.training.callbacks import Interrupt
 from tfft.training.checkpoints import Checkpoints
 from tfft.utils.errors import Interrupted, UserError
@@ -391,7 +392,7 @@ def test_tensorboard(config, tmp_path):
 
 
 def test_checkpoint_of_another_model_is_refused(plain, config, tmp_path):
-    other, *_ = train.prepare(parse({**config, "method": {"name": "head"}}), tmp_path / "other")
+    other, *_ = setup.prepare(parse({**config, "method": {"name": "head"}}), tmp_path / "other")
     checkpoints = Checkpoints(plain.workdir / "checkpoints", 2)
     with pytest.raises(UserError, match="is of another model"):
         checkpoints.restore(other.model)

@@ -112,7 +112,12 @@ def test_a_config_with_more_than_versions_and_labels_stays(
 
 def test_warm_up_batches_are_as_large_as_it_was_worth():
     rates = {1: 100.0, 2: 190.0, 4: 350.0, 8: 500.0, 16: 540.0, 32: 545.0}
-    assert serving_config.warm_up_sizes(rates) == [1, 2, 4, 8]  # 16 and 32 answer hardly more a second
+    assert serving_config.warm_up_sizes(rates) == [
+        1,
+        2,
+        4,
+        8,
+    ]  # 16 and 32 answer hardly more a second
     assert serving_config.warm_up_sizes({1: 100.0, 2: 90.0, 4: 80.0}) == [1]
     assert serving_config.warm_up_sizes({1: 10.0, 2: 10.5, 4: 30.0}) == [1, 2, 4]
     assert serving_config.SIZES == verify.SIZES

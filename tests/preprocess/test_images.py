@@ -221,7 +221,9 @@ def test_the_middle_of_a_thin_picture_is_pillows(shape, interpolation):
     end = begin + 40 * long / scaled
     box = (begin, 0, end, side) if shape[1] == long else (0, begin, side, end)
     want = image.resize((40, 40), PILLOWS[interpolation], box=box)
-    found = image_ops.fit(tf.constant(np.asarray(image)), ImageSpec((40, 40), "crop", interpolation))
+    found = image_ops.fit(
+        tf.constant(np.asarray(image)), ImageSpec((40, 40), "crop", interpolation)
+    )
     assert np.abs(found.numpy().astype(int) - np.asarray(want)).max() <= 1
 
 

@@ -13,7 +13,9 @@ VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
 
 def test_energy():
     alone, device = {"workers": 1}, {"workers": 2}
-    state = TrainingState(seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"])
+    state = TrainingState(
+        seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"]
+    )
     line = model_card._energy(state, alone)
     assert line == "0.50 Wh by 1 CPU package (RAPL); other work of the machine counts too"
     state.metered = 40.2

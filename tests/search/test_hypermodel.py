@@ -6,7 +6,6 @@ import pytest
 
 from tests.conftest import write_csv
 from tfft.search import HyperModel
-from tfft.training import loop
 from tfft.utils.errors import UserError
 
 pytest.importorskip("tensorboard")  # KerasTuner's loop imports it
@@ -60,7 +59,7 @@ def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):
         values = trial.hyperparameters.values
         assert (values["method"] == "lora") == ("method.rank" in values)
     model = made.get_best_models(1)[0]
-    found = loop.figures(*hyper.built(model))
+    found = best_checkpoint.validation_metrics(*hyper.built(model))
     assert found["macro_f1"] == pytest.approx(max(trial.score for trial in trials), abs=1e-6)
 
 

@@ -120,9 +120,9 @@ def test_interrupted_and_resumed_to_the_bit(vit, raw, tmp_path):
 
 def _stopped(config, workdir, where="step 1 of 30"):
     """Train up to the first look at the file STOP."""
-    from tfft.training import callbacks
+    from tfft.training import callbacks, progress
 
-    original = callbacks.History.on_train_batch_end
+    original = progress.History.on_train_batch_end
 
     def stop(self, *args, **kwargs):
         workdir.mkdir(exist_ok=True)
@@ -130,12 +130,12 @@ def _stopped(config, workdir, where="step 1 of 30"):
         return original(self, *args, **kwargs)
 
     every, callbacks.Interrupt.LOOK_EVERY = callbacks.Interrupt.LOOK_EVERY, 0.0
-    callbacks.History.on_train_batch_end = stop
+    progress.History.on_train_batch_end = stop
     try:
         with pytest.raises(Interrupted, match=f"interrupted at {where}"):
             train.run(config, workdir)
     finally:
-        callbacks.History.on_train_batch_end = original
+        progress.History.on_train_batch_end = original
         callbacks.Interrupt.LOOK_EVERY = every
         (workdir / "STOP").unlink(missing_ok=True)
 

@@ -22,7 +22,7 @@ from tfft.distribute.launcher import _free_ports
 from tfft.model import weight_file
 from tfft.preprocess.image import ImageInputs
 from tfft.spec import ImageSpec
-from tfft.training import checkpoints, fingerprint
+from tfft.training import checkpoints, fingerprint, setup
 from tfft.utils.errors import Interrupted, UserError
 
 
@@ -159,9 +159,9 @@ def tiny_model():
 def test_a_metric_that_so_few_classes_do_not_have():
     raw = {"data": {"train": "x.csv"}, "model": {"backbone": "hf:x"}}
     raw |= {"task": {"name": "image_classification"}, "train": {"metric": "top_5_accuracy"}}
-    train.check_metric(parse(raw), [str(at) for at in range(6)])
+    setup.check_metric(parse(raw), [str(at) for at in range(6)])
     with pytest.raises(UserError, match=r"of 5 classes has accuracy, .*Received: 'top_5_accuracy'"):
-        train.check_metric(parse(raw), list(np.arange(5).astype(str)))
+        setup.check_metric(parse(raw), list(np.arange(5).astype(str)))
 
 
 def test_the_place_of_a_table_does_not_matter(config, tmp_path):
@@ -171,12 +171,13 @@ def test_the_place_of_a_table_does_not_matter(config, tmp_path):
     config["data"]["train"] = moved
     elsewhere = parse(config)
     first, second = (
-        fingerprint.of(one, backbone, train.read(one, backbone)[1]) for one in (parsed, elsewhere)
+        fingerprint.of(one, backbone, setup.read_data(one, backbone)[1])
+        for one in (parsed, elsewhere)
     )
     assert first == second
     with open(moved, "a") as file:
         file.write("one more sky,blue\n")
-    third = fingerprint.of(elsewhere, backbone, train.read(elsewhere, backbone)[1])
+    third = fingerprint.of(elsewhere, backbone, setup.read_data(elsewhere, backbone)[1])
     assert {name for name in first if first[name] != third[name]} >= {"data.train"}
     assert third["data.test"] == first["data.test"]
 

@@ -17,7 +17,7 @@ import tfft
 from tests.conftest import one_epoch, whole_config
 from tfft.data import batches
 from tfft.model import Model
-from tfft.training import loop, memory
+from tfft.training import dry_run, memory
 from tfft.training.callbacks import Interrupt, Save
 from tfft.utils.errors import Interrupted, UserError
 
@@ -245,7 +245,7 @@ def test_out_of_memory_outside_of_a_step_is_a_line():
 
 
 def test_what_a_failed_step_left_is_not_in_the_way_of_the_next(config, tmp_path, monkeypatch):
-    rehearse, failures = loop._rehearse, []
+    rehearse, failures = dry_run._dry_step, []
 
     def leaving(model, feed):
         """As TensorFlow does where temporary variables of the failed graph are still there."""
@@ -257,14 +257,14 @@ def test_what_a_failed_step_left_is_not_in_the_way_of_the_next(config, tmp_path,
             raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
         rehearse(model, feed)
 
-    monkeypatch.setattr(loop, "_rehearse", leaving)
+    monkeypatch.setattr(dry_run, "_dry_step", leaving)
     with pytest.raises(UserError, match="the largest size that worked is 10"):
         run(config, tmp_path / "run")
     assert len(failures) == 2
 
 
 def test_the_rehearsal_changes_nothing(with_dropout, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "_rehearse", lambda model, feed: None)
+    monkeypatch.setattr(dry_run, "_dry_step", lambda model, feed: None)
     without = run(config, tmp_path / "without", **DROPOUT_ONE_SHAPE)
     assert largest_difference(with_dropout, without) == 0
 

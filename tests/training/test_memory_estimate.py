@@ -3,15 +3,14 @@
 import pytest
 import tensorflow as tf
 
-from tfft import train
 from tfft.config import parse
-from tfft.training import memory_estimate
+from tfft.training import memory_estimate, setup
 
 MIB = 2**20
 
 
 def of(config, tmp_path, rows=16, width=16, **method):
-    result, *_ = train.prepare(parse({**config, "method": method}), tmp_path)
+    result, *_ = setup.prepare(parse({**config, "method": method}), tmp_path)
     return memory_estimate.step(result.model, rows, width), result.model
 
 

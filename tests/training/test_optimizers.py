@@ -160,7 +160,10 @@ def test_slanted_triangular_is_that_of_the_paper():
 
 
 def test_schedules_one_after_another():
-    parts = [optimizers.WarmUpAndDecay(1.0, "linear", 0, 4), optimizers.WarmUpAndDecay(0.1, "linear", 2, 6)]
+    parts = [
+        optimizers.WarmUpAndDecay(1.0, "linear", 0, 4),
+        optimizers.WarmUpAndDecay(0.1, "linear", 2, 6),
+    ]
     schedule = optimizers.OneAfterAnother([0, 4], parts)
     found = [float(schedule(step)) for step in range(10)]
     expected = [float(parts[0](s)) for s in range(4)] + [float(parts[1](s)) for s in range(6)]

@@ -9,10 +9,9 @@ import pytest
 
 import tfft
 from tests.conftest import write_csv
-from tfft import train
 from tfft.config import parse
 from tfft.model import Model
-from tfft.training import loop, phases, run_directory
+from tfft.training import loop, phases, run_directory, setup
 
 
 def base_config(backbone, folder):
@@ -48,7 +47,7 @@ def gradual(tiny_two_blocks, tmp_path_factory):
     config = base_config(tiny_two_blocks, folder)
     config["train"]["checkpoint"] = {"every": "1 steps", "keep": 30}
     seen, traced = {}, []
-    original, enter = Model.make_train_function, loop._enter
+    original, enter = Model.make_train_function, loop._enter_phase
 
     def make(self, force=False):
         if force:
@@ -65,7 +64,7 @@ def gradual(tiny_two_blocks, tmp_path_factory):
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
         patch.setattr(Model, "make_train_function", make)
-        patch.setattr(loop, "_enter", entered)
+        patch.setattr(loop, "_enter_phase", entered)
         run = trained(config, folder / "run", name="gradual", factor=0.5)
     return SimpleNamespace(run=run, seen=seen, traced=traced, err=err.getvalue())
 
@@ -142,7 +141,7 @@ def test_course():
 def test_layer_decay_counts_from_the_head(config, tiny_two_blocks, tmp_path, decay):
     config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     config["optimizer"] = {"layer_decay": decay}
-    run, data, _, course = train.prepare(parse(config), tmp_path)
+    run, data, _, course = setup.prepare(parse(config), tmp_path)
     run_directory.describe(run, data, course)
     rows = (run.workdir / "mask.txt").read_text().splitlines()
     found = {line.split()[0]: line.split()[-1] for line in rows[1:6]}

@@ -232,7 +232,9 @@ def _check_size(a: Architecture, table: weight_map.WeightMap, tensors: Tensors, 
         )
 
 
-def _assign(variables: Sequence[keras.Variable], table: weight_map.WeightMap, tensors: Tensors) -> None:
+def _assign(
+    variables: Sequence[keras.Variable], table: weight_map.WeightMap, tensors: Tensors
+) -> None:
     for variable in variables:
         variable.assign(tensors.get(table[variable.path], tuple(variable.shape)))
 

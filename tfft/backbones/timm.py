@@ -139,7 +139,10 @@ def _head(
 ) -> StoredHead:
     family = next((f for f in _HEADS if architecture.startswith(f)), None)
     where, form = _HEADS.get(family or "", ("", ""))
-    kernel, bias = weight_map.Entry((f"{where}.weight",), form), weight_map.Entry((f"{where}.bias",))
+    kernel, bias = (
+        weight_map.Entry((f"{where}.weight",), form),
+        weight_map.Entry((f"{where}.bias",)),
+    )
     if family is None or not tensors.has(kernel) or not tensors.has(bias):
         raise UserError(
             f"model.head: checkpoint: {architecture} keeps no classifier that is one linear map; "

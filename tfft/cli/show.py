@@ -15,10 +15,11 @@ def verb() -> None:
     if config.method.name != "auto":
         print(dump(config))
     common.load_tensorflow()
-    from tfft.train import advised, preview
+    from tfft.train import preview
+    from tfft.training import advice
 
     if config.method.name == "auto":
-        config = advised(config, None)
+        config = advice.resolve(config, None)
         print(dump(config))
     print(preview(config))
 

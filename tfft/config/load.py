@@ -59,7 +59,9 @@ class Config(Section):
                 f"train.metric: {name} has {', '.join(metrics)}. Received: {self.train.metric}"
             )
         regular = self.regularization
-        if self.task.multi_label and (regular.r_drop is not None or regular.distillation is not None):
+        if self.task.multi_label and (
+            regular.r_drop is not None or regular.distillation is not None
+        ):
             raise ValueError(f"regularization: r_drop and distillation do not go with {name}")
         return self
 

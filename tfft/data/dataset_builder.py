@@ -99,7 +99,9 @@ def build(config: DataConfig, inputs: Inputs, want: DatasetSettings) -> Datasets
     return result
 
 
-def of_source(config: DataConfig, key: str, source: Source, inputs: Inputs, want: DatasetSettings) -> Dataset:
+def of_source(
+    config: DataConfig, key: str, source: Source, inputs: Inputs, want: DatasetSettings
+) -> Dataset:
     """One split of known classes (`want.labels`), for evaluation alone."""
     made = _Build(config, inputs, want)
     return made.dataset(made.prepare(key, source), tuple(want.labels or ()), key, source)
@@ -111,7 +113,9 @@ def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
     return (*(given[name] for name in inputs.columns), config.label)
 
 
-def request(config: DataConfig, key: str, source: Source, inputs: Inputs, multi_label: bool) -> Request:
+def request(
+    config: DataConfig, key: str, source: Source, inputs: Inputs, multi_label: bool
+) -> Request:
     """What is asked of a source."""
     separator = config.label_separator if multi_label else None
     return Request(source, columns(config, inputs), f"data.{key}", config.on_bad_row, separator)
@@ -214,7 +218,9 @@ def _tell(datasets: Datasets) -> None:
         console.log("data: there are hardly more training rows than labels; is data.label right?")
     for prepared in {id(s.prepared): s.prepared for s in datasets.given()}.values():
         if prepared.bad:
-            console.log(f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}")
+            console.log(
+                f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}"
+            )
         if prepared.cut:
             console.log(
                 f"data: {prepared.cut:,} of {prepared.rows:,} rows "

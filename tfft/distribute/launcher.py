@@ -35,7 +35,9 @@ def launch(command: Sequence[str], workers: int, restarts: int) -> int:
         code, asked = group.run()
         if code == 0 or code == 2 or asked or again == restarts:
             return code
-        console.log(f"launch: starting all {workers} workers again ({again + 1} of {restarts} times)")
+        console.log(
+            f"launch: starting all {workers} workers again ({again + 1} of {restarts} times)"
+        )
     return code
 
 

@@ -111,7 +111,9 @@ def chosen(model: keras.Model, pattern: str, key: str) -> list[LinearTarget]:
     return found
 
 
-def attach(targets: Sequence[LinearTarget], make: Callable[[LinearTarget], Adapter]) -> list[Adapter]:
+def attach(
+    targets: Sequence[LinearTarget], make: Callable[[LinearTarget], Adapter]
+) -> list[Adapter]:
     """Attach an addition to each projection; its variables are `<projection>/<its name>/...`.
 
     Returns the additions, in order. Those attached later see the output of those before.

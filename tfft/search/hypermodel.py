@@ -8,12 +8,11 @@ import keras
 import keras_tuner
 import numpy as np
 
-from tfft import train
 from tfft.config import Config, read
 from tfft.distribute import strategies
 from tfft.model import Model, masks
 from tfft.search.space import Space
-from tfft.training import loop, optimizers
+from tfft.training import best_checkpoint, optimizers, setup
 from tfft.training.input_pipeline import InputPipeline
 from tfft.utils.errors import UserError
 
@@ -94,7 +93,7 @@ class HyperModel(keras_tuner.HyperModel):
             config.distribute, config.train.seed, config.train.deterministic
         )
         with strategy.scope():
-            result, data, plan, course = train.prepare(config, Path("runs"))
+            result, data, plan, course = setup.prepare(config, Path("runs"))
         if len(course.phases) > 1:
             raise UserError(
                 f"HyperModel: method {config.method.name} trains in phases, which Keras' fit does "
@@ -116,5 +115,5 @@ class _Figures(keras.callbacks.Callback):
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
         """See the class."""
         with optimizers.averaged(self._result.model):
-            found = loop.figures(self._result, self._feed)
+            found = best_checkpoint.validation_metrics(self._result, self._feed)
         logs.update({f"val_{name}": float(np.asarray(value)) for name, value in found.items()})

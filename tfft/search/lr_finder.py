@@ -14,11 +14,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from tfft import report, train
+from tfft import report
 from tfft.config import Config
 from tfft.distribute import strategies
 from tfft.model import Model, masks
-from tfft.training import optimizers
+from tfft.training import advice, optimizers, setup
 from tfft.training.input_pipeline import InputPipeline
 from tfft.utils import console
 from tfft.utils.errors import UserError
@@ -79,13 +79,13 @@ def find(config: Config, low: float, high: float, steps: int) -> LearningRateCur
     """
     if not 0 < low < high:
         raise UserError(f"--low, --high: must be 0 < low < high; received {low:g}, {high:g}")
-    config = train.advised(config, None)
+    config = advice.resolve(config, None)
     more = config.train.model_copy(update={"cache": False})
     config = config.model_copy(update={"train": more})
     strategy = strategies.setup(config.distribute, config.train.seed, config.train.deterministic)
     with strategy.scope():
-        result, data, plan, course = train.prepare(config, Path("runs"))
-        result.targets = train.teachers_targets(config, data)
+        result, data, plan, course = setup.prepare(config, Path("runs"))
+        result.targets = setup.teacher_targets(config, data)
         optimizers.inner(result.model.optimizer).learning_rate = Ramp(low, high, steps)
     masks.set_trainable(result.model, course.at(0).mask)
     feed = InputPipeline(result, data, plan)

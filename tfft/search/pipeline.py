@@ -30,7 +30,7 @@ from tfft.search.leaderboard import Final, Leaderboard
 from tfft.search.oracles import EPOCHS, Journal
 from tfft.search.space import Space
 from tfft.search.trials import GRACE, LOOK, Outcome, Runner
-from tfft.training.callbacks import LOWER_IS_BETTER
+from tfft.training.best_checkpoint import LOWER_IS_BETTER
 from tfft.utils import console
 from tfft.utils.errors import Interrupted, UserError, nearest
 from tfft.utils.files import open_to_append, write_atomic

@@ -133,7 +133,9 @@ def serve(oracle: Any, workdir: Path, told: Callable[[], None]) -> None:
             now = time.monotonic()
             for worker, at in list(servicer.seen.items()):
                 if now - at > LOST and worker in oracle.ongoing_trials:
-                    console.log(f"chief: {worker} is silent for {LOST:.0f} s; its trial is given again")
+                    console.log(
+                        f"chief: {worker} is silent for {LOST:.0f} s; its trial is given again"
+                    )
                     servicer.seen.pop(worker)
                     oracle.lose(worker)
         time.sleep(PATIENCE)  # those that wait hear that it is over

@@ -54,10 +54,10 @@ def _train(config: Path, workdir: Path, epochs: int | None) -> None:
 
 
 def _advise(config: Path, output: Path) -> None:
-    from tfft import train
     from tfft.config import dump, load
+    from tfft.training import advice
 
-    write_atomic(output, dump(train.advised(load(config), None)))
+    write_atomic(output, dump(advice.resolve(load(config), None)))
 
 
 def _said(error: Exception, code: int) -> int:

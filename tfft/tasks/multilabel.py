@@ -95,7 +95,9 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
     p = multilabel_metrics.sigmoid(logits)
     yes, ones = chosen(p, thresholds), np.ones(len(truth))
     counts = multilabel_metrics.from_counts(multilabel_metrics.by_tag(yes, truth, ones))
-    limits = np.broadcast_to(multilabel_metrics.HALF if thresholds is None else thresholds, p.shape[1:])
+    limits = np.broadcast_to(
+        multilabel_metrics.HALF if thresholds is None else thresholds, p.shape[1:]
+    )
     off = np.abs(p - truth)
 
     def told(at: int, labels: Sequence[str]) -> dict[str, Any]:
@@ -133,7 +135,9 @@ def decode(
     """`probabilities` float32 [B, C], `chosen` bool [B, C], and `label` string [B]: the chosen
     tags with | between them."""
     probabilities = tf.sigmoid(tf.cast(logits, tf.float32))
-    limits = np.broadcast_to(multilabel_metrics.HALF if thresholds is None else thresholds, len(labels))
+    limits = np.broadcast_to(
+        multilabel_metrics.HALF if thresholds is None else thresholds, len(labels)
+    )
     yes = probabilities >= tf.constant(limits, tf.float32)
     # A separator before each chosen tag; the first one is cut off.
     parts = tf.where(yes, tf.constant([BETWEEN + name for name in labels]), "")

@@ -3,12 +3,10 @@
 All of them read and write one `checkpoints.TrainingState`, which a checkpoint stores.
 """
 
-import json
 import math
 import signal
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,12 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.training.checkpoints import Checkpoints, TrainingState
-from tfft.training.soup import Soup
 from tfft.utils import console, energy
 from tfft.utils.errors import UserError, require
-from tfft.utils.files import open_to_append, write_atomic
-
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 
 class NonFinite(keras.callbacks.Callback):
@@ -60,135 +54,6 @@ class NonFinite(keras.callbacks.Callback):
             )
         left = f"{state.skipped} of at most {self._allowed}"
         console.log(f"warning: {what} at {at}: left out, {left}{rows}")
-
-
-class Progress(keras.callbacks.Callback):
-    """The line with epoch, step, loss, speed, the share of time spent waiting for input, and the
-    time left."""
-
-    def __init__(self, state: TrainingState, steps_per_epoch: int, total: int, batch_size: int):
-        super().__init__()
-        self._state, self._per_epoch, self._total = state, steps_per_epoch, total
-        self._batch_size = batch_size
-        self._began: float | None = None
-        self._first = state.step
-        self._waited = 0.0
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Rewrite the line."""
-        done = self._state.step
-        if self._began is None:  # the first step warms up: it says nothing of the speed
-            self._began, self._first = time.monotonic(), done
-            return
-        self._waited += self.model.report.wait
-        seconds = time.monotonic() - self._began
-        speed = (done - self._first) / seconds
-        left = (self._total - done) / speed
-        console.progress(
-            f"epoch {(done - 1) // self._per_epoch + 1}/{math.ceil(self._total / self._per_epoch)}"
-            f"  step {done:,}/{self._total:,}  loss {float(logs['loss']):.4f}"
-            f"  {speed * self._batch_size:,.0f} examples/s"
-            f"  {1000 / speed:,.0f} ms a step, {self._waited / seconds:.0%} waiting for input"
-            f"  {int(left) // 60}:{int(left) % 60:02d} left",
-            last=done == self._total,
-        )
-
-
-class History(keras.callbacks.Callback):
-    """Appends the training loss and the learning rate to the history and to metrics.jsonl."""
-
-    def __init__(self, state: TrainingState, path: Path | None, every: int, steps_per_epoch: int):
-        super().__init__()
-        self._state, self._path = state, path
-        self._every, self._per_epoch = every, steps_per_epoch
-        # Entries that an interrupted run wrote after its last checkpoint will come again.
-        if path is not None:
-            lines = (json.dumps(entry) for entry in state.history)
-            write_atomic(path, "".join(f"{line}\n" for line in lines))
-
-    def add(self, entry: dict[str, float]) -> None:
-        """One entry, with the step, the epochs that this is, and the time."""
-        step = self._state.step
-        epoch, now = round(step / self._per_epoch, 4), round(time.time(), 1)
-        entry = {"step": step, "epoch": epoch, "time": now, **entry}
-        self._state.history.append(entry)
-        if self._path is not None:
-            with open_to_append(self._path) as file:
-                file.write(json.dumps(entry) + "\n")
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Every so often: the mean loss over the examples since the last entry."""
-        step = self._state.step
-        if step % self._every and step % self._per_epoch:
-            return
-        rate = float(self.model.optimizer.learning_rate)
-        self.add({"train/loss": float(logs["loss"]), "learning_rate": rate})
-        self.model.reset_metrics()
-
-
-def gain(metric: str, value: float, best: float | None) -> float:
-    """How much better a value is than the best so far, in the metric's own direction."""
-    if best is None:
-        return math.inf
-    return best - value if metric in LOWER_IS_BETTER else value - best
-
-
-class Validate(keras.callbacks.Callback):
-    """Figures of the validation split every so often; keeps the best weights; stops early."""
-
-    def __init__(
-        self,
-        state: TrainingState,
-        history: History,
-        evaluate: Callable[[], AbstractContextManager[tuple[dict[str, float], Callable[[], None]]]],
-        soup: Soup | None,
-        metric: str,
-        every: int,
-        total: int,
-        patience: int | None,
-        min_delta: float,
-    ):
-        super().__init__()
-        self._state, self._history = state, history
-        self._evaluate, self._soup = evaluate, soup
-        self._metric, self._every, self._total = metric, max(1, every), total
-        self._patience, self._min_delta = patience, min_delta
-
-    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Validate when it is time, and at the end."""
-        state = self._state
-        if state.step % self._every and state.step != self._total:
-            return
-        with self._evaluate() as (figures, save):
-            if self._judge(figures):
-                save()
-            if self._soup is not None:
-                value = figures[self._metric]
-                worth = -value if self._metric in LOWER_IS_BETTER else value
-                self._soup.offer(self.model, state.step, worth)
-
-    def _judge(self, figures: dict[str, float]) -> bool:
-        """Whether they are the best so far; stops where they have not been for too long."""
-        state = self._state
-        self._history.add({f"validation/{name}": value for name, value in figures.items()})
-        value = figures[self._metric]
-        better = self._better(value)
-        shown = "  ".join(f"{name} {number:.4f}" for name, number in figures.items())
-        console.log(f"validation at step {state.step:,}: {shown}{'  (best)' if better else ''}")
-        if better:
-            state.best, state.best_step, state.waited = value, state.step, 0
-            return True
-        state.waited += 1
-        if self._patience is not None and state.waited >= self._patience:
-            console.log(f"stopping early: no better {self._metric} for {state.waited} validations")
-            state.stopped = True
-            self.model.stop_training = True
-        return False
-
-    def _better(self, value: float) -> bool:
-        if self._state.best is None:
-            return True
-        return gain(self._metric, value, self._state.best) > self._min_delta
 
 
 class Save(keras.callbacks.Callback):

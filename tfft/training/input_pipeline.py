@@ -1,142 +1,105 @@
-"""The batches of a run: which rows each step takes, and how they reach the devices."""
+"""The input pipeline of a run: batches of rows as `tf.data`, distributed over the replicas."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from tfft.config import Config, TrainConfig
 from tfft.data import Datasets, batches, model_inputs
 from tfft.run import Run
-from tfft.utils import console
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """The batches of a training.
-
-    Attributes:
-        buckets: the widths that batches are padded to; one, that means nothing, for pictures.
-        per_epoch: steps of an epoch; `total` of the whole training.
-    """
-
-    buckets: tuple[int, ...]
-    per_epoch: int
-    total: int
-
-    @classmethod
-    def make(cls, config: Config, data: Datasets, static: bool = False) -> "BatchPlan":
-        """Choose the widths for the lengths that there are, and say what they cost.
-
-        `static`: one width, the largest, as a TPU wants it.
-        """
-        train = config.train
-        buckets = batches.widths(data.train.lengths, 1 if static else train.buckets)
-        first = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
-        told = ""
-        if config.task.modality == "text":
-            share = batches.padding_share(data.train.lengths, first)
-            told = f", widths {', '.join(map(str, buckets))}, {share:.1%} padding"
-        console.log(f"batches: {len(first):,} an epoch{told}")
-        return cls(buckets, len(first), len(first) * train.epochs)
-
-    def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
-        """The batches of an epoch, in order."""
-        lengths = data.train.lengths
-        return batches.plan(lengths, train.batch_size, self.buckets, train.seed, epoch)
-
-    def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
-        """All batches from a step on."""
-        for epoch in range(step // self.per_epoch, train.epochs):
-            skipped = step % self.per_epoch if epoch == step // self.per_epoch else 0
-            yield from self.epoch(data, train, epoch)[skipped:]
+from tfft.training.batch_plan import BatchPlan
 
 
 class InputPipeline:
-    """The batches of a run as the strategy wants them.
+    """The batches of a run as its strategy takes them.
 
     Attributes:
-        replicas: all replicas of the run.
-        train_rows, validation_rows: the inputs of the two splits; set to stored ones where there
-            is a cached prefix.
+        data: the splits.
+        plan: which rows each step takes.
+        train: the section `train` of the config.
+        model: the model that is trained.
+        modality: `text` or `image`.
+        replicas: number of replicas over all workers.
+        train_rows: inputs of the training split; cached features where there are some.
+        validation_rows: likewise of the validation split; None without one.
     """
 
-    def __init__(self, result: Run, data: Datasets, plan: BatchPlan):
-        self.data, self.plan, self._result = data, plan, result
-        self.train = result.config.train
-        self._strategy = result.model.distribute_strategy
-        self.replicas = self._strategy.num_replicas_in_sync
-        by_class = result.task.sample_weights(result.config.task, data.labels, data.train.labels)
-        ones = np.ones(len(data.train), np.float32)
-        self._weights = ones if by_class is None else by_class[data.train.labels].astype(np.float32)
-        self._targets = data.train.labels if result.targets is None else result.targets
+    def __init__(self, run: Run, data: Datasets, plan: BatchPlan):
+        self.data, self.plan, self._run = data, plan, run
+        self.train, self.model = run.config.train, run.model
+        self.modality: str = run.config.task.modality
+        self._strategy = run.model.distribute_strategy
+        self.replicas: int = self._strategy.num_replicas_in_sync
+        class_weights = run.task.sample_weights(run.config.task, data.labels, data.train.labels)
+        self._weights = np.ones(len(data.train), np.float32)
+        if class_weights is not None:
+            self._weights = class_weights[data.train.labels].astype(np.float32)
+        self._targets = data.train.labels if run.targets is None else run.targets
         self.read_rows()
 
     def read_rows(self) -> None:
-        """Take what was prepared of the rows as inputs; training pictures changed as configured."""
-        result, data = self._result, self.data
-        config, inputs = result.config, result.inputs
+        """Read the prepared rows as inputs, training images augmented as configured."""
+        run, data = self._run, self.data
         self.train_rows: batches.Rows = model_inputs.changed(
-            data.train, inputs, config.augmentation, len(data.labels), self.train.seed
+            data.train, run.inputs, run.config.augmentation, len(data.labels), self.train.seed
         )
         self.validation_rows: batches.Rows | None = None
         if data.validation is not None:
-            self.validation_rows = model_inputs.plain(data.validation, inputs)
+            self.validation_rows = model_inputs.plain(data.validation, run.inputs)
 
     def after(self, step: int) -> Any:
-        """An iterator over the batches from a step on."""
+        """Return an iterator over the batches that follow the first `step` steps."""
         return iter(self.dataset(step))
 
     def dataset(self, step: int) -> Any:
-        """The batches from a step on, as Keras' `fit` takes them."""
+        """Return the batches that follow the first `step` steps, as Keras' `fit` takes them."""
         return self._distributed(lambda: self.plan.after(self.data, self.train, step))
 
     def widest(self) -> tuple[batches.Batch, Any]:
-        """The batch that needs the most memory, and an iterator that gives it alone."""
-        every = self.plan.epoch(self.data, self.train, 0)
-        chosen = max(every, key=lambda batch: (len(batch.positions) * batch.width, batch.width))
-        return chosen, iter(self._distributed(lambda: iter([chosen])))
+        """Return the batch that needs the most memory, and an iterator over it alone."""
+        epoch = self.plan.epoch(self.data, self.train, 0)
+        widest = max(epoch, key=lambda batch: (len(batch.positions) * batch.width, batch.width))
+        return widest, iter(self._distributed(lambda: iter([widest])))
 
     def rows(self, step: int) -> str:
-        """Names the rows of the batch that a step took."""
-        epoch, at = divmod(step - 1, self.plan.per_epoch)
-        positions = self.plan.epoch(self.data, self.train, epoch)[at].positions
+        """Return text that names the rows of the batch of a step, which is counted from 1."""
+        epoch, index = divmod(step - 1, self.plan.per_epoch)
+        positions = self.plan.epoch(self.data, self.train, epoch)[index].positions
         numbers = sorted(int(self.data.train.rows[p]) + 1 for p in positions)
         more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
         return f" (the batch: rows {', '.join(map(str, numbers[:8]))}{more} of the training data)"
 
-    def _distributed(self, made: Any) -> Any:
+    def static_shape(self) -> tuple[int, int]:
+        """Return the rows and width of a replica's batch where all batches have one shape."""
+        return -(-self.train.batch_size // self.replicas), self.plan.buckets[-1]
+
+    def _distributed(self, batch_iterator: Callable[[], Iterator[batches.Batch]]) -> Any:
         static = isinstance(self._strategy, tf.distribute.TPUStrategy)
         shape = self.static_shape() if static else (None, None)
 
-        def of(pieces: batches.Pieces) -> tf.data.Dataset:
-            source = _Again(made)
+        def dataset(pieces: batches.Pieces) -> tf.data.Dataset:
+            source = _Restartable(batch_iterator)
             return batches.dataset(
                 self.train_rows, self._targets, self._weights, source, pieces, shape
             )
 
         if self.replicas == 1:
-            return of(batches.Pieces())
+            return dataset(batches.Pieces())
 
-        def of_worker(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = self.replicas // context.num_input_pipelines
             first = context.input_pipeline_id * local
-            return of(batches.Pieces(range(first, first + local), self.replicas))
+            return dataset(batches.Pieces(range(first, first + local), self.replicas))
 
-        return self._strategy.distribute_datasets_from_function(of_worker)
-
-    def static_shape(self) -> tuple[int, int]:
-        """Rows and width of what a replica gets, where every element must have the same."""
-        return -(-self.train.batch_size // self.replicas), self.plan.buckets[-1]
+        return self._strategy.distribute_datasets_from_function(worker_dataset)
 
 
-class _Again:
-    """Calls `made` for each iteration."""
+class _Restartable:
+    """An iterable that calls a function for each iteration."""
 
-    def __init__(self, made: Any):
-        self._made = made
+    def __init__(self, batch_iterator: Callable[[], Iterator[batches.Batch]]):
+        self._batch_iterator = batch_iterator
 
     def __iter__(self) -> Iterator[batches.Batch]:
-        return self._made()
+        return self._batch_iterator()

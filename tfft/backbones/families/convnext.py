@@ -143,7 +143,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
         where = f"encoder.stages.{stage}"
         if stage:
             entries |= weight_map.norm(f"down_{stage}_norm", f"{where}.downsampling_layer.0")
-            entries |= weight_map.conv(f"down_{stage}_conv", f"{where}.downsampling_layer.1", bias=True)
+            entries |= weight_map.conv(
+                f"down_{stage}_conv", f"{where}.downsampling_layer.1", bias=True
+            )
         for i in range(a.depths[stage]):
             block, layer = a.blocks[first + i], f"{where}.layers.{i}"
             entries |= {

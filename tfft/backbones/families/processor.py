@@ -74,7 +74,9 @@ def write(picture: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _picture(settings: Mapping[str, Any], image_defaults: ImageDefaults, size: tuple[int, int]) -> ImageSpec:
+def _picture(
+    settings: Mapping[str, Any], image_defaults: ImageDefaults, size: tuple[int, int]
+) -> ImageSpec:
     given = settings.get("size", list(size))
     number = settings.get("resample", None)
     interpolation = image_defaults.interpolation if number is None else None

@@ -1,0 +1,82 @@
+"""`method: auto`: measure the backbone, the data and the device, and resolve the config."""
+
+import time
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfft import backbones
+from tfft.config import Config, dump, load
+from tfft.data import batches, model_inputs
+from tfft.distribute import strategies
+from tfft.evaluation import linear_probe
+from tfft.methods import auto
+from tfft.training import memory, run_directory, setup
+from tfft.utils import console
+from tfft.utils.errors import UserError
+from tfft.utils.files import write_atomic
+
+
+def resolve(config: Config, workdir: Path | None) -> Config:
+    """Return the config that `method: auto` stands for, any other config unchanged.
+
+    What was decided in `workdir` before is kept.
+
+    Raises:
+        UserError: the run directory belongs to another config.
+    """
+    if workdir is not None and strategies.workers().first and run_directory.untrained(workdir):
+        for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
+            (workdir / name).unlink(missing_ok=True)
+    if config.method.name != "auto":
+        return config
+    if strategies.workers().count > 1:
+        raise UserError(
+            "method: auto measures the device, so several workers would not agree; run tfft show "
+            "and train the config that it prints"
+        )
+    text = dump(config)
+    original = workdir / "config.given.yaml" if workdir is not None else None
+    if original is not None and original.is_file() and (original.parent / "config.yaml").is_file():
+        run_directory.check_same(original, text)
+        return load(original.parent / "config.yaml")
+    resolved, reasons = auto.advise(config, measure(config))
+    console.log("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
+    if workdir is not None and original is not None:
+        run_directory.open_workdir(resolved, workdir)
+        write_atomic(original, text)
+        write_atomic(workdir / "config.yaml", dump(resolved))
+        write_atomic(workdir / "advice.txt", "\n".join(reasons) + "\n")
+    return resolved
+
+
+def measure(config: Config) -> auto.Facts:
+    """Count the data and the parameters, and time a forward pass."""
+    backbone = backbones.load(config.model, config.distribute.precision)
+    inputs, data = setup.read_data(config, backbone)
+    batches_by_length = batches.in_order(data.train.lengths, 32)
+    batch = batches_by_length[len(batches_by_length) // 2]
+    rows = model_inputs.plain(data.train, inputs)
+    arrays = rows.arrays(batch)
+    backbone.model.predict_on_batch(arrays)  # traces
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        backbone.model.predict_on_batch(arrays)
+        seconds.append(time.perf_counter() - start)
+    blocks = [stage for stage in backbone.stages if stage.name.startswith("block_")]
+    classes, probe = len(data.labels), None
+    if backbone.modality == "image":
+        probe = linear_probe.probe(backbone.model, rows, data.train, classes, config.train.seed)
+    return auto.Facts(
+        rows=len(data.train),
+        classes=classes,
+        tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
+        parameters=backbone.model.count_params(),
+        blocks=len(blocks),
+        device=tf.config.list_logical_devices()[-1].device_type,
+        memory=None if strategies.accelerated() else memory.available(),
+        row_seconds=min(seconds) / len(batch.positions),
+        seconds=config.method.time.seconds if config.method.time is not None else None,
+        probe=(probe.accuracy, probe.chance) if probe is not None else None,
+    )

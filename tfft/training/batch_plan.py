@@ -1,0 +1,56 @@
+"""Which rows each step of a training takes, and where a resumed training continues.
+
+The batches of an epoch are a function of the seed, the epoch and the lengths of the rows
+(`data.batches.plan`), so the position in the data is the step number alone: a training that
+resumes at step s takes the same batches from there on as one that was not interrupted.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tfft.config import Config, TrainConfig
+from tfft.data import Datasets, batches
+from tfft.utils import console
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The batches of a training.
+
+    Attributes:
+        buckets: widths in tokens that batches are padded to; for images one, without a meaning.
+        per_epoch: steps of an epoch.
+        total: steps of the whole training.
+    """
+
+    buckets: tuple[int, ...]
+    per_epoch: int
+    total: int
+
+    @classmethod
+    def create(cls, config: Config, data: Datasets, static: bool = False) -> "BatchPlan":
+        """Choose the widths for the lengths of the training rows, and log the share of padding.
+
+        Args:
+            static: one width, the largest, as TPUs need it.
+        """
+        train = config.train
+        buckets = batches.widths(data.train.lengths, 1 if static else train.buckets)
+        first_epoch = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
+        widths = ""
+        if config.task.modality == "text":
+            share = batches.padding_share(data.train.lengths, first_epoch)
+            widths = f", widths {', '.join(map(str, buckets))}, {share:.1%} padding"
+        console.log(f"batches: {len(first_epoch):,} an epoch{widths}")
+        return cls(buckets, len(first_epoch), len(first_epoch) * train.epochs)
+
+    def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
+        """Return the batches of an epoch, counted from 0, in order."""
+        lengths = data.train.lengths
+        return batches.plan(lengths, train.batch_size, self.buckets, train.seed, epoch)
+
+    def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
+        """Iterate over the batches that follow the first `step` steps, to the end of the training."""
+        first_epoch, done = divmod(step, self.per_epoch)
+        for epoch in range(first_epoch, train.epochs):
+            yield from self.epoch(data, train, epoch)[done if epoch == first_epoch else 0 :]

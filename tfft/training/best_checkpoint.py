@@ -1,0 +1,126 @@
+"""The choice of the best checkpoint: validation, early stopping, and what `best/` ends up with.
+
+`best/` of the run directory always holds whole weights: the untrained ones at first, then those
+of each validation that is better than all before, the last ones where there is no validation
+split, and the soup where that is better still.
+"""
+
+import math
+from typing import Any
+
+import keras
+import numpy as np
+
+from tfft.distribute import strategies
+from tfft.evaluation import evaluate
+from tfft.run import Run
+from tfft.training import optimizers
+from tfft.training.checkpoints import TrainingState
+from tfft.training.input_pipeline import InputPipeline
+from tfft.training.progress import History
+from tfft.training.soup import Soup
+from tfft.utils import console
+
+LOWER_IS_BETTER = ("log_loss", "calibration_error")
+
+
+def gain(metric: str, value: float, best: float | None) -> float:
+    """Return how much better a value is than the best so far; infinite if there is none."""
+    if best is None:
+        return math.inf
+    return best - value if metric in LOWER_IS_BETTER else value - best
+
+
+class Validate(keras.callbacks.Callback):
+    """Validate every so many steps and at the end, save the best weights, and stop early.
+
+    Args:
+        state: holds the best value so far.
+        history: gets the metrics.
+        every: steps between two validations.
+    """
+
+    def __init__(
+        self, run: Run, pipeline: InputPipeline, state: TrainingState, history: History, every: int
+    ):
+        super().__init__()
+        self._run, self._pipeline = run, pipeline
+        self._state, self._history = state, history
+        self._every = max(1, every)
+        self._soup = soup_of(run) if strategies.workers().first else None
+
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        """Validate if it is due."""
+        state, metric = self._state, self._pipeline.train.metric
+        if state.step % self._every and state.step != self._pipeline.plan.total:
+            return
+        # The weights that are validated and saved are the averaged ones where there are averages.
+        with optimizers.averaged(self._run.model):
+            metrics = validation_metrics(self._run, self._pipeline)
+            if self._is_best(metrics) and strategies.workers().first:
+                self._run.save_weights()
+            if self._soup is not None:
+                value = metrics[metric]
+                self._soup.offer(
+                    self.model, state.step, -value if metric in LOWER_IS_BETTER else value
+                )
+
+    def _is_best(self, metrics: dict[str, float]) -> bool:
+        """Record the metrics; stop the training if they have not improved for `patience` times."""
+        state, metric = self._state, self._pipeline.train.metric
+        early_stopping = self._pipeline.train.early_stopping
+        self._history.add({f"validation/{name}": value for name, value in metrics.items()})
+        min_delta = early_stopping.min_delta if early_stopping else 0.0
+        improved = gain(metric, metrics[metric], state.best) > min_delta
+        values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+        console.log(f"validation at step {state.step:,}: {values}{'  (best)' if improved else ''}")
+        if improved:
+            state.best, state.best_step, state.waited = metrics[metric], state.step, 0
+            return True
+        state.waited += 1
+        if early_stopping and state.waited >= early_stopping.patience:
+            console.log(f"stopping early: no better {metric} for {state.waited} validations")
+            state.stopped = True
+            self.model.stop_training = True
+        return False
+
+
+def finish(run: Run, pipeline: InputPipeline, state: TrainingState) -> None:
+    """Write to `best/` what follows from the end of the training.
+
+    Also where a run resumes at its end: it may have been killed before it had written `best/`.
+    """
+    first = strategies.workers().first
+    if state.best is None and first:  # nothing was validated: the last weights are the best
+        with optimizers.averaged(run.model):
+            run.save()
+    if first and (soup := soup_of(run)) is not None:
+        _average(run, pipeline, state, soup)
+    # best/ is written when the other workers read it.
+    strategies.sum_over_workers(run.model.distribute_strategy, np.zeros(1, np.int32))
+
+
+def validation_metrics(run: Run, pipeline: InputPipeline) -> dict[str, float]:
+    """Return the task's metrics on the validation split, by name."""
+    split, batch_size = pipeline.data.validation, run.config.evaluate.batch_size
+    logits = evaluate.predict(run.model, split, pipeline.validation_rows, batch_size)
+    return run.task.metrics(logits, split.labels, None)
+
+
+def soup_of(run: Run) -> Soup | None:
+    """Return the soup of a run, None where its config has none."""
+    size = run.config.train.soup
+    return Soup(run.workdir / "soup", size, run.trained) if size else None
+
+
+def _average(run: Run, pipeline: InputPipeline, state: TrainingState, soup: Soup) -> None:
+    """Average the best weights greedily and save the average if it is better."""
+    metric = pipeline.train.metric
+    value = soup.cook(
+        run.model,
+        lambda: validation_metrics(run, pipeline)[metric],
+        metric not in LOWER_IS_BETTER,
+    )
+    if value is not None and gain(metric, value, state.best) >= 0:
+        run.save_weights()
+        state.best = value

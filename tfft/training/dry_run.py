@@ -1,0 +1,161 @@
+"""The dry run before the first step, the settings that are `auto`, and running out of memory.
+
+A dry run computes a step at the largest batch and changes nothing. It shows mistakes of shape and
+memory in seconds, whether XLA compiles the model, and which micro-batch fits.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfft.data import batches
+from tfft.distribute import strategies
+from tfft.model import Model
+from tfft.run import Run
+from tfft.training import memory
+from tfft.training.input_pipeline import InputPipeline
+from tfft.utils import console
+from tfft.utils.errors import UserError
+
+# What XLA raises for a model that it cannot compile.
+_NOT_COMPILED = (
+    tf.errors.InvalidArgumentError,
+    tf.errors.UnimplementedError,
+    tf.errors.InternalError,
+    tf.errors.NotFoundError,
+)
+
+
+def prepare(run: Run, pipeline: InputPipeline) -> None:
+    """Settle XLA and the micro-batch where they are `auto`, and run a step that changes nothing.
+
+    Raises:
+        UserError: the memory does not suffice, or XLA is requested and cannot compile the model.
+    """
+    model, train = run.model, pipeline.train
+    automatic = strategies.accelerated() and not train.deterministic
+    model.xla = automatic if train.jit == "auto" else train.jit
+    rows = -(-train.batch_size // pipeline.replicas)
+    if train.micro_batch == "auto":
+        model.micro_batch = _largest_micro_batch(model, pipeline, rows)
+    elif train.micro_batch is not None and train.micro_batch < rows:
+        model.micro_batch = train.micro_batch
+    model.make_train_function(force=True)
+    try:
+        with memory_errors(pipeline, None):
+            _dry_step(model, pipeline)
+    except _NOT_COMPILED as error:
+        if not model.xla or isinstance(error, tf.errors.ResourceExhaustedError):
+            raise
+        reason = " ".join(str(error.message).split())[:160]
+        if train.jit is True:
+            raise UserError(f"train.jit: XLA cannot compile this model: {reason}") from None
+        console.log(f"jit: XLA cannot compile this model, continuing without it: {reason}")
+        model.xla = False
+        model.make_train_function(force=True)
+        _dry_step(model, pipeline)
+
+
+@contextmanager
+def memory_errors(pipeline: InputPipeline, step: int | None) -> Iterator[None]:
+    """Turn "out of memory" into a line with the largest micro-batch that fits.
+
+    Args:
+        step: the training step that runs; None: a dry run at the largest batch.
+
+    Raises:
+        UserError: the memory did not suffice.
+    """
+    try:
+        yield
+    except tf.errors.ResourceExhaustedError:
+        if step is None:
+            batch = pipeline.widest()[0]
+        else:
+            batch = next(pipeline.plan.after(pipeline.data, pipeline.train, step))
+        model = pipeline.model
+        rows = -(-len(batch.positions) // pipeline.replicas)
+        rows = min(rows, model.micro_batch or rows)
+        # To try smaller ones takes all workers, and the others wait for this one.
+        alone = strategies.workers().count == 1
+        advice = _smaller_micro_batch(model, pipeline, rows) if alone else "lower train.micro_batch"
+        raise UserError(
+            f"out of memory with {rows} rows{_of_tokens(pipeline, batch)} at once on a device; "
+            f"{advice}. The last checkpoint is kept"
+        ) from None
+
+
+def _dry_step(model: Model, pipeline: InputPipeline) -> None:
+    """Run a step that computes all and changes no weight, optimizer state, seed or metric."""
+    trainable = {id(v) for v in model.trainable_variables}
+    others = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in trainable]
+    values = [np.array(keras.ops.convert_to_numpy(v)) for v in others]
+    model.dry = True
+    try:
+        _, iterator = pipeline.widest()
+        model.make_train_function()(iterator, 1)
+    finally:
+        model.dry = False
+        for variable, value in zip(others, values, strict=True):
+            variable.assign(value)
+
+
+def _fits(model: Model, pipeline: InputPipeline) -> bool:
+    """Return whether the memory suffices for a step."""
+    for _ in range(2):
+        try:
+            _dry_step(model, pipeline)
+            return True
+        except tf.errors.ResourceExhaustedError:
+            return False
+        except tf.errors.AlreadyExistsError:
+            # A step that ran out of memory can leave temporary variables behind, which TensorFlow
+            # takes for those of the next one, as they have the same names.
+            model.again += 1
+            model.make_train_function(force=True)
+    return False
+
+
+def _largest_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> int | None:
+    """Return the largest micro-batch that fits, None where that is all of a replica's rows."""
+
+    def fits(size: int) -> bool:
+        model.micro_batch = size
+        return _fits(model, pipeline)
+
+    model.micro_batch = rows
+    model.make_train_function(force=True)
+    workers = strategies.workers()
+    if not strategies.accelerated():
+        size = memory.by_measuring(fits, rows)
+    elif workers.count == 1:
+        size = memory.by_trying(fits, rows)
+    else:  # the one that runs out of memory would leave the others waiting
+        raise UserError(
+            "train.micro_batch: auto tries sizes on GPUs of one worker only; run it with one "
+            "worker and set the number that it finds"
+        )
+    sizes = np.zeros(workers.count, np.int32)
+    sizes[workers.index] = size
+    size = int(strategies.sum_over_workers(model.distribute_strategy, sizes).min())
+    console.log(f"micro-batch: {size} of {rows} rows a device fit in its memory")
+    return size if size < rows else None
+
+
+def _smaller_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> str:
+    """Return the advice that follows from halving the micro-batch until it fits."""
+    model.micro_batch = size = rows
+    model.make_train_function(force=True)
+    while size > 1:
+        model.micro_batch = size = size // 2
+        if _fits(model, pipeline):
+            return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
+    setting = {"text": "data.max_length", "image": "model.image_size"}[pipeline.modality]
+    return f"not even one row works: lower {setting}, or set train.remat: true"
+
+
+def _of_tokens(pipeline: InputPipeline, batch: batches.Batch) -> str:
+    return f" of {batch.width} tokens" if pipeline.modality == "text" else ""

@@ -1,0 +1,208 @@
+"""Everything before the first step: the data, the compiled model and the schedule of a config."""
+
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+from tfft import backbones, preprocess, regularizers
+from tfft.config import Config
+from tfft.data import Datasets, dataset_builder, model_inputs
+from tfft.methods import METHODS
+from tfft.model import Model, assemble, batch_norm, masks, rematerialise, stages, surgery
+from tfft.preprocess import Inputs
+from tfft.regularizers import distillation
+from tfft.run import Run, load_run
+from tfft.spec import Backbone, Mask, Rule
+from tfft.tasks import TASKS
+from tfft.training import fingerprint, optimizers, phases
+from tfft.training.batch_plan import BatchPlan
+from tfft.training.phases import TrainingSchedule
+from tfft.utils import console
+from tfft.utils.errors import UserError, nearest
+
+ADAPT_BATCHES = 50  # from which `train.batch_norm: adapt` computes the statistics
+
+
+def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, TrainingSchedule]:
+    """Load the backbone and the data, and build and compile the model.
+
+    Raises:
+        UserError: something that the user can fix.
+    """
+    backbone = backbones.load(config.model, config.distribute.precision)
+    inputs, data = read_data(config, backbone)
+    check_metric(config, data.labels)
+    strategy = tf.distribute.get_strategy()
+    depends_on = fingerprint.of(config, backbone, data)
+    fingerprint.require_equal_on_workers(strategy, depends_on)
+    plan = BatchPlan.create(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
+    model, schedule, changed = build_model(config, backbone, data.labels, plan)
+    if config.train.batch_norm == "adapt":
+        rows = model_inputs.plain(data.train, inputs)
+        first_batches = plan.epoch(data, config.train, 0)[:ADAPT_BATCHES]
+        batch_norm.adapt(model, (rows.arrays(batch) for batch in first_batches))
+    if config.train.batch_norm != "frozen":  # the statistics change, or have changed
+        changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
+    trained = saved_paths(model, schedule.mask, changed)
+    if config.model.weights == "none":
+        trained = None  # there are no files from which the rest could be read again
+    run = Run(workdir, config, model, backbone, inputs, data.labels, trained)
+    run.datasets, run.depends_on = data, depends_on
+    return run, data, plan, schedule
+
+
+def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
+    """Return the preprocessing of raw rows, and the prepared splits.
+
+    Raises:
+        UserError: the task, the backbone and the tokenizer do not fit together, or the data have
+            mistakes.
+    """
+    if backbone.modality != config.task.modality:
+        raise UserError(
+            f"task.name: {config.task.name} reads {config.task.modality}s, the backbone "
+            f"{config.model.backbone} {backbone.modality}s"
+        )
+    inputs = preprocess.load(config.model, config.data, backbone.picture, backbone.tokenizer)
+    if isinstance(inputs, preprocess.TextInputs):
+        check_tokens(config, backbone, inputs)
+    labels = backbone.head.labels if backbone.head is not None else None
+    settings = dataset_builder.DatasetSettings.of(config, labels)
+    return inputs, dataset_builder.build(config.data, inputs, settings)
+
+
+def build_model(
+    config: Config, backbone: Backbone, labels: Sequence[str], plan: BatchPlan
+) -> tuple[Model, TrainingSchedule, set[str]]:
+    """Build head, surgery, method, masks, optimizer and regularizers on a backbone, in this order.
+
+    Returns:
+        The compiled model, its schedule, and the paths of the variables that surgery changed.
+
+    Raises:
+        UserError: the config does not fit the model.
+    """
+    task = TASKS[config.task.name]
+    model = assemble(backbone, task, config.task, labels)
+    model_stages = stages(backbone, model)
+    changed = surgery.apply(model, model_stages, config.model.surgery, config.train.seed)
+    # The method may inject layers, so it comes before the masks.
+    method_phases = METHODS[config.method.name].apply(model, model_stages, config.method)
+    rules = [Rule(r.match, r.trainable, r.learning_rate) for r in config.mask]
+    schedule = phases.resolve(
+        model, model_stages, method_phases, rules, config.optimizer, plan.per_epoch, plan.total
+    )
+    # What is trainable in any phase needs its optimizer slots from the start.
+    masks.set_trainable(model, schedule.mask)
+    if config.train.batch_norm == "frozen":
+        batch_norm.freeze(model)
+    elif (momentum := config.train.batch_norm_momentum) is not None:
+        for layer in batch_norm.layers(model):
+            layer.momentum = momentum
+    apply_remat(config, model, backbone)
+    precision = config.distribute.precision
+    optimizer = optimizers.build(config.optimizer, schedule, plan.per_epoch, precision)
+    loss = task.loss(config.task)
+    if (section := config.regularization.distillation) is not None:
+        loss = distillation.Distilled(loss, section.temperature, section.weight)
+    model.compile(optimizer, loss, jit_compile=False)
+    optimizer.build(model.trainable_variables)
+    regularizers.attach(model, schedule.mask, changed, config.regularization)
+    return model, schedule, changed
+
+
+def saved_paths(model: Model, mask: Mask, changed: Collection[str]) -> frozenset[str] | None:
+    """Return the paths of the variables that a run saves; None: all.
+
+    These are the ones that differ from the backbone's files: trained ones, those that surgery
+    changed, and the head.
+    """
+    trainable = {entry.path for entry in mask.entries if entry.trainable}
+    saved = trainable | set(changed) | {e.path for e in mask.entries if e.stage == "head"}
+    return None if saved >= {v.path for v in model.weights} else frozenset(saved)
+
+
+def teacher_targets(config: Config, data: Datasets) -> np.ndarray | None:
+    """Return the training labels beside the teacher's logits; None without a teacher.
+
+    Raises:
+        UserError: the teacher cannot be loaded, or reads other inputs.
+    """
+    section = config.regularization.distillation
+    if section is None:
+        return None
+    try:
+        teacher = load_run(section.teacher)
+    except UserError as error:
+        raise UserError(f"regularization.distillation.teacher: {error}") from None
+    same_modality = teacher.config.task.modality == config.task.modality
+    if not same_modality or teacher.inputs.pair != (config.data.text_pair is not None):
+        raise UserError("regularization.distillation.teacher: reads rows of another kind")
+    console.log(f"distillation: {section.teacher} predicts {len(data.train):,} rows")
+    logits = teacher.logits([data.train.raw(position) for position in range(len(data.train))])
+    return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
+
+
+def apply_remat(config: Config, model: Model, backbone: Backbone) -> None:
+    """Rematerialise the activations of the stages in `train.remat`.
+
+    Raises:
+        UserError: there is no such stage, or it holds no whole layer.
+    """
+    setting = config.train.remat
+    if not setting:
+        return
+    if config.regularization.adversarial is not None:
+        raise UserError("train.remat: does not go with regularization.adversarial")
+    by_name = {stage.name: stage for stage in stages(backbone, model)}
+    # The head holds few activations: to recompute it gains nothing.
+    names = [name for name in by_name if name != "head"] if setting is True else setting
+    for name in names:
+        if name not in by_name:
+            raise UserError(f"train.remat: no stage {name!r}{nearest(name, by_name)}")
+    layers = rematerialise(model, [by_name[name] for name in names])
+    if not layers:
+        raise UserError(f"train.remat: {', '.join(names)}: no layer lies wholly in these stages")
+    console.log(f"remat: {', '.join(layers)}")
+
+
+def check_metric(config: Config, labels: Sequence[str]) -> None:
+    """Check that the metric of the best checkpoint exists for this number of classes.
+
+    Raises:
+        UserError: it does not, such as the top-5 accuracy of five classes.
+    """
+    task, metric = TASKS[config.task.name], config.train.metric
+    truth = np.zeros((1, len(labels)), np.float32) if task.multi_label else np.zeros(1, np.int32)
+    metrics = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
+    if metric not in metrics:
+        raise UserError(
+            f"train.metric: {config.task.name} of {len(labels)} classes has {', '.join(metrics)}. "
+            f"Received: {metric!r}"
+        )
+
+
+def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInputs) -> None:
+    """Check that the embeddings have a row for every token id and every position.
+
+    Raises:
+        UserError: they do not.
+    """
+    tables = [v.shape[0] for v in backbone.model.weights if v.path.endswith("embeddings")]
+    if tables and inputs.vocabulary_size > max(tables):
+        raise UserError(
+            f"model.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "
+            f"{max(tables):,}: the files are of two different models"
+        )
+    # `auto` is not resolved yet, and resolves to methods without positions of their own.
+    method = METHODS.get(config.method.name)
+    taken = method.positions(config.method) if method is not None else 0
+    limit = backbone.max_length
+    if limit is not None and inputs.max_length + taken > limit:
+        detail = f", of which method {config.method.name} takes {taken}" if taken else ""
+        raise UserError(
+            f"data.max_length: the backbone has positions for {limit} tokens{detail}. "
+            f"Received: {inputs.max_length}"
+        )
