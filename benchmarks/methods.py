@@ -138,7 +138,9 @@ def cost(made: dict, folder: Path) -> None:
     from tfft.training import memory, memory_estimate, setup
     from tfft.training.input_pipeline import InputPipeline
 
-    made = merged(made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache": False}})
+    made = merged(
+        made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache_features": False}}
+    )
     parsed = parse(made)
     strategies.setup(parsed.distribute, 0, True)
     before = memory.resident()

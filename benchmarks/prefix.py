@@ -55,7 +55,7 @@ def main() -> None:
             "optimizer": {"learning_rate": rate},
             "train": {
                 "epochs": flags.epochs,
-                "cache": cache,
+                "cache_features": cache,
             },
             "evaluate": {"bootstrap": 0, "baselines": False},
         }

@@ -37,7 +37,9 @@ def main() -> None:
     for name, default in (("rows", 32), ("tokens", 16), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--deterministic", action="store_true", help="as train.deterministic")
-    parser.add_argument("--xla", action="store_true", help="a third model: tfft's with train.jit")
+    parser.add_argument(
+        "--xla", action="store_true", help="a third model: tfft's with train.jit_compile"
+    )
     flags = parser.parse_args()
     if flags.deterministic:
         tf.config.experimental.enable_op_determinism()

@@ -142,10 +142,10 @@ def recipes():
 
 def verbs():
     """`tfft VERB --help` of each verb."""
-    from tfft.cli.__main__ import VERBS
+    from tfft.cli.__main__ import COMMANDS
 
     parts = []
-    for verb in VERBS:
+    for verb in COMMANDS:
         command = [sys.executable, "-m", "tfft.cli", verb, "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
         parts.append(f"## tfft {verb}\n\n```text\n{done.stdout.rstrip()}\n```")

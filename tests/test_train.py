@@ -184,8 +184,8 @@ def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
     with pytest.raises(UserError, match="1 blocks; received 9"):
         run(config, tmp_path / "run", method={"name": "top", "stages": 9})
     assert list((tmp_path / "run").iterdir()) == []
-    with pytest.raises(UserError, match=r"train.cache: the lowest stage moves"):
-        run(config, tmp_path / "run", train={"cache": True})
+    with pytest.raises(UserError, match=r"train.cache_features: the lowest stage moves"):
+        run(config, tmp_path / "run", train={"cache_features": True})
     assert (tmp_path / "run" / "config.yaml").is_file()
     assert run(config, tmp_path / "run").metrics["steps"] == 12
 

@@ -125,7 +125,7 @@ class Run:
         """The figures of a split."""
         plain = model_inputs.plain(split, self.inputs)
         logits = evaluate.predict(self.model, split, plain, config.batch_size)
-        if config.views == "mirrored":
+        if config.test_time_augmentation == "mirrored":
             mirrored = model_inputs.Mirrored(plain)
             other = evaluate.predict(self.model, split, mirrored, config.batch_size)
             mean = (self.task.probabilities(logits) + self.task.probabilities(other)) / 2
@@ -150,22 +150,22 @@ class Run:
             self._describe()
 
     def export(
-        self, folder: Path | None = None, weights: str | None = None, again: bool = True
+        self, folder: Path | None = None, weight_dtype: str | None = None, again: bool = True
     ) -> Path:
         """Publish a verified SavedModel.
 
         Args:
             folder: the next number under it; default: WORKDIR/export.
-            weights: how they are stored: `float32`, `float16`, `bfloat16` or `int8`; default: what
-                the config says in `export.weights`.
+            weight_dtype: of the stored weights: `float32`, `float16`, `bfloat16` or `int8`; default: what
+                the config says in `export.weight_dtype`.
             again: publish another version if the same weights were published there before.
         """
         if self.model.distribute_strategy.num_replicas_in_sync > 1:
             plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
             plain.datasets = self.datasets
-            return plain.export(folder, weights, again)
+            return plain.export(folder, weight_dtype, again)
         sample, config = self._sample, self.config.export
-        kind, folder = weights or config.weights, folder or self.workdir / "export"
+        kind, folder = weight_dtype or config.weight_dtype, folder or self.workdir / "export"
         name, source = export.serving_config.model_name(self.workdir.name), self._digest(kind)
         if not again and (path := export.exported_from(folder, source)) is not None:
             remove_abandoned(folder, "export")  # as after its end, where it was interrupted

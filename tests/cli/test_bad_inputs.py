@@ -190,7 +190,7 @@ WRONG = {
     ),
     "a cache that cannot be": (
         lambda s: edited(s, lambda c: c["train"].update(cache=True)),
-        "train.cache: the lowest stage moves",
+        "train.cache_features: the lowest stage moves",
     ),
     # file
     "no such table": (
@@ -306,7 +306,8 @@ def test_set_is_checked_too(setting):
         (["train"], "--config: required and not given"),
         (["train", "--confg=x"], "Unknown command line flag 'confg'"),
         (["train", "config.yaml"], "unexpected argument 'config.yaml'"),
-        (["trian"], "unknown verb 'trian'; did you mean 'train'?"),
+        (["data"], "unknown command 'data'; renamed to profile"),
+        (["trian"], "unknown command 'trian'; did you mean 'train'?"),
         (["predict"], "one of --workdir and --export is required"),
         (["predict", "--workdir={}", "--input=none.txt"], "--input: no such file: none.txt"),
         (["predict", "--workdir={}"], "holds no run (no config.yaml)"),
@@ -351,8 +352,8 @@ def test_devices_workers_and_steps(setting, given, expected):
 def test_every_verb_has_a_binary_and_short_help():
     folder = Path(console.__file__).parent
     files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "cli"}
-    assert files == {verb.replace("-", "_") for verb in console.VERBS}
-    for verb in console.VERBS:
+    assert files == {verb.replace("-", "_") for verb in console.COMMANDS}
+    for verb in console.COMMANDS:
         code, out, _ = tfft(verb, "--help")
         assert code == 0 and len(out.splitlines()) < 24
 
@@ -400,7 +401,7 @@ def test_the_verbs_on_a_real_run(setting, tiny, tmp_path):
     page = tmp_path / "rates.html"
     code, out, err = tfft("lr-find", f"--config={path}", "--steps=20", f"--output={page}")
     assert code == 0 and "try --set=optimizer.learning_rate=" in out and page.is_file(), err
-    code, out, _ = tfft("data", f"--config={path}", f"--output={tmp_path / 'p.json'}")
+    code, out, _ = tfft("profile", f"--config={path}", f"--output={tmp_path / 'p.json'}")
     assert code == 0 and "leaks between splits" in out
     assert set(json.loads((tmp_path / "p.json").read_text())) >= {"classes", "lengths", "leaks"}
     code, out, err = tfft("doctor")

@@ -4,12 +4,25 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import jsonschema
 import pytest
 import yaml
 
-from tfft.config import Duration, dump, load, parse, plain_yaml, read, schema, searches
+from tfft.config import (
+    Config,
+    Duration,
+    TaskConfig,
+    dump,
+    load,
+    parse,
+    plain_yaml,
+    read,
+    renamed,
+    schema,
+    searches,
+)
 from tfft.search.space import Space
 from tfft.utils.errors import UserError
 
@@ -70,7 +83,10 @@ def test_all_errors_at_once(tmp_path):
             {"method": {"name": "qlora", "bits": 3}},
             "method.bits: must be one of 4, 8; received 3",
         ),
-        ({"train": {"cache": "of"}}, "train.cache: must be true or false, or auto; received 'of'"),
+        (
+            {"train": {"cache_features": "of"}},
+            "train.cache_features: must be true or false, or auto; received 'of'",
+        ),
         (
             {"train": {"micro_batch": "autoo"}},
             "train.micro_batch: must be an integer, or auto; received 'autoo'; did you mean",
@@ -201,6 +217,23 @@ def test_values_that_no_library_takes(change, expected):
         parse(GOOD, changes=change)
     assert expected in str(error.value)
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.KEYS.items())
+def test_keys_of_version_1_are_answered_with_the_new_name(old, new):
+    section, key = old.split(".")
+    with pytest.raises(UserError) as error:
+        parse(GOOD, changes={section: {key: "x"}})
+    assert str(error.value) == f"{old}: unknown key; renamed to {new}"
+    new_section, new_key = new.split(".")
+    assert new_key in Config.model_fields[new_section].annotation.model_fields
+
+
+@pytest.mark.parametrize(("old", "new"), renamed.VALUES["task.name"].items())
+def test_tasks_of_version_1_are_answered_with_the_new_name(old, new):
+    with pytest.raises(UserError, match=rf"task.name: .*'{old}'; renamed to {new}$"):
+        parse(GOOD, changes={"task": {"name": old}})
+    assert new in get_args(TaskConfig.model_fields["name"].annotation)
 
 
 def test_paths_in_a_mapping():

@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 from tfft.evaluation import multilabel_metrics
 from tfft.tasks import TASKS
 
-TASK = TASKS["image_tagging"]
+TASK = TASKS["image_multilabel"]
 
 
 def rows(seed=0, count=60, tags=5, ties=False):

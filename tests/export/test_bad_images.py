@@ -29,7 +29,7 @@ BAD = [1, 2]
 
 @pytest.fixture(
     scope="module",
-    params=["image_classification", pytest.param("image_tagging", marks=pytest.mark.slow)],
+    params=["image_classification", pytest.param("image_multilabel", marks=pytest.mark.slow)],
 )
 def exported(request, tmp_path_factory):
     """A folder with a saved model, its task, and what it answers for the good rows."""

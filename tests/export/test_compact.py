@@ -31,7 +31,10 @@ def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     monkeypatch.setattr(compact, "LEAST", 64)  # the network is tiny
     before, live = weights(run), run.task.probabilities(run.logits(ROWS))
     code, out, err = command(
-        "export", f"--workdir={run.workdir}", f"--weights={kind}", f"--output={tmp_path / 'export'}"
+        "export",
+        f"--workdir={run.workdir}",
+        f"--weight_dtype={kind}",
+        f"--output={tmp_path / 'export'}",
     )
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1"), err
     after = weights(run)
@@ -81,12 +84,12 @@ def test_the_size_on_the_disk(tiny_two_blocks, tmp_path, monkeypatch):
     config = one_epoch(tiny_two_blocks, tmp_path, export={"enabled": False})
     run, sizes = tfft.train(config, workdir=tmp_path / "run"), {}
     for kind in ("float32", "int8"):
-        export = run.config.export.model_copy(update={"weights": kind, "warmup": False})
+        export = run.config.export.model_copy(update={"weight_dtype": kind, "warmup": False})
         run.config = run.config.model_copy(update={"export": export})
         path = run.export(tmp_path / kind)
         sizes[kind] = sum(p.stat().st_size for p in (path / "variables").glob("*data*"))
     assert sizes["int8"] < 0.5 * sizes["float32"]
-    assert load_run(run.workdir).config.export.weights == "float32"
+    assert load_run(run.workdir).config.export.weight_dtype == "float32"
 
 
 def test_a_form_that_there_is_not(run, tmp_path):

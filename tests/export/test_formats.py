@@ -15,7 +15,7 @@ from tests.conftest import GOLDEN, one_epoch
 from tests.console import command
 from tests.tasks.test_multilabel_runs import write_table
 from tfft import backbones
-from tfft.cli import export as export_verb
+from tfft.cli import export as export_command
 from tfft.config import ExportConfig, ModelConfig, TaskConfig
 from tfft.export import compact, formats
 from tfft.model import assemble
@@ -66,9 +66,9 @@ def test_it_is_written_verified_and_described(run, live, form, tmp_path):
 
 def test_the_command_offers_what_there_is():
     """It lists them itself, so that `--help` loads no TensorFlow."""
-    assert set(export_verb.FORMATS) == {"saved_model", *formats.FORMATS}
-    weights = get_args(ExportConfig.model_fields["weights"].annotation)
-    assert export_verb.WEIGHTS == weights == ("float32", *compact._MADE)
+    assert set(export_command.FORMATS) == {"saved_model", *formats.FORMATS}
+    dtypes = get_args(ExportConfig.model_fields["weight_dtype"].annotation)
+    assert export_command.WEIGHT_DTYPES == dtypes == ("float32", *compact._MADE)
 
 
 def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
@@ -98,8 +98,10 @@ def test_a_checkpoint_that_is_not_an_export_stays(run, tiny, tmp_path):
 
 
 def test_weights_are_of_a_saved_model(run):
-    code, _, err = command("export", f"--workdir={run.workdir}", "--format=onnx", "--weights=int8")
-    assert code == 2 and "--weights: of a SavedModel; received it with --format=onnx" in err
+    code, _, err = command(
+        "export", f"--workdir={run.workdir}", "--format=onnx", "--weight_dtype=int8"
+    )
+    assert code == 2 and "--weight_dtype: of a SavedModel; received it with --format=onnx" in err
 
 
 def by_huggingface(path, batch):
@@ -147,7 +149,7 @@ def test_pictures_with_tags(form, tmp_path):
     config = {
         "data": {"train": write_table(tmp_path / "p", 40, 0), "validation": {"fraction": 0.25}},
         "model": {"backbone": f"hf:{GOLDEN / 'vision' / 'vit'}"},
-        "task": {"name": "image_tagging"},
+        "task": {"name": "image_multilabel"},
         "train": {"epochs": 1, "batch_size": 8},
         "export": {"enabled": False},
         "evaluate": {"bootstrap": 0, "baselines": False},

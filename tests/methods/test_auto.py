@@ -81,8 +81,8 @@ def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
 
 def test_advice_that_was_not_followed_is_forgotten(config, tmp_path):
     config["data"]["validation"] = config["data"]["test"] = None
-    config["train"] = {"epochs": 1, "cache": True}
-    with pytest.raises(UserError, match=r"train\.cache"):
+    config["train"] = {"epochs": 1, "cache_features": True}
+    with pytest.raises(UserError, match=r"train\.cache_features"):
         tfft.train({**config, "method": {"name": "auto"}}, workdir=tmp_path / "run")
     assert (tmp_path / "run" / "config.given.yaml").is_file()
     config["train"] = {"epochs": 1}

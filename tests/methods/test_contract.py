@@ -149,7 +149,7 @@ def test_two_replicas(config, tmp_path, name):
     config = changed(config, name)
     config["model"]["dropout"] = 0.0
     config["task"] = {"dropout": 0.0}
-    config["train"]["cache"] = False
+    config["train"]["cache_features"] = False
     one = tfft.train(config, workdir=tmp_path / "one")
     two = tfft.train(config, workdir=tmp_path / "two", distribute=MIRRORED)
     for a, b in zip(one.model.weights, two.model.weights, strict=True):

@@ -6,6 +6,7 @@ import pytest
 
 from tests.conftest import write_csv
 from tfft.search import HyperModel
+from tfft.training import best_checkpoint
 from tfft.utils.errors import UserError
 
 pytest.importorskip("tensorboard")  # KerasTuner's loop imports it

@@ -68,9 +68,9 @@ slow = pytest.mark.slow
 TASKS = [
     pytest.param("text_classification", of_texts, marks=slow),  # test_clients asks one too
     pytest.param("text_classification", of_pairs, marks=slow),
-    pytest.param("text_tagging", of_tagged_texts, marks=slow),
+    pytest.param("text_multilabel", of_tagged_texts, marks=slow),
     pytest.param("image_classification", of_pictures, marks=slow),
-    pytest.param("image_tagging", of_tagged_pictures, marks=slow),
+    pytest.param("image_multilabel", of_tagged_pictures, marks=slow),
 ]
 
 

@@ -228,26 +228,32 @@ def test_the_cached_prefix_gives_what_the_pictures_give(raw, tmp_path):
     plain = {**raw, **HEAD, "data": {**raw["data"], "validation": None}, "augmentation": {}}
     found = {}
     for cache in (True, False):
-        changes = {"train": {**HEAD["train"], "cache": cache, "cache_type": "float32"}}
+        changes = {"train": {**HEAD["train"], "cache_features": cache, "cache_dtype": "float32"}}
         found[cache] = tfft.train({**plain, **changes}, tmp_path / str(cache))
     logits = [found[c].logits([found[c].datasets.test.raw(0)]) for c in found]
     np.testing.assert_allclose(*logits, atol=1e-4)
 
 
 def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
-    with pytest.raises(UserError, match=r"train\.cache: augmentation changes the pictures"):
-        tfft.train({**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache": True})
+    with pytest.raises(
+        UserError, match=r"train\.cache_features: augmentation changes the pictures"
+    ):
+        tfft.train(
+            {**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache_features": True}
+        )
 
 
 def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
     changes = {
         **HEAD,
         "augmentation": {"flip": "horizontal", "brightness": 0.2, "variants": 2},
-        "evaluate": {"views": "mirrored", "bootstrap": 0, "baselines": False},
+        "evaluate": {"test_time_augmentation": "mirrored", "bootstrap": 0, "baselines": False},
     }
     cache = tmp_path / "cache"
     data = {**raw["data"], "cache_dir": str(cache)}
-    run = tfft.train({**raw, **changes, "data": data}, tmp_path / "run", train={"cache": True})
+    run = tfft.train(
+        {**raw, **changes, "data": data}, tmp_path / "run", train={"cache_features": True}
+    )
     found = [np.load(path) for path in cache.glob("prefix/*/below_0.npy")]
     drawn = [values for values in found if len(values) == len(run.datasets.train)]
     assert len(drawn) == 2 and len(found) == 3
@@ -273,8 +279,8 @@ def test_stored_draws_alternate_by_epoch():
 
 
 def test_answers_are_averaged_over_both_views(run):
-    one = run.evaluate("test", views="one")
-    both = run.evaluate("test", views="mirrored")
+    one = run.evaluate("test", test_time_augmentation="none")
+    both = run.evaluate("test", test_time_augmentation="mirrored")
     assert both.figures["log_loss"] != one.figures["log_loss"]
     test = run.datasets.test
     pixels = run.inputs.batch([test.raw(at)[0] for at in range(len(test))])["image"]

@@ -8,7 +8,7 @@ from tfft.config import TaskConfig, parse
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
 
-TASK = TASKS["image_tagging"]
+TASK = TASKS["image_multilabel"]
 LOGITS = np.array([[2.0, -1.0, 0.5], [-3.0, 0.0, 30.0]], np.float32)
 TRUTH = np.array([[1, 0, 1], [0, 1, 0]], np.float32)
 # -log p and -log (1 - p), in float64
@@ -16,7 +16,7 @@ NATURAL = [np.log1p(np.exp(sign * LOGITS.astype(np.float64))) for sign in (-1, 1
 
 
 def loss(**settings):
-    made = TASK.loss(TaskConfig(name="image_tagging", **settings))
+    made = TASK.loss(TaskConfig(name="image_multilabel", **settings))
     return made, made.call(tf.constant(TRUTH), tf.constant(LOGITS)).numpy()
 
 
@@ -62,10 +62,10 @@ def test_probabilities_and_back():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": {"name": "text_tagging", "loss": "mse"}}, "is of one class a row"),
-        ({"task": {"name": "text_tagging", "class_weights": "balanced"}}, "loss: focal"),
-        ({"train": {"metric": "accuracy"}}, "train.metric: text_tagging has mean_average"),
-        ({"regularization": {"r_drop": {}}}, "do not go with text_tagging"),
+        ({"task": {"name": "text_multilabel", "loss": "mse"}}, "is of one class a row"),
+        ({"task": {"name": "text_multilabel", "class_weights": "balanced"}}, "loss: focal"),
+        ({"train": {"metric": "accuracy"}}, "train.metric: text_multilabel has mean_average"),
+        ({"regularization": {"r_drop": {}}}, "do not go with text_multilabel"),
         ({"task": {}, "train": {"metric": "micro_f1"}}, "text_classification has accuracy"),
     ],
 )
@@ -73,7 +73,7 @@ def test_what_does_not_go_together(change, words):
     config = {
         "data": {"train": "rows.csv"},
         "model": {"backbone": "hf:x"},
-        "task": {"name": "text_tagging"},
+        "task": {"name": "text_multilabel"},
     }
     assert parse(config).train.metric == "mean_average_precision"
     with pytest.raises(UserError, match=words):

@@ -48,12 +48,12 @@ def raw(tmp_path_factory):
             "label_separator": ";",
         },
         "model": {"backbone": f"hf:{CHECKPOINT}"},
-        "task": {"name": "image_tagging", "dropout": 0.0},
+        "task": {"name": "image_multilabel", "dropout": 0.0},
         "method": {"name": "full"},
         "augmentation": {"flip": "horizontal", "mixup": 0.2},
         "optimizer": {"learning_rate": 5e-3},
         "train": {"epochs": 12, "batch_size": 16},
-        "evaluate": {"bootstrap": 20, "views": "mirrored"},
+        "evaluate": {"bootstrap": 20, "test_time_augmentation": "mirrored"},
     }
 
 
@@ -154,7 +154,7 @@ def test_texts_have_tags_too(tiny, tmp_path):
             "max_length": 16,
         },
         "model": {"backbone": f"hf:{tiny}"},
-        "task": {"name": "text_tagging"},
+        "task": {"name": "text_multilabel"},
         "train": {"epochs": 1, "batch_size": 16},
         "evaluate": {"bootstrap": 5},
     }

@@ -87,14 +87,14 @@ def test_it_is_the_same_training(config, tiny_two_blocks, tmp_path, capfd, metho
     if method["name"] == "top":  # with a block below: sequences of two widths are stored
         config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     plain = trained(config, tmp_path / "plain", cache=False)
-    exact = trained(config, tmp_path / "exact", cache_type="float32")
+    exact = trained(config, tmp_path / "exact", cache_dtype="float32")
     out = capfd.readouterr().err
     assert "cache: on: what is below" in out and "float32" in out
     assert_same(plain, exact, 1e-6)
     halves = trained(config, tmp_path / "halves")
     assert "stored as float16" in capfd.readouterr().err
     assert_same(plain, halves, 2e-3)
-    assert trained(config, tmp_path / "b", cache_type="bfloat16").metrics["steps"] == 12
+    assert trained(config, tmp_path / "b", cache_dtype="bfloat16").metrics["steps"] == 12
 
 
 @pytest.fixture(scope="module")

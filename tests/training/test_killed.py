@@ -20,7 +20,7 @@ def test_killed_at_any_moment(tiny, tmp_path, kills):
     """While it prepares rows, stores features, trains, saves, exports or reports."""
     config = whole_config(tiny, tmp_path)
     config |= {"method": {"name": "head"}, "export": {"enabled": True}}
-    config["train"] |= {"epochs": 6, "cache": True, "checkpoint": {"every": "5 steps"}}
+    config["train"] |= {"epochs": 6, "cache_features": True, "checkpoint": {"every": "5 steps"}}
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config))
 

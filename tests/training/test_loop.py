@@ -76,7 +76,7 @@ def observed(base_config, tmp_path_factory):
     """A run that is profiled and writes checkpoints by the clock."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     changes = {"profile": [2, 3], "checkpoint": {"every": "0.00001 minutes", "keep": 99}}
-    changes |= {"cache": False}  # above a cached prefix, several steps are one look
+    changes |= {"cache_features": False}  # above a cached prefix, several steps are one look
     return run_of_module(base_config, tmp_path_factory, train=changes, method={"name": "head"})
 
 
@@ -330,7 +330,7 @@ def test_a_file_stops_the_run(plain, plain_config, tmp_path, monkeypatch):
 def test_a_file_saves_the_run(config, tmp_path, monkeypatch, capfd):
     workdir = tmp_path / "run"
     appears(monkeypatch, "SAVE", 3, workdir)
-    changes = {"checkpoint": {"every": "1 epochs", "keep": 9}, "cache": False}
+    changes = {"checkpoint": {"every": "1 epochs", "keep": 9}, "cache_features": False}
     run(config, workdir, train=changes, method={"name": "head"})
     assert "saved at step 3, as asked" in capfd.readouterr().err
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
@@ -351,7 +351,7 @@ def test_remat_and_xla_from_the_config(with_dropout, config, tmp_path, capfd):
     remat = run(config, tmp_path / "remat", train={"remat": ["embeddings", "block_0"]})
     assert "remat: embeddings, block_0" in capfd.readouterr().err
     assert largest_difference(with_dropout, remat) < 1e-5
-    xla = run(config, tmp_path / "xla", train={"jit": True})
+    xla = run(config, tmp_path / "xla", train={"jit_compile": True})
     assert xla.model.xla
     assert largest_difference(with_dropout, xla) < 1e-4
     with pytest.raises(UserError, match=r"train\.remat: no stage 'block_7'; did you mean 'block_"):

@@ -127,7 +127,9 @@ def test_a_phase_that_never_begins_is_said(config, tmp_path, capfd):
     config["train"]["epochs"] = 2
     config["method"] = {"name": "gradual"}
     tfft.train(config, workdir=tmp_path / "run")
-    assert "would begin at step 12 never does: the training has 12 steps" in capfd.readouterr().err
+    assert (
+        "the phase at step 12 is never reached: the training has 12 steps" in capfd.readouterr().err
+    )
 
 
 def test_course():

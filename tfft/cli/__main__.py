@@ -1,4 +1,4 @@
-"""`tfft VERB ...`: the one console script."""
+"""`tfft COMMAND ...`: the one console script."""
 
 import importlib
 import signal
@@ -8,16 +8,16 @@ import traceback
 
 from tfft.utils.errors import nearest
 
-VERBS = {
+COMMANDS = {
     "train": "fine-tune: --config=FILE [--set=a.b=c ...] [--workdir=DIR]",
     "tune": "search for hyperparameters: --config=FILE [--parallel=N] [--workdir=DIR]",
-    "evaluate": "figures of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
+    "evaluate": "metrics of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",
     "predict": "answer raw rows: --workdir=DIR or --export=DIR, --input=FILE",
     "export": "publish a model: --workdir=DIR [--format=saved_model|huggingface|litert|onnx|keras]",
     "serve": "try an export out over TF Serving's REST and gRPC: --workdir=DIR [--rest_api_port=N]",
     "show": "resolved config, mask and memory, training nothing: --config=FILE",
     "lr-find": "loss at rising learning rates, with a plot: --config=FILE",
-    "data": "profile of a data set: --config=FILE",
+    "profile": "classes, lengths, duplicates, leaks and bad rows of a data set: --config=FILE",
     "launch": "several workers on this machine: --workers=N [--restarts=R] train --config=...",
     "doctor": "what is installed and whether it works",
     "schema": "the JSON schema of the YAML",
@@ -25,26 +25,29 @@ VERBS = {
 
 
 def main() -> None:
-    """Hand over to the verb's binary."""
+    """Hand over to the command's binary."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
         sys.exit(0 if arguments else 2)
-    verb = arguments[0]
-    if verb in ("--version", "version"):
+    command = arguments[0]
+    if command in ("--version", "version"):
         from tfft import __version__
 
         print(__version__)
         sys.exit(0)
-    if verb not in VERBS:
-        print(f"tfft: unknown verb {verb!r}{nearest(verb, VERBS)}", file=sys.stderr)
+    if command not in COMMANDS:
+        from tfft.config import renamed
+
+        suggestion = renamed.hint(renamed.COMMANDS, command) or nearest(command, COMMANDS)
+        print(f"tfft: unknown command {command!r}{suggestion}", file=sys.stderr)
         sys.exit(2)
     # SIGTERM ends a command as Ctrl-C does: its temporary folders and processes end with it.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        module = importlib.import_module(f"tfft.cli.{verb.replace('-', '_')}")
-        module.main([f"tfft {verb}", *arguments[1:]])
-    except KeyboardInterrupt:  # before the verb has begun, or after its end
+        module = importlib.import_module(f"tfft.cli.{command.replace('-', '_')}")
+        module.main([f"tfft {command}", *arguments[1:]])
+    except KeyboardInterrupt:  # before the command has begun, or after its end
         print("tfft: interrupted", file=sys.stderr)
         sys.exit(3)
     except Exception as error:
@@ -64,7 +67,7 @@ def _unforeseen(error: Exception) -> int:
 
 
 def _usage() -> str:
-    lines = [f"  {name:<9} {text}" for name, text in VERBS.items()]
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         ["usage: tfft VERB [--flag=value ...]", "", *lines, "", "tfft VERB --help: its flags"]
     )

@@ -14,8 +14,13 @@ common.define_backbone()
 FORMATS = ("saved_model", "huggingface", "litert", "onnx", "keras")
 flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR and the format")
 flags.DEFINE_enum("format", "saved_model", FORMATS, "what is written")
-WEIGHTS = ("float32", "float16", "bfloat16", "int8")
-flags.DEFINE_enum("weights", None, WEIGHTS, "of a SavedModel: stored so; default: export.weights")
+WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "int8")
+flags.DEFINE_enum(
+    "weight_dtype",
+    None,
+    WEIGHT_DTYPES,
+    "of a SavedModel's stored weights; default: export.weight_dtype",
+)
 
 
 def verb() -> None:
@@ -23,8 +28,8 @@ def verb() -> None:
     f = common.FLAGS
     if f.workdir is None:
         raise UserError("--workdir: required and not given")
-    if f.weights is not None and f.format != "saved_model":
-        raise UserError(f"--weights: of a SavedModel; received it with --format={f.format}")
+    if f.weight_dtype is not None and f.format != "saved_model":
+        raise UserError(f"--weight_dtype: of a SavedModel; received it with --format={f.format}")
     common.load_tensorflow()
     from tfft.run import load_run
 
@@ -33,7 +38,7 @@ def verb() -> None:
     if f.format == "huggingface":
         print(run.export_huggingface(folder))
     elif f.format == "saved_model":
-        print(run.export(folder, f.weights))
+        print(run.export(folder, f.weight_dtype))
     else:
         print(run.export_as(f.format, folder))
 

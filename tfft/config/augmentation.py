@@ -55,7 +55,7 @@ class AugmentationConfig(Section):
         ge=1,
         le=64,
         description="so many draws of each picture go through the frozen stages once, and are "
-        "taken in turn (train.cache); default: always anew, and no cache",
+        "taken in turn (train.cache_features); default: always anew, and no cache",
     )
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from tfft.config import methods, plain_yaml, sections
+from tfft.config import methods, plain_yaml, renamed, sections
 from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
 from tfft.config.data import DataConfig, Source
@@ -86,8 +86,10 @@ class Config(Section):
         if self.augmentation.mixes and self.regularization.distillation is not None:
             raise ValueError("augmentation: mixup and cutmix do not go with distillation")
         if task.modality == "text":
-            if self.evaluate.views != "one":
-                raise ValueError(f"evaluate.views: is for pictures; task is {task.name}")
+            if self.evaluate.test_time_augmentation != "none":
+                raise ValueError(
+                    f"evaluate.test_time_augmentation: is for pictures; task is {task.name}"
+                )
             if self.augmentation.any:
                 raise ValueError(f"augmentation: is for pictures; task is {task.name}")
             sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
@@ -309,14 +311,18 @@ def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
     kind, message = item["type"], item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind == "extra_forbidden":
-        return f"{path}: unknown key{nearest(loc[-1], _keys_beside(loc, raw, root))}"
+        new_name = renamed.hint(renamed.KEYS, path)
+        return f"{path}: unknown key{new_name or nearest(loc[-1], _keys_beside(loc, raw, root))}"
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
         options = re.findall(r"'([^']*)'|(?<![\w'])(\d+)(?![\w'])", message)
         options = [text or number for text, number in options]
-        return f"{path}: must be one of {', '.join(options)}; received {_short(item['input'])}" + (
-            nearest(item["input"], options) if "mean" in nearest(item["input"], options) else ""
+        suggestion = nearest(item["input"], options)
+        new_name = renamed.hint(renamed.VALUES.get(path, {}), item["input"])
+        return (
+            f"{path}: must be one of {', '.join(options)}; received {_short(item['input'])}"
+            f"{new_name or (suggestion if 'mean' in suggestion else '')}"
         )
     if kind == "union_tag_invalid":
         options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])

@@ -86,7 +86,7 @@ class TaskConfig(Section):
     """What is predicted, and by which head and loss."""
 
     name: Literal[
-        "text_classification", "image_classification", "text_tagging", "image_tagging"
+        "text_classification", "image_classification", "text_multilabel", "image_multilabel"
     ] = "text_classification"
     pooling: Literal["auto", "pooled", "first", "mean"] = Field(
         "auto", description="auto: the checkpoint's own (its pooler, else the first token)"
@@ -170,7 +170,7 @@ class OptimizerConfig(Section):
     learning_rate: float = Field(5e-5, gt=0, description="the peak, after warm-up")
     schedule: Literal["linear", "cosine", "polynomial", "slanted_triangular", "constant"] = "linear"
     warmup: Duration = Duration(10, "%")
-    end: float = Field(
+    end_factor: float = Field(
         0.0, ge=0, le=1, description="the last rate, as a share of the peak; ULMFiT: 1/32"
     )
     power: float = Field(2.0, gt=0, description="schedule: polynomial only")
@@ -230,8 +230,8 @@ _TAGS = (
 METRICS: dict[str, tuple[str, ...]] = {
     "text_classification": _ONE_CLASS,
     "image_classification": (*_ONE_CLASS, "top_5_accuracy"),
-    "text_tagging": _TAGS,
-    "image_tagging": _TAGS,
+    "text_multilabel": _TAGS,
+    "image_multilabel": _TAGS,
 }
 
 
@@ -252,14 +252,14 @@ class TrainConfig(Section):
         "auto",
         description="steps between two looks from Python; auto: 1; above a cached prefix 10 or 50",
     )
-    jit: bool | Literal["auto"] = Field(
+    jit_compile: bool | Literal["auto"] = Field(
         "auto",
         description="XLA. auto: on a GPU or TPU with deterministic: false, if the model compiles",
     )
-    cache: bool | Literal["auto"] = Field(
+    cache_features: bool | Literal["auto"] = Field(
         "auto", description="store what frozen stages put out, where that pays"
     )
-    cache_type: Literal["float16", "bfloat16", "float32"] = Field(
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = Field(
         "float16", description="in which it is stored"
     )
     soup: int = Field(
@@ -371,8 +371,9 @@ class EvaluateConfig(Section):
     confidence: float = Field(0.95, gt=0, lt=1)
     baselines: bool = Field(True, description="a majority and a TF-IDF baseline beside the model")
     worst: int = Field(20, ge=0, description="most wrong examples listed")
-    views: Literal["one", "mirrored"] = Field(
-        "one", description="mirrored: pictures are answered as they are and mirrored, and averaged"
+    test_time_augmentation: Literal["none", "mirrored"] = Field(
+        "none",
+        description="mirrored: probabilities are averaged over an image and its mirror image",
     )
 
 
@@ -381,8 +382,8 @@ class ExportConfig(Section):
 
     enabled: bool = True
     verify_rows: int = Field(64, ge=32, description="rows compared with the live model")
-    weights: Literal["float32", "float16", "bfloat16", "int8"] = Field(
-        "float32", description="how they are stored; the loss of accuracy is measured and told"
+    weight_dtype: Literal["float32", "float16", "bfloat16", "int8"] = Field(
+        "float32", description="of the stored weights; the loss of accuracy is measured and logged"
     )
     skip_padding: bool = Field(
         True,

@@ -51,9 +51,11 @@ def rounded(model: keras.Model, kind: str) -> Iterator[list[StoredWeight]]:
         return
     if kind not in _MADE:
         known = ", ".join(("float32", *_MADE))
-        raise UserError(f"export.weights: must be one of {known}; received {kind!r}")
+        raise UserError(f"export.weight_dtype: must be one of {known}; received {kind!r}")
     if any(hasattr(layer, "saved") for layer in model._flatten_layers()):
-        raise UserError(f"export.weights: {kind} does not go with hub: backbones, received one")
+        raise UserError(
+            f"export.weight_dtype: {kind} does not go with hub: backbones, received one"
+        )
     chosen = [v for v in model.weights if _worth(v)]
     before = [v.numpy() for v in chosen]
     stored = [_MADE[kind](variable) for variable in chosen]

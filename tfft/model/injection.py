@@ -80,7 +80,7 @@ class Adapter(keras.layers.Layer):
         return None
 
 
-def projections(model: keras.Model) -> list[LinearTarget]:
+def linear_targets(model: keras.Model) -> list[LinearTarget]:
     """Every linear map of a model, bottom to top, heads included; each layer once."""
     place = {variable.path: at for at, variable in enumerate(model.weights)}
     linear = [
@@ -98,7 +98,7 @@ def chosen(model: keras.Model, pattern: str, key: str) -> list[LinearTarget]:
     Raises:
         UserError: naming the config's `key`: the expression is none, or finds nothing.
     """
-    every = [p for p in projections(model) if not p.name.startswith("head/")]
+    every = [p for p in linear_targets(model) if not p.name.startswith("head/")]
     try:
         found = [p for p in every if re.search(pattern, p.name)]
     except re.error as error:

@@ -80,7 +80,7 @@ def find(config: Config, low: float, high: float, steps: int) -> LearningRateCur
     if not 0 < low < high:
         raise UserError(f"--low, --high: must be 0 < low < high; received {low:g}, {high:g}")
     config = advice.resolve(config, None)
-    more = config.train.model_copy(update={"cache": False})
+    more = config.train.model_copy(update={"cache_features": False})
     config = config.model_copy(update={"train": more})
     strategy = strategies.setup(config.distribute, config.train.seed, config.train.deterministic)
     with strategy.scope():

@@ -17,13 +17,13 @@ LINES = 8  # learning curves in the plot
 def write(board: Leaderboard, path: Path) -> None:
     """Write the page."""
     ended = [row for row in board.ranked if row.outcome.score is not None]
-    plots = [_coordinates(board, ended), _curves(board, ended), _progress(board, ended)]
+    sections = [_coordinates(board, ended), _curves(board, ended), _progress(board, ended)]
     mattered = importance(board)
     if mattered:
-        plots.append(plots.bars("share of what the values explain", mattered))
-    plots.append(_time(board))
+        sections.append(plots.bars("share of what the values explain", mattered))
+    sections.append(_time(board))
     title = f"search: {board.objective} ({board.direction})"
-    write_page(path, title, "".join(plots), board.text())
+    write_page(path, title, "".join(sections), board.text())
 
 
 def importance(board: Leaderboard) -> dict[str, float]:

@@ -5,7 +5,7 @@ from tfft.spec import Task
 from tfft.tasks import classification, multilabel
 
 TASK = Task(
-    name="image_tagging",
+    name="image_multilabel",
     modality="image",
     columns=("image",),
     head=classification.head,

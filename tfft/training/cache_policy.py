@@ -27,26 +27,26 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
         UserError: the cache is requested and not possible.
     """
     train, model = pipeline.train, run.model
-    if train.cache is False:
+    if train.cache_features is False:
         return
     split = feature_cache.cut(model)
     reason = split if isinstance(split, str) else _obstacle(run, pipeline, split, schedule, step)
     if reason or isinstance(split, str):
-        if train.cache is True:
-            raise UserError(f"train.cache: {reason}")
+        if train.cache_features is True:
+            raise UserError(f"train.cache_features: {reason}")
         if not isinstance(split, str) or not reason.startswith("the lowest stage moves"):
             console.log(f"cache: off: {reason}")
         return
     size = _stored_bytes(run, pipeline, split)
     console.log(
-        f"cache: on: what is below {split.lowest} is stored as {train.cache_type}, "
+        f"cache: on: what is below {split.lowest} is stored as {train.cache_dtype}, "
         f"{size / 2**20:,.1f} MiB"
     )
     config = run.config
     store = partial(
         feature_cache.store,
         split,
-        dtype=train.cache_type,
+        dtype=train.cache_dtype,
         folder=default_cache(config.data.cache_dir),
     )
     # The features depend on more than the weights below: the description holds what is a constant
@@ -80,7 +80,7 @@ def _obstacle(
         return "adversarial training changes the embeddings"
     if run.config.augmentation.any and run.config.augmentation.variants is None:
         return "augmentation changes the images in every epoch (augmentation.variants: 8 stores 8)"
-    if train.cache is True:
+    if train.cache_features is True:
         return ""
     if split.share < MIN_SHARE:
         return f"what is below {split.lowest} computes {split.share:.0%} of the model only"
@@ -99,4 +99,4 @@ def _stored_bytes(run: Run, pipeline: InputPipeline, split: ModelSplit) -> int:
     variants = run.config.augmentation.variants or 1
     validation = pipeline.data.validation
     datasets = [pipeline.data.train] * variants + ([] if validation is None else [validation])
-    return feature_cache.size(split, datasets, run.config.train.cache_type)
+    return feature_cache.size(split, datasets, run.config.train.cache_dtype)

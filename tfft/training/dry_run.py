@@ -37,7 +37,7 @@ def prepare(run: Run, pipeline: InputPipeline) -> None:
     """
     model, train = run.model, pipeline.train
     automatic = strategies.accelerated() and not train.deterministic
-    model.xla = automatic if train.jit == "auto" else train.jit
+    model.xla = automatic if train.jit_compile == "auto" else train.jit_compile
     rows = -(-train.batch_size // pipeline.replicas)
     if train.micro_batch == "auto":
         model.micro_batch = _largest_micro_batch(model, pipeline, rows)
@@ -51,8 +51,8 @@ def prepare(run: Run, pipeline: InputPipeline) -> None:
         if not model.xla or isinstance(error, tf.errors.ResourceExhaustedError):
             raise
         reason = " ".join(str(error.message).split())[:160]
-        if train.jit is True:
-            raise UserError(f"train.jit: XLA cannot compile this model: {reason}") from None
+        if train.jit_compile is True:
+            raise UserError(f"train.jit_compile: XLA cannot compile this model: {reason}") from None
         console.log(f"jit: XLA cannot compile this model, continuing without it: {reason}")
         model.xla = False
         model.make_train_function(force=True)

@@ -196,14 +196,11 @@ def _callbacks(
         history,
     ]
     if pipeline.data.validation is not None:
-        every = train.validate_every.steps(plan.per_epoch, plan.total)
-        ordered.append(best_checkpoint.Validate(run, pipeline, state, history, every))
-    every = train.checkpoint.every
-    ordered.append(
-        callbacks.Save(
-            state, checkpoints, every.steps(plan.per_epoch, plan.total), every.seconds, plan.total
-        )
-    )
+        steps = train.validate_every.steps(plan.per_epoch, plan.total)
+        ordered.append(best_checkpoint.Validate(run, pipeline, state, history, steps))
+    interval = train.checkpoint.every
+    steps = interval.steps(plan.per_epoch, plan.total)
+    ordered.append(callbacks.Save(state, checkpoints, steps, interval.seconds, plan.total))
     if first and train.profile:
         ordered.append(callbacks.Profile(state, run.workdir / "profile", *train.profile))
     if first and train.tensorboard:

@@ -194,7 +194,7 @@ def schedule(
                 config.schedule,
                 min(config.warmup.steps(per_epoch, total), total),
                 total,
-                config.end,
+                config.end_factor,
                 config.power,
             )
         )

@@ -18,7 +18,14 @@ from tfft.utils.errors import UserError
 
 @dataclass(frozen=True)
 class SchedulePhase:
-    """A phase with its first step, from 0, and what moves in it."""
+    """A phase of the training, resolved.
+
+    Attributes:
+        start: its first step, from 0.
+        mask: what is trainable in it.
+        learning_rate: peak rate; None: the optimizer's.
+        anew: whether the learning-rate schedule restarts here.
+    """
 
     start: int
     mask: Mask
@@ -28,13 +35,13 @@ class SchedulePhase:
 
 @dataclass(frozen=True)
 class TrainingSchedule:
-    """All stretches of a training.
+    """All phases of a training.
 
     Attributes:
-        stretches: in order; the first begins at step 0.
+        phases: in order; the first starts at step 0.
         total: steps of the training.
-        mask: what moves in any of them.
-        starts: variable path -> the step at which it begins to move.
+        mask: the union of the phases' masks.
+        starts: variable path -> step from which it is trainable.
     """
 
     phases: tuple[SchedulePhase, ...]
@@ -43,31 +50,36 @@ class TrainingSchedule:
     starts: dict[str, int]
 
     def at(self, step: int) -> SchedulePhase:
-        """The stretch that a step belongs to."""
+        """Return the phase of a step."""
         return [s for s in self.phases if s.start <= step][-1]
 
     def until(self, step: int) -> int:
-        """The step at which the next stretch begins, or the training ends."""
+        """Return the step at which the phase of a step ends."""
         return min((s.start for s in self.phases if s.start > step), default=self.total)
 
 
 def resolve(
     model: keras.Model,
     stages: Sequence[Stage],
-    phases: Sequence[Phase],
-    own: Sequence[Rule],
+    method_phases: Sequence[Phase],
+    rules: Sequence[Rule],
     optimizer: OptimizerConfig,
     per_epoch: int,
     total: int,
 ) -> TrainingSchedule:
-    """Decide the mask of every phase; `own` rules (the config's) come before the phase's.
+    """Resolve the phases of a method to steps and masks.
+
+    Args:
+        rules: of the config; they come before those of a phase.
+        per_epoch: steps of an epoch.
+        total: steps of the training.
 
     Raises:
-        UserError: a mask does not hold, or the phases are not in order.
+        UserError: a mask is not valid, or the phases are not in order.
     """
     variables, fixed = masks.variables(model), masks.statistics(model)
     phases: list[SchedulePhase] = []
-    for phase in phases:
+    for phase in method_phases:
         start = 0 if phase.start is None else phase.start.steps(per_epoch, total)
         if phases and start <= phases[-1].start:
             raise UserError(
@@ -76,23 +88,23 @@ def resolve(
             )
         if start >= total:
             console.log(
-                f"method: what would begin at step {start:,} never does: the training has "
+                f"method: the phase at step {start:,} is never reached: the training has "
                 f"{total:,} steps"
             )
             break
-        mask = masks.decide(variables, stages, [*own, *phase.rules], fixed)
+        mask = masks.decide(variables, stages, [*rules, *phase.rules], fixed)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
         phases.append(SchedulePhase(start, mask, phase.learning_rate, phase.anew))
     starts: dict[str, int] = {}
-    for stretch in phases:
-        for entry in stretch.mask.entries:
+    for resolved in phases:
+        for entry in resolved.mask.entries:
             if entry.trainable:
-                starts.setdefault(entry.path, stretch.start)
-    union = masks.union([stretch.mask for stretch in phases])
+                starts.setdefault(entry.path, resolved.start)
+    union = masks.union([resolved.mask for resolved in phases])
     return TrainingSchedule(tuple(phases), total, union, starts)
 
 
 def single(mask: Mask, total: int) -> TrainingSchedule:
-    """The course of one mask from the first step to the last."""
+    """Return the schedule of one mask from the first step to the last."""
     return TrainingSchedule((SchedulePhase(0, mask),), total, mask, {})

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfft.backbones.families.weight_map import Table
+from tfft.backbones.families.weight_map import WeightMap
 from tfft.spec import HeadStyle, Stage
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.pretrained import MOST_TOKENS
@@ -87,9 +87,9 @@ class Family:
 
     prefixes: tuple[str, ...]
     architecture: Callable[[Mapping[str, Any]], Architecture]
-    names: Callable[[Architecture], Table]
+    names: Callable[[Architecture], WeightMap]
     head_style: HeadStyle
-    head_names: Table
+    head_names: WeightMap
     classifier: str
     image_defaults: ImageDefaults | None = None
 

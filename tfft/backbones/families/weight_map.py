@@ -26,7 +26,7 @@ class Entry:
     form: str = "same"
 
 
-Table = Mapping[str, Entry]
+WeightMap = Mapping[str, Entry]
 _AXES = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}
 
 

@@ -1,0 +1,22 @@
+"""Names of version 1 that have another one now; they are unknown, and answered with the new one."""
+
+from collections.abc import Mapping
+
+KEYS: Mapping[str, str] = {
+    "evaluate.views": "evaluate.test_time_augmentation",
+    "export.weights": "export.weight_dtype",
+    "optimizer.end": "optimizer.end_factor",
+    "train.cache": "train.cache_features",
+    "train.cache_type": "train.cache_dtype",
+    "train.jit": "train.jit_compile",
+}
+# Values by their key.
+VALUES: Mapping[str, Mapping[str, str]] = {
+    "task.name": {"image_tagging": "image_multilabel", "text_tagging": "text_multilabel"},
+}
+COMMANDS: Mapping[str, str] = {"data": "profile"}
+
+
+def hint(names: Mapping[str, str], name: object) -> str:
+    """Return `"; renamed to x"` for a name of version 1, else nothing."""
+    return f"; renamed to {names[name]}" if isinstance(name, str) and name in names else ""
