@@ -84,7 +84,7 @@ def main() -> None:
             found[f"{key}_s"] = round(time.perf_counter() - began, 2)
             result.load_weights()
             test = result.evaluate("test", bootstrap=0, baselines=False)
-            found[f"{key}_accuracy"] = round(test.figures["accuracy"], 4)
+            found[f"{key}_accuracy"] = round(test.metrics["accuracy"], 4)
         tf.keras.backend.clear_session()
     found["cached_to_forward"] = round(found["cached_s"] / found["forward_s"], 2)
     if not flags.only_cached:

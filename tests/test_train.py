@@ -149,7 +149,7 @@ def test_loaded_again_it_answers_the_same(finished):
     assert [row["label"] for row in again.predict(rows)] == ["blue", "red", "green"]
     assert sum(again.predict(rows)[0]["probabilities"].values()) == pytest.approx(1.0)
     found = again.evaluate("test", bootstrap=0, baselines=False)
-    assert found.figures["accuracy"] == result.metrics["test/accuracy"]
+    assert found.metrics["accuracy"] == result.metrics["test/accuracy"]
 
 
 def test_a_plain_keras_model(finished):

@@ -83,7 +83,7 @@ class Run:
         inputs = self.inputs
         rows = [inputs.row(row) for row in rows]
         out = np.zeros((len(rows), len(self.labels)), np.float32)
-        order = sorted(range(len(rows)), key=lambda i: inputs.cost(rows[i]))
+        order = sorted(range(len(rows)), key=lambda i: inputs.length_hint(rows[i]))
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
             batch = inputs.batch(*zip(*(rows[i] for i in chosen), strict=True))
@@ -133,10 +133,10 @@ class Run:
         seed, limits = self.config.train.seed, self.thresholds
         return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, limits)
 
-    def tune(self, split: Dataset | None) -> None:
+    def fit_thresholds(self, split: Dataset | None) -> None:
         """Choose the thresholds of a task that has them by rows that were not trained on, and keep
         them in `best/`."""
-        if self.task.tune is None:
+        if self.task.fit_thresholds is None:
             return
         if split is None:
             console.log(
@@ -145,7 +145,7 @@ class Run:
             return
         size = self.config.evaluate.batch_size
         logits = evaluate.predict(self.model, split, model_inputs.plain(split, self.inputs), size)
-        self.thresholds = self.task.tune(logits, split.labels)
+        self.thresholds = self.task.fit_thresholds(logits, split.labels)
         if strategies.workers().first:
             self._describe()
 
@@ -223,10 +223,10 @@ class Run:
         """Within: the weights are as they are stored; what that costs is said."""
         split = self.datasets.validation or self.datasets.test or self.datasets.train
         plain = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
-        before = self.evaluate_on(split, plain, None).figures if kind != "float32" else {}
+        before = self.evaluate_on(split, plain, None).metrics if kind != "float32" else {}
         with export.rounded(self.model, kind) as stored:
             if stored:
-                after = self.evaluate_on(split, plain, None).figures
+                after = self.evaluate_on(split, plain, None).metrics
                 size = sum(4 * int(np.prod(one.variable.shape)) for one in stored) / 1e6
                 now = sum(one.size for one in stored) / 1e6
                 lost = ", ".join(f"{n} {before[n]:.4f} -> {after[n]:.4f}" for n in before)

@@ -72,14 +72,14 @@ class ImageSpec:
         resize: how a picture of another shape gets there: `crop` (the shorter side is resized and
             the middle is kept), `stretch`, or `pad` (the longer side is resized, the rest black).
         interpolation: `bilinear`, `bicubic` or `nearest`; when it gets smaller, with antialiasing.
-        keep: with `crop`, the share of the resized shorter side that the middle is; with
+        crop_fraction: with `crop`, the share of the resized shorter side that the middle is; with
             `stretch`, of both sides.
     """
 
     size: tuple[int, int]
     resize: str = "crop"
     interpolation: str = "bilinear"
-    keep: float = 1.0
+    crop_fraction: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Backbone:
         description: plain data that rebuilds the architecture (`backbones.rebuild`).
         head: the classification head stored in the checkpoint, where there is one.
         max_length: tokens that it has positions for, None where there is no such bound.
-        picture: what pictures it reads; None where it reads text.
+        image_spec: what images it reads; None where it reads text.
         tokenizer: the description of its tokenizer, where that comes with its graph (`hub:`).
     """
 
@@ -109,13 +109,13 @@ class Backbone:
     description: Mapping[str, Any]
     head: StoredHead | None = None
     max_length: int | None = None
-    picture: ImageSpec | None = None
+    image_spec: ImageSpec | None = None
     tokenizer: str | None = None
 
     @property
     def modality(self) -> str:
         """`text` or `image`."""
-        return "text" if self.picture is None else "image"
+        return "text" if self.image_spec is None else "image"
 
 
 @dataclass(frozen=True)
@@ -124,11 +124,11 @@ class Details:
 
     Attributes:
         confusion: None where a row may have several classes.
-        by_class: figures of each class, [C], by name.
+        by_class: metrics of each class, [C], by name.
         reliability: count, confidence and accuracy in bins of confidence.
         losses: of each row, [N].
         wrong: whether a row's answer is not what is true, bool [N].
-        told: (row, labels) -> `label`, `predicted`, `confidence` and the class that is shown
+        describe: (row, labels) -> `label`, `predicted`, `confidence` and the class that is shown
             (`about`).
     """
 
@@ -137,7 +137,7 @@ class Details:
     reliability: Mapping[str, "np.ndarray"]
     losses: "np.ndarray"
     wrong: "np.ndarray"
-    told: Callable[[int, Sequence[str]], dict[str, Any]]
+    describe: Callable[[int, Sequence[str]], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -157,14 +157,14 @@ class Task:
         sample_weights: (TaskConfig, labels, truth of the training rows) -> a weight for each
             class, or None.
         probabilities: (logits [N, C]) -> the same in float64 as probabilities.
-        of_probabilities: back again, float32.
-        metrics: (logits [N, C], truth, thresholds) -> figures by name.
-        resampled: (logits, truth, draws, seed, thresholds) -> figures by name, each [draws]:
+        to_logits: back again, float32.
+        metrics: (logits [N, C], truth, thresholds) -> metrics by name.
+        bootstrap: (logits, truth, draws, seed, thresholds) -> metrics by name, each [draws]:
             bootstrap.
         details: (logits, truth, thresholds) -> `Details`.
         decode: in the graph, (logits [B, C], labels, thresholds) -> the served outputs by name.
-        tune: (logits, truth) -> thresholds; None where there are none.
-        several: whether a row may have several classes, or none.
+        fit_thresholds: (logits, truth) -> thresholds; None where there are none.
+        multi_label: whether a row may have several classes, or none.
     """
 
     name: str
@@ -176,10 +176,10 @@ class Task:
     probabilities: Callable[["np.ndarray"], "np.ndarray"]
     to_logits: Callable[["np.ndarray"], "np.ndarray"]
     metrics: Callable[..., dict[str, float]]
-    resampled: Callable[..., dict[str, "np.ndarray"]]
+    bootstrap: Callable[..., dict[str, "np.ndarray"]]
     details: Callable[..., Details]
     decode: Callable[..., dict[str, "tf.Tensor"]]
-    tune: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
+    fit_thresholds: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
     multi_label: bool = False
 
 
@@ -191,13 +191,13 @@ class Phase:
         rules: first match first.
         start: a `config.Duration` from the start of the training; None: its start.
         learning_rate: the peak rate, None for the optimizer's.
-        anew: whether the schedule starts again here, and ends where the next such phase begins.
+        restart_schedule: whether the schedule starts again here, and ends where the next such phase begins.
     """
 
     rules: tuple[Rule, ...]
     start: Any = None
     learning_rate: float | None = None
-    anew: bool = False
+    restart_schedule: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tfft.utils import console
 from tfft.utils.errors import require
 
 
-@memory.shortage_told()
+@memory.out_of_memory_errors()
 def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
     """Fine-tune as configured and write everything that is learned to `workdir`.
 
@@ -48,7 +48,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
             the state is saved.
     """
-    with run_directory.locked(workdir), strategies.lost_workers_told(workdir):
+    with run_directory.locked(workdir), strategies.lost_worker_errors(workdir):
         gc.collect()  # a model, its graphs and its data form cycles: free those of earlier runs
         workers = strategies.workers()  # several where TF_CONFIG says so; the first one writes
         console.quiet(not workers.first)
@@ -90,7 +90,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
 def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: TrainingState) -> None:
     """Evaluate, export and report."""
     config, workdir = result.config, result.workdir
-    result.tune(data.validation)
+    result.fit_thresholds(data.validation)
     evaluations = {
         name: result.evaluate_on(split, config.evaluate, data.train)
         for name in ("validation", "test")

@@ -89,7 +89,7 @@ def test_features_are_the_originals(tmp_path, pooling):
         np.testing.assert_allclose(found["map"], expected, atol=1e-6)
         expected = expected.mean((1, 2))
     np.testing.assert_allclose(found["pooled"], expected, atol=1e-6)
-    assert backbone.picture.size == (SIZE, SIZE)
+    assert backbone.image_spec.size == (SIZE, SIZE)
 
 
 def test_variables_are_shared_under_their_own_names_and_stages(folder):
@@ -215,7 +215,7 @@ def test_a_real_networks_features_are_those_of_keras_applications(real):
     config = ModelConfig(backbone="keras:MobileNetV2", weights=str(weights), image_size=96)
     one, other = backbones.load(config), load(folder, scaling="tf")
     files = sorted((pictures / "test").glob("*/*.jpg"))[::50]
-    pixels = ImageInputs(one.picture).batch([str(f) for f in files])
+    pixels = ImageInputs(one.image_spec).batch([str(f) for f in files])
     found, want = (b.model.predict_on_batch(pixels)["pooled"] for b in (other, one))
     np.testing.assert_allclose(found, want, atol=1e-5)
     assert len(other.stages) >= 17  # its blocks, of which the lowest two are cut by their names

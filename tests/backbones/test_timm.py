@@ -66,8 +66,8 @@ def test_features_and_logits_equal_timm(name, tmp_path):
 def test_what_a_timm_checkpoint_says_of_pictures(tmp_path):
     write("resnet18", tmp_path, label_names=[f"n {i}" for i in range(1000)])
     backbone = load(tmp_path, head="checkpoint")
-    assert backbone.picture.size == (224, 224)
-    assert (backbone.picture.resize, backbone.picture.interpolation) == ("crop", "bicubic")
+    assert backbone.image_spec.size == (224, 224)
+    assert (backbone.image_spec.resize, backbone.image_spec.interpolation) == ("crop", "bicubic")
     assert backbone.head.labels[2] == "n 2"
 
 
@@ -114,14 +114,14 @@ def test_a_kerashub_preset_of_pictures(tmp_path):
     )
     converter.save_to_preset(str(folder))
     backbone = load(folder, "kerashub")
-    assert backbone.picture.size == (48, 48)
+    assert backbone.image_spec.size == (48, 48)
     staged(backbone)
     image = np.random.default_rng(0).uniform(0, 255, (2, 48, 48, 3)).astype(np.float32)
     expected = model.predict_on_batch(image * [0.02, 0.03, 0.04] + [-1.0, -2.0, -3.0])
     found = backbone.model.predict_on_batch({"image": image})
     np.testing.assert_allclose(found["map"], expected, rtol=1e-4, atol=1e-4)
     smaller = load(folder, "kerashub", image_size=32, scaling="tf")
-    assert smaller.picture.size == (32, 32)
+    assert smaller.image_spec.size == (32, 32)
     again = backbones.rebuild(json.loads(json.dumps(backbone.description)))
     again.model.set_weights(backbone.model.get_weights())
     np.testing.assert_array_equal(

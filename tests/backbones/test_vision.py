@@ -41,7 +41,7 @@ def test_features_equal_the_original(name):
     values = expected(name)
     size = values["image"].shape[1]
     backbone = load(name)
-    assert backbone.picture.size == (size, size)
+    assert backbone.image_spec.size == (size, size)
     found = backbone.model({"image": values["image"]})
     assert {key: value.shape[-1] for key, value in found.items()} == dict(backbone.features)
     last = values["last"]
@@ -90,7 +90,7 @@ def test_rebuilt_is_the_same(name):
     again = backbones.rebuild(description)
     assert [v.path for v in again.model.weights] == [v.path for v in backbone.model.weights]
     again.model.set_weights(backbone.model.get_weights())
-    assert again.picture == backbone.picture
+    assert again.image_spec == backbone.image_spec
     pair = [np.asarray(b.model({"image": values["image"]})["pooled"]) for b in (backbone, again)]
     np.testing.assert_array_equal(*pair)
 
@@ -148,8 +148,8 @@ def test_pictures_are_shown_as_transformers_shows_them(name):
     """Within one level of 255: Pillow rounds between down and across, TensorFlow after both."""
     folder = GOLDEN / "processors" / name
     settings = json.loads((folder / "preprocessor_config.json").read_text())
-    picture, scaling = processor.read(settings, FAMILIES["vit"].image_defaults, (224, 224))
-    inputs = ImageInputs(picture)
+    image_spec, scaling = processor.read(settings, FAMILIES["vit"].image_defaults, (224, 224))
+    inputs = ImageInputs(image_spec)
     values = np.load(folder / "expected.npz")
     step = 8 if name == "convnext_large" else 1
     for key in values.files:
@@ -161,7 +161,7 @@ def test_pictures_are_shown_as_transformers_shows_them(name):
 
 
 @pytest.mark.parametrize(
-    ("settings", "picture"),
+    ("settings", "image_spec"),
     [
         ({"size": 224, "resample": 2}, ((224, 224), "stretch", "bilinear", 1.0)),
         (
@@ -178,9 +178,9 @@ def test_pictures_are_shown_as_transformers_shows_them(name):
         ),
     ],
 )
-def test_older_forms_of_the_file(settings, picture):
+def test_older_forms_of_the_file(settings, image_spec):
     found, _ = processor.read(settings, FAMILIES["vit"].image_defaults, (32, 32))
-    assert (found.size, found.resize, found.interpolation, found.keep) == picture
+    assert (found.size, found.resize, found.interpolation, found.crop_fraction) == image_spec
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_no_file_means_the_habits_of_the_family(tmp_path):
     for name in ("config.json", "model.safetensors"):
         shutil.copy(GOLDEN / "convnext" / name, tmp_path / name)
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tmp_path}"))
-    assert (backbone.picture.resize, backbone.picture.keep) == ("crop", 0.875)
+    assert (backbone.image_spec.resize, backbone.image_spec.crop_fraction) == ("crop", 0.875)
     assert backbone.description["scaling"]["mean"] == [0.485, 0.456, 0.406]
 
 

@@ -224,7 +224,7 @@ def test_keys_of_version_1_are_answered_with_the_new_name(old, new):
     section, key = old.split(".")
     with pytest.raises(UserError) as error:
         parse(GOOD, changes={section: {key: "x"}})
-    assert str(error.value) == f"{old}: unknown key; renamed to {new}"
+    assert str(error.value).endswith(f"{old}: unknown key; renamed to {new}")
     new_section, new_key = new.split(".")
     assert new_key in Config.model_fields[new_section].annotation.model_fields
 

@@ -101,12 +101,12 @@ def test_one_worker_sums_alone():
 
 def test_a_lost_worker_is_told(monkeypatch, tmp_path):
     error = tf.errors.UnavailableError(None, None, "Socket closed")
-    with pytest.raises(tf.errors.UnavailableError), strategies.lost_workers_told(tmp_path):
+    with pytest.raises(tf.errors.UnavailableError), strategies.lost_worker_errors(tmp_path):
         raise error
     given = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
     cluster(monkeypatch, given)
     with (
         pytest.raises(strategies.Interrupted, match="another worker was lost; the last checkpoint"),
-        strategies.lost_workers_told(tmp_path),
+        strategies.lost_worker_errors(tmp_path),
     ):
         raise error

@@ -57,7 +57,7 @@ def test_calibration_error_by_hand():
 
 def test_bootstrap_covers_and_shrinks(case):
     logits, labels = case
-    samples = metrics.resampled(logits, labels, 2000, 0)
+    samples = metrics.bootstrap(logits, labels, 2000, 0)
     figures = metrics.headline(logits, labels)
     for name in ("accuracy", "macro_f1", "weighted_f1", "log_loss"):
         low, high = metrics.interval(samples[name], 0.95)
@@ -88,7 +88,7 @@ def test_bootstrap_equals_resampling_rows(case):
                 labels[rows], predicted[rows], average="macro", zero_division=0
             )
             assert direct[-1] == pytest.approx(expected, abs=1e-12)
-    cells = metrics.resampled(logits, labels, 2000, 2)["macro_f1"]
+    cells = metrics.bootstrap(logits, labels, 2000, 2)["macro_f1"]
     assert np.mean(cells) == pytest.approx(np.mean(direct), abs=0.003)
     assert np.std(cells) == pytest.approx(np.std(direct), rel=0.15)
 
@@ -101,7 +101,7 @@ def test_many_classes_take_little_memory():
         labels = generator.integers(classes - 50, classes, rows, dtype=np.int32)
         logits = np.zeros((rows, classes), np.float32)
         logits[np.arange(rows), generator.permutation(labels)] = 9.0
-        samples = metrics.resampled(logits, labels, 1000, 0)
+        samples = metrics.bootstrap(logits, labels, 1000, 0)
         figures = metrics.headline(logits, labels)
         assert np.mean(samples["accuracy"]) == pytest.approx(figures["accuracy"], abs=0.03)
     peak = tracemalloc.get_traced_memory()[1]

@@ -51,7 +51,7 @@ def test_by_tag_equals_scikit_learn():
     assert details.by_class["average_precision"][4] == 0  # no row has it
     assert details.confusion is None
     assert details.wrong.sum() == (~((p >= 0.5) == (truth > 0)).all(1)).sum()
-    told = details.told(3, list("abcde"))
+    told = details.describe(3, list("abcde"))
     assert told["label"] == "|".join(n for n, t in zip("abcde", truth[3], strict=True) if t)
     assert told["about"] == int(np.abs(p[3] - truth[3]).argmax())
 
@@ -66,7 +66,7 @@ def test_calibration_error_by_hand():
 def test_a_resample_is_the_figure_of_the_drawn_rows():
     """Every draw, rebuilt by repeating rows and asking scikit-learn."""
     logits, truth = rows(2, 30)
-    found = TASK.resampled(logits, truth, 20, 7, None)
+    found = TASK.bootstrap(logits, truth, 20, 7, None)
     weights = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=20)
     for draw in range(20):
         at = np.repeat(np.arange(30), weights[draw])
@@ -84,7 +84,7 @@ def test_a_resample_is_the_figure_of_the_drawn_rows():
 def test_thresholds_give_the_best_f1_that_there_is(ties):
     logits, truth = rows(3, 40, ties=ties)
     p = multilabel_metrics.sigmoid(logits)
-    limits = TASK.tune(logits, truth)
+    limits = TASK.fit_thresholds(logits, truth)
     assert limits[4] == 0.5  # no row to tune on
     for tag in range(4):
         with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def test_thresholds_give_the_best_f1_that_there_is(ties):
 
 
 def test_a_tag_that_all_rows_have_keeps_a_half():
-    limits = TASK.tune(np.zeros((3, 2), np.float32), np.array([[1, 0], [1, 1], [1, 0]]))
+    limits = TASK.fit_thresholds(np.zeros((3, 2), np.float32), np.array([[1, 0], [1, 1], [1, 0]]))
     assert limits[0] == 0.5
 
 
@@ -105,7 +105,7 @@ def test_many_tags_take_little_memory():
     truth = (generator.random((6, 40_000)) < 0.3).astype(np.float32)
     probabilities = generator.random(truth.shape)
     tracemalloc.start()
-    samples = multilabel_metrics.resampled(probabilities, truth, probabilities > 0.5, 100, 0)
+    samples = multilabel_metrics.bootstrap(probabilities, truth, probabilities > 0.5, 100, 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 150 * 2**20

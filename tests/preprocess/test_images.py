@@ -380,7 +380,7 @@ def test_decoders_are_traced_once():
     def traces():
         inputs = ImageInputs(ImageSpec((32, 32)))
         tf.function(inputs.decode, [tf.TensorSpec([None], tf.string)]).get_concrete_function()
-        functions = image_ops._functions(inputs.picture)
+        functions = image_ops._functions(inputs.image_spec)
         return [one.experimental_get_tracing_count() for one in functions]
 
     assert traces() == traces()

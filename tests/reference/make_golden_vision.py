@@ -163,14 +163,14 @@ def processed() -> None:
         "wide": Image.fromarray(small).resize((90, 61), Image.Resampling.BICUBIC),
         "high": Image.fromarray(small).resize((50, 77), Image.Resampling.BICUBIC),
     }
-    for name, picture in pictures.items():
-        picture.save(folder / f"{name}.png")
+    for name, image_spec in pictures.items():
+        image_spec.save(folder / f"{name}.png")
     for name, (cls, settings) in PROCESSORS.items():
         processor = getattr(hf, cls)(**settings)
         processor.save_pretrained(folder / name)
         values = {
-            key: np.asarray(processor(picture)["pixel_values"][0]).transpose(1, 2, 0)
-            for key, picture in pictures.items()
+            key: np.asarray(processor(image_spec)["pixel_values"][0]).transpose(1, 2, 0)
+            for key, image_spec in pictures.items()
         }
         # Every fourth place of the large ones.
         step = 8 if name == "convnext_large" else 1

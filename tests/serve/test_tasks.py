@@ -86,7 +86,7 @@ def test_the_live_models_answers(task, make, tiny, tmp_path):
         "evaluate": {"bootstrap": 0, "baselines": False},
     }
     run = tfft.train(config, tmp_path / "run")
-    raw = [run.inputs.sent(run.datasets.train.raw(at)) for at in range(COUNT)]
+    raw = [run.inputs.request_row(run.datasets.train.raw(at)) for at in range(COUNT)]
     rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
     live = run.task.probabilities(run.logits([run.datasets.train.raw(at) for at in range(COUNT)]))
     answers = run.predict([run.datasets.train.raw(at) for at in range(COUNT)])
@@ -163,7 +163,7 @@ def by_cli(folder, columns, rows, scratch):
         subprocess.run([sys.executable, "-c", saved], cwd=scratch, check=True)
         (alone,) = np.load(scratch / "picture.npy")
         assert alone == rows[0][0]
-        np.save(scratch / "picture.npy", [picture for (picture,) in rows])
+        np.save(scratch / "picture.npy", [image_spec for (image_spec,) in rows])
         inputs = f"--inputs=image={scratch / 'picture.npy'}"
     else:
         given = zip(columns, zip(*rows, strict=True), strict=True)

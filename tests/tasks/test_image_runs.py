@@ -281,7 +281,7 @@ def test_stored_draws_alternate_by_epoch():
 def test_answers_are_averaged_over_both_views(run):
     one = run.evaluate("test", test_time_augmentation="none")
     both = run.evaluate("test", test_time_augmentation="mirrored")
-    assert both.figures["log_loss"] != one.figures["log_loss"]
+    assert both.metrics["log_loss"] != one.metrics["log_loss"]
     test = run.datasets.test
     pixels = run.inputs.batch([test.raw(at)[0] for at in range(len(test))])["image"]
     shares = [
@@ -289,7 +289,7 @@ def test_answers_are_averaged_over_both_views(run):
         for view in (pixels, pixels[:, :, ::-1])
     ]
     mean = np.mean(shares, axis=0)[np.arange(len(test)), test.labels]
-    np.testing.assert_allclose(both.figures["log_loss"], -np.log(mean).mean(), rtol=1e-4)
+    np.testing.assert_allclose(both.metrics["log_loss"], -np.log(mean).mean(), rtol=1e-4)
 
 
 def test_show_and_mistakes(raw, minilm):
@@ -327,7 +327,7 @@ def test_a_vision_transformer_with_lora_served_and_saved(vit, raw, tmp_path):
     settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}
     again = backbones.load(ModelConfig(**settings))
     assert again.head.labels == tuple(COLOURS)
-    assert again.picture == vit.inputs.picture
+    assert again.image_spec == vit.inputs.image_spec
     task = TASKS["image_classification"]
     model = assemble(again, task, TaskConfig(name=task.name), again.head.labels)
     found = np.asarray(model(vit.inputs.batch(paths)))

@@ -238,9 +238,9 @@ def test_out_of_memory_is_a_line_with_what_works(config, tmp_path, monkeypatch):
 
 def test_out_of_memory_outside_of_a_step_is_a_line():
     line = r"^out of memory: a tensor of 1048576 x 67108864 on .*CPU"
-    with pytest.raises(UserError, match=line), memory.shortage_told():
+    with pytest.raises(UserError, match=line), memory.out_of_memory_errors():
         tf.ones([1 << 20, 1 << 26])
-    with pytest.raises(ZeroDivisionError), memory.shortage_told():
+    with pytest.raises(ZeroDivisionError), memory.out_of_memory_errors():
         1 / 0  # noqa: B018
 
 

@@ -125,7 +125,7 @@ def test_adapting_a_real_network_keeps_what_it_computes_and_lets_it_train(real_d
     backbone = backbones.load(config)
     model = backbone.model
     files = sorted((real_data / "cifar10_images" / "train").glob("*/*.jpg"))[::25]
-    pixels = ImageInputs(backbone.picture).batch([str(f) for f in files])["image"]
+    pixels = ImageInputs(backbone.image_spec).batch([str(f) for f in files])["image"]
     held, shown = pixels[::5], np.delete(pixels, np.s_[::5], axis=0)
 
     def features(training):

@@ -193,7 +193,7 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
-        picture=ImageSpec((size, size)),
+        image_spec=ImageSpec((size, size)),
     )
 
 

@@ -190,7 +190,7 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
-        picture=ImageSpec((size, size)),
+        image_spec=ImageSpec((size, size)),
     )
 
 

@@ -70,10 +70,10 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if dropped := description.get("dropped"):
         a = a.without(dropped)
     if family.image_defaults is not None:
-        given = description["picture"]
-        picture = ImageSpec(**{**given, "size": tuple(given["size"])})
-        a = replace(a, size=picture.size, scaling=description["scaling"])
-        return _backbone(a, style, precision, description, picture=picture)
+        given = description["image_spec"]
+        image_spec = ImageSpec(**{**given, "size": tuple(given["size"])})
+        a = replace(a, size=image_spec.size, scaling=description["scaling"])
+        return _backbone(a, style, precision, description, image_spec=image_spec)
     return _of_text(a, style, precision, description)
 
 
@@ -98,15 +98,15 @@ def _backbone(
     description: Mapping[str, Any],
     *,
     max_length: int | None = None,
-    picture: ImageSpec | None = None,
+    image_spec: ImageSpec | None = None,
 ) -> Backbone:
     try:
         model = a.build(precision)
     except ValueError as error:
-        if picture is None:
+        if image_spec is None:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.image_size: {picture.size} does not go: {reason}") from None
+        raise UserError(f"model.image_size: {image_spec.size} does not go: {reason}") from None
     return Backbone(
         model=model,
         stages=a.stages(),
@@ -115,7 +115,7 @@ def _backbone(
         fingerprint="",
         description=description,
         max_length=max_length,
-        picture=picture,
+        image_spec=image_spec,
     )
 
 
@@ -126,10 +126,10 @@ def _pictures(
     path = folder / PICTURES
     given = pretrained.read_json(path) if path.exists() else None
     own = family.architecture(settings).size
-    picture, scaling = processor.read(given, family.image_defaults, own)
+    image_spec, scaling = processor.read(given, family.image_defaults, own)
     if size is not None:
-        picture = replace(picture, size=(size, size))
-    return {"picture": asdict(picture), "scaling": scaling}
+        image_spec = replace(image_spec, size=(size, size))
+    return {"image_spec": asdict(image_spec), "scaling": scaling}
 
 
 def save(
@@ -137,7 +137,7 @@ def save(
     backbone: Backbone,
     labels: Sequence[str],
     folder: Path,
-    picture: ImageSpec | None = None,
+    image_spec: ImageSpec | None = None,
     multi_label: bool = False,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
@@ -178,8 +178,8 @@ def save(
         entry = table[paths[variable.path]]
         values = weight_map.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
-    if picture is not None:
-        shown = processor.write(picture, backbone.description["scaling"])
+    if image_spec is not None:
+        shown = processor.write(image_spec, backbone.description["scaling"])
     if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
@@ -187,7 +187,7 @@ def save(
     settings["label2id"] = {label: i for i, label in enumerate(labels)}
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
-    if picture is not None:
+    if image_spec is not None:
         (folder / PICTURES).write_text(json.dumps(shown, indent=2), encoding="utf-8")
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 

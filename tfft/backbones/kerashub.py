@@ -56,18 +56,18 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if not (isinstance(cls, type) and issubclass(cls, keras_hub.models.Backbone)):
         raise UserError(f"keras-hub has no backbone {description['class']!r}")
     inner = cls.from_config({**description["config"], "dtype": precision})
-    if "picture" in description:
+    if "image_spec" in description:
         return _of_pictures(inner, description)
     return _wrap(inner)
 
 
 def _of_pictures(inner: keras.Model, shown: Mapping[str, Any]) -> Backbone:
-    given = shown["picture"]
-    picture = ImageSpec(**{**given, "size": tuple(given["size"])})
+    given = shown["image_spec"]
+    image_spec = ImageSpec(**{**given, "size": tuple(given["size"])})
     settings = {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")}
     description = {"provider": "kerashub", "class": type(inner).__name__, "config": settings}
-    description |= {"picture": dict(given), "scaling": dict(shown["scaling"])}
-    return kerashub_images.wrap(inner, picture, shown["scaling"], description)
+    description |= {"image_spec": dict(given), "scaling": dict(shown["scaling"])}
+    return kerashub_images.wrap(inner, image_spec, shown["scaling"], description)
 
 
 def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]:
@@ -99,8 +99,8 @@ def _shown(inner: keras.Model, name: str, config: ModelConfig) -> dict[str, Any]
     if getattr(converter, "pad_to_aspect_ratio", False):
         kind = "pad"
     interpolation = str(getattr(converter, "interpolation", "bilinear"))
-    picture = ImageSpec((int(size[0]), int(size[1])), kind, interpolation)
-    return {"picture": asdict(picture), "scaling": scaling}
+    image_spec = ImageSpec((int(size[0]), int(size[1])), kind, interpolation)
+    return {"image_spec": asdict(image_spec), "scaling": scaling}
 
 
 def _wrap(inner: keras.Model) -> Backbone:

@@ -43,7 +43,7 @@ def is_of_pictures(inner: keras.Model) -> bool:
 
 def wrap(
     inner: keras.Model,
-    picture: ImageSpec,
+    image_spec: ImageSpec,
     scaling: Mapping[str, Any],
     description: Mapping[str, Any],
     change: Callable[[keras.layers.Layer], keras.layers.Layer] = lambda layer: layer,
@@ -57,7 +57,7 @@ def wrap(
     Raises:
         UserError: it gives neither a map nor tokens.
     """
-    height, width = picture.size
+    height, width = image_spec.size
     image = keras.Input([height, width, 3], dtype="float32", name="image")
     x = pixels.Pixels(**scaling, name="pixels")(image)
     output = inner.output
@@ -84,5 +84,5 @@ def wrap(
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
-        picture=picture,
+        image_spec=image_spec,
     )

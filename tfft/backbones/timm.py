@@ -66,14 +66,14 @@ def load(config: ModelConfig, precision: str) -> Backbone:
         contextlib.redirect_stdout(io.StringIO()),  # it prints every tensor's name
     ):
         inner = keras_hub.models.Backbone.from_preset(str(folder), dtype=precision)
-    picture, scaling = _seen(settings, folder)
+    image_spec, scaling = _seen(settings, folder)
     if config.image_size is not None:
-        picture = replace(picture, size=(config.image_size, config.image_size))
+        image_spec = replace(image_spec, size=(config.image_size, config.image_size))
     description = {
         "provider": "timm",
         "class": type(inner).__name__,
         "config": {k: v for k, v in inner.get_config().items() if k not in ("dtype", "name")},
-        "picture": asdict(picture),
+        "image_spec": asdict(image_spec),
         "scaling": scaling,
     }
     backbone = _wrap(inner, description)
@@ -93,10 +93,10 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
 
 
 def _wrap(inner: keras.Model, description: Mapping[str, Any]) -> Backbone:
-    given = description["picture"]
-    picture = ImageSpec(**{**given, "size": tuple(given["size"])})
+    given = description["image_spec"]
+    image_spec = ImageSpec(**{**given, "size": tuple(given["size"])})
     change = _as_pytorch if "DenseNet" in description["class"] else (lambda layer: layer)
-    return kerashub_images.wrap(inner, picture, description["scaling"], description, change)
+    return kerashub_images.wrap(inner, image_spec, description["scaling"], description, change)
 
 
 def _as_pytorch(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -121,7 +121,7 @@ def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[ImageSpec, dict[st
     if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3:
         raise UserError(f"{where}: input_size must be [3, height, width]. Received: {shape!r:.60}")
     height, width = (processor.pixels(n, f"{where}: input_size") for n in shape[1:])
-    keep = bounded(given.get("crop_pct") or 0.875, f"{where}: crop_pct", (0.01, 1))
+    crop_fraction = bounded(given.get("crop_pct") or 0.875, f"{where}: crop_pct", (0.01, 1))
     mean = list(processor.three(given.get("mean", pixels.IMAGENET_MEAN), f"{where}: mean"))
     deviation = given.get("std", pixels.IMAGENET_DEVIATION)
     deviation = list(processor.three(deviation, f"{where}: std", least=1e-6))
@@ -130,8 +130,10 @@ def _seen(settings: Mapping[str, Any], folder: Path) -> tuple[ImageSpec, dict[st
         interpolation = "bicubic"  # the nearest to lanczos
     mode = str(given.get("crop_mode", "center"))
     kind = {"squash": "stretch", "border": "pad"}.get(mode, "crop")
-    picture = ImageSpec((height, width), kind, interpolation, 1.0 if kind == "pad" else keep)
-    return picture, {"scale": 1 / 255, "mean": mean, "deviation": deviation}
+    image_spec = ImageSpec(
+        (height, width), kind, interpolation, 1.0 if kind == "pad" else crop_fraction
+    )
+    return image_spec, {"scale": 1 / 255, "mean": mean, "deviation": deviation}
 
 
 def _head(

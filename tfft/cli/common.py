@@ -100,7 +100,7 @@ def _code(verb: Callable[[], None], argv: list[str]) -> int:
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-        with memory.shortage_told():
+        with memory.out_of_memory_errors():
             verb()
     except flags.Error as error:
         return _say(str(error).replace("\n", " "), 2)

@@ -29,13 +29,13 @@ def verb() -> None:
     from tfft.spec import ImageSpec
 
     size = config.model.image_size or 224
-    picture = ImageSpec((size, size)) if images else None
+    image_spec = ImageSpec((size, size)) if images else None
     spec = None
     if not images and config.model.backbone.startswith("hub:"):
         from tfft import backbones
 
         spec = backbones.load(config.model).tokenizer
-    inputs = preprocess.load(config.model, config.data, picture, spec)
+    inputs = preprocess.load(config.model, config.data, image_spec, spec)
     if isinstance(inputs, preprocess.ImageInputs):
         found = image_profile.profile(config, inputs)
         print(profile.text(found, image_profile.text(found)))

@@ -27,8 +27,8 @@ class Augmentation:
         seed: of the run.
     """
 
-    def __init__(self, config: AugmentationConfig, picture: ImageSpec, classes: int, seed: int):
-        self._config, self._picture, self._classes = config, picture, classes
+    def __init__(self, config: AugmentationConfig, image_spec: ImageSpec, classes: int, seed: int):
+        self._config, self._picture, self._classes = config, image_spec, classes
         self._stream = _Stream(seed)
         self._layers = [_seeded(layer, self._stream) for layer in _layers(config)]
         mixing = _mixing(config)
@@ -69,21 +69,21 @@ class Augmentation:
 
     def _read(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """Decoded, where that is left to do, and cut, where that is wanted; uint8."""
-        crop, picture = self._config.crop, self._picture
+        crop, image_spec = self._config.crop, self._picture
         if crop is None:
-            return image_ops.reader(picture)(image) if image.dtype == tf.string else image
+            return image_ops.reader(image_spec)(image) if image.dtype == tf.string else image
 
         def one(given: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
             data, at = given
             decoded = image_ops.decode(data) if data.dtype == tf.string else data
             own = tf.random.experimental.stateless_fold_in(seed, at)
-            return cut(decoded, crop, picture, own)
+            return cut(decoded, crop, image_spec, own)
 
-        spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+        spec = tf.TensorSpec([*image_spec.size, 3], tf.uint8)
         return tf.map_fn(one, (image, tf.range(tf.shape(image)[0])), fn_output_signature=spec)
 
 
-def cut(pixels: tf.Tensor, crop: Crop, picture: ImageSpec, seed: tf.Tensor) -> tf.Tensor:
+def cut(pixels: tf.Tensor, crop: Crop, image_spec: ImageSpec, seed: tf.Tensor) -> tf.Tensor:
     """A random part of a picture, resized: uint8 [h, w, 3] -> uint8 [H, W, 3]."""
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(pixels),
@@ -96,7 +96,7 @@ def cut(pixels: tf.Tensor, crop: Crop, picture: ImageSpec, seed: tf.Tensor) -> t
         use_image_if_no_bounding_boxes=True,
     )
     part = tf.slice(pixels, begin, size)
-    return image_ops.resize(part, tf.constant(picture.size), picture.interpolation)
+    return image_ops.resize(part, tf.constant(image_spec.size), image_spec.interpolation)
 
 
 class _Stream(keras.random.SeedGenerator):

@@ -112,7 +112,7 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     written(folder, write)
     prepared = Pictures(folder)
     if prepared.rows == 0:
-        raise prepared.unusable(request, "picture")
+        raise prepared.unusable(request, "image_spec")
     return prepared
 
 
@@ -162,7 +162,7 @@ def _write(
     names += ["encoded", "encoded_ends"] if copied else []
     writer = Writer(folder, request, names, places=("names", "names_ends", "pixels"))
     room = min(KEPT, int(SHARE * shutil.disk_usage(folder).free)) if keep == "auto" else None
-    kept, each = bool(keep), 3 * int(np.prod(inputs.picture.size))
+    kept, each = bool(keep), 3 * int(np.prod(inputs.image_spec.size))
     total = f" of {len(rows):,}" if isinstance(rows, list) else ""
     began = time.monotonic()
     try:
@@ -198,7 +198,7 @@ def _write(
         writer.close()
     seconds = time.monotonic() - began
     console.progress(f"looked at {request.key}: {writer.rows:,} pictures in {seconds:.1f} s", True)
-    size = list(inputs.picture.size)
+    size = list(inputs.image_spec.size)
     return {**writer.meta(), "size": size, "pixels": kept, "copied": copied}
 
 

@@ -33,7 +33,7 @@ def changed(
     """The training rows, changed as the section `augmentation` says."""
     if not config.any or not isinstance(inputs, ImageInputs):
         return plain(split, inputs)
-    return Changed(split, inputs, Augmentation(config, inputs.picture, classes, seed))
+    return Changed(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
 
 
 class Pixels:
@@ -58,7 +58,7 @@ class Pixels:
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Of `arrays`, and of what `finish` gives."""
-        return {"image": tf.TensorSpec([rows, *self.inputs.picture.size, 3], tf.float32)}
+        return {"image": tf.TensorSpec([rows, *self.inputs.image_spec.size, 3], tf.float32)}
 
     def source(self, batch: batches.Batch) -> dict[str, np.ndarray]:
         """What Python hands over: the pixels that were kept, or the bytes of the files."""

@@ -231,7 +231,7 @@ def sum_over_workers(strategy: tf.distribute.Strategy, value: Any) -> np.ndarray
 
 
 @contextmanager
-def lost_workers_told(workdir: Path) -> Iterator[None]:
+def lost_worker_errors(workdir: Path) -> Iterator[None]:
     """Turn the failure of a collective into the line that resumes.
 
     Raises:

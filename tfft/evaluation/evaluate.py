@@ -1,4 +1,4 @@
-"""The figures of a split: headline metrics with intervals, baselines, the most wrong rows.
+"""Metrics of a split: headline metrics with intervals, baselines, the most wrong rows.
 
 One function for the loop, for offline use and for an export: it takes logits, however they were
 made.
@@ -31,22 +31,22 @@ class Evaluation:
     """Everything that is known of a model on a split.
 
     Attributes:
-        figures: headline figures, `NAME`, `NAME/low`, `NAME/high` where there are intervals.
-        baselines: the same figures without intervals, by the baseline's name.
+        metrics: the headline metrics, `NAME`, `NAME/low`, `NAME/high` where there are intervals.
+        baselines: the same metrics without intervals, by the baseline's name.
         details: of the classes and the rows.
         worst: the most wrong rows.
     """
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     baselines: dict[str, dict[str, float]]
     details: Details
     worst: list[dict[str, Any]]
 
     def flat(self, split: str) -> dict[str, float]:
-        """The figures as metrics.json holds them: `test/accuracy`, `test/accuracy/low`, ..."""
-        flat = {f"{split}/{name}": value for name, value in self.figures.items()}
-        for name, figures in self.baselines.items():
-            flat |= {f"{split}/baseline/{name}/{k}": v for k, v in figures.items()}
+        """Return the metrics as metrics.json holds them: `test/accuracy`, `test/accuracy/low`, ..."""
+        flat = {f"{split}/{name}": value for name, value in self.metrics.items()}
+        for name, values in self.baselines.items():
+            flat |= {f"{split}/baseline/{name}/{k}": v for k, v in values.items()}
         return flat
 
 
@@ -87,16 +87,16 @@ def evaluate(
     seed: int,
     thresholds: np.ndarray | None = None,
 ) -> Evaluation:
-    """All figures of a split; `train` is what the baselines learn from."""
-    figures = dict(task.metrics(logits, split.labels, thresholds))
+    """Compute all metrics of a split; `train` is what the baselines learn from."""
+    values = dict(task.metrics(logits, split.labels, thresholds))
     if config.bootstrap:
-        samples = task.resampled(logits, split.labels, config.bootstrap, seed, thresholds)
-        for name, values in samples.items():
-            low, high = metrics.interval(values, config.confidence)
-            figures |= {f"{name}/low": low, f"{name}/high": high}
+        samples = task.bootstrap(logits, split.labels, config.bootstrap, seed, thresholds)
+        for name, draws in samples.items():
+            low, high = metrics.interval(draws, config.confidence)
+            values |= {f"{name}/low": low, f"{name}/high": high}
     details = task.details(logits, split.labels, thresholds)
     return Evaluation(
-        figures=figures,
+        metrics=values,
         baselines=_baselines(train, split, task, len(labels)) if config.baselines and train else {},
         details=details,
         worst=_worst(details, split, labels, config.worst),
@@ -106,15 +106,15 @@ def evaluate(
 def text(evaluation: Evaluation, split: str, confidence: float) -> str:
     """The headline as a few lines."""
     lines = [f"{split}:"]
-    names = [name for name in evaluation.figures if "/" not in name]
+    names = [name for name in evaluation.metrics if "/" not in name]
     width = max(18, 1 + max(map(len, names)))
     for name in names:
-        line = f"  {name:<{width}}{evaluation.figures[name]:.4f}"
-        if f"{name}/low" in evaluation.figures:
-            low, high = (evaluation.figures[f"{name}/{end}"] for end in ("low", "high"))
+        line = f"  {name:<{width}}{evaluation.metrics[name]:.4f}"
+        if f"{name}/low" in evaluation.metrics:
+            low, high = (evaluation.metrics[f"{name}/{end}"] for end in ("low", "high"))
             line += f"  [{low:.4f}, {high:.4f}] at {confidence:.0%}"
-        for baseline, figures in evaluation.baselines.items():
-            line += f"   {baseline} {figures[name]:.4f}"
+        for baseline, values in evaluation.baselines.items():
+            line += f"   {baseline} {values[name]:.4f}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -127,7 +127,7 @@ def _worst(
     return [
         {
             "row": split.raw(int(at)),
-            **details.told(int(at), labels),
+            **details.describe(int(at), labels),
             "loss": float(losses[at]),
         }
         for at in chosen

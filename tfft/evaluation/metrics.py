@@ -137,7 +137,7 @@ def headline(logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
-def resampled(
+def bootstrap(
     logits: np.ndarray, labels: np.ndarray, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
     """The headline figures of `draws` bootstrap resamples of the rows, each [draws].

@@ -142,7 +142,7 @@ def headline(probabilities: np.ndarray, truth: np.ndarray, chosen: np.ndarray) -
 _NAMES = ("micro_f1", "macro_f1", "micro_precision", "micro_recall")
 
 
-def resampled(
+def bootstrap(
     probabilities: np.ndarray, truth: np.ndarray, chosen: np.ndarray, draws: int, seed: int
 ) -> dict[str, np.ndarray]:
     """The headline figures, but the calibration error, of `draws` bootstrap resamples of the rows,

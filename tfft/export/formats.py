@@ -84,7 +84,7 @@ def write(
         raise UserError(
             f"{folder}: holds something else than an exported {form.file}; choose another --output"
         )
-    rows = [servable.inputs.sent(row) for row in rows]
+    rows = [servable.inputs.request_row(row) for row in rows]
     with temporary_folder(folder.parent, name) as made:
         path = made / form.file
         with _plain_gelu():
@@ -134,7 +134,7 @@ def _scored(servable: Servable) -> keras.Model:
     kind = "sigmoid" if servable.task.multi_label else "softmax"
     last = keras.layers.Activation(kind, dtype="float32", name=OUTPUT)
     made = keras.Model(servable.model.inputs, {OUTPUT: last(servable.model.output)})
-    specs = servable.inputs.served()
+    specs = servable.inputs.input_specs()
     made({n: tf.zeros([size or 1 for size in s.shape], s.dtype) for n, s in specs.items()})
     return made  # the exporters want a model that was called
 
@@ -242,14 +242,18 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         servable.backbone,
         servable.labels,
         path.parent,
-        getattr(servable.inputs, "picture", None),
+        getattr(servable.inputs, "image_spec", None),
         servable.task.multi_label,
     )
 
 
 def _answer_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
-    picture = getattr(servable.inputs, "picture", None)
-    size = picture.size[0] if picture is not None and picture.size[0] == picture.size[1] else None
+    image_spec = getattr(servable.inputs, "image_spec", None)
+    size = (
+        image_spec.size[0]
+        if image_spec is not None and image_spec.size[0] == image_spec.size[1]
+        else None
+    )
     config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)
     loaded = backbones.load(config)
     model = model_room.assemble(loaded, servable.task, servable.config, servable.labels)

@@ -102,8 +102,8 @@ class _Sent(Sequence[tuple[Any, ...]]):
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
-            return [self._inputs.sent(row) for row in self._rows[at]]
-        return self._inputs.sent(self._rows[at])
+            return [self._inputs.request_row(row) for row in self._rows[at]]
+        return self._inputs.request_row(self._rows[at])
 
 
 def _check_prepared(

@@ -85,7 +85,7 @@ class Signatures(tf.Module):
         # The functions and tables of a SavedModel that is a part of the model.
         self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
-        prepared = inputs.served()
+        prepared = inputs.input_specs()
 
         def of_tensors(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [(one.variable, one.value()) for one in stored]
@@ -147,7 +147,7 @@ def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:
             spec.dtype,
             name,
         )
-        for name, spec in inputs.served().items()
+        for name, spec in inputs.input_specs().items()
     }
 
 

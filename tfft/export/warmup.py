@@ -53,7 +53,7 @@ def batches(
     inputs: Inputs, rows: Sequence[tuple[Any, ...]], sizes: Sequence[int]
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Of each size one of the shortest rows, one of middling and one of the longest."""
-    ordered = sorted(rows, key=inputs.cost)
+    ordered = sorted(rows, key=inputs.length_hint)
     places = dict.fromkeys((0, len(ordered) // 2, len(ordered) - 1))
     for size in sizes:
         for place in places:

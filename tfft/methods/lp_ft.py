@@ -20,8 +20,8 @@ def apply(_: Any, stages: tuple[Stage, ...], config: LpFtMethod) -> tuple[Phase,
         Rule("*", trainable=False, origin=_ORIGIN),
     )
     return (
-        Phase(probe, Duration(0, "steps"), config.probe_learning_rate, anew=True),
-        Phase((Rule("*", trainable=True, origin=_ORIGIN),), config.probe, anew=True),
+        Phase(probe, Duration(0, "steps"), config.probe_learning_rate, restart_schedule=True),
+        Phase((Rule("*", trainable=True, origin=_ORIGIN),), config.probe, restart_schedule=True),
     )
 
 

@@ -39,10 +39,10 @@ class Inputs(Protocol):
     def row(self, value: Any) -> tuple[Any, ...]:
         """A raw row as a tuple of its columns; raises UserError for what is none."""
 
-    def sent(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    def request_row(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
         """A row as a client of a served model sends it."""
 
-    def cost(self, row: tuple[Any, ...]) -> int:
+    def length_hint(self, row: tuple[Any, ...]) -> int:
         """Rows of like cost go well into one batch."""
 
     def batch(self, *columns: Sequence[Any]) -> "dict[str, np.ndarray]":
@@ -51,7 +51,7 @@ class Inputs(Protocol):
     def graph(self) -> Any:
         """The same, as TensorFlow ops; with a `status`, string [B], where a row can be bad."""
 
-    def served(self) -> "dict[str, tf.TensorSpec]":
+    def input_specs(self) -> "dict[str, tf.TensorSpec]":
         """The model's inputs, as a signature takes them."""
 
     def save(self, folder: Path) -> None:
@@ -61,7 +61,7 @@ class Inputs(Protocol):
 def load(
     model: ModelConfig,
     data: DataConfig,
-    picture: ImageSpec | None = None,
+    image_spec: ImageSpec | None = None,
     spec: str | None = None,
 ) -> Inputs:
     """The preparation that belongs to a backbone, as the section `data` changes it.
@@ -70,9 +70,9 @@ def load(
         picture: of `Backbone`, where it reads pictures.
         spec: its `tokenizer`, where it has one of its own.
     """
-    if picture is not None:
+    if image_spec is not None:
         given = {} if data.resize is None else {"resize": data.resize, "keep": 1.0}
-        return ImageInputs(replace(picture, **given))
+        return ImageInputs(replace(image_spec, **given))
     provider, _, name = model.backbone.partition(":")
     if spec is None and provider == "kerashub":
         spec = kerashub.tokenizer_spec(name)
@@ -85,6 +85,6 @@ def restore(folder: Path) -> Inputs:
     """What a run saved with `Inputs.save`."""
     settings = read_json(folder / "inputs.json")
     with library_errors(f"{folder}: the tokenizer or inputs.json is not as it was written"):
-        if "picture" in settings:
+        if "image_spec" in settings:
             return ImageInputs.restore(settings)
         return TextInputs.restore(folder)

@@ -43,13 +43,13 @@ class ImageInputs:
     columns = ("image",)
     pair = False
 
-    def __init__(self, picture: ImageSpec):
-        self.picture = picture
+    def __init__(self, image_spec: ImageSpec):
+        self.image_spec = image_spec
 
     @property
     def fingerprint(self) -> str:
         """Changes when any pixel of any picture could change."""
-        parts = json.dumps([VERSION, asdict(self.picture)])
+        parts = json.dumps([VERSION, asdict(self.image_spec)])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def row(self, value: Any) -> tuple[bytes | str, ...]:
@@ -65,11 +65,11 @@ class ImageInputs:
             raise UserError(f"a row must be the path or the bytes of a picture. Received: {one!r}")
         return (one,)
 
-    def sent(self, row: tuple[bytes | str, ...]) -> tuple[bytes]:
+    def request_row(self, row: tuple[bytes | str, ...]) -> tuple[bytes]:
         """A row as a client of a served model sends it: the file's bytes."""
         return (read(row[0]),)
 
-    def cost(self, row: tuple[bytes | str, ...]) -> int:
+    def length_hint(self, row: tuple[bytes | str, ...]) -> int:
         """The same for all: every picture gets one size."""
         return 0
 
@@ -106,14 +106,14 @@ class ImageInputs:
 
     def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
         """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
-        return {"image": tf.cast(image_ops.reader(self.picture)(image), tf.float32)}
+        return {"image": tf.cast(image_ops.reader(self.image_spec)(image), tf.float32)}
 
     def graph(self) -> Any:
         """Encoded pictures, strings [B] -> `{image, status}`, as TensorFlow ops that do not raise.
 
         The status, string [B], is `ok` or what is wrong with a picture; its pixels are zeros then.
         """
-        read = image_ops.tolerant_reader(self.picture)
+        read = image_ops.tolerant_reader(self.image_spec)
 
         def graph(image: tf.Tensor) -> dict[str, tf.Tensor]:
             pixels, status = read(image)
@@ -121,20 +121,20 @@ class ImageInputs:
 
         return graph
 
-    def served(self) -> dict[str, tf.TensorSpec]:
+    def input_specs(self) -> dict[str, tf.TensorSpec]:
         """The prepared inputs by name, as a signature takes them."""
-        return {"image": tf.TensorSpec([None, *self.picture.size, 3], tf.float32, "image")}
+        return {"image": tf.TensorSpec([None, *self.image_spec.size, 3], tf.float32, "image")}
 
     @cached_property
     def _reader(self) -> Any:
         spec = tf.TensorSpec([None], tf.string)
-        return tf.function(image_ops.reader(self.picture), [spec], autograph=False)
+        return tf.function(image_ops.reader(self.image_spec), [spec], autograph=False)
 
     @cached_property
     def _inspector(self) -> Any:
         def inspect(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
             decoded = image_ops.decode(data)
-            fitted = image_ops.fit(decoded, self.picture)
+            fitted = image_ops.fit(decoded, self.image_spec)
             size, bits = tf.shape(decoded)[:2], image_ops.grey_bits(decoded)
             return size, bits, image_ops.tiny(decoded), fitted
 
@@ -142,14 +142,14 @@ class ImageInputs:
 
     def save(self, folder: Path) -> None:
         """Write `inputs.json`; `restore` reads it."""
-        text = json.dumps({"picture": asdict(self.picture)})
+        text = json.dumps({"image_spec": asdict(self.image_spec)})
         write_atomic(folder / "inputs.json", text)
 
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
         """From what `save` wrote."""
-        picture = settings["picture"]
-        return cls(ImageSpec(**{**picture, "size": tuple(picture["size"])}))
+        image_spec = settings["image_spec"]
+        return cls(ImageSpec(**{**image_spec, "size": tuple(image_spec["size"])}))
 
 
 def read(image: bytes | str) -> bytes:

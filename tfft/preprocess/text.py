@@ -70,11 +70,11 @@ class TextInputs:
             raise UserError(f"a row holds a lone surrogate. Received: {value!r}")
         return texts
 
-    def sent(self, row: tuple[str, ...]) -> tuple[str, ...]:
+    def request_row(self, row: tuple[str, ...]) -> tuple[str, ...]:
         """A row as a client of a served model sends it."""
         return row
 
-    def cost(self, row: tuple[str, ...]) -> int:
+    def length_hint(self, row: tuple[str, ...]) -> int:
         """Grows with the tokens of a row: rows of like cost are padded little together."""
         return sum(map(len, row))
 
@@ -126,7 +126,7 @@ class TextInputs:
         with library_errors("tokenizer: it has no in-graph form"):
             return GraphTokenizer(self.spec, self.max_length, self.pad_id)
 
-    def served(self) -> dict[str, "tf.TensorSpec"]:
+    def input_specs(self) -> dict[str, "tf.TensorSpec"]:
         """The prepared inputs by name, as a signature takes them."""
         import tensorflow as tf
 

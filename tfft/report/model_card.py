@@ -72,7 +72,7 @@ def front(name: str, config: Config, evaluations: Mapping[str, Evaluation]) -> d
             "dataset": {"name": _dataset(config, split), "type": "own", "split": split},
             "metrics": [
                 {"type": TOLD.get(key, key), "name": key, "value": round(value, 4)}
-                for key, value in evaluation.figures.items()
+                for key, value in evaluation.metrics.items()
                 if "/" not in key
             ],
         }
@@ -161,7 +161,7 @@ def _time(seconds: float) -> str:
 
 
 def _figures(split: str, evaluation: Evaluation, config: Config) -> str:
-    figures, rows = evaluation.figures, []
+    figures, rows = evaluation.metrics, []
     for key in (key for key in figures if "/" not in key):
         low, high = figures.get(f"{key}/low"), figures.get(f"{key}/high")
         between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
@@ -201,7 +201,7 @@ def _number(name: str, value: float) -> str:
 def _limits(config: Config, facts: Mapping[str, Any], evaluations: Mapping[str, Evaluation]) -> str:
     lines = []
     for split, evaluation in evaluations.items():
-        if (error := evaluation.figures.get("calibration_error")) is not None:
+        if (error := evaluation.metrics.get("calibration_error")) is not None:
             lines.append(
                 f"Its confidence is off by {error:.3f} on average on {split} (expected calibration "
                 "error)."

@@ -106,7 +106,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 
 
 
 def _figures(name: str, evaluation: Evaluation, config: Config) -> str:
-    figures = evaluation.figures
+    figures = evaluation.metrics
     rows = []
     for key in (key for key in figures if "/" not in key):
         low, high = figures.get(f"{key}/low"), figures.get(f"{key}/high")

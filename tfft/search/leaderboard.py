@@ -42,7 +42,7 @@ class Final:
 
     def scores(self, figure: str) -> list[float]:
         """Of the runs that came to an end."""
-        return [run.figures[figure] for run in self.runs if figure in run.figures]
+        return [run.metrics[figure] for run in self.runs if figure in run.metrics]
 
 
 @dataclass

@@ -38,7 +38,7 @@ class Outcome:
         seconds: that this part took.
         reason: of a failure, one line.
         curve: step and score of each validation of the first seed.
-        figures: of the splits that were evaluated, by name.
+        metrics: of the splits that were evaluated, by name.
         cut: whether the time of the search ended it; with more time it goes on.
     """
 
@@ -50,7 +50,7 @@ class Outcome:
     seconds: float = 0.0
     reason: str | None = None
     curve: list[tuple[int, float]] = field(default_factory=list)
-    figures: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     cut: bool = False
 
     def text(self) -> str:
@@ -183,17 +183,17 @@ class Runner:
         entries = _entries(workdir / "metrics.jsonl")
         curve = [(int(e["step"]), float(e[name])) for e in entries if name in e]
         if code == 0:
-            figures = json.loads((workdir / "metrics.json").read_text())
-            low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
-            score, whole = figures[name], config.train.epochs
+            metrics = json.loads((workdir / "metrics.json").read_text())
+            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
+            score, whole = metrics[name], config.train.epochs
             if not math.isfinite(score):
                 return Outcome("FAILED", reason=f"{name} is {score}", curve=curve)
-            return Outcome("COMPLETED", score, low, high, whole, 0.0, None, curve, figures)
+            return Outcome("COMPLETED", score, low, high, whole, 0.0, None, curve, metrics)
         if (code == 3 or stopped) and curve:
             best = (max if self.maximize else min)(value for _, value in curve)
             done = int(entries[-1]["epoch"])
-            cut, figures = stopped and done < epochs, {name: best}
-            return Outcome("COMPLETED", best, epochs=done, curve=curve, figures=figures, cut=cut)
+            cut, metrics = stopped and done < epochs, {name: best}
+            return Outcome("COMPLETED", best, epochs=done, curve=curve, metrics=metrics, cut=cut)
         if stopped:
             reason = "the time was over before its first validation"
             return Outcome("FAILED", reason=reason, cut=True)
@@ -217,8 +217,8 @@ def _together(found: Sequence[Outcome], seconds: float) -> Outcome:
         return first
     mean, low, high = interval([one.score for one in found if one.score is not None])
     epochs, cut = min(one.epochs for one in found), any(one.cut for one in found)
-    curve, figures = first.curve, first.figures
-    return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, curve, figures, cut)
+    curve, metrics = first.curve, first.metrics
+    return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, curve, metrics, cut)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:

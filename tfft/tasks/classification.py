@@ -200,14 +200,14 @@ def to_logits(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
-def figures(
+def compute_metrics(
     logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None
 ) -> dict[str, float]:
     """The headline."""
     return metrics.headline(logits, ids)
 
 
-def resampled(
+def bootstrap(
     logits: np.ndarray,
     ids: np.ndarray,
     draws: int,
@@ -215,7 +215,7 @@ def resampled(
     thresholds: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """The headline of bootstrap resamples."""
-    return metrics.resampled(logits, ids, draws, seed)
+    return metrics.bootstrap(logits, ids, draws, seed)
 
 
 def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None) -> Details:
@@ -225,7 +225,7 @@ def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None =
     matrix = metrics.confusion(predicted, ids, logits.shape[1])
     by_class = metrics.from_confusion(matrix)
 
-    def told(at: int, labels: Sequence[str]) -> dict[str, Any]:
+    def describe(at: int, labels: Sequence[str]) -> dict[str, Any]:
         about = int(predicted[at])
         return {
             "label": labels[ids[at]],
@@ -240,7 +240,7 @@ def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None =
         reliability=metrics.reliability(probabilities, ids),
         losses=metrics.log_losses(probabilities, ids),
         wrong=predicted != ids,
-        told=told,
+        describe=describe,
     )
 
 

@@ -25,7 +25,7 @@ def _resampled(
     seed: int,
     thresholds: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    samples = metrics.resampled(logits, labels, draws, seed)
+    samples = metrics.bootstrap(logits, labels, draws, seed)
     if logits.shape[1] > TOP:
         hits, rows = int(metrics.top_k(logits, labels, TOP).sum()), len(labels)
         drawn = np.random.default_rng([seed, TOP]).binomial(rows, hits / rows, draws)
@@ -43,7 +43,7 @@ TASK = Task(
     probabilities=metrics.softmax,
     to_logits=classification.to_logits,
     metrics=_figures,
-    resampled=_resampled,
+    bootstrap=_resampled,
     details=classification.details,
     decode=classification.decode,
 )

@@ -13,10 +13,10 @@ TASK = Task(
     sample_weights=multilabel.no_weights,
     probabilities=multilabel_metrics.sigmoid,
     to_logits=multilabel.to_logits,
-    metrics=multilabel.figures,
-    resampled=multilabel.resampled,
+    metrics=multilabel.compute_metrics,
+    bootstrap=multilabel.bootstrap,
     details=multilabel.details,
     decode=multilabel.decode,
-    tune=multilabel.tune,
+    fit_thresholds=multilabel.fit_thresholds,
     multi_label=True,
 )

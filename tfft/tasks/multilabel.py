@@ -70,7 +70,7 @@ def chosen(probabilities: np.ndarray, thresholds: np.ndarray | None) -> np.ndarr
     return probabilities >= (multilabel_metrics.HALF if thresholds is None else thresholds)
 
 
-def figures(
+def compute_metrics(
     logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None = None
 ) -> dict[str, float]:
     """The headline."""
@@ -78,7 +78,7 @@ def figures(
     return multilabel_metrics.headline(p, truth, chosen(p, thresholds))
 
 
-def resampled(
+def bootstrap(
     logits: np.ndarray,
     truth: np.ndarray,
     draws: int,
@@ -87,7 +87,7 @@ def resampled(
 ) -> dict[str, np.ndarray]:
     """The headline of bootstrap resamples."""
     p = multilabel_metrics.sigmoid(logits)
-    return multilabel_metrics.resampled(p, truth, chosen(p, thresholds), draws, seed)
+    return multilabel_metrics.bootstrap(p, truth, chosen(p, thresholds), draws, seed)
 
 
 def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None = None) -> Details:
@@ -100,7 +100,7 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
     )
     off = np.abs(p - truth)
 
-    def told(at: int, labels: Sequence[str]) -> dict[str, Any]:
+    def describe(at: int, labels: Sequence[str]) -> dict[str, Any]:
         worst = int(off[at].argmax())
         return {
             "label": _joined(truth[at] > 0, labels),
@@ -120,11 +120,11 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
         reliability=multilabel_metrics.reliability(p, truth),
         losses=multilabel_metrics.log_losses(p, truth),
         wrong=(yes != (truth > 0)).any(axis=1),
-        told=told,
+        describe=describe,
     )
 
 
-def tune(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
+def fit_thresholds(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """The thresholds that give the highest F1 on these rows."""
     return multilabel_metrics.thresholds(multilabel_metrics.sigmoid(logits), truth)
 

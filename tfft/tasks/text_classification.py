@@ -13,8 +13,8 @@ TASK = Task(
     sample_weights=classification.sample_weights,
     probabilities=metrics.softmax,
     to_logits=classification.to_logits,
-    metrics=classification.figures,
-    resampled=classification.resampled,
+    metrics=classification.compute_metrics,
+    bootstrap=classification.bootstrap,
     details=classification.details,
     decode=classification.decode,
 )

@@ -25,7 +25,7 @@ _CGROUPS = (
 
 
 @contextlib.contextmanager
-def shortage_told() -> Iterator[None]:
+def out_of_memory_errors() -> Iterator[None]:
     """Turn TensorFlow's "out of memory" into a line that says what would do.
 
     Raises:

@@ -182,7 +182,11 @@ def schedule(
     config: OptimizerConfig, course: TrainingSchedule, per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
     """The schedule with its lengths resolved to steps, one for each stretch that starts anew."""
-    anew = [s for s in course.phases if s.anew and s.start] if len(course.phases) > 1 else []
+    anew = (
+        [s for s in course.phases if s.restart_schedule and s.start]
+        if len(course.phases) > 1
+        else []
+    )
     starts = [0, *(s.start for s in anew)]
     peaks = [s.learning_rate for s in (course.phases[0], *anew)]
     made = []

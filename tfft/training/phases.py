@@ -30,7 +30,7 @@ class SchedulePhase:
     start: int
     mask: Mask
     learning_rate: float | None = None
-    anew: bool = False
+    restart_schedule: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def resolve(
         mask = masks.decide(variables, stages, [*rules, *phase.rules], fixed)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
-        phases.append(SchedulePhase(start, mask, phase.learning_rate, phase.anew))
+        phases.append(SchedulePhase(start, mask, phase.learning_rate, phase.restart_schedule))
     starts: dict[str, int] = {}
     for resolved in phases:
         for entry in resolved.mask.entries:

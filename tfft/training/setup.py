@@ -65,7 +65,7 @@ def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
             f"task.name: {config.task.name} reads {config.task.modality}s, the backbone "
             f"{config.model.backbone} {backbone.modality}s"
         )
-    inputs = preprocess.load(config.model, config.data, backbone.picture, backbone.tokenizer)
+    inputs = preprocess.load(config.model, config.data, backbone.image_spec, backbone.tokenizer)
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
     labels = backbone.head.labels if backbone.head is not None else None

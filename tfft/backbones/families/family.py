@@ -65,7 +65,7 @@ class ImageDefaults:
         mean, deviation: of each channel, in pixels from 0 to 1.
     """
 
-    keep: float | None
+    crop_fraction: float | None
     interpolation: str
     mean: tuple[float, float, float]
     deviation: tuple[float, float, float]

@@ -67,9 +67,9 @@ class Dropout(keras.layers.Layer):
         if not training or not self.trainable or not self._dropped:
             return x
         size = ops.prod(ops.cast(ops.shape(x), "int32"))
-        keep = _random_bytes(size, self.seed_generator) >= self._dropped
-        keep = ops.reshape(keep, ops.shape(x))
-        return ops.where(keep, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+        crop_fraction = _random_bytes(size, self.seed_generator) >= self._dropped
+        crop_fraction = ops.reshape(crop_fraction, ops.shape(x))
+        return ops.where(crop_fraction, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
     def compute_output_shape(self, input_shape):
         """The input's."""
@@ -100,9 +100,9 @@ class DropPath(Dropout):
         """[B, ...] -> the same shape."""
         if not training or not self.trainable or not self._dropped:
             return x
-        keep = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
-        keep = ops.reshape(keep, [-1] + [1] * (len(x.shape) - 1))
-        return ops.where(keep, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+        crop_fraction = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
+        crop_fraction = ops.reshape(crop_fraction, [-1] + [1] * (len(x.shape) - 1))
+        return ops.where(crop_fraction, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
 
 class Embeddings(keras.layers.Layer):

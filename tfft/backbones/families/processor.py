@@ -27,11 +27,11 @@ def read(
         UserError: the file asks for what tfft does not do.
     """
     if settings is None:
-        keep = image_defaults.keep
-        kind = "stretch" if keep is None else "crop"
-        picture = ImageSpec(size, kind, image_defaults.interpolation, keep or 1.0)
-        return picture, _scaling(1 / 255, image_defaults.mean, image_defaults.deviation)
-    picture = _picture(settings, image_defaults, size)
+        crop_fraction = image_defaults.crop_fraction
+        kind = "stretch" if crop_fraction is None else "crop"
+        image_spec = ImageSpec(size, kind, image_defaults.interpolation, crop_fraction or 1.0)
+        return image_spec, _scaling(1 / 255, image_defaults.mean, image_defaults.deviation)
+    image_spec = _picture(settings, image_defaults, size)
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     scale = bounded(scale, f"{_FILE}: rescale_factor", (1e-6, 1e3))
     if settings.get("do_normalize", True):
@@ -39,25 +39,25 @@ def read(
         deviation = _three(settings, "image_std", image_defaults.deviation, least=1e-6)
     else:
         mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    return picture, _scaling(scale, mean, deviation)
+    return image_spec, _scaling(scale, mean, deviation)
 
 
-def write(picture: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
+def write(image_spec: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
     """The file's content for a model that is saved: what `read` reads, and transformers.
 
     Raises:
-        UserError: no image processor of transformers does what `picture` says.
+        UserError: no image processor of transformers does what `image_spec` says.
     """
-    height, width = picture.size
+    height, width = image_spec.size
     size: dict[str, int] = {"height": height, "width": width}
     found: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": size}
-    if picture.resize == "pad":
+    if image_spec.resize == "pad":
         raise UserError("data.resize: pad has no form in transformers' image processors")
-    if picture.resize == "crop":
-        shortest = {"shortest_edge": round(min(picture.size) / picture.keep)}
+    if image_spec.resize == "crop":
+        shortest = {"shortest_edge": round(min(image_spec.size) / image_spec.crop_fraction)}
         found = {"image_processor_type": "BitImageProcessor", "size": shortest}
-    elif picture.keep < 1:
-        whole = {key: round(value / picture.keep) for key, value in size.items()}
+    elif image_spec.crop_fraction < 1:
+        whole = {key: round(value / image_spec.crop_fraction) for key, value in size.items()}
         found = {"image_processor_type": "DeiTImageProcessor", "size": whole}
     if found["size"] != size:
         found |= {"do_center_crop": True, "crop_size": size}
@@ -65,7 +65,7 @@ def write(picture: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **found,
         "do_resize": True,
-        "resample": filters[picture.interpolation],
+        "resample": filters[image_spec.interpolation],
         "do_rescale": True,
         "rescale_factor": scaling["scale"],
         "do_normalize": True,

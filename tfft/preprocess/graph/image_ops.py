@@ -44,41 +44,41 @@ _of_one = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=
 BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
 
 
-def reader(picture: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
+def reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3].
 
     It raises what `decode` raises.
     """
-    functions = _functions(picture)
-    return lambda data: _by_kind(data, functions, lambda one: _each(one, data, picture))
+    functions = _functions(image_spec)
+    return lambda data: _by_kind(data, functions, lambda one: _each(one, data, image_spec))
 
 
-def tolerant_reader(picture: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
+def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
     """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3] and a status, string [B].
 
     It does not raise: a status is `OK` or why a picture could not be decoded, which is zeros then.
     """
-    functions = _functions(picture)
+    functions = _functions(image_spec)
 
     def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = _by_kind(data, functions, lambda one: _all_or_none(one, data, picture))
+        pixels = _by_kind(data, functions, lambda one: _all_or_none(one, data, image_spec))
         return tf.cond(
             tf.shape(pixels)[0] == tf.shape(data)[0],
             lambda: (pixels, tf.fill(tf.shape(data), OK)),
-            lambda: _one_by_one(functions[1], data, picture),
+            lambda: _one_by_one(functions[1], data, image_spec),
         )
 
     return read
 
 
 @cache
-def _functions(picture: ImageSpec) -> tuple[_Read, _Read]:
+def _functions(image_spec: ImageSpec) -> tuple[_Read, _Read]:
     """What reads an upright JPEG, and what reads any picture: string -> uint8 [H, W, 3].
 
     Each is traced once, whatever calls it.
     """
     pixels = tf.TensorSpec([None, None, 3], tf.uint8)
-    fitted = tf.function(lambda x: fit(x, picture), [pixels], autograph=False)
+    fitted = tf.function(lambda x: fit(x, image_spec), [pixels], autograph=False)
 
     def function(decoder: _Read) -> _Read:
         spec = [tf.TensorSpec([], tf.string)]
@@ -97,26 +97,26 @@ def _by_kind(
     return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
-def _each(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
-    spec = tf.TensorSpec([*picture.size, 3], tf.uint8)
+def _each(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
+    spec = tf.TensorSpec([*image_spec.size, 3], tf.uint8)
     return tf.map_fn(read, data, fn_output_signature=spec)
 
 
-def _all_or_none(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
+def _all_or_none(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     """uint8 [B, H, W, 3]; no row where reading one of them raises.
 
     A dataset is the only place of a graph in which an error can be ignored. One element for all
     rows takes a millisecond; one for each row would take as long as decoding a small picture.
     """
-    none = tf.data.Dataset.from_tensors(tf.zeros([0, *picture.size, 3], tf.uint8))
-    every = _plain(lambda rows: _each(read, rows, picture))
+    none = tf.data.Dataset.from_tensors(tf.zeros([0, *image_spec.size, 3], tf.uint8))
+    every = _plain(lambda rows: _each(read, rows, image_spec))
     read_rows = tf.data.Dataset.from_tensors(data).map(every).ignore_errors()
     return _single(read_rows.concatenate(none).take(1))
 
 
-def _one_by_one(read: _Read, data: tf.Tensor, picture: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
+def _one_by_one(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
     """As `tolerant_reader`, for rows of which some are bad."""
-    good, pixels = _attempt(read, data, tf.TensorSpec([*picture.size, 3], tf.uint8))
+    good, pixels = _attempt(read, data, tf.TensorSpec([*image_spec.size, 3], tf.uint8))
     header, allowed = _attempt(_claims_allowed, data, tf.TensorSpec([], tf.bool))
     status = tf.fill(tf.shape(data), BROKEN)
     status = tf.where(header & ~allowed, SIZE, status)

@@ -109,5 +109,5 @@ def longest_first(a: tf.Tensor, b: tf.Tensor, room: int) -> tuple[tf.Tensor, tf.
     return tf.where(fits, a, keep_a), tf.where(fits, b, keep_b)
 
 
-def _first(ids: tf.RaggedTensor, keep: tf.Tensor) -> tf.RaggedTensor:
-    return tf.ragged.boolean_mask(ids, tf.ragged.range(ids.row_lengths()) < keep[:, None])
+def _first(ids: tf.RaggedTensor, crop_fraction: tf.Tensor) -> tf.RaggedTensor:
+    return tf.ragged.boolean_mask(ids, tf.ragged.range(ids.row_lengths()) < crop_fraction[:, None])

@@ -15,26 +15,28 @@ _ROOM = 2**23  # pixels of float32 between the two passes of a resize
 _KERNELS = {"bilinear": ("triangle", 1), "bicubic": ("keyscubic", 2)}  # and their radius
 
 
-def fit(pixels: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
+def fit(pixels: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     """uint8 [h, w, 3] -> uint8 [H, W, 3], as the backbone wants it."""
-    height, width = picture.size
-    if picture.resize == "stretch":
-        scaled = tf.cast(tf.round(tf.constant(picture.size, tf.float32) / picture.keep), tf.int32)
-        return _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size)
+    height, width = image_spec.size
+    if image_spec.resize == "stretch":
+        scaled = tf.cast(
+            tf.round(tf.constant(image_spec.size, tf.float32) / image_spec.crop_fraction), tf.int32
+        )
+        return _middle(resize(pixels, scaled, image_spec.interpolation), scaled, image_spec.size)
     now = tf.cast(tf.shape(pixels)[:2], tf.float32)
-    factors = tf.constant(picture.size, tf.float32) / now
-    if picture.resize == "pad":
+    factors = tf.constant(image_spec.size, tf.float32) / now
+    if image_spec.resize == "pad":
         scaled = tf.round(now * tf.reduce_min(factors))
-        scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, picture.size)
-        small = resize(pixels, scaled, picture.interpolation)
+        scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, image_spec.size)
+        small = resize(pixels, scaled, image_spec.interpolation)
         top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
         return tf.image.pad_to_bounding_box(small, top, left, height, width)
-    scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / picture.keep), tf.int32)
-    scaled = tf.maximum(scaled, picture.size)
+    scaled = tf.cast(tf.round(now * tf.reduce_max(factors) / image_spec.crop_fraction), tf.int32)
+    scaled = tf.maximum(scaled, image_spec.size)
     return tf.cond(
         tf.reduce_prod(tf.cast(scaled, tf.int64)) > _LONG * height * width,
-        lambda: _resized_middle(pixels, scaled, picture),
-        lambda: _middle(resize(pixels, scaled, picture.interpolation), scaled, picture.size),
+        lambda: _resized_middle(pixels, scaled, image_spec),
+        lambda: _middle(resize(pixels, scaled, image_spec.interpolation), scaled, image_spec.size),
     )
 
 
@@ -44,24 +46,26 @@ def _middle(pixels: tf.Tensor, now: tf.Tensor, size: tuple[int, int]) -> tf.Tens
     return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
 
 
-def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, picture: ImageSpec) -> tf.Tensor:
+def _resized_middle(pixels: tf.Tensor, scaled: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     """`_middle` of what `resize` would give, of the pixels that it depends on."""
     now = tf.cast(tf.shape(pixels)[:2], tf.float64)
     scale = tf.cast(scaled, tf.float64) / now
-    offset = tf.cast((scaled - picture.size) // 2, tf.float64)
-    if picture.interpolation == "nearest":
-        for axis, count in enumerate(picture.size):
+    offset = tf.cast((scaled - image_spec.size) // 2, tf.float64)
+    if image_spec.interpolation == "nearest":
+        for axis, count in enumerate(image_spec.size):
             at = (offset[axis] + tf.range(count, dtype=tf.float64) + 0.5) / scale[axis]
             at = tf.minimum(tf.cast(at, tf.int32), tf.shape(pixels)[axis] - 1)
             pixels = tf.gather(pixels, at, axis=axis)
-        return tf.ensure_shape(pixels, [*picture.size, 3])
-    reach = _KERNELS[picture.interpolation][1] * tf.maximum(1 / scale, 1.0) + 1
+        return tf.ensure_shape(pixels, [*image_spec.size, 3])
+    reach = _KERNELS[image_spec.interpolation][1] * tf.maximum(1 / scale, 1.0) + 1
     begin = tf.floor(tf.maximum(offset / scale - reach, 0.0))
-    end = tf.math.ceil(tf.minimum((offset + picture.size) / scale + reach, now))
+    end = tf.math.ceil(tf.minimum((offset + image_spec.size) / scale + reach, now))
     (top, left), (bottom, right) = (tf.unstack(tf.cast(x, tf.int32)) for x in (begin, end))
     part = pixels[top:bottom, left:right]
-    resized = _sampled(part, picture.size, scale, begin * scale - offset, picture.interpolation)
-    return tf.ensure_shape(resized, [*picture.size, 3])
+    resized = _sampled(
+        part, image_spec.size, scale, begin * scale - offset, image_spec.interpolation
+    )
+    return tf.ensure_shape(resized, [*image_spec.size, 3])
 
 
 def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
