@@ -20,7 +20,7 @@ def on_page_markdown(markdown, page, config, files):
         "file": lambda name: (ROOT / name).read_text(encoding="utf-8"),
         "config": lambda _: config_keys(),
         "recipes": lambda _: recipes(),
-        "verbs": lambda _: verbs(),
+        "commands": lambda _: commands(),
         "errors": lambda _: errors(),
     }
     filled = re.sub(
@@ -140,15 +140,15 @@ def recipes():
     return "\n\n".join(parts)
 
 
-def verbs():
-    """`tfft VERB --help` of each verb."""
+def commands():
+    """Return the `--help` of each command."""
     from tfft.cli.__main__ import COMMANDS
 
     parts = []
-    for verb in COMMANDS:
-        command = [sys.executable, "-m", "tfft.cli", verb, "--help"]
+    for name in COMMANDS:
+        command = [sys.executable, "-m", "tfft.cli", name, "--help"]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-        parts.append(f"## tfft {verb}\n\n```text\n{done.stdout.rstrip()}\n```")
+        parts.append(f"## tfft {name}\n\n```text\n{done.stdout.rstrip()}\n```")
     return "\n\n".join(parts)
 
 
