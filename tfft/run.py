@@ -14,7 +14,7 @@ import numpy as np
 
 from tfft import backbones, checkpoints, distribute, evaluate, export, log, preprocess
 from tfft import model as model_room
-from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
+from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load, section
 from tfft.data import Dataset, Datasets, batches, build, rows
 from tfft.errors import UserError
 from tfft.evaluate import Evaluation
@@ -23,7 +23,7 @@ from tfft.files import remove_abandoned, write_atomic
 from tfft.methods import METHODS
 from tfft.model import Model
 from tfft.preprocess import Inputs
-from tfft.reading import read_json
+from tfft.reading import library_errors, read_json
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
 
@@ -330,9 +330,11 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
     config, description = described(workdir)
     if backbone is not None:
         model = config.model.model_dump() | {"backbone": backbone}
-        config = config.model_copy(update={"model": ModelConfig(**model)})
+        model = section(ModelConfig, model, str(workdir))
+        config = config.model_copy(update={"model": model})
     if description["trained"] is None:
-        loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
+        with library_errors(f"{workdir}: the backbone in best/{DESCRIPTION} cannot be built"):
+            loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
         loaded = replace(loaded, fingerprint=description["fingerprint"])
     else:
         try:
@@ -356,8 +358,7 @@ def on_backbone(
     METHODS[config.method.name].apply(model, stages, config.method)  # what it adds, not yet trained
     inputs = preprocess.restore(workdir / "best")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
-    if (limits := description.get("thresholds")) is not None:
-        run.thresholds = np.array(limits)
+    run.thresholds = description["thresholds"]
     run.load_weights()
     return run
 
@@ -386,7 +387,8 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
     folder = workdir / "best"
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
-    description = read_json(folder / DESCRIPTION, backbone=dict, labels=list, fingerprint=str)
+    kinds = {"backbone": dict, "fingerprint": str, "trained": list[str] | None}
+    description = export.read_description(folder / DESCRIPTION, **kinds)
     return load(workdir / "config.yaml"), {"trained": None, **description}
 
 

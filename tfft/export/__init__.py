@@ -3,7 +3,7 @@
 from tfft.export import kit
 from tfft.export.compact import Stored, rounded
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
-from tfft.export.served import Served, exported_from, latest
+from tfft.export.served import Served, exported_from, latest, read_description
 from tfft.export.signatures import Servable
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "kit",
     "latest",
     "publish",
+    "read_description",
     "rounded",
 ]
