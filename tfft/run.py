@@ -14,7 +14,7 @@ import numpy as np
 
 from tfft import backbones, export, preprocess
 from tfft import model as model_room
-from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load
+from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load, section
 from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
 from tfft.distribute import strategies
 from tfft.evaluation import evaluate
@@ -28,7 +28,7 @@ from tfft.tasks import TASKS
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
-from tfft.utils.reading import read_json
+from tfft.utils.reading import library_errors, read_json
 
 DESCRIPTION = "model.json"  # in best/: what rebuilds the model
 WEIGHTS = "weights.safetensors"
@@ -333,9 +333,11 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
     config, description = described(workdir)
     if backbone is not None:
         model = config.model.model_dump() | {"backbone": backbone}
-        config = config.model_copy(update={"model": ModelConfig(**model)})
+        model = section(ModelConfig, model, str(workdir))
+        config = config.model_copy(update={"model": model})
     if description["trained"] is None:
-        loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
+        with library_errors(f"{workdir}: the backbone in best/{DESCRIPTION} cannot be built"):
+            loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
         loaded = replace(loaded, fingerprint=description["fingerprint"])
     else:
         try:
@@ -359,8 +361,7 @@ def on_backbone(
     METHODS[config.method.name].apply(model, stages, config.method)  # what it adds, not yet trained
     inputs = preprocess.restore(workdir / "best")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
-    if (limits := description.get("thresholds")) is not None:
-        run.thresholds = np.array(limits)
+    run.thresholds = description["thresholds"]
     run.load_weights()
     return run
 
@@ -389,7 +390,8 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
     folder = workdir / "best"
     if not (folder / DESCRIPTION).is_file() or not (folder / WEIGHTS).is_file():
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
-    description = read_json(folder / DESCRIPTION, backbone=dict, labels=list, fingerprint=str)
+    kinds = {"backbone": dict, "fingerprint": str, "trained": list[str] | None}
+    description = export.read_description(folder / DESCRIPTION, **kinds)
     return load(workdir / "config.yaml"), {"trained": None, **description}
 
 

@@ -125,6 +125,13 @@ def test_no_such_file(tmp_path, path, message):
         read(Source(source="csv", path=f"{tmp_path}/{path}"))
 
 
+def test_a_header_with_a_line_break_is_shown_in_one_line(tmp_path):
+    (tmp_path / "t.csv").write_text('"first\nline",label\na,b\n')
+    with pytest.raises(UserError) as error:
+        read(Source(source="csv", path=str(tmp_path / "t.csv")))
+    assert "valid: 'first\\nline', label" in str(error.value) and "\n" not in str(error.value)
+
+
 def test_header_mistakes(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sentence,label\na,b\n")

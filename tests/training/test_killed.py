@@ -15,7 +15,10 @@ from tests.processes import Command
 QUICK, MANY = 1, 100
 
 
-@pytest.mark.parametrize("kills", [QUICK, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kills",
+    [QUICK, pytest.param(MANY, marks=[pytest.mark.slow, pytest.mark.timeout(3 * 3600)])],
+)
 def test_killed_at_any_moment(tiny, tmp_path, kills):
     """While it prepares rows, stores features, trains, saves, exports or reports."""
     config = whole_config(tiny, tmp_path)

@@ -89,6 +89,7 @@ def load_tensorflow() -> None:
 def main(verb: Callable[[], None], argv: Sequence[str] | None = None) -> None:
     """Parse the flags, run the verb, exit."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
     sys.exit(_code(verb, list(argv or sys.argv)))
 
 

@@ -100,7 +100,7 @@ class DataConfig(Section):
     )
     label: str | int = "label"
     label_separator: str = Field(
-        "|", min_length=1, description="of tagging: between the labels of a row"
+        "|", min_length=1, description="multi-label tasks: between the labels of a row"
     )
     labels: list[str] | str | None = Field(
         None, description="class names in order, or a file with one a line; default: by appearance"

@@ -112,7 +112,7 @@ class TaskConfig(Section):
     @property
     def multi_label(self) -> bool:
         """Whether a row may have several labels, or none."""
-        return self.name.endswith("_tagging")
+        return self.name.endswith("_multilabel")
 
     @model_validator(mode="after")
     def _loss_options(self) -> "TaskConfig":
@@ -120,7 +120,7 @@ class TaskConfig(Section):
             raise ValueError("`label_smoothing` is for loss: cross_entropy only")
         if self.multi_label and self.loss not in ("cross_entropy", "focal"):
             raise ValueError(
-                f"`loss: {self.loss}` is of one class a row; tagging has cross_entropy"
+                f"`loss: {self.loss}` is of one class a row; a multi-label task takes cross_entropy"
             )
         if self.multi_label and self.class_weights is not None:
             raise ValueError("`class_weights` are of one class a row; for rare tags: loss: focal")
@@ -290,7 +290,7 @@ class TrainConfig(Section):
     buckets: int = Field(6, ge=1, le=32, description="how many different batch lengths at most")
     metric: str = Field(
         "accuracy",
-        description="of the validation split: chooses `best/` and stops early; default of tagging: "
+        description="of the validation split: chooses `best/` and stops early; default of multi-label tasks: "
         "mean_average_precision",
     )
     validate_every: Duration = Duration(1, "epochs")

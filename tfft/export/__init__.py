@@ -2,7 +2,7 @@
 
 from tfft.export import serving_config
 from tfft.export.compact import StoredWeight, rounded
-from tfft.export.exported_model import ExportedModel, exported_from, latest
+from tfft.export.exported_model import ExportedModel, exported_from, latest, read_description
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
 from tfft.export.signatures import Servable
 
@@ -15,6 +15,7 @@ __all__ = [
     "exported_from",
     "latest",
     "publish",
+    "read_description",
     "rounded",
     "serving_config",
 ]

@@ -4,9 +4,10 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors, read_json
@@ -35,6 +36,23 @@ def describe(
         "source": source,
     }
     path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
+    """Return what a JSON file says of a model; its `thresholds` are an array, or None.
+
+    Args:
+        kinds: as of `read_json`, of other keys than `labels` and `thresholds`.
+
+    Raises:
+        UserError: as `read_json`, or there are more or fewer thresholds than labels.
+    """
+    kinds |= {"labels": Annotated[list[str], Field(min_length=1)], "thresholds": list[float] | None}
+    description = read_json(path, **kinds)
+    limits = description.get("thresholds")
+    if limits is not None and len(limits) != len(description["labels"]):
+        raise UserError(f"{path}: 'thresholds' must be a number for each label")
+    return {**description, "thresholds": None if limits is None else np.array(limits)}
 
 
 def versions(folder: Path) -> dict[int, Path]:
@@ -75,20 +93,44 @@ class ExportedModel:
             folder = newest
         if not (folder / _DESCRIPTION).is_file():
             raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
-        description = read_json(folder / _DESCRIPTION, task=str, labels=list)
+        description = read_description(
+            folder / _DESCRIPTION, task=str, columns=list[str] | None, pair=bool | None
+        )
         self.labels: list[str] = description["labels"]
-        older = ["text", "text_pair"][: 1 + description.get("pair", False)]
-        self.columns: list[str] = description.get("columns", older)
-        limits = description.get("thresholds")
-        if limits is None and str(description["task"]).endswith("_tagging"):
-            limits = [0.5] * len(self.labels)
-        self.thresholds = None if limits is None else np.array(limits)
+        older = ["text", "text_pair"] if description.get("pair") else ["text"]
+        self.columns: list[str] = description.get("columns") or older
+        self.thresholds: np.ndarray | None = description["thresholds"]
+        if self.thresholds is None and description["task"].endswith("_multilabel"):
+            self.thresholds = np.full(len(self.labels), 0.5)
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 
         self._tf = tf
         with library_errors(f"{folder}: not a SavedModel that TensorFlow can load"):
             self._model = tf.saved_model.load(str(folder))
+        self._check_signature(folder)
+
+    def _check_signature(self, folder: Path) -> None:
+        """Refuse a model that does not take the columns or answer for the labels.
+
+        Raises:
+            UserError: it does not.
+        """
+        serve = self._model.signatures.get("serving_default")
+        if serve is None:
+            raise UserError(f"{folder}: has no signature serving_default")
+        taken = sorted(serve.structured_input_signature[1])
+        if taken != sorted(self.columns):
+            raise UserError(
+                f"{folder}: its model takes {', '.join(taken)}; {_DESCRIPTION} names "
+                f"{', '.join(self.columns)}"
+            )
+        shape = getattr(serve.structured_outputs.get("probabilities"), "shape", ())
+        if len(shape) != 2 or shape[1] not in (None, len(self.labels)):
+            raise UserError(
+                f"{folder}: its model gives no probabilities of the {len(self.labels)} labels in "
+                f"{_DESCRIPTION}"
+            )
 
     def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
         """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes.

@@ -23,6 +23,7 @@ from tfft.config import Halving, TuneConfig
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
 from tfft.utils.files import open_to_append
+from tfft.utils.reading import library_errors
 
 EPOCHS = "tuner/epochs"  # KerasTuner's name for how far a trial is trained
 PARENT = "tuner/trial_id"  # the trial that this one goes on with
@@ -40,7 +41,11 @@ class Journal:
         self._path = path
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """The events so far; a last line that was cut off is taken away."""
+        """The events so far; a last line that was cut off is taken away.
+
+        Raises:
+            UserError: another line is not as it was written.
+        """
         if not self._path.is_file():
             return
         data = self._path.read_bytes()
@@ -48,8 +53,10 @@ class Journal:
         if len(whole) < len(data):
             with open(self._path, "r+b") as file:
                 file.truncate(len(whole))
-        for line in whole.splitlines():
-            yield json.loads(line)
+        for number, line in enumerate(whole.splitlines(), 1):
+            with library_errors(f"{self._path}:{number}: not an event"):
+                event = json.loads(line)
+            yield event
 
     def write(self, event: Mapping[str, Any]) -> None:
         """Append one."""

@@ -23,7 +23,8 @@ from typing import Any
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from tfft.config import METRICS, dump, load
+from tfft.config import METRICS, dump, load, read
+from tfft.config.plain_yaml import loads
 from tfft.search import hparams, oracles, report, service
 from tfft.search.fork_server import ForkServer
 from tfft.search.leaderboard import Final, Leaderboard
@@ -125,12 +126,12 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     """Write what is searched, or check that it is the same.
 
     Raises:
-        UserError: the folder holds another search, or something that is none.
+        UserError: the folder holds another search, or one whose files were changed.
     """
     path = workdir / "search.yaml"
     text = yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False, allow_unicode=True)
     if path.is_file() and (workdir / "journal.jsonl").is_file():
-        if _settled(yaml.safe_load(path.read_text("utf-8"))) != _settled(yaml.safe_load(text)):
+        if _settled(read(path)) != _settled(loads(text, "config")):
             raise UserError(
                 f"{workdir}: holds a search of another config (only tune.{', tune.'.join(GROWS)} "
                 "may change); choose another --workdir"
@@ -140,11 +141,6 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     if path.is_file():  # a mistake ended it before the first trial: nothing is lost
         for name in ("advised.yaml", "advised.given.yaml"):
             (workdir / name).unlink(missing_ok=True)
-        write_atomic(path, text)
-        return
-    others = [p.name for p in workdir.iterdir() if p.name != "lock"]
-    if others:
-        raise UserError(f"{workdir}: is not empty and holds no search; choose another --workdir")
     write_atomic(path, text)
 
 
@@ -385,10 +381,16 @@ def alone(workdir: Path) -> Iterator[None]:
     """Hold a search directory.
 
     Raises:
-        UserError: another process does, or it cannot be made.
+        UserError: another process does, it holds something that is no search, or it cannot be
+            written.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        names = {path.name for path in workdir.iterdir() if not path.name.startswith(".")}
+        if "search.yaml" not in names and names - {"lock"}:
+            raise UserError(
+                f"{workdir}: is not empty and holds no search; choose another --workdir"
+            )
         file = open_to_append(workdir / "lock")
     except OSError as error:
         raise UserError(f"{workdir}: cannot be written: {error.strerror}") from None

@@ -21,8 +21,13 @@ def nearest(name: object, options: Iterable[object]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     if 0 < len(names) <= 30:
-        return f"; valid: {', '.join(names)}"
+        return f"; valid: {', '.join(map(_one_line, names))}"
     return ""
+
+
+def _one_line(name: str) -> str:
+    """Return a name as it is, or quoted where a table's header put a line break into it."""
+    return name if name.isprintable() else repr(name)
 
 
 def require(module: str, extra: str) -> ModuleType:

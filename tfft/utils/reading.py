@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from pydantic import TypeAdapter, ValidationError
+
 from tfft.utils.errors import Interrupted, UserError
 
 MIB = 1 << 20
@@ -99,13 +101,11 @@ def read_text(path: str | Path, limit: int = 16 * MIB) -> str:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
 
 
-def read_json(
-    path: str | Path, limit: int = 256 * MIB, **kinds: type | tuple[type, ...]
-) -> dict[str, Any]:
+def read_json(path: str | Path, limit: int = 256 * MIB, **kinds: Any) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
-        kinds: keys that it must have, with their types.
+        kinds: keys with the types of their values; where one may be None, the key may be missing.
 
     Raises:
         UserError: as `read_text`, or it was cut or changed since.
@@ -120,11 +120,13 @@ def read_json(
     if not isinstance(value, dict):
         raise UserError(f"{path}: must hold a JSON object. Received: {type(value).__name__}")
     for key, kind in kinds.items():
-        if not isinstance(value.get(key), kind):
+        try:
+            TypeAdapter(kind).validate_python(value.get(key), strict=True)
+        except ValidationError:
             raise UserError(
                 f"{path}: {key!r} is missing or of the wrong type; the file was changed since it "
                 "was written"
-            )
+            ) from None
     return value
 
 
