@@ -89,7 +89,7 @@ WRONG = {
     ),
     "max_length beyond the positions": (
         lambda s: edited(s, lambda c: c["data"].update(max_length=4000)),
-        "data.max_length: the backbone has positions for 24 tokens; received 4000",
+        "data.max_length: the backbone has positions for 24 tokens. Received: 4000",
     ),
     "no such device": (
         lambda s: edited(
@@ -189,7 +189,7 @@ WRONG = {
         "train.remat: does not go with regularization.adversarial",
     ),
     "a cache that cannot be": (
-        lambda s: edited(s, lambda c: c["train"].update(cache=True)),
+        lambda s: edited(s, lambda c: c["train"].update(cache_features=True)),
         "train.cache_features: the lowest stage moves",
     ),
     # file
@@ -320,7 +320,7 @@ def test_set_is_checked_too(setting):
         (["show"], "--config: required"),
         (["lr-find"], "--config: required"),
         (["lr-find", "--steps=3"], "steps"),
-        (["data"], "--config: required"),
+        (["profile"], "--config: required"),
     ],
 )
 def test_other_verbs(arguments, expected, tmp_path):
@@ -351,7 +351,7 @@ def test_devices_workers_and_steps(setting, given, expected):
 
 def test_every_verb_has_a_binary_and_short_help():
     folder = Path(console.__file__).parent
-    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "cli"}
+    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "common"}
     assert files == {verb.replace("-", "_") for verb in console.COMMANDS}
     for verb in console.COMMANDS:
         code, out, _ = tfft(verb, "--help")

@@ -268,8 +268,8 @@ COMMANDS = {
 
 def of_files():
     """Yield name and case of every wrong file, checkpoint, folder and value."""
-    show, data = "show --config=good.yaml --set=", "data --config=good.yaml --set="
-    pictures = "data --config=pictures.yaml --set=data.train="
+    show, data = "show --config=good.yaml --set=", "profile --config=good.yaml --set="
+    pictures = "profile --config=pictures.yaml --set=data.train="
     templates = [
         ("config", "show --config=yaml/{}.yaml", files.CONFIGS),
         ("table", data + "data.test=null --set=data.train=tables/{}", files.TABLES),
