@@ -33,7 +33,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """AlbertModel's names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
@@ -62,8 +62,8 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("albert.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="AlbertForSequenceClassification",
 )

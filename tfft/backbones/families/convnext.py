@@ -132,7 +132,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """ConvNextModel's names."""
     entries = {
         **weight_map.conv("stem_conv", "embeddings.patch_embeddings", bias=True),
@@ -163,9 +163,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("convnext.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="ConvNextForImageClassification",
     image_defaults=ImageDefaults(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )

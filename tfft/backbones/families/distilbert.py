@@ -27,7 +27,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """DistilBertModel's names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
@@ -51,9 +51,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("distilbert.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("first", "relu"),
-    head_names={
+    head_weight_map={
         **weight_map.dense("head/dense", "pre_classifier"),
         **weight_map.dense("head/logits", "classifier"),
     },

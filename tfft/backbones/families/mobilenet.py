@@ -166,7 +166,7 @@ def _plan(output_stride: int) -> tuple[tuple[int, int], ...]:
     return tuple(made)
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """MobileNetV2Model's names."""
     entries = {**_conv("stem", "conv_stem.first_conv"), **_conv("top", "conv_1x1")}
     for at, block in enumerate(a.blocks):
@@ -186,9 +186,9 @@ def _conv(path: str, tensor: str, form: str = "conv") -> dict[str, weight_map.En
 FAMILY = Family(
     prefixes=("mobilenet_v2.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="MobileNetV2ForImageClassification",
     image_defaults=ImageDefaults(0.875, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 )

@@ -154,7 +154,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """ResNetModel's names."""
     entries = _conv("stem", "embedder.embedder")
     for block, (stage, i, _, _), shortcut in zip(a.blocks, a.plan(), a.shortcuts(), strict=True):
@@ -174,9 +174,9 @@ def _conv(path: str, tensor: str) -> dict[str, weight_map.Entry]:
 FAMILY = Family(
     prefixes=("resnet.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier.1"),
+    head_weight_map=weight_map.dense("head/logits", "classifier.1"),
     classifier="ResNetForImageClassification",
     image_defaults=ImageDefaults(0.875, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

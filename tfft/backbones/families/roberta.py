@@ -31,9 +31,9 @@ def _family(classifier: str) -> Family:
     return Family(
         prefixes=("roberta.",),
         architecture=architecture,
-        names=bert.name_table,
+        weight_map=bert.build_weight_map,
         head_style=HeadStyle("first", "tanh"),
-        head_names={
+        head_weight_map={
             **weight_map.dense("head/dense", "classifier.dense"),
             **weight_map.dense("head/logits", "classifier.out_proj"),
         },

@@ -339,7 +339,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """SwinModel's names."""
     entries = {
         **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
@@ -373,9 +373,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("swin.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="SwinForImageClassification",
     image_defaults=ImageDefaults(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

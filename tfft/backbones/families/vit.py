@@ -266,7 +266,7 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """The names of ViTModel, DeiTModel and Dinov2Model."""
     same = weight_map.Entry
     entries = {
@@ -302,9 +302,9 @@ _HALF = (0.5, 0.5, 0.5)
 VIT = Family(
     prefixes=("vit.",),
     architecture=_architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="ViTForImageClassification",
     image_defaults=ImageDefaults(None, "bilinear", _HALF, _HALF),
 )
@@ -319,7 +319,7 @@ DEIT = replace(
 DEIT_WITH_TEACHER = replace(
     DEIT,
     architecture=lambda config: _architecture(config, distilled=True, pooled="both"),
-    head_names={
+    head_weight_map={
         f"head/logits/{ours}": weight_map.Entry(
             tuple(f"{which}_classifier.{theirs}" for which in ("cls", "distillation")), "averaged"
         )
