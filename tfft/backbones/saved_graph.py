@@ -56,7 +56,7 @@ _STATEFUL = frozenset(_STATEFUL_NAMES.split())
 _SAVER_OPERATIONS = frozenset({"MergeV2Checkpoints", "RestoreV2", "SaveV2", "ShardedFilename"})
 # TensorFlow declares some operations stateless though they read or write files, or call code
 # outside of the graph. Words in their names, or in the names of their inputs, outputs and
-# attributes, give them away. `Abort` ends the process.
+# attributes, identify them. `Abort` ends the process.
 _EXTERNAL = re.compile(
     r"^_|^Abort$|CustomCall|Dataset|Debug|Iterator|Mlir|PyFunc|Reader|Remote|Snapshot|Summary"
 )

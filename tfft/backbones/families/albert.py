@@ -12,7 +12,11 @@ from tfft.utils.errors import UserError
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with AlbertConfig's defaults (no dropout, tanh-gelu)."""
+    """Return the architecture of config.json, with AlbertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     defaults = {
         "hidden_act": "gelu_new",
         "hidden_dropout_prob": 0.0,
@@ -34,7 +38,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
-    """AlbertModel's names."""
+    """Return the map from variable paths to AlbertModel's tensor names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
         **weight_map.table("embeddings/position", "embeddings.position_embeddings"),

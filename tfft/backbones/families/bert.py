@@ -10,7 +10,11 @@ from tfft.spec import HeadStyle
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with BertConfig's defaults."""
+    """Return the architecture of config.json, with BertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     refuse(config, "position_embedding_type", ("absolute", None))
     refuse(config, "is_decoder", (False, None))
     return Architecture(
@@ -29,7 +33,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
-    """BertModel's names."""
+    """Return the map from variable paths to BertModel's tensor names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
         **weight_map.table("embeddings/position", "embeddings.position_embeddings"),

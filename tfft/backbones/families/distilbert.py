@@ -10,7 +10,11 @@ from tfft.spec import HeadStyle
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with DistilBertConfig's defaults."""
+    """Return the architecture of config.json, with DistilBertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     return Architecture(
         vocabulary=number(config, "vocab_size"),
         width=number(config, "dim", 768),
@@ -28,7 +32,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 
 
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
-    """DistilBertModel's names."""
+    """Return the map from variable paths to DistilBertModel's tensor names."""
     entries = {
         **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
         **weight_map.table("embeddings/position", "embeddings.position_embeddings"),

@@ -50,7 +50,7 @@ def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
-    """Return the values of an entry's tensors, made from the variable's value: the inverse of `read`.
+    """Return the values of an entry's tensors for a variable's value: the inverse of `read`.
 
     For `averaged` biases, only the mean is restored.
     """
