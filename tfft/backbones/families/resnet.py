@@ -47,7 +47,7 @@ class Architecture(VisionArchitecture):
 
     @property
     def parameters(self) -> int:
-        """Lower bound of the number of weights: the stem and the last convolutions of its blocks."""
+        """Lower bound of the number of weights: the stem and the last convolutions of blocks."""
         per_block = [
             (w // _REDUCTION) * (9 * (w // _REDUCTION) + w) if self.bottleneck else 9 * w * w
             for w in self.widths
@@ -66,7 +66,8 @@ class Architecture(VisionArchitecture):
         """Return for each block whether its shortcut has a convolution."""
         input_widths = [self.stem, *(width for _, _, width, _ in self.plan())]
         return [
-            i != w or s != 1 for i, (_, _, w, s) in zip(input_widths, self.plan(), strict=False)
+            c_in != w or s != 1
+            for c_in, (_, _, w, s) in zip(input_widths, self.plan(), strict=False)
         ]
 
     def build(self, precision: str) -> keras.Model:

@@ -41,7 +41,7 @@ class VisionArchitecture:
         raise UserError("model.dropout: this backbone has no dropout")
 
     def without(self, names: Sequence[str]) -> "VisionArchitecture":
-        """Refuse to leave out blocks, which may change the map's shape; some families override this.
+        """Refuse to leave out blocks, which may change the map's shape. Families can override it.
 
         Raises:
             UserError: Always.
