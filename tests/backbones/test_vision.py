@@ -31,9 +31,9 @@ def expected(name):
     return np.load(GOLDEN / name / "expected.npz")
 
 
-def difference(actual, expected_):
-    assert actual.shape == expected_.shape
-    return np.abs(np.asarray(actual) - expected_).max()
+def difference(actual, reference):
+    assert actual.shape == reference.shape
+    return np.abs(np.asarray(actual) - reference).max()
 
 
 @pytest.mark.parametrize("name", CASES)
