@@ -45,9 +45,8 @@ def test_methods_compute_the_same_without_padding(tiny, name):
     batch["padding_mask"] = (np.arange(9) < np.array([[9], [4], [2]])).astype(np.int32)
     padded = np.asarray(model(batch, training=False))
     np.testing.assert_allclose(traced(model)(batch).numpy(), padded, atol=1e-5)
-    np.testing.assert_array_equal(
-        model(batch, training=False), padded
-    )  # padding is back after `packed`
+    # Padding is back after `packed`.
+    np.testing.assert_array_equal(model(batch, training=False), padded)
 
 
 def test_blocks_get_only_real_tokens():

@@ -32,7 +32,7 @@ class Family:
     Attributes:
         scaling: a key of `pixels.SCALINGS`; `none` if the model scales its input.
         blocks: regular expression whose groups capture the block in a layer's name, see
-            `blocks.numbered`.
+            `blocks.block_keys`.
         ends: alternative to `blocks`: regular expression of the names of the last layers of blocks.
             A layer belongs to the first end that depends on it.
         stem: with `ends`, regular expression of the stem's last layer: the last match before the
@@ -274,7 +274,7 @@ def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
     """Return the names of the layers with weights for each stage, bottom to top."""
     layers = [layer.name for layer in model.layers if layer.weights]
     by_block = (
-        _blocks_by_ends(model, family) if family.ends else blocks.numbered(layers, family.blocks)
+        _blocks_by_ends(model, family) if family.ends else blocks.block_keys(layers, family.blocks)
     )
     keys = list(dict.fromkeys(key for key in by_block.values() if key not in ("stem", "top")))
     stage_names = {

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from tfft.spec import Stage
 
 
-def numbered(names: Sequence[str], pattern: str) -> dict[str, str]:
+def block_keys(names: Sequence[str], pattern: str) -> dict[str, str]:
     """Return the block key of each name: the first non-empty group of its match.
 
     A name without a match belongs to `stem` before the first block, to `top` after the last, and to
@@ -26,23 +26,23 @@ def numbered(names: Sequence[str], pattern: str) -> dict[str, str]:
     return dict(zip(names, keys, strict=True))
 
 
-def stages(paths: Sequence[str], pattern: str, bottom: str, top: str) -> tuple[Stage, ...]:
+def stages_by_block(paths: Sequence[str], pattern: str, bottom: str, top: str) -> tuple[Stage, ...]:
     """Group variables into stages `block_0`, `block_1`, ..., bottom to top, by their paths.
 
     Args:
         paths: variable paths, bottom to top.
-        pattern: a regular expression that captures a variable's block, as in `numbered`.
+        pattern: a regular expression that captures a variable's block, as in `block_keys`.
         bottom, top: names of the stages below and above the blocks. Where no path matches, all
             variables belong to `bottom`.
     """
-    block_keys = dict.fromkeys(paths, "stem")
+    path_blocks = dict.fromkeys(paths, "stem")
     if any(re.search(pattern, path) for path in paths):
-        block_keys = numbered(paths, pattern)
-    keys = [key for key in dict.fromkeys(block_keys.values()) if key not in ("stem", "top")]
+        path_blocks = block_keys(paths, pattern)
+    keys = [key for key in dict.fromkeys(path_blocks.values()) if key not in ("stem", "top")]
     names = {"stem": bottom, "top": top, **{key: f"block_{i}" for i, key in enumerate(keys)}}
     groups: dict[str, list[str]] = {names[key]: [] for key in ("stem", *keys, "top")}
     for path in paths:
-        groups[names[block_keys[path]]].append(path)
+        groups[names[path_blocks[path]]].append(path)
     return tuple(
         Stage(name, f"(?:{'|'.join(map(re.escape, members))})$")
         for name, members in groups.items()

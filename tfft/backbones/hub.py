@@ -124,7 +124,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     }
     where = f"model.backbone: hub:{handle}"
     saved = _saved(folder, where)
-    kind = hub_text.reads(saved)
+    kind = hub_text.input_kind(saved)
     if kind != "images":
         if config.image_size is not None or config.scaling is not None:
             raise UserError("model.image_size, model.scaling: this SavedModel reads texts")

@@ -47,7 +47,7 @@ class Strings(keras.layers.Layer):
         return keras.KerasTensor((ids.shape[0],), dtype="string")
 
 
-def reads(saved: Any) -> str:
+def input_kind(saved: Any) -> str:
     """Return what a SavedModel's call takes: `ids`, `strings` or `images`."""
     for function in getattr(saved.__call__, "concrete_functions", ()):
         arguments, _ = function.structured_input_signature
@@ -64,7 +64,7 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
 
     Args:
         layer: the SavedModel's layer.
-        kind: `ids` or `strings`, see `reads`.
+        kind: `ids` or `strings`, see `input_kind`.
         description: the description from `hub.load`, with that of the tokenizer.
 
     Raises:
@@ -85,7 +85,7 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
     # Keep inputs that the SavedModel does not read: every batch of texts has all three.
     return Backbone(
         model=keras.Model(inputs, features, name="encoder"),
-        stages=blocks.stages(paths, _BLOCK, "embeddings", "pooler"),
+        stages=blocks.stages_by_block(paths, _BLOCK, "embeddings", "pooler"),
         features={name: int(t.shape[-1]) for name, t in features.items()},
         head_style=HeadStyle("pooled" if "pooled" in features else "first"),
         fingerprint="",
@@ -100,7 +100,7 @@ def vocabulary(folder: Path, kind: str, preprocessor: Path | None, where: str) -
 
     Args:
         folder: the SavedModel.
-        kind: `ids` or `strings`, see `reads`.
+        kind: `ids` or `strings`, see `input_kind`.
         preprocessor: the folder of a preprocessing model, whose vocabulary takes precedence.
         where: prefix of error messages.
 

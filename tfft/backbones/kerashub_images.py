@@ -83,7 +83,7 @@ def wrap(
         raise UserError(f"model.image_size: {height} does not fit: {reason}") from None
     return Backbone(
         model=model,
-        stages=blocks.stages([v.path for v in model.weights], _BLOCK, "stem", "top"),
+        stages=blocks.stages_by_block([v.path for v in model.weights], _BLOCK, "stem", "top"),
         features={name: int(t.shape[-1]) for name, t in model.output.items()},
         head_style=HeadStyle("pooled"),
         fingerprint="",

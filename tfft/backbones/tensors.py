@@ -27,7 +27,7 @@ def weight_files(folder: Path, override: str | None = None) -> list[Path]:
         override: `model.weights`, one file to read instead; None: the checkpoint's files.
 
     Raises:
-        UserError: There are none, or one is not a regular file in the folder.
+        UserError: There are none, or one is missing, too large or not a regular file.
     """
     if override is not None:
         path = expanded(override)

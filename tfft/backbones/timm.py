@@ -135,13 +135,15 @@ def _image_settings(settings: Mapping[str, Any], folder: Path) -> tuple[ImageSpe
     shape = pretrained_cfg.get("input_size", (3, 224, 224))
     if not isinstance(shape, list | tuple) or len(shape) != 3 or shape[0] != 3:
         raise UserError(f"{where}: input_size must be [3, height, width]. Received: {shape!r:.60}")
-    height, width = (processor.pixels(n, f"{where}: input_size") for n in shape[1:])
+    height, width = (processor.check_side(n, f"{where}: input_size") for n in shape[1:])
     crop_fraction = bounded(
         pretrained_cfg.get("crop_pct") or 0.875, f"{where}: crop_pct", (0.01, 1)
     )
-    mean = list(processor.three(pretrained_cfg.get("mean", pixels.IMAGENET_MEAN), f"{where}: mean"))
+    mean = list(
+        processor.check_triple(pretrained_cfg.get("mean", pixels.IMAGENET_MEAN), f"{where}: mean")
+    )
     deviation = pretrained_cfg.get("std", pixels.IMAGENET_DEVIATION)
-    deviation = list(processor.three(deviation, f"{where}: std", least=1e-6))
+    deviation = list(processor.check_triple(deviation, f"{where}: std", least=1e-6))
     interpolation = pretrained_cfg.get("interpolation", "bicubic")
     if interpolation not in _INTERPOLATIONS:
         interpolation = "bicubic"  # the closest to lanczos

@@ -40,14 +40,14 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """Return the map from variable paths to AlbertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
         **weight_map.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
         **weight_map.dense("pooler", "pooler"),
     }
     if a.segments:
-        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.embedding("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
         entries |= weight_map.block(

@@ -35,13 +35,13 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """Return the map from variable paths to BertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
         **weight_map.dense("pooler", "pooler.dense"),
     }
     if a.segments:
-        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.embedding("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         entries |= weight_map.block(
             block,

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Family, ImageDefaults, number, numbers, refuse, two
+from tfft.backbones.families.family import Family, ImageDefaults, number, numbers, pair, refuse
 from tfft.backbones.families.layers import DropPath, activation
 from tfft.backbones.families.vision import VisionArchitecture, Weight, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
@@ -56,7 +56,7 @@ class Architecture(VisionArchitecture):
 
     def build(self, precision: str) -> keras.Model:
         """Build the model `{image}` -> `{pooled [B, D], map [B, h, w, D]}` with random weights."""
-        image, x = self.pixels()
+        image, x = self.scaled_input()
         conv = {"dtype": precision}
         x = keras.layers.Conv2D(self.widths[0], self.patch, self.patch, name="stem_conv", **conv)(x)
         x = layer_norm(_EPSILON, precision, "stem_norm")(x)
@@ -135,12 +135,12 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     return Architecture(
         widths=widths,
         depths=depths,
-        patch=two(config, "patch_size", 4),
+        patch=pair(config, "patch_size", 4),
         activation=str(config.get("hidden_act", "gelu")),
         epsilon=number(config, "layer_norm_eps", 1e-12, float),
         scaled=number(config, "layer_scale_init_value", 1e-6, float) > 0,
         drop_path=number(config, "drop_path_rate", 0.0, float),
-        size=two(config, "image_size", 224),
+        size=pair(config, "image_size", 224),
     )
 
 

@@ -34,8 +34,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
 def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     """Return the map from variable paths to DistilBertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
     }
     for index, block in enumerate(a.blocks):

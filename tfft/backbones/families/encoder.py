@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import keras
 from keras import ops
 
-from tfft.backbones.families.family import droppable
+from tfft.backbones.families.family import check_dropped
 from tfft.backbones.families.layers import Block, Embeddings
 from tfft.backbones.families.unpadding import Repad, Unpad
 from tfft.spec import Stage
@@ -148,7 +148,7 @@ class Architecture:
         """
         if self.groups is not None:
             raise UserError("model.surgery.drop: this backbone's layers share their blocks")
-        return replace(self, dropped=droppable(names, self.blocks))
+        return replace(self, dropped=check_dropped(names, self.blocks))
 
 
 class AttentionBias(keras.layers.Layer):

@@ -97,7 +97,7 @@ class Family:
     image_defaults: ImageDefaults | None = None
 
 
-def droppable(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
+def check_dropped(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
     """Check the blocks to leave out, and return them as a set.
 
     Args:
@@ -233,17 +233,17 @@ def numbers(config: Mapping[str, Any], key: str, default: Sequence[int]) -> tupl
     return tuple(bounded(v, f"config.json: {key}", BOUNDS[key], int) for v in value)
 
 
-def two(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+def pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
     """Return a height and a width from config.json, where one number means both.
 
     Raises:
         UserError: It is neither one number nor two, or out of bounds.
     """
     value = config.get(key, default)
-    pair = numbers({key: value if isinstance(value, list) else [value, value]}, key, ())
-    if len(pair) != 2:
+    values = numbers({key: value if isinstance(value, list) else [value, value]}, key, ())
+    if len(values) != 2:
         raise UserError(f"config.json: {key} must be one number or two. Received: {value!r:.60}")
-    return pair
+    return values
 
 
 def patches(config: Mapping[str, Any], patch: int) -> tuple[tuple[int, int], ...]:
@@ -256,7 +256,7 @@ def patches(config: Mapping[str, Any], patch: int) -> tuple[tuple[int, int], ...
     Raises:
         UserError: A patch is larger than the image.
     """
-    size, patch_size = two(config, "image_size", 224), two(config, "patch_size", patch)
+    size, patch_size = pair(config, "image_size", 224), pair(config, "patch_size", patch)
     grid = (size[0] // patch_size[0], size[1] // patch_size[1])
     if not all(grid):
         raise UserError(f"config.json: image_size {size} holds no patch of {patch_size}")

@@ -146,9 +146,8 @@ class Embeddings(keras.layers.Layer):
         self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name="norm")
         self.dropout = Dropout(dropout, dtype=dtype, name="dropout")
         self.project = keras.layers.Dense(project, dtype=dtype, name="project") if project else None
-        self.prompt: keras.layers.Layer | None = (
-            None  # returns vectors [B, P, D] to put before the text
-        )
+        # Returns vectors [B, P, D] that go before the text; see methods/prompt.py.
+        self.prompt: keras.layers.Layer | None = None
         self._width = width
 
     def build(self, _):

@@ -8,7 +8,7 @@ import keras
 
 from tfft.backbones import pixels
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Family, ImageDefaults, flag, number, refuse, two
+from tfft.backbones.families.family import Family, ImageDefaults, flag, number, pair, refuse
 from tfft.backbones.families.vision import ConvNorm, VisionArchitecture
 from tfft.spec import HeadStyle, Stage
 
@@ -58,7 +58,7 @@ class Architecture(VisionArchitecture):
 
     def build(self, precision: str) -> keras.Model:
         """Build the model `{image}` -> `{pooled [B, D], map [B, h, w, D]}` with random weights."""
-        image, x = self.pixels()
+        image, x = self.scaled_input()
         settings = {
             "epsilon": self.epsilon,
             "activation_name": self.activation,
@@ -162,7 +162,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         epsilon=number(config, "layer_norm_eps", 1e-3, float),
         expanding=flag(config, "first_layer_is_expansion", True),
         same=flag(config, "tf_padding", True),
-        size=two(config, "image_size", 224),
+        size=pair(config, "image_size", 224),
     )
 
 

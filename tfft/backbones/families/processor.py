@@ -35,8 +35,8 @@ def read(
     scale = settings.get("rescale_factor", 1 / 255) if settings.get("do_rescale", True) else 1.0
     scale = bounded(scale, f"{_FILE}: rescale_factor", (1e-6, 1e3))
     if settings.get("do_normalize", True):
-        mean = _three(settings, "image_mean", image_defaults.mean)
-        deviation = _three(settings, "image_std", image_defaults.deviation, least=1e-6)
+        mean = _channel_values(settings, "image_mean", image_defaults.mean)
+        deviation = _channel_values(settings, "image_std", image_defaults.deviation, least=1e-6)
     else:
         mean, deviation = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     return image_spec, _scaling(scale, mean, deviation)
@@ -101,7 +101,7 @@ def _image_spec(
     if "crop_pct" in settings or "ConvNext" in processor_type:  # processors of ConvNeXt and ResNet
         if not isinstance(shortest, int):
             raise _refused("size", size_setting, "{shortest_edge: pixels}")
-        shortest = pixels(shortest, f"{_FILE}: size")
+        shortest = check_side(shortest, f"{_FILE}: size")
         if shortest >= 384:
             return ImageSpec((shortest, shortest), "stretch", interpolation)
         crop_fraction = settings.get("crop_pct") or _DEFAULT_CROP
@@ -114,7 +114,7 @@ def _image_spec(
         if crop is None:
             raise _refused("do_center_crop", False, "true, where the shortest edge is resized")
         height, width = _height_and_width(crop, "crop_size")
-        shortest = pixels(shortest, f"{_FILE}: size")
+        shortest = check_side(shortest, f"{_FILE}: size")
         if min(height, width) > shortest:
             raise _refused("crop_size", crop, f"{shortest} pixels at most, the shortest edge")
         return ImageSpec((height, width), "crop", interpolation, min(height, width) / shortest)
@@ -136,10 +136,10 @@ def _height_and_width(value: Any, key: str) -> tuple[int, int]:
         value = [value, value]
     if not (isinstance(value, list | tuple) and len(value) == 2):
         raise _refused(key, value, "a height and a width in pixels")
-    return pixels(value[0], f"{_FILE}: {key}"), pixels(value[1], f"{_FILE}: {key}")
+    return check_side(value[0], f"{_FILE}: {key}"), check_side(value[1], f"{_FILE}: {key}")
 
 
-def pixels(value: Any, name: str) -> int:
+def check_side(value: Any, name: str) -> int:
     """Check the side of an image from a file, in pixels, and return it.
 
     Args:
@@ -152,14 +152,16 @@ def pixels(value: Any, name: str) -> int:
     return bounded(value, name, BOUNDS["image_size"], int)
 
 
-def _three(
+def _channel_values(
     settings: Mapping[str, Any], key: str, default: Sequence[float], least: float = -1e3
 ) -> tuple[float, ...]:
     value = settings.get(key, default)
-    return three([value] * 3 if isinstance(value, int | float) else value, f"{_FILE}: {key}", least)
+    return check_triple(
+        [value] * 3 if isinstance(value, int | float) else value, f"{_FILE}: {key}", least
+    )
 
 
-def three(value: Any, name: str, least: float = -1e3) -> tuple[float, ...]:
+def check_triple(value: Any, name: str, least: float = -1e3) -> tuple[float, ...]:
     """Check three numbers from a file, one per channel, and return them.
 
     Args:

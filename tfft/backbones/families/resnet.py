@@ -10,7 +10,15 @@ from keras import ops
 
 from tfft.backbones import pixels
 from tfft.backbones.families import weight_map
-from tfft.backbones.families.family import Family, ImageDefaults, flag, number, numbers, refuse, two
+from tfft.backbones.families.family import (
+    Family,
+    ImageDefaults,
+    flag,
+    number,
+    numbers,
+    pair,
+    refuse,
+)
 from tfft.backbones.families.layers import activation
 from tfft.backbones.families.vision import ConvNorm, VisionArchitecture
 from tfft.spec import HeadStyle, Stage
@@ -72,7 +80,7 @@ class Architecture(VisionArchitecture):
 
     def build(self, precision: str) -> keras.Model:
         """Build the model `{image}` -> `{pooled [B, D], map [B, h, w, D]}` with random weights."""
-        image, x = self.pixels()
+        image, x = self.scaled_input()
         settings = {"dtype": precision, "activation_name": self.activation}
         x = ConvNorm(self.stem, 7, 2, name="stem", **settings)(x)
         # PyTorch pads max pooling with -inf. After a ReLU, padding with 0 gives the same maxima.
@@ -159,7 +167,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         bottleneck=bottleneck,
         early=flag(config, "downsample_in_bottleneck", False),
         first_stride=2 if flag(config, "downsample_in_first_stage", False) else 1,
-        size=two(config, "image_size", 224),
+        size=pair(config, "image_size", 224),
     )
 
 

@@ -83,7 +83,7 @@ class Architecture(VisionArchitecture):
         Raises:
             UserError: The image has too many patches.
         """
-        image, x = self.pixels()
+        image, x = self.scaled_input()
         x = Embeddings(self, dtype=precision, name="embeddings")(x)
         if x.shape[1] * x.shape[2] * self.window**2 > _MAX_SCORES:
             raise UserError(f"model.image_size: {self.size} gives too many patches of {self.patch}")
@@ -188,9 +188,8 @@ class Merge(keras.layers.Layer):
         x = _pad_to_multiple(x, (2, 2))
         _, h, w, c = x.shape
         x = ops.reshape(x, [-1, h // 2, 2, w // 2, 2, c])
-        x = ops.transpose(
-            x, [0, 1, 3, 4, 2, 5]
-        )  # the order of the checkpoint's kernel: down before across
+        # Down before across: the order of the channels in the checkpoint's kernel.
+        x = ops.transpose(x, [0, 1, 3, 4, 2, 5])
         return self.reduce(self.norm(ops.reshape(x, [-1, h // 2, w // 2, 4 * c])))
 
 

@@ -27,7 +27,7 @@ class VisionArchitecture:
     scaling: Mapping[str, Any] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
 
-    def pixels(self) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+    def scaled_input(self) -> tuple[keras.KerasTensor, keras.KerasTensor]:
         """Return the image input and its scaled pixels, each [B, H, W, 3]."""
         image = keras.Input([*self.size, 3], dtype="float32", name="image")
         return image, Pixels(**self.scaling, name="pixels")(image)

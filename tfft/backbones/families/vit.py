@@ -12,7 +12,7 @@ from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import (
     Family,
     ImageDefaults,
-    droppable,
+    check_dropped,
     flag,
     number,
     patches,
@@ -76,7 +76,7 @@ class Architecture(VisionArchitecture):
         Raises:
             UserError: The image is smaller than a patch.
         """
-        image, x = self.pixels()
+        image, x = self.scaled_input()
         embeddings = Embeddings(self, dtype=precision, name="embeddings")
         if not all(embeddings.grid):
             raise UserError(f"model.image_size: {self.size} holds no patch of {self.patch}")
@@ -119,7 +119,7 @@ class Architecture(VisionArchitecture):
         Raises:
             UserError: There are no such blocks, or none would remain.
         """
-        return replace(self, dropped=droppable(names, self.blocks))
+        return replace(self, dropped=check_dropped(names, self.blocks))
 
 
 class Embeddings(keras.layers.Layer):

@@ -124,7 +124,7 @@ def fused(path: str, tensors: Sequence[str], bias: bool = True) -> dict[str, Ent
     return kernel | (biases if bias else {})
 
 
-def table(path: str, tensor: str) -> dict[str, Entry]:
+def embedding(path: str, tensor: str) -> dict[str, Entry]:
     """Return the entry of an embedding table."""
     return {f"{path}/embeddings": Entry((f"{tensor}.weight",))}
 
