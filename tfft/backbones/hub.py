@@ -94,6 +94,7 @@ class HubLayer(keras.layers.Layer):
 
     def compute_output_spec(self, x, training=False):
         """Return the outputs' shapes and dtypes, by tracing the SavedModel's call."""
+        # `call` casts every float to float32, whatever the dtype policy of the layers below.
         spec = keras.tree.map_structure(
             lambda t: tf.TensorSpec(t.shape, "float32" if "float" in t.dtype else t.dtype), x
         )

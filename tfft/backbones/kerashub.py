@@ -40,6 +40,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
 
     name, image_size = config.backbone.partition(":")[2], config.image_size
     shape = {"image_shape": (image_size, image_size, 3)} if image_size is not None else {}
+    # Bounds the sizes in the preset's files before KerasHub allocates the model.
     check_encoder(name)
     with library_errors(f"model.backbone: kerashub:{name} cannot be loaded"):
         inner = keras_hub.models.Backbone.from_preset(name, dtype=precision, **shape)
@@ -88,6 +89,7 @@ def _image_settings(inner: keras.Model, name: str, config: ModelConfig) -> dict[
     """
     import keras_hub
 
+    # Refuses a hostile file before KerasHub reads it: it must not name other files.
     read_settings(name, "image_converter.json", optional=True)
     try:
         with library_errors("no image converter"):

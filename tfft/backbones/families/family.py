@@ -173,9 +173,8 @@ def bounded(value: Any, name: str, bounds: tuple[float, float], kind: type = flo
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} must be a number. Received: {value!r:.60}")
     low, high = bounds
-    if not low <= value <= high or (
-        kind is int and value != int(value)
-    ):  # NaN fails both comparisons
+    # NaN fails the first comparison, so `int(value)` is safe.
+    if not low <= value <= high or (kind is int and value != int(value)):
         noun = "a whole number " if kind is int else ""
         raise UserError(f"{name} must be {noun}from {low} to {high}. Received: {value!r:.60}")
     return kind(value)

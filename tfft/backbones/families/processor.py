@@ -57,6 +57,7 @@ def write(image_spec: ImageSpec, scaling: Mapping[str, Any]) -> dict[str, Any]:
     processor: dict[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": size}
     if image_spec.resize == "pad":
         raise UserError("data.resize: pad has no form in transformers' image processors")
+    # BitImageProcessor resizes the shorter side and crops; DeiT's resizes both sides and crops.
     if image_spec.resize == "crop":
         shortest = {"shortest_edge": round(min(image_spec.size) / image_spec.crop_fraction)}
         processor = {"image_processor_type": "BitImageProcessor", "size": shortest}

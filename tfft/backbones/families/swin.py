@@ -310,6 +310,7 @@ class Block(keras.layers.Layer):
         if not shift:
             return np.zeros([1, 1, window**2, window**2], np.float32)
         sides = [-(-side // window) * window for side in self._grid]
+        # Region ids along a side: 0 outside of the last window, then 1, and 2 for wrapped patches.
         regions = [
             (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
             for side in sides

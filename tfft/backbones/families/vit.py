@@ -170,6 +170,7 @@ class Embeddings(keras.layers.Layer):
         positions = ops.convert_to_tensor(self.position.value)
         if self.grid == self._trained_grid:
             return positions
+        # Interpolate in float32 whatever the precision, first down, then across.
         (rows, columns), (h, w) = self._trained_grid, self.grid
         patches = ops.reshape(
             ops.cast(positions[0, self.extra :], "float32"), [rows, columns, self._width]
