@@ -103,6 +103,7 @@ def _image_spec(
         if not isinstance(shortest, int):
             raise _refused("size", size_setting, "{shortest_edge: pixels}")
         shortest = check_side(shortest, f"{_FILE}: size")
+        # As ConvNextImageProcessor: from 384 pixels, images are stretched and not cropped.
         if shortest >= 384:
             return ImageSpec((shortest, shortest), "stretch", interpolation)
         crop_fraction = settings.get("crop_pct") or _DEFAULT_CROP
