@@ -1,4 +1,4 @@
-"""TF Hub's models of texts: encoders of ids and models of strings, trained and served."""
+"""TF Hub text models, of ids and of strings: features, training and serving."""
 
 import json
 
@@ -18,7 +18,7 @@ AutoTrackable = tf.__internal__.tracking.AutoTrackable
 
 
 class Encoder(AutoTrackable):
-    """Two dense blocks above an embedding, with the inputs and outputs of TF Hub's BERT."""
+    """Embedding and two dense blocks with the inputs and outputs of TF Hub's BERT."""
 
     def __init__(self, vocabulary=None):
         super().__init__()
@@ -38,10 +38,10 @@ class Encoder(AutoTrackable):
             self.vocab_file = tf.saved_model.Asset(str(vocabulary))
 
     @tf.function
-    def __call__(self, given, training=False):
-        ids, mask = given["input_word_ids"], tf.cast(given["input_mask"], tf.float32)[..., None]
+    def __call__(self, inputs, training=False):
+        ids, mask = inputs["input_word_ids"], tf.cast(inputs["input_mask"], tf.float32)[..., None]
         x = tf.gather(self.table, ids) + self.positions[: tf.shape(ids)[1]]
-        x += 0.1 * tf.cast(given["input_type_ids"], tf.float32)[..., None]
+        x += 0.1 * tf.cast(inputs["input_type_ids"], tf.float32)[..., None]
         for kernel in self.kernels:
             mean = tf.reduce_sum(x * mask, 1, keepdims=True) / tf.reduce_sum(mask, 1, keepdims=True)
             x = tf.tanh(tf.matmul(x + mean, tf.tile(kernel[None], [tf.shape(x)[0], 1, 1])))
@@ -50,7 +50,7 @@ class Encoder(AutoTrackable):
 
 
 class Swivel(AutoTrackable):
-    """The mean of hashed words' vectors: strings in, as nnlm."""
+    """Sum of hashed words' vectors; it takes strings, as nnlm does."""
 
     def __init__(self):
         super().__init__()
@@ -110,41 +110,41 @@ def inputs_of(backbone, folder, length=24, **data):
     return preprocess.load(model, config, None, backbone.tokenizer)
 
 
-def test_an_encoder_of_ids(encoder):
+def test_encoder_of_ids_equals_the_original(encoder):
     folder, module = encoder
     backbone = load(folder)
     assert backbone.modality == "text" and backbone.max_length == 24
     assert [s.name for s in backbone.stages] == ["embeddings", "block_0", "block_1", "pooler"]
     batch = inputs_of(backbone, folder).batch(["A good films !", "bad Ü"])
     assert batch["token_ids"][0].tolist() == [2, 5, 6, 8, 9, 11, 3]
-    assert batch["token_ids"][1].tolist()[:4] == [2, 7, 1, 3]  # accents go in an uncased model
-    found = backbone.model.predict_on_batch(batch)
-    given = ("input_word_ids", "token_ids"), ("input_mask", "padding_mask")
-    given += (("input_type_ids", "segment_ids"),)
-    expected = module({theirs: tf.constant(batch[ours]) for theirs, ours in given})
-    np.testing.assert_allclose(found["pooled"], expected["pooled_output"], atol=1e-6)
-    np.testing.assert_allclose(found["sequence"], expected["sequence_output"], atol=1e-6)
+    assert batch["token_ids"][1].tolist()[:4] == [2, 7, 1, 3]  # an uncased model drops accents
+    actual = backbone.model.predict_on_batch(batch)
+    input_names = ("input_word_ids", "token_ids"), ("input_mask", "padding_mask")
+    input_names += (("input_type_ids", "segment_ids"),)
+    expected = module({hub_name: tf.constant(batch[name]) for hub_name, name in input_names})
+    np.testing.assert_allclose(actual["pooled"], expected["pooled_output"], atol=1e-6)
+    np.testing.assert_allclose(actual["sequence"], expected["sequence_output"], atol=1e-6)
 
 
-def test_a_model_of_strings(strings):
+def test_model_of_strings_equals_the_original(strings):
     folder, module = strings
     backbone = load(folder)
     texts = ["Good FILM", "größer als 日本 🎬", "", "a"]
     batch = inputs_of(backbone, folder, 64).batch(texts)
-    found = backbone.model.predict_on_batch(batch)
-    np.testing.assert_allclose(found["pooled"], module(tf.constant(texts)), atol=1e-6)
+    actual = backbone.model.predict_on_batch(batch)
+    np.testing.assert_allclose(actual["pooled"], module(tf.constant(texts)), atol=1e-6)
     assert set(backbone.features) == {"pooled"} and backbone.max_length is None
-    # Cut within a letter: what is left of it goes.
-    cut = backbone.model.predict_on_batch(inputs_of(backbone, folder, 4).batch(["abcü"]))
-    np.testing.assert_allclose(cut["pooled"], module(tf.constant(["abc"])), atol=1e-6)
+    # Truncation within a character drops its remaining bytes.
+    truncated = backbone.model.predict_on_batch(inputs_of(backbone, folder, 4).batch(["abcü"]))
+    np.testing.assert_allclose(truncated["pooled"], module(tf.constant(["abc"])), atol=1e-6)
 
 
-def test_two_texts_are_one_with_a_space_between(strings):
+def test_text_pair_is_joined_by_a_space(strings):
     folder, module = strings
     backbone = load(folder)
     batch = inputs_of(backbone, folder, 64, text_pair="b").batch(["good"], ["film"])
-    found = backbone.model.predict_on_batch(batch)
-    np.testing.assert_allclose(found["pooled"], module(tf.constant(["good film"])), atol=1e-6)
+    actual = backbone.model.predict_on_batch(batch)
+    np.testing.assert_allclose(actual["pooled"], module(tf.constant(["good film"])), atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_two_texts_are_one_with_a_space_between(strings):
         pytest.param("strings", "full", marks=pytest.mark.slow),
     ],
 )
-def test_trained_loaded_and_served_from_texts(kind, method, request, tmp_path):
+def test_training_loading_and_serving_agree(kind, method, request, tmp_path):
     folder, module = request.getfixturevalue(kind)
     config = {
         "data": {"train": str(write_csv(tmp_path / "rows.csv", 60)), "max_length": 24},
@@ -166,22 +166,22 @@ def test_trained_loaded_and_served_from_texts(kind, method, request, tmp_path):
         "train": {"epochs": 2, "batch_size": 16},
         "evaluate": {"bootstrap": 0, "baselines": False},
     }
-    before = [v.numpy() for v in module.variables]
+    initial = [v.numpy() for v in module.variables]
     run = tfft.train(config, tmp_path / "run")
     texts = ["a good film", "bad films !", "ü"]
-    answers = run.predict(texts)
+    predictions = run.predict(texts)
     served = ExportedModel(run.workdir / "export").probabilities([(t,) for t in texts], 2)
-    live = [list(a["probabilities"].values()) for a in answers]
-    np.testing.assert_allclose(served, live, atol=1e-5)
-    assert tfft.load(run.workdir).predict(texts) == answers
+    probabilities = [list(a["probabilities"].values()) for a in predictions]
+    np.testing.assert_allclose(served, probabilities, atol=1e-5)
+    assert tfft.load(run.workdir).predict(texts) == predictions
     backbone = [v for v in run.model.weights if not v.path.startswith("head/")]
-    moved = [not np.array_equal(v.numpy(), b) for v, b in zip(backbone, before, strict=True)]
-    assert any(moved) == (method == "full")
+    changed = [not np.array_equal(v.numpy(), b) for v, b in zip(backbone, initial, strict=True)]
+    assert any(changed) == (method == "full")
 
 
-def test_the_vocabulary_of_a_preprocessing_model(tmp_path, vocabulary):
+def test_vocabulary_comes_from_a_preprocessing_model(tmp_path, vocabulary):
     save_encoder(tmp_path / "bare", None)
-    with pytest.raises(UserError, match=r"hold no vocabulary; model\.tokenizer: names"):
+    with pytest.raises(UserError, match=r"hold no vocabulary; set model\.tokenizer:"):
         load(tmp_path / "bare")
     save_encoder(tmp_path / "other", vocabulary)
     backbone = load(tmp_path / "bare", tokenizer=str(tmp_path / "other"))
@@ -194,7 +194,7 @@ def test_the_vocabulary_of_a_preprocessing_model(tmp_path, vocabulary):
         load(tmp_path / "bare", tokenizer=str(tmp_path / "odd"))
 
 
-def test_what_is_of_pictures_is_refused(encoder):
+def test_image_settings_are_refused_for_text(encoder):
     with pytest.raises(UserError, match="this SavedModel reads texts"):
         load(encoder[0], image_size=32)
     assert len(load(encoder[0], stages=["embedding", "."]).stages) == 2

@@ -1,4 +1,4 @@
-"""Checkpoints of each type against what PyTorch's transformers makes of them (golden files)."""
+"""Text checkpoints of each family against PyTorch's transformers (golden files)."""
 
 import json
 import shutil
@@ -36,16 +36,16 @@ def inputs(values):
 def test_features_equal_the_original(name):
     values = expected(name)
     backbone = load(GOLDEN / "encoders" / name)
-    found = backbone.model(inputs(values))
-    real = values["padding_mask"] == 1
-    difference = np.abs(np.asarray(found["sequence"]) - values["sequence"])[real]
+    actual = backbone.model(inputs(values))
+    is_token = values["padding_mask"] == 1
+    difference = np.abs(np.asarray(actual["sequence"]) - values["sequence"])[is_token]
     assert difference.max() < BOUND
     if "pooled" in values:
-        assert np.abs(np.asarray(found["pooled"]) - values["pooled"]).max() < BOUND
+        assert np.abs(np.asarray(actual["pooled"]) - values["pooled"]).max() < BOUND
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "classifier" in name])
-def test_stored_head_and_labels(name):
+def test_stored_head_gives_the_original_logits_and_labels(name):
     values = expected(name)
     backbone = load(GOLDEN / "encoders" / name, head="checkpoint")
     assert backbone.head.labels == ("zero", "one", "two")
@@ -56,22 +56,22 @@ def test_stored_head_and_labels(name):
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "classifier" in name])
-def test_saved_and_loaded_again_is_the_same_file(name, tmp_path):
+def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
     folder = GOLDEN / "encoders" / name
     backbone = load(folder, head="checkpoint")
     model = assemble(backbone, TASKS["text_classification"], TaskConfig(), backbone.head.labels)
     backbones.huggingface.save(model, backbone, backbone.head.labels, tmp_path)
-    before, after = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
-    # A pooler that nothing reads is not part of the model.
-    assert set(after) == {n for n in before if n in after or "pooler" not in n}
-    for tensor, value in after.items():
-        np.testing.assert_array_equal(value, before[tensor])
+    original, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
+    # A pooler that the classifier does not read is not part of the model.
+    assert set(saved) == {n for n in original if n in saved or "pooler" not in n}
+    for tensor, value in saved.items():
+        np.testing.assert_array_equal(value, original[tensor])
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["id2label"] == {"0": "zero", "1": "one", "2": "two"}
 
 
-def test_a_head_of_another_form_is_not_saved(tmp_path):
-    """A mean over tokens has no place in BertForSequenceClassification."""
+def test_head_without_a_transformers_form_is_not_saved(tmp_path):
+    """BertForSequenceClassification does not support mean pooling."""
     backbone = load(GOLDEN / "encoders" / "bert")
     task = TASKS["text_classification"]
     model = assemble(backbone, task, TaskConfig(pooling="mean"), ["a", "b"])
@@ -80,21 +80,21 @@ def test_a_head_of_another_form_is_not_saved(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_minilm(minilm):
+def test_minilm_features_equal_the_original(minilm):
     values = np.load(GOLDEN / "minilm.npz")
     backbone = load(minilm)
     segments = np.zeros_like(values["token_ids"])
-    found = backbone.model(
+    actual = backbone.model(
         {
             "token_ids": values["token_ids"],
             "padding_mask": values["padding_mask"],
             "segment_ids": segments,
         }
     )
-    real = values["padding_mask"][:, ::7] == 1
-    sequence = np.asarray(found["sequence"])[:, ::7]
-    assert np.abs(sequence - values["sequence"])[real].max() < BOUND
-    assert np.abs(np.asarray(found["pooled"]) - values["pooled"]).max() < BOUND
+    is_token = values["padding_mask"][:, ::7] == 1
+    sequence = np.asarray(actual["sequence"])[:, ::7]
+    assert np.abs(sequence - values["sequence"])[is_token].max() < BOUND
+    assert np.abs(np.asarray(actual["pooled"]) - values["pooled"]).max() < BOUND
     assert backbone.head_style == HeadStyle("mean")  # as 1_Pooling/config.json says
 
 
@@ -104,22 +104,24 @@ def test_every_variable_has_one_stage(name):
 
     backbone = load(GOLDEN / "encoders" / name)
     for variable in backbone.model.weights:
-        hits = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
-        assert len(hits) == 1, variable.path
+        matches = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
+        assert len(matches) == 1, variable.path
 
 
-def test_rebuilt_from_its_description():
+def test_rebuild_from_the_description_is_identical():
     values = expected("roberta")
     backbone = load(GOLDEN / "encoders" / "roberta")
-    again = backbones.rebuild(json.loads(json.dumps(backbone.description)))
-    for new, old in zip(again.model.weights, backbone.model.weights, strict=True):
+    rebuilt = backbones.rebuild(json.loads(json.dumps(backbone.description)))
+    for new, old in zip(rebuilt.model.weights, backbone.model.weights, strict=True):
         assert new.path == old.path
         new.assign(old.value)
-    a, b = (np.asarray(m.model(inputs(values))["sequence"]) for m in (again, backbone))
-    np.testing.assert_array_equal(a, b)
+    actual, expected_sequence = (
+        np.asarray(b.model(inputs(values))["sequence"]) for b in (rebuilt, backbone)
+    )
+    np.testing.assert_array_equal(actual, expected_sequence)
 
 
-def test_bfloat16_checkpoint_and_shards(tmp_path):
+def test_bfloat16_shards_are_loaded(tmp_path):
     import ml_dtypes
 
     source = GOLDEN / "encoders" / "bert"
@@ -140,7 +142,7 @@ def test_bfloat16_checkpoint_and_shards(tmp_path):
     )
 
 
-def test_other_weights_and_dropout(tmp_path):
+def test_weights_and_dropout_are_overridden(tmp_path):
     source = GOLDEN / "encoders" / "bert"
     tensors = load_file(source / "model.safetensors")
     save_file({k: v + 1 for k, v in tensors.items()}, tmp_path / "other.safetensors")
@@ -154,14 +156,14 @@ def test_other_weights_and_dropout(tmp_path):
         load(source, weights="none.safetensors")
 
 
-def broken(tmp_path, change):
+def copy_checkpoint(tmp_path, change):
     folder = tmp_path / "checkpoint"
     shutil.copytree(GOLDEN / "encoders" / "bert", folder)
     change(folder)
     return folder
 
 
-def edit(**changes):
+def edit_config(**changes):
     def change(folder):
         path = folder / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
@@ -174,13 +176,16 @@ def edit(**changes):
     [
         (lambda f: (f / "config.json").unlink(), "config.json: missing"),
         (lambda f: (f / "config.json").write_text("{"), "not valid JSON"),
-        (edit(model_type="bart"), "model_type 'bart' is not supported; did you mean 'bert'?"),
-        (edit(hidden_act="gellu"), "unknown activation 'gellu'; did you mean 'gelu'?"),
-        (edit(hidden_size=32), "where config.json requires"),
-        (edit(num_hidden_layers=3), "lacks 'encoder.layer.2"),
-        (edit(num_attention_heads=5), "no multiple of its 5 attention heads"),
-        (edit(position_embedding_type="relative_key"), "is not supported"),
-        (edit(vocab_size="many"), "vocab_size must be a number"),
+        (
+            edit_config(model_type="bart"),
+            "model_type 'bart' is not supported; did you mean 'bert'?",
+        ),
+        (edit_config(hidden_act="gellu"), "unknown activation 'gellu'; did you mean 'gelu'?"),
+        (edit_config(hidden_size=32), "where config.json requires"),
+        (edit_config(num_hidden_layers=3), "lacks 'encoder.layer.2"),
+        (edit_config(num_attention_heads=5), "no multiple of its 5 attention heads"),
+        (edit_config(position_embedding_type="relative_key"), "is not supported"),
+        (edit_config(vocab_size="many"), "vocab_size must be a number"),
         (lambda f: (f / "model.safetensors").write_bytes(b"junk"), "not a safetensors file"),
         (
             lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"),
@@ -188,8 +193,8 @@ def edit(**changes):
         ),
     ],
 )
-def test_broken_checkpoint(tmp_path, change, message):
-    folder = broken(tmp_path, change)
+def test_broken_checkpoint_is_an_actionable_error(tmp_path, change, message):
+    folder = copy_checkpoint(tmp_path, change)
     with pytest.raises(UserError) as error:
         load(folder)
     assert message in str(error.value)
@@ -200,7 +205,7 @@ def test_broken_checkpoint(tmp_path, change, message):
     ("name", "message"),
     [("./nowhere", "no such folder"), ("nobody/nothing", "nobody/nothing")],
 )
-def test_no_checkpoint(name, message, monkeypatch):
+def test_missing_checkpoint_is_an_actionable_error(name, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(UserError) as error:
         load(name)
@@ -208,6 +213,6 @@ def test_no_checkpoint(name, message, monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_no_stored_head():
+def test_missing_stored_head_is_refused():
     with pytest.raises(UserError, match="holds no classification head"):
         load(GOLDEN / "encoders" / "bert", head="checkpoint")

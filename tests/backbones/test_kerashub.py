@@ -1,4 +1,4 @@
-"""KerasHub presets: made here with random weights, saved, loaded through tfft."""
+"""KerasHub presets with random weights: saved here, loaded by tfft."""
 
 import json
 
@@ -40,15 +40,15 @@ def presets(tmp_path_factory):
     return folder, {"bert": bert, "roberta": roberta}
 
 
-def test_files_that_a_preset_need_not_have_are_not_asked_for(presets, monkeypatch):
-    """Without a network a preset that was downloaded is loaded from what it has."""
+def test_optional_preset_files_are_not_requested(presets, monkeypatch):
+    """A downloaded preset must load without a network."""
     from keras_hub.src.utils import preset_utils
 
     folder, _ = presets
-    asked, get_file = set(), preset_utils.get_file
+    requested, get_file = set(), preset_utils.get_file
 
     def offline(preset, file):
-        asked.add(file)
+        requested.add(file)
         if not (folder / "bert" / file).exists():
             raise ConnectionError("no network")
         return get_file(preset, file)
@@ -57,13 +57,13 @@ def test_files_that_a_preset_need_not_have_are_not_asked_for(presets, monkeypatc
     model = ModelConfig(backbone=f"kerashub:{folder / 'bert'}")
     backbones.load(model)
     preprocess.load(model, DATA)
-    assert asked == {"config.json", "model.weights.h5", "tokenizer.json"}
+    assert requested == {"config.json", "model.weights.h5", "tokenizer.json"}
     for file in ("image_converter.json", "none.json"):
         assert preprocess.kerashub.read_settings(str(folder / "bert"), file, optional=True) == {}
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_features_are_kerashubs(presets, name):
+def test_features_equal_kerashub(presets, name):
     folder, originals = presets
     backbone = backbones.load(ModelConfig(backbone=f"kerashub:{folder / name}"))
     ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]], np.int32)
@@ -72,35 +72,35 @@ def test_features_are_kerashubs(presets, name):
         "padding_mask": (ids != 0).astype(np.int32),
         "segment_ids": np.zeros_like(ids),
     }
-    wanted = {tensor.name for tensor in originals[name].inputs}
-    expected = originals[name]({k: v for k, v in inputs.items() if k in wanted})
+    input_names = {tensor.name for tensor in originals[name].inputs}
+    expected = originals[name]({k: v for k, v in inputs.items() if k in input_names})
     expected = expected["sequence_output"] if isinstance(expected, dict) else expected
-    found = backbone.model(inputs)
-    np.testing.assert_allclose(found["sequence"], expected, atol=1e-6)
+    actual = backbone.model(inputs)
+    np.testing.assert_allclose(actual["sequence"], expected, atol=1e-6)
     assert [s.name for s in backbone.stages][:3] == ["embeddings", "block_0", "block_1"]
-    again = backbones.rebuild(json.loads(json.dumps(backbone.description)))
-    assert [v.path for v in again.model.weights] == [v.path for v in backbone.model.weights]
+    rebuilt = backbones.rebuild(json.loads(json.dumps(backbone.description)))
+    assert [v.path for v in rebuilt.model.weights] == [v.path for v in backbone.model.weights]
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta"])
-def test_tokenizer(presets, name):
+def test_tokenizer_encodes_equally_in_the_graph(presets, name):
     folder, _ = presets
     inputs = preprocess.load(ModelConfig(backbone=f"kerashub:{folder / name}"), DATA)
     (ids, _, _), *_ = inputs.encode(["red Red" if name == "bert" else "red red"])
     assert ids == ([2, 5, 5, 3] if name == "bert" else [0, 10, 11, 2])
-    found = inputs.graph()(np.array(["red red", "sky 好!"]))
+    in_graph = inputs.graph()(np.array(["red red", "sky 好!"]))
     host = inputs.batch(["red red", "sky 好!"])
-    np.testing.assert_array_equal(found["token_ids"], host["token_ids"])
+    np.testing.assert_array_equal(in_graph["token_ids"], host["token_ids"])
 
 
-def test_no_such_preset():
+def test_unknown_preset_is_refused():
     with pytest.raises(UserError, match="cannot be loaded"):
         backbones.load(ModelConfig(backbone="kerashub:./nowhere"))
 
 
 @pytest.mark.parametrize("name", ["lora", "dora", "ia3", "adapter", "qlora", "bitfit", "norm"])
-def test_methods(presets, name):
-    """On KerasHub's EinsumDense layers: the identity at first, exact merging, one stage each."""
+def test_methods_start_as_identity_and_merge_exactly(presets, name):
+    """Methods also work on KerasHub's EinsumDense layers."""
     from pydantic import TypeAdapter
 
     from tfft.config import MethodConfig, TaskConfig
@@ -112,28 +112,28 @@ def test_methods(presets, name):
     model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
     ids = np.array([[2, 5, 6, 3], [2, 7, 3, 4]], np.int32)
     inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
-    before = np.asarray(model(inputs, training=False))
-    every = stages(backbone, model)
-    more = {"targets": "query|value|attention_output|feedforward"} if name in ("lora",) else {}
-    config = TypeAdapter(MethodConfig).validate_python({"name": name, **more})
-    (phase,) = METHODS[name].apply(model, every, config)
-    mask = masks.apply(model, every, phase.rules)
+    initial = np.asarray(model(inputs, training=False))
+    all_stages = stages(backbone, model)
+    options = {"targets": "query|value|attention_output|feedforward"} if name in ("lora",) else {}
+    config = TypeAdapter(MethodConfig).validate_python({"name": name, **options})
+    (phase,) = METHODS[name].apply(model, all_stages, config)
+    mask = masks.apply(model, all_stages, phase.rules)
     assert any(e.trainable and e.stage == "block_1" for e in mask.entries)
-    after = np.asarray(model(inputs, training=False))
-    np.testing.assert_allclose(after, before, atol=1e-6 if METHODS[name].identity else 1e-2)
+    adapted = np.asarray(model(inputs, training=False))
+    np.testing.assert_allclose(adapted, initial, atol=1e-6 if METHODS[name].identity else 1e-2)
     if name not in ("lora", "dora", "ia3"):
         return
     for variable in model.weights:
         if f"/{name}/" in variable.path:
             variable.assign(variable + 0.5)
-    live = np.asarray(model(inputs, training=False))
-    assert np.abs(live - before).max() > 1e-7
+    trained = np.asarray(model(inputs, training=False))
+    assert np.abs(trained - initial).max() > 1e-7
     with model.merged() as layers:
         assert layers
-        np.testing.assert_allclose(model(inputs, training=False), live, atol=1e-5)
+        np.testing.assert_allclose(model(inputs, training=False), trained, atol=1e-5)
 
 
-def test_what_needs_our_own_encoder(presets):
+def test_prefix_and_prompt_are_refused(presets):
     from pydantic import TypeAdapter
 
     from tfft.config import MethodConfig

@@ -1,4 +1,4 @@
-"""The encoder's own layers."""
+"""Dropout of the encoders."""
 
 import numpy as np
 import pytest
@@ -14,11 +14,11 @@ def test_dropout_rate_and_mean(rate):
     y = np.asarray(layer(x, training=True))
     assert (y == 0).mean() == pytest.approx(rate, abs=0.005)
     assert y.mean() == pytest.approx(1.0, abs=0.005)
-    again = np.asarray(layer(x, training=True))
-    assert not np.array_equal(y, again)
+    second_draw = np.asarray(layer(x, training=True))
+    assert not np.array_equal(y, second_draw)
 
 
-def test_dropout_in_a_graph_of_unknown_shape():
+def test_dropout_traces_with_unknown_shape():
     layer = Dropout(0.3, seed=1)
     run = tf.function(
         lambda x: layer(x, training=True), input_signature=[tf.TensorSpec([None, None])]
@@ -27,7 +27,7 @@ def test_dropout_in_a_graph_of_unknown_shape():
     assert 0 < (y == 0).sum() < 63
 
 
-def test_dropout_off():
+def test_dropout_is_off_in_inference_and_in_frozen_stages():
     layer = Dropout(0.3)
     x = tf.ones([8, 8])
     np.testing.assert_array_equal(layer(x, training=False), x)

@@ -1,4 +1,4 @@
-"""Checkpoints that are broken or hostile: one line each, nothing run, no other file read."""
+"""Broken or hostile checkpoints: a one-line error, no code run, no other file read."""
 
 import json
 import os
@@ -16,35 +16,35 @@ from tfft.preprocess import TextInputs, kerashub, tokenizer
 from tfft.utils.errors import UserError
 from tfft.utils.reading import regular_file
 
-HUGE = "1" * 5000  # Python refuses to convert so many digits
+HUGE = "1" * 5000  # Python limits the digits of an integer literal
 DEEP = "[" * 100_000
 
 
-def copied(name: str, folder: Path, **changes) -> Path:
-    """Link a checkpoint of the golden files, its config.json changed."""
+def link_checkpoint(name: str, folder: Path, **changes) -> Path:
+    """Link a golden checkpoint with a changed config.json."""
     source = next(p for p in (GOLDEN / "encoders" / name, GOLDEN / "vision" / name) if p.is_dir())
     for path in source.iterdir():
         (folder / path.name).symlink_to(path)
     settings = {**json.loads((source / "config.json").read_text()), **changes}
-    return written(folder, "config.json", json.dumps(settings))
+    return write_file(folder, "config.json", json.dumps(settings))
 
 
-def written(folder: Path, name: str, content: str | bytes) -> Path:
-    """Write a file in place of the link of its name."""
+def write_file(folder: Path, name: str, content: str | bytes) -> Path:
+    """Write a file that replaces the link of its name."""
     (folder / name).unlink(missing_ok=True)
     data = content if isinstance(content, bytes) else content.encode()
     (folder / name).write_bytes(data)
     return folder
 
 
-def refused(load, *words: str) -> None:
+def check_refused(load, *fragments: str) -> None:
     with pytest.raises(UserError) as error:
         load()
     message = str(error.value)
     assert "\n" not in message and len(message) < 600
-    message.encode()  # it can be printed
-    for word in words:
-        assert word in message
+    message.encode()  # no lone surrogates, so it can be printed
+    for fragment in fragments:
+        assert fragment in message
 
 
 def load(folder, provider="hf", **settings):
@@ -88,21 +88,21 @@ def load(folder, provider="hf", **settings):
         ("swin", "num_heads", "many", "num_heads must be a list"),
         ("swin", "window_size", 32, "numbers where config.json requires"),
         ("convnext", "hidden_sizes", [60_000] * 2, "numbers where config.json requires"),
-        ("resnet", "hidden_sizes", [3, 16], "hidden_sizes must be 4 at least"),
+        ("resnet", "hidden_sizes", [3, 16], "hidden_sizes must be at least 4"),
         ("resnet", "depths", [1, 1, 1, 0], "depths must be a whole number from 1"),
         ("mobilenet_v2", "depth_multiplier", 1e308, "depth_multiplier must be from 0.01 to 16"),
         ("mobilenet_v2", "depth_multiplier", 16, "holds"),
         ("mobilenet_v2", "output_stride", -8, "output_stride must be"),
     ],
 )
-def test_config_json(name, key, value, words, tmp_path):
-    refused(lambda: load(copied(name, tmp_path, **{key: value})), words)
+def test_invalid_config_values_are_refused(name, key, value, words, tmp_path):
+    check_refused(lambda: load(link_checkpoint(name, tmp_path, **{key: value})), words)
 
 
 @pytest.mark.parametrize("value", [["zero"], {"0": "zero"}])
-def test_labels_of_a_stored_head(value, tmp_path):
-    folder = copied("bert_classifier", tmp_path, id2label=value)
-    refused(lambda: load(folder, head="checkpoint"), "id2label")
+def test_invalid_labels_are_refused(value, tmp_path):
+    folder = link_checkpoint("bert_classifier", tmp_path, id2label=value)
+    check_refused(lambda: load(folder, head="checkpoint"), "id2label")
 
 
 BROKEN = {
@@ -115,7 +115,7 @@ BROKEN = {
 }
 
 
-def fifo(path: Path) -> None:
+def make_fifo(path: Path) -> None:
     path.unlink(missing_ok=True)
     os.mkfifo(path)
 
@@ -123,28 +123,28 @@ def fifo(path: Path) -> None:
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
 @pytest.mark.parametrize("broken", [*BROKEN, "fifo", "directory", "device"])
-def test_json_files(name, broken, tmp_path):
-    folder = copied("vit", tmp_path)
+def test_broken_json_files_are_refused(name, broken, tmp_path):
+    folder = link_checkpoint("vit", tmp_path)
     path = folder / name
     path.unlink(missing_ok=True)
     if broken == "fifo":
-        fifo(path)
+        make_fifo(path)
     elif broken == "device":
         path.symlink_to("/dev/zero")
     elif broken == "directory":
         path.mkdir()
     else:
-        written(folder, name, BROKEN[broken])
-    refused(lambda: load(folder), name)
+        write_file(folder, name, BROKEN[broken])
+    check_refused(lambda: load(folder), name)
 
 
-def test_a_regular_file_has_a_limit(tmp_path):
+def test_regular_file_checks_size_and_path(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"12345")
     assert regular_file(path, 5) == path
-    refused(lambda: regular_file(path, 4), "has 5 bytes; at most 4 are read")
-    refused(lambda: regular_file(tmp_path / "none", 4), "No such file")
-    refused(lambda: regular_file(Path("a\0b"), 4), "cannot be read")
+    check_refused(lambda: regular_file(path, 4), "has 5 bytes; at most 4 are read")
+    check_refused(lambda: regular_file(tmp_path / "none", 4), "No such file")
+    check_refused(lambda: regular_file(Path("a\0b"), 4), "cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -164,11 +164,11 @@ def test_a_regular_file_has_a_limit(tmp_path):
         ("do_resize", False),
     ],
 )
-def test_preprocessor_config(key, value, tmp_path):
-    folder = copied("vit", tmp_path)
+def test_invalid_preprocessing_is_refused(key, value, tmp_path):
+    folder = link_checkpoint("vit", tmp_path)
     settings = {"size": 8, "do_center_crop": key == "crop_size", key: value}
-    written(folder, "preprocessor_config.json", json.dumps(settings))
-    refused(lambda: load(folder), "preprocessor_config.json", key)
+    write_file(folder, "preprocessor_config.json", json.dumps(settings))
+    check_refused(lambda: load(folder), "preprocessor_config.json", key)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +187,21 @@ def test_preprocessor_config(key, value, tmp_path):
         {"weight_map": {"a": "\0"}},
     ],
 )
-def test_indices_of_weights(index, tmp_path):
-    folder = copied("bert", tmp_path)
+def test_invalid_weight_indices_are_refused(index, tmp_path):
+    folder = link_checkpoint("bert", tmp_path)
     (folder / "model.safetensors").unlink()
-    written(folder, "model.safetensors.index.json", json.dumps(index))
-    refused(lambda: load(folder), str(folder))
+    write_file(folder, "model.safetensors.index.json", json.dumps(index))
+    check_refused(lambda: load(folder), str(folder))
 
 
-def tensors(header: dict, data: bytes) -> bytes:
-    """Return a safetensors file."""
+def safetensors_file(header: dict, data: bytes) -> bytes:
+    """Return the content of a safetensors file."""
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
 
 
-def one_tensor_changed(dtype: str, shape: list[int], size: int) -> bytes:
-    """Return the weights of the golden BERT, its table of tokens another."""
+def weights_with_token_table(dtype: str, shape: list[int], size: int) -> bytes:
+    """Return the golden BERT's safetensors file with another token table, of `size` zero bytes."""
     header, body = {}, b""
     for name, array in load_file(GOLDEN / "encoders" / "bert" / "model.safetensors").items():
         entry, part = {"dtype": "F32", "shape": list(array.shape)}, array.tobytes()
@@ -209,29 +209,29 @@ def one_tensor_changed(dtype: str, shape: list[int], size: int) -> bytes:
             entry, part = {"dtype": dtype, "shape": shape}, b"\0" * size
         header[name] = {**entry, "data_offsets": [len(body), len(body) + len(part)]}
         body += part
-    return tensors(header, body)
+    return safetensors_file(header, body)
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("name", ["bert", "vit"])
 @pytest.mark.parametrize("broken", ["empty", "cut", "header", "length", "fifo", "other"])
-def test_weights(name, broken, tmp_path):
-    folder = copied(name, tmp_path)
-    whole = (folder / "model.safetensors").read_bytes()
+def test_broken_weight_files_are_refused(name, broken, tmp_path):
+    folder = link_checkpoint(name, tmp_path)
+    valid = (folder / "model.safetensors").read_bytes()
     if broken == "fifo":
-        fifo(folder / "model.safetensors")
+        make_fifo(folder / "model.safetensors")
     else:
         content = {
             "empty": b"",
-            "cut": whole[:-7],
-            "header": whole[:100],
-            "length": struct.pack("<Q", 2**63) + whole[8:],
-            "other": tensors(
+            "cut": valid[:-7],
+            "header": valid[:100],
+            "length": struct.pack("<Q", 2**63) + valid[8:],
+            "other": safetensors_file(
                 {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, b"1234"
             ),
         }
-        written(folder, "model.safetensors", content[broken])
-    refused(lambda: load(folder), "model.safetensors")
+        write_file(folder, "model.safetensors", content[broken])
+    check_refused(lambda: load(folder), "model.safetensors")
 
 
 @pytest.mark.parametrize(
@@ -243,21 +243,21 @@ def test_weights(name, broken, tmp_path):
         ("F32", [10**6], 4 * 10**6, "is [1000000] where config.json requires"),
     ],
 )
-def test_a_tensor_of_another_form(dtype, shape, size, words, tmp_path):
-    folder = copied("bert", tmp_path)
+def test_unexpected_dtype_or_shape_is_refused(dtype, shape, size, words, tmp_path):
+    folder = link_checkpoint("bert", tmp_path)
     settings = json.loads((folder / "config.json").read_text())
     if shape is None:
         shape = [settings["vocab_size"], settings["hidden_size"]]
         size *= shape[0] * shape[1]
-    written(folder, "model.safetensors", one_tensor_changed(dtype, shape, size))
-    refused(lambda: load(folder), words)
+    write_file(folder, "model.safetensors", weights_with_token_table(dtype, shape, size))
+    check_refused(lambda: load(folder), words)
 
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
 
 
 def description(**changes) -> dict:
-    """Return what tokenizer.json holds, its model changed."""
+    """Return the content of tokenizer.json, with changes to its model."""
     spec = json.loads(tokenizer.of_vocabulary(VOCABULARY, "here"))
     spec["model"] |= changes
     return spec
@@ -288,53 +288,53 @@ TOKENIZERS = {
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("broken", TOKENIZERS)
-def test_tokenizers(broken, tmp_path):
+def test_broken_tokenizer_files_are_refused(broken, tmp_path):
     kind = {"merges": "roberta", "vocab.json": "roberta", "spiece": "albert"}.get(broken, "bert")
-    copied(kind, tmp_path)
+    link_checkpoint(kind, tmp_path)
     for name, content in TOKENIZERS[broken].items():
-        written(tmp_path, name, content)
+        write_file(tmp_path, name, content)
     if broken == "fifo":
-        fifo(tmp_path / "tokenizer.json")
+        make_fifo(tmp_path / "tokenizer.json")
     elif broken == "large":
-        os.truncate(written(tmp_path, "tokenizer.json", "") / "tokenizer.json", (64 << 20) + 1)
-    refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), str(tmp_path))
+        os.truncate(write_file(tmp_path, "tokenizer.json", "") / "tokenizer.json", (64 << 20) + 1)
+    check_refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), str(tmp_path))
 
 
-def test_files_beside_a_tokenizer_that_are_not_its_own(tmp_path):
-    copied("bert", tmp_path)
-    written(tmp_path, "tokenizer.json", json.dumps(description()))
+def test_unrelated_files_beside_a_tokenizer_are_not_read(tmp_path):
+    link_checkpoint("bert", tmp_path)
+    write_file(tmp_path, "tokenizer.json", json.dumps(description()))
     for name in ("train.txt", "trainer_state.json"):
-        os.truncate(written(tmp_path, name, "") / name, 1 << 30)
+        os.truncate(write_file(tmp_path, name, "") / name, 1 << 30)
     (tmp_path / "rows.json").symlink_to(tmp_path / "none")
     assert tokenizer.from_checkpoint(str(tmp_path))
-    fifo(tmp_path / "other.json")
-    refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), "other.json: is a FIFO")
+    make_fifo(tmp_path / "other.json")
+    check_refused(lambda: tokenizer.from_checkpoint(str(tmp_path)), "other.json: is a FIFO")
 
 
 @pytest.mark.parametrize(
     "model", [{"unk_token": "[NONE]"}, {"vocab": {}}, {"vocab": {"[UNK]": 0, "a": 1 << 22}}]
 )
-def test_descriptions_of_tokenizers(model):
-    """Those of a run too: what cannot encode every text is refused before any text is read."""
+def test_invalid_tokenizer_descriptions_are_refused(model):
+    """A tokenizer that cannot encode all texts is refused before any text is read."""
     spec = {**description(**model), "added_tokens": [], "post_processor": None}
-    refused(lambda: TextInputs(json.dumps(spec), 16), "tokenizer.json: the tokenizer")
+    check_refused(lambda: TextInputs(json.dumps(spec), 16), "tokenizer.json: the tokenizer")
 
 
-def test_a_tokenizer_that_the_graph_cannot_hold():
-    """tensorflow-text takes no piece of more than 256 bytes."""
+def test_tokenizer_without_an_in_graph_form_is_refused():
+    """tensorflow-text supports no piece longer than 256 bytes."""
     model = {"vocab": {"[UNK]": 0, "x" * 300: 1}}
     spec = {**description(**model), "added_tokens": [], "post_processor": None}
-    refused(TextInputs(json.dumps(spec), 16).graph, "tokenizer: it has no in-graph form")
+    check_refused(TextInputs(json.dumps(spec), 16).graph, "tokenizer: it has no in-graph form")
 
 
-def test_a_gap_in_the_ids_needs_as_many_rows():
+def test_vocabulary_size_counts_gaps_in_the_ids():
     spec = {**description(vocab={"[UNK]": 0, "a": 9}), "added_tokens": [], "post_processor": None}
     assert TextInputs(json.dumps(spec), 16).vocabulary_size == 10
 
 
 @pytest.mark.parametrize("named_in", ["config.json", "tokenizer_config.json"])
-def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(named_in, tmp_path, monkeypatch):
-    """config.json may name another file in its place, and that one code."""
+def test_code_of_a_checkpoint_is_never_run_or_offered(named_in, tmp_path, monkeypatch):
+    """config.json may redirect to another file, which names code."""
     marker = tmp_path / "marker"
     code = {"AutoConfig": "code_of_it.Config", "AutoTokenizer": ["code_of_it.T", "code_of_it.T"]}
     files = {
@@ -348,13 +348,13 @@ def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(named_in, tmp_path,
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
     (tmp_path / "code_of_it.py").write_text(f"open({str(marker)!r}, 'w')\nclass Config: pass\n")
-    asked = []
-    monkeypatch.setattr("builtins.input", lambda *text: asked.append(text) or "y")
+    prompts = []
+    monkeypatch.setattr("builtins.input", lambda *text: prompts.append(text) or "y")
     try:
         tokenizer.from_checkpoint(str(tmp_path))
     except UserError as error:
         assert "\n" not in str(error)
-    assert not asked and not marker.exists()
+    assert not prompts and not marker.exists()
 
 
 @pytest.mark.parametrize(
@@ -368,25 +368,25 @@ def test_code_of_a_checkpoint_is_not_run_and_nobody_is_asked(named_in, tmp_path,
         ({"pretrained_cfg": {"crop_pct": "nan"}}, "crop_pct must be a number"),
     ],
 )
-def test_timm(changes, words, tmp_path, monkeypatch):
+def test_invalid_timm_config_is_refused(changes, words, tmp_path, monkeypatch):
     import keras_hub
 
     from tfft.backbones import timm
 
-    # What KerasHub would build of a whole checkpoint does not matter here.
+    # The config is checked after KerasHub has loaded a model, which is not needed here.
     monkeypatch.setattr(keras_hub.models.Backbone, "from_preset", lambda *_, **__: None)
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "resnet18", **changes}))
-    refused(lambda: timm.load(ModelConfig(backbone=f"timm:{tmp_path}"), "float32"), words)
+    check_refused(lambda: timm.load(ModelConfig(backbone=f"timm:{tmp_path}"), "float32"), words)
 
 
-def test_an_index_beside_the_weights_is_looked_at(tmp_path):
-    """KerasHub follows it also where there is model.safetensors."""
+def test_redundant_weight_index_is_checked(tmp_path):
+    """KerasHub reads the index even if there is a model.safetensors."""
     save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"architecture": "resnet18"}')
     index = {"weight_map": {"conv1.weight": "../other.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    refused(lambda: load(tmp_path, "timm"), "weight_map must list names of files beside it")
+    check_refused(lambda: load(tmp_path, "timm"), "weight_map must list names of files beside it")
 
 
 BERT = {
@@ -422,32 +422,32 @@ BERT = {
         ("model.weights.h5", None, "not a regular file"),
     ],
 )
-def test_kerashub(name, content, words, tmp_path):
-    if "index" in name:  # of a preset that KerasHub converts
+def test_invalid_kerashub_presets_are_refused(name, content, words, tmp_path):
+    if "index" in name:  # a checkpoint that KerasHub converts
         (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     else:
         (tmp_path / "config.json").write_text(json.dumps(BERT))
     if name.startswith(("config", "tokenizer")):
         (tmp_path / "model.weights.h5").write_bytes(b"x" * 100)
     if content is None:
-        fifo(tmp_path / name)
+        make_fifo(tmp_path / name)
     elif name == "config.json":
         config = {**BERT["config"], **content} if isinstance(content, dict) else content
         (tmp_path / name).write_text(json.dumps({**BERT, "config": config}))
     else:
         (tmp_path / name).write_text(json.dumps(content))
     if name == "tokenizer.json":
-        refused(lambda: kerashub.tokenizer_spec(str(tmp_path)), words)
+        check_refused(lambda: kerashub.tokenizer_spec(str(tmp_path)), words)
     elif name == "image_converter.json":
-        refused(lambda: kerashub.read_settings(str(tmp_path), name, optional=True), words)
+        check_refused(lambda: kerashub.read_settings(str(tmp_path), name, optional=True), words)
     else:
-        refused(lambda: load(tmp_path, "kerashub"), words)
+        check_refused(lambda: load(tmp_path, "kerashub"), words)
 
 
-def test_weights_for_keras_applications(tmp_path):
-    fifo(tmp_path / "a.weights.h5")
+def test_irregular_weight_file_for_keras_applications_is_refused(tmp_path):
+    make_fifo(tmp_path / "a.weights.h5")
     weights = str(tmp_path / "a.weights.h5")
-    refused(
+    check_refused(
         lambda: backbones.load(ModelConfig(backbone="keras:MobileNet", weights=weights)),
         "not a regular file",
     )

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.backbones.test_malformed import fifo, load, refused, written
+from tests.backbones.test_malformed import check_refused, load, make_fifo, write_file
 from tfft.backbones import saved_graph
 
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A SavedModel with an asset, tables, dropout and an assertion, and it exported again."""
+    """Return a folder with a SavedModel (asset, tables, dropout, assertion) and its re-export."""
     import tensorflow as tf
 
     folder = tmp_path_factory.mktemp("saved")
@@ -38,12 +38,12 @@ def saved(tmp_path_factory):
             return tf.nn.dropout(y, 0.5)
 
     tf.saved_model.save(Model(), str(folder / "first"))
-    tf.saved_model.save(tf.saved_model.load(str(folder / "first")), str(folder / "again"))
+    tf.saved_model.save(tf.saved_model.load(str(folder / "first")), str(folder / "reexported"))
     return folder
 
 
-def changed(saved: Path, folder: Path, change, name="first") -> Path:
-    """Copy a SavedModel, its protocol buffer changed in place."""
+def copy_with(saved: Path, folder: Path, change, name="first") -> Path:
+    """Copy a SavedModel; `change` edits its protocol buffer in place."""
     from tensorflow.core.protobuf import saved_model_pb2
 
     model = saved_model_pb2.SavedModel()
@@ -53,7 +53,7 @@ def changed(saved: Path, folder: Path, change, name="first") -> Path:
         (folder / part).mkdir()
         for path in (saved / name / part).iterdir():
             (folder / part / path.name).symlink_to(path)
-    return written(folder, "saved_model.pb", model.SerializeToString())
+    return write_file(folder, "saved_model.pb", model.SerializeToString())
 
 
 def functions(model, part: str):
@@ -61,8 +61,8 @@ def functions(model, part: str):
     return [f for f in library.function if part in f.signature.name]
 
 
-@pytest.mark.parametrize("name", ["first", "again"])
-def test_savedmodels_that_only_compute_are_allowed(saved, name):
+@pytest.mark.parametrize("name", ["first", "reexported"])
+def test_saved_models_that_only_compute_are_allowed(saved, name):
     saved_graph.check(saved / name, "here")
 
 
@@ -78,7 +78,7 @@ _OPERATIONS = """
 
 
 @pytest.mark.parametrize("where", ["main", "__call__", "_initializer", "_destroyer"])
-def test_operations_of_savedmodels(saved, where, tmp_path):
+def test_operations_with_effects_are_refused(saved, where, tmp_path):
     for operation in _OPERATIONS.split():
 
         def add(model, operation=operation):
@@ -88,12 +88,12 @@ def test_operations_of_savedmodels(saved, where, tmp_path):
 
         folder = tmp_path / operation
         folder.mkdir()
-        changed(saved, folder, add)
+        copy_with(saved, folder, add)
         words = f"holds the operation {operation}, which tfft never runs"
-        refused(lambda f=folder: saved_graph.check(f, "here"), words, where)
+        check_refused(lambda f=folder: saved_graph.check(f, "here"), words, where)
 
 
-def test_allowed_operations_are_of_tensorflow():
+def test_allowed_operations_exist_in_tensorflow():
     import tensorflow_text  # noqa: F401 -- registers its operations
     from tensorflow.python.framework import op_def_registry
 
@@ -112,24 +112,26 @@ def call(node, function: str) -> None:
     node.attr["f"].func.name = function
 
 
-def test_the_savers_functions_are_for_the_saver_alone(saved, tmp_path):
-    def called(model):
+def test_saver_functions_must_have_no_other_caller(saved, tmp_path):
+    def call_save(model):
         name = functions(model, "traced_save")[0].signature.name
         call(functions(model, "__call__")[0].node_def.add(), name)
 
-    def offered(model):
+    def expose_restore(model):
         name = functions(model, "traced_restore")[0].signature.name
         model.meta_graphs[0].object_graph_def.concrete_functions[name].SetInParent()
 
-    for at, (change, word) in enumerate(((called, "ShardedFilename"), (offered, "RestoreV2"))):
-        (tmp_path / str(at)).mkdir()
-        folder = changed(saved, tmp_path / str(at), change)
-        refused(lambda f=folder: saved_graph.check(f, "here"), "traced", word)
+    for i, (change, word) in enumerate(
+        ((call_save, "ShardedFilename"), (expose_restore, "RestoreV2"))
+    ):
+        (tmp_path / str(i)).mkdir()
+        folder = copy_with(saved, tmp_path / str(i), change)
+        check_refused(lambda f=folder: saved_graph.check(f, "here"), "traced", word)
 
 
-@pytest.mark.parametrize("name", ["first", "again"])
+@pytest.mark.parametrize("name", ["first", "reexported"])
 @pytest.mark.parametrize("change", ["constant", "argument", "captured", "caller", "branch"])
-def test_tables_are_read_from_assets_alone(saved, name, change, tmp_path):
+def test_tables_are_read_only_from_assets(saved, name, change, tmp_path):
     def edit(model):
         graph = model.meta_graphs[0]
         (reader,) = (
@@ -140,7 +142,7 @@ def test_tables_are_read_from_assets_alone(saved, name, change, tmp_path):
         node = next(n for n in reader.node_def if n.op == "InitializeTableFromTextFileV2")
         if change == "constant":
             node.input[1] = "Const:output:0"
-        elif change == "argument":  # what a user sends
+        elif change == "argument":  # the file name comes from a user
             for function in graph.object_graph_def.concrete_functions.values():
                 if len(function.bound_inputs) == 2:
                     del function.bound_inputs[:]
@@ -159,25 +161,25 @@ def test_tables_are_read_from_assets_alone(saved, name, change, tmp_path):
             if change == "branch":
                 node.op = "If"
 
-    folder = changed(saved, tmp_path, edit, name)
-    refused(lambda: saved_graph.check(folder, "here"), "that is not an asset")
+    folder = copy_with(saved, tmp_path, edit, name)
+    check_refused(lambda: saved_graph.check(folder, "here"), "that is not an asset")
 
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(
     "name", ["saved_model.pb", "assets/words.txt", "variables/variables.index"]
 )
-def test_files_of_savedmodels(saved, name, tmp_path):
-    changed(saved, tmp_path, lambda model: None)
-    fifo(tmp_path / name)
-    refused(lambda: load(tmp_path, "hub"), name, "not a regular file")
+def test_irregular_files_are_refused(saved, name, tmp_path):
+    copy_with(saved, tmp_path, lambda model: None)
+    make_fifo(tmp_path / name)
+    check_refused(lambda: load(tmp_path, "hub"), name, "not a regular file")
 
 
-def asset(name: str):
+def rename_asset(name: str):
     return lambda model: setattr(model.meta_graphs[0].asset_file_def[0], "filename", name)
 
 
-def trainable_is_no_list(model) -> None:
+def replace_trainable_list(model) -> None:
     objects = model.meta_graphs[0].object_graph_def.nodes
     children = {child.local_name: child for child in objects[0].children}
     children["trainable_variables"].node_id = children["asset"].node_id
@@ -186,24 +188,24 @@ def trainable_is_no_list(model) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (trainable_is_no_list, "TF2's reusable"),
-        (asset("../../../etc/passwd"), "an asset lies outside of the SavedModel"),
-        (asset("/etc/passwd"), "an asset lies outside of the SavedModel"),
+        (replace_trainable_list, "TF2's reusable"),
+        (rename_asset("../../../etc/passwd"), "an asset must be inside of the SavedModel"),
+        (rename_asset("/etc/passwd"), "an asset must be inside of the SavedModel"),
         (lambda model: model.meta_graphs[0].ClearField("object_graph_def"), "TF2's reusable"),
         (lambda model: model.meta_graphs.add().CopyFrom(model.meta_graphs[0]), "TF2's reusable"),
         (lambda model: model.Clear(), "TF2's reusable"),
-        # What TensorFlow's loader raises for this is a KeyError from within.
+        # TensorFlow's loader raises a KeyError for this.
         (
             lambda model: model.meta_graphs[0].graph_def.library.ClearField("function"),
-            "not a SavedModel that loads",
+            "the SavedModel cannot be loaded",
         ),
     ],
 )
-def test_savedmodels_of_another_form(saved, change, words, tmp_path):
-    refused(lambda: load(changed(saved, tmp_path, change), "hub"), "hub:", words)
+def test_unsupported_saved_models_are_refused(saved, change, words, tmp_path):
+    check_refused(lambda: load(copy_with(saved, tmp_path, change), "hub"), "hub:", words)
 
 
-def test_a_cut_savedmodel(saved, tmp_path):
-    changed(saved, tmp_path, lambda model: None)
-    written(tmp_path, "saved_model.pb", (saved / "first" / "saved_model.pb").read_bytes()[:1000])
-    refused(lambda: load(tmp_path, "hub"), "saved_model.pb cannot be read")
+def test_truncated_saved_model_is_refused(saved, tmp_path):
+    copy_with(saved, tmp_path, lambda model: None)
+    write_file(tmp_path, "saved_model.pb", (saved / "first" / "saved_model.pb").read_bytes()[:1000])
+    check_refused(lambda: load(tmp_path, "hub"), "saved_model.pb cannot be read")

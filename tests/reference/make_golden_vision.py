@@ -1,8 +1,8 @@
-"""Writes tests/golden/vision: tiny random checkpoints of pictures and what transformers makes of
-them, and what its image processors make of two pictures.
+"""Write tests/golden/vision: tiny random image checkpoints, the outputs of transformers, and two
+images preprocessed by its image processors.
 
-Run where PyTorch and Pillow are installed (without torchvision: the processors are those of
-Pillow then):
+Run it where PyTorch and Pillow are installed, but not torchvision, so that the processors use
+Pillow:
 
     pip install torch==2.13.0 transformers==5.24.0 pillow
     python tests/reference/make_golden_vision.py
@@ -37,7 +37,7 @@ SWIN = {
 CONVNEXT = {"num_stages": 2, "hidden_sizes": [8, 12], "depths": [1, 2], "image_size": 32}
 RESNET = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [2, 1]}
 LABELS = {0: "zero", 1: "one", 2: "two"}
-# name -> (classifier, settings of its config, height and width of the pictures)
+# name -> (classifier, settings of its config, height and width of the images)
 CASES = {
     "vit": (hf.ViTForImageClassification, VIT, (16, 16)),
     "vit_variant": (
@@ -117,13 +117,13 @@ PROCESSORS = {
 }
 
 
-def model_of(name: str) -> None:
-    """One checkpoint and its outputs."""
-    cls, settings, size = CASES[name]
-    config = cls.config_class(**settings, id2label=LABELS)
+def write_case(name: str) -> None:
+    """Write one checkpoint and its outputs."""
+    model_class, settings, size = CASES[name]
+    config = model_class.config_class(**settings, id2label=LABELS)
     torch.manual_seed(sorted(CASES).index(name))
-    model = cls(config).eval()
-    with torch.no_grad():  # away from the zeros and ones that norms and biases begin with
+    model = model_class(config).eval()
+    with torch.no_grad():  # move norms and biases away from their initial ones and zeros
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
         for key, buffer in model.named_buffers():
@@ -132,16 +132,16 @@ def model_of(name: str) -> None:
     generator = np.random.default_rng(7)
     image = generator.integers(0, 256, [2, *size, 3]).astype(np.float32)
     pixels = torch.tensor((image / 255 - 0.5) / 0.5).permute(0, 3, 1, 2).contiguous()
-    more = {"interpolate_pos_encoding": True} if name == "vit_larger" else {}
+    options = {"interpolate_pos_encoding": True} if name == "vit_larger" else {}
     with torch.no_grad():
-        logits = model(pixels, **more).logits
+        logits = model(pixels, **options).logits
         base = getattr(model, model.base_model_prefix)
-        found = base(pixels, **more)
+        outputs = base(pixels, **options)
     expected = {"logits": logits.numpy()}
-    last = found.last_hidden_state.numpy()
-    expected["last"] = last if last.ndim == 3 else last.transpose(0, 2, 3, 1)
-    if cls.config_class.model_type in ("swin", "convnext", "resnet", "mobilenet_v2"):
-        expected["pooled"] = found.pooler_output.numpy().reshape(2, -1)
+    last_hidden = outputs.last_hidden_state.numpy()
+    expected["last"] = last_hidden if last_hidden.ndim == 3 else last_hidden.transpose(0, 2, 3, 1)
+    if model_class.config_class.model_type in ("swin", "convnext", "resnet", "mobilenet_v2"):
+        expected["pooled"] = outputs.pooler_output.numpy().reshape(2, -1)
     folder = OUT / name
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
@@ -152,27 +152,27 @@ def model_of(name: str) -> None:
     (folder / "preprocessor_config.json").write_text(text)
 
 
-def processed() -> None:
-    """What the processors make of a wide and a high picture, which are stored as PNG."""
+def write_processors() -> None:
+    """Write a wide and a high image as PNG, and the outputs of the processors for them."""
     generator = np.random.default_rng(3)
     folder = OUT / "processors"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     small = generator.integers(0, 256, [6, 9, 3]).astype(np.uint8)
-    pictures = {
+    images = {
         "wide": Image.fromarray(small).resize((90, 61), Image.Resampling.BICUBIC),
         "high": Image.fromarray(small).resize((50, 77), Image.Resampling.BICUBIC),
     }
-    for name, image_spec in pictures.items():
-        image_spec.save(folder / f"{name}.png")
-    for name, (cls, settings) in PROCESSORS.items():
-        processor = getattr(hf, cls)(**settings)
+    for name, image in images.items():
+        image.save(folder / f"{name}.png")
+    for name, (processor_class, settings) in PROCESSORS.items():
+        processor = getattr(hf, processor_class)(**settings)
         processor.save_pretrained(folder / name)
         values = {
-            key: np.asarray(processor(image_spec)["pixel_values"][0]).transpose(1, 2, 0)
-            for key, image_spec in pictures.items()
+            key: np.asarray(processor(image)["pixel_values"][0]).transpose(1, 2, 0)
+            for key, image in images.items()
         }
-        # Every fourth place of the large ones.
+        # Every eighth pixel of the large one keeps the file small.
         step = 8 if name == "convnext_large" else 1
         values = {key: value[::step, ::step].astype(np.float32) for key, value in values.items()}
         np.savez_compressed(folder / name / "expected.npz", **values)
@@ -180,7 +180,7 @@ def processed() -> None:
 
 if __name__ == "__main__":
     for case in CASES:
-        model_of(case)
-    processed()
+        write_case(case)
+    write_processors()
     versions = {"torch": torch.__version__, "transformers": hf.__version__}
     (OUT / "versions.json").write_text(json.dumps(versions))

@@ -1,4 +1,4 @@
-"""Pretrained backbones: a provider's name in the YAML -> a `Backbone`."""
+"""Pretrained backbones. `BACKBONES` maps the provider in `model.backbone` to its loader."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -24,14 +24,23 @@ BACKBONES: Mapping[str, Provider] = MappingProxyType(
 
 
 def load(config: ModelConfig, precision: str = "float32") -> Backbone:
-    """The backbone that `model.backbone` names, with its pretrained weights.
+    """Load the backbone that `model.backbone` names, with its pretrained weights.
+
+    Args:
+        config: the `model` section.
+        precision: a Keras dtype policy, for example `mixed_bfloat16`.
 
     Raises:
-        UserError: it cannot be found, or is of a kind that tfft cannot load exactly.
+        UserError: It cannot be found, or tfft cannot load its kind exactly.
     """
     return BACKBONES[config.backbone.partition(":")[0]][0](config, precision)
 
 
 def rebuild(description: Mapping[str, Any], precision: str = "float32") -> Backbone:
-    """The architecture of a saved `Backbone.description`, its weights not yet loaded."""
+    """Build the architecture of a saved `Backbone.description`, without its pretrained weights.
+
+    Args:
+        description: a `Backbone.description`; JSON values only.
+        precision: a Keras dtype policy.
+    """
     return BACKBONES[description["provider"]][1](description, precision)

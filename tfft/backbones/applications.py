@@ -1,7 +1,7 @@
-"""keras.applications: every family, with stages by its block structure.
+"""Backbones from keras.applications: every family, with stages by its block structure.
 
-The models are built flat, so that a mask, a cut and a stage may lie between any two of their
-blocks. What each was trained to see (scaling, channel order) stands in the graph.
+The models are flat, not nested, so that a mask, a stage or a split can separate any two of their
+blocks. The input scaling and channel order of each family are part of the graph.
 """
 
 import hashlib
@@ -27,29 +27,30 @@ from tfft.utils.reading import expanded, regular_file
 
 @dataclass(frozen=True)
 class Family:
-    """What tfft must know of a family beyond its builder.
+    """Scaling and block structure of a model family.
 
     Attributes:
-        scaling: of `pixels.SCALINGS`; `none` where the model scales itself.
-        blocks: finds the block in a layer's name, as its groups. Layers without one belong to the
-            stem, to the top, or, between two blocks, to the next one.
-        ends: instead, names the layers that blocks end with: what leads to an end and to none
-            before it belongs to its block.
-        stem: with `ends`, the layer at which the stem ends; the last such one before the first end.
-        normed: whether its authors normalise the averaged vector; Keras then does the same to an
-            averaged vector, and without one normalises the map instead.
+        scaling: a key of `pixels.SCALINGS`; `none` if the model scales its input.
+        blocks: regular expression whose groups capture the block in a layer's name, see
+            `blocks.block_keys`.
+        ends: alternative to `blocks`: regular expression of the names of the last layers of blocks.
+            A layer belongs to the first end that depends on it.
+        stem: with `ends`, regular expression of the stem's last layer: the last match before the
+            first end.
+        normalized: whether the authors normalise the averaged vector. Keras does so only with
+            `pooling="avg"`; without it, Keras normalises the map instead.
     """
 
     scaling: str
     blocks: str = ""
     ends: str = ""
     stem: str = ""
-    normed: bool = False
+    normalized: bool = False
 
 
 _NUMBERED = r"^(block\d+[a-z]?)_"
 FAMILIES: Mapping[str, Family] = {
-    "ConvNeXt": Family("none", r"_(stage_\d+_block_\d+)_", normed=True),
+    "ConvNeXt": Family("none", r"_(stage_\d+_block_\d+)_", normalized=True),
     "DenseNet": Family("torch", r"^(?:conv([2-5])_block|pool([2-4])_)"),
     "EfficientNetV2": Family("none", _NUMBERED),
     "EfficientNet": Family("none", _NUMBERED),
@@ -67,7 +68,7 @@ FAMILIES: Mapping[str, Family] = {
     "Xception": Family("tf", ends=r"add(?:_\d+)?|block14_sepconv2_act", stem="block1_conv2_act"),
 }
 
-# Pixels that the published weights were trained on, where that is not 224.
+# Image side in pixels that the published weights were trained on, if it is not 224.
 SIZES: Mapping[str, int] = {
     "EfficientNetB1": 240,
     "EfficientNetB2": 260,
@@ -90,11 +91,13 @@ SIZES: Mapping[str, int] = {
 
 
 class LayerScale(keras.layers.Layer):
-    """A factor for each channel (Touvron et al. 2021, "Going deeper with Image Transformers").
+    """Layer with a trainable factor per channel.
+
+    Touvron et al. 2021, "Going deeper with Image Transformers".
 
     Args:
-        value: of all factors at first.
-        width: channels.
+        value: initial value of all factors.
+        width: number of channels.
     """
 
     def __init__(self, value: float, width: int, **kwargs: Any):
@@ -105,52 +108,57 @@ class LayerScale(keras.layers.Layer):
         )
 
     def get_config(self):
-        """Its arguments."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "value": self._value, "width": self._width}
 
     def call(self, x):
-        """[..., C] -> the same shape."""
+        """Scale channels, [..., C] -> [..., C]."""
         return x * self.gamma
 
 
 class Standardize(keras.layers.Layer):
-    """(x - mean) / deviation for each channel, by what the weights' file holds.
+    """Layer that computes (x - mean) / deviation per channel, with values from the weights file.
 
-    Keras' own Normalization takes new values only when it is told to look at its variables again.
+    It replaces Keras' Normalization, which ignores newly loaded variables until `finalize_state()`.
     """
 
     def build(self, shape):
-        """Create the two variables, which never move."""
+        """Create mean and variance, never trained."""
         width = (shape[-1],)
         self.mean = self.add_weight(width, "zeros", trainable=False, name="mean")
         self.variance = self.add_weight(width, "ones", trainable=False, name="variance")
 
     def call(self, x):
-        """[..., C] -> the same shape."""
+        """Standardize channels, [..., C] -> [..., C]."""
         deviation = ops.maximum(ops.sqrt(self.variance), keras.config.epsilon())
         return (x - ops.cast(self.mean, x.dtype)) / ops.cast(deviation, x.dtype)
 
 
 def names() -> list[str]:
-    """The models there are, as keras.applications calls them."""
+    """Return the names of all supported models, as in keras.applications."""
     return sorted(n for n in dir(keras.applications) if n[0].isupper() and _family(n) is not None)
 
 
 def load(config: ModelConfig, precision: str) -> Backbone:
-    """A model of keras.applications with its weights: ImageNet's, a file's, or random ones.
+    """Load a model of keras.applications.
+
+    Args:
+        config: the `model` section; its `weights` are `imagenet` (the default), `none` (random) or
+            a .weights.h5 file.
+        precision: a Keras dtype policy.
 
     Raises:
-        UserError: no such model, or its weights cannot be had.
+        UserError: There is no such model, or its weights cannot be loaded.
     """
     name = config.backbone.partition(":")[2]
     weights = config.weights or "imagenet"
-    given = expanded(weights)
+    path = expanded(weights)
     if weights not in ("imagenet", "none"):
-        if not given.exists():
+        if not path.exists():
             raise UserError(f"model.weights: no such file: {weights} (or imagenet, or none)")
-        if given.suffix not in (".h5", ".keras"):
+        if path.suffix not in (".h5", ".keras"):
             raise UserError(f"model.weights: must be a .weights.h5 file. Received: {weights}")
-        weights = str(regular_file(given, WEIGHTS_LIMIT))
+        weights = str(regular_file(path, WEIGHTS_LIMIT))
     size = config.image_size or SIZES.get(name, 224)
     description = {"provider": "keras", "name": name, "size": size}
     backbone = _build(description, precision, None if weights == "none" else weights)
@@ -158,15 +166,15 @@ def load(config: ModelConfig, precision: str) -> Backbone:
 
 
 def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
-    """The architecture alone, from what `load` described."""
+    """Build the architecture from its description, with random weights."""
     return _build(description, precision, None)
 
 
 def _family(name: str) -> Family | None:
     kind = "ResNetV2" if re.fullmatch(r"ResNet\d+V2", name) else name
-    # The longest name first: MobileNet begins MobileNetV2 too.
-    found = [f for f in sorted(FAMILIES, key=len, reverse=True) if kind.startswith(f)]
-    return FAMILIES[found[0]] if found else None
+    # Try long names first: MobileNet is a prefix of MobileNetV2.
+    matches = [f for f in sorted(FAMILIES, key=len, reverse=True) if kind.startswith(f)]
+    return FAMILIES[matches[0]] if matches else None
 
 
 def _build(description: Mapping[str, Any], precision: str, weights: str | None) -> Backbone:
@@ -180,7 +188,7 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
         image = keras.Input([size, size, 3], dtype="float32", name="image")
         scaling = pixels.SCALINGS[family.scaling]
         x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
-        inner = _built(name, x, weights, "avg" if family.normed else None)
+        inner = _build_inner(name, x, weights, "avg" if family.normalized else None)
         groups = _groups(inner, family)
         if renamed := _new_names(groups):
             inner, groups = _renamed(inner, groups, renamed)
@@ -198,19 +206,19 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
 
 
 def _encoder(inner: keras.Model, family: Family) -> keras.Model:
-    image, found = inner.inputs[0], inner.outputs[0]
-    if not family.normed:
-        return pixels.encoder(image, found)
+    image, output = inner.inputs[0], inner.outputs[0]
+    if not family.normalized:
+        return pixels.encoder(image, output)
     averages = [x for x in inner.layers if isinstance(x, keras.layers.GlobalAveragePooling2D)]
-    outputs = {"pooled": found, "map": averages[-1].input}
+    outputs = {"pooled": output, "map": averages[-1].input}
     return keras.Model({"image": image}, outputs, name="encoder")
 
 
-# What Keras raises for a size that does not go.
-_MISTAKES = (ValueError, OSError, KeyError, RuntimeError, TypeError)
+# Exceptions that Keras raises for an unsupported image size.
+_SIZE_ERRORS = (ValueError, OSError, KeyError, RuntimeError, TypeError)
 
 
-def _built(
+def _build_inner(
     name: str, x: keras.KerasTensor, weights: str | None, pooling: str | None
 ) -> keras.Model:
     if weights == "imagenet":
@@ -227,25 +235,29 @@ def _built(
             _load(model, str(weights))
         return model
     except Exception as error:
-        # Where a download fails Keras raises the base class itself, and for a broken file anything.
-        if weights is None and not isinstance(error, _MISTAKES):
+        # Keras raises a plain Exception for a failed download, and any class for a broken file.
+        if weights is None and not isinstance(error, _SIZE_ERRORS):
             raise
         reason = " ".join(str(error).split())[:200]
         if weights is None:
-            raise UserError(f"model.image_size: {x.shape[1]} does not go: {reason}") from None
+            raise UserError(
+                f"model.image_size: {x.shape[1]} does not fit {name}: {reason}"
+            ) from None
         if weights == "imagenet":
             raise UserError(
-                f"model.weights: the ImageNet weights of {name} cannot be had: {reason}; give a "
-                "file, or `none` to begin at random"
+                f"model.weights: the ImageNet weights of {name} cannot be downloaded: {reason}; "
+                "set a file, or `none` for random weights"
             ) from None
         raise UserError(f"model.weights: {weights} does not fit {name}: {reason}") from None
 
 
 def _load(model: keras.Model, path: str) -> None:
-    """Take the weights of a file; Keras only warns of what it does not find there.
+    """Load weights from a file that must hold all of them.
+
+    Keras only warns of missing weights. NaN marks those that the file did not overwrite.
 
     Raises:
-        ValueError: the file is of another model.
+        ValueError: A variable is missing in the file.
     """
     floats = [v for v in model.weights if keras.backend.is_float_dtype(v.dtype)]
     for variable in floats:
@@ -255,82 +267,93 @@ def _load(model: keras.Model, path: str) -> None:
         model.load_weights(path)
     for variable in floats:
         if np.isnan(keras.ops.convert_to_numpy(variable)).any():
-            raise ValueError(f"it holds nothing for {variable.path}")
+            raise ValueError(f"it lacks {variable.path}")
 
 
 def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
-    """Names of the layers with weights, by stage, bottom to top."""
+    """Return the names of the layers with weights for each stage, bottom to top."""
     layers = [layer.name for layer in model.layers if layer.weights]
-    by_block = _ended(model, family) if family.ends else blocks.numbered(layers, family.blocks)
+    by_block = (
+        _blocks_by_ends(model, family) if family.ends else blocks.block_keys(layers, family.blocks)
+    )
     keys = list(dict.fromkeys(key for key in by_block.values() if key not in ("stem", "top")))
-    names_ = {"stem": "stem", "top": "top", **{key: f"block_{i}" for i, key in enumerate(keys)}}
-    groups: dict[str, list[str]] = {names_[key]: [] for key in ("stem", *keys, "top")}
+    stage_names = {
+        "stem": "stem",
+        "top": "top",
+        **{key: f"block_{i}" for i, key in enumerate(keys)},
+    }
+    groups: dict[str, list[str]] = {stage_names[key]: [] for key in ("stem", *keys, "top")}
     for layer in layers:
-        groups[names_[by_block[layer]]].append(layer)
-    return {name: found for name, found in groups.items() if found}
+        groups[stage_names[by_block[layer]]].append(layer)
+    return {name: members for name, members in groups.items() if members}
 
 
-def _ended(model: keras.Model, family: Family) -> dict[str, str]:
-    """The block of each layer, by the first end that it leads to."""
+def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
+    """Return the block of each layer: the first end that depends on it, or `stem` or `top`."""
     order = [layer for layer in model.layers if layer._inbound_nodes]
     ends = [layer for layer in order if re.fullmatch(family.ends, layer.name)]
     below = order[: order.index(ends[0])]
     stem = [layer for layer in below if re.fullmatch(family.stem, layer.name)][-1]
-    found: dict[str, str] = {}
+    keys: dict[str, str] = {}
     for end in (stem, *ends):
         key = "stem" if end is stem else end.name
-        wanted = [end]
-        while wanted:
-            layer = wanted.pop()
-            if layer.name not in found:
-                found[layer.name] = key
-                wanted += [
+        pending = [end]
+        while pending:
+            layer = pending.pop()
+            if layer.name not in keys:
+                keys[layer.name] = key
+                pending += [
                     tensor._keras_history.operation
                     for tensor in layer._inbound_nodes[0].input_tensors
                 ]
-    return {layer.name: found.get(layer.name, "top") for layer in order}
+    return {layer.name: keys.get(layer.name, "top") for layer in order}
 
 
 def _new_names(groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    """New names for layers that Keras named by a count over the whole process: a variable's path
-    must be the same in every process."""
+    """Return new names for layers that Keras named automatically.
+
+    Keras numbers them over the whole process, but a variable's path must be the same in every one.
+    """
     automatic = re.compile(r"((?:layer_|batch_)?normalization|(?:separable_)?conv2d)(_\d+)?")
-    found = {}
+    new_names = {}
     for stage, layers in groups.items():
-        for at, layer in enumerate(layers):
+        for position, layer in enumerate(layers):
             if (match := automatic.fullmatch(layer)) is not None:
-                found[layer] = f"{stage}_{match[1]}_{at}"
-    return found
+                new_names[layer] = f"{stage}_{match[1]}_{position}"
+    return new_names
 
 
 def _renamed(
-    model: keras.Model, groups: dict[str, list[str]], names_: Mapping[str, str]
+    model: keras.Model, groups: dict[str, list[str]], new_names: Mapping[str, str]
 ) -> tuple[keras.Model, dict[str, list[str]]]:
-    """The same model, some of its layers under other names."""
+    """Return a copy of the model with some layers renamed, and the groups with the new names."""
 
     def clone(layer: keras.layers.Layer) -> keras.layers.Layer:
-        name = names_.get(layer.name, layer.name)
-        if type(layer).__name__ == "LayerScale":  # its variable has a counted name too
+        name = new_names.get(layer.name, layer.name)
+        if type(layer).__name__ == "LayerScale":  # its variable is numbered per process too
             return LayerScale(float(layer.init_values), layer.projection_dim, name=name)
         if isinstance(layer, keras.layers.Normalization) and layer.weights:
             return Standardize(name=name)
         return layer.__class__.from_config({**layer.get_config(), "name": name})
 
-    made = keras.models.clone_model(model, clone_function=clone)
-    for old, new in zip(model.layers, made.layers, strict=True):
-        # Keras' Normalization keeps a count beside mean and variance.
+    renamed = keras.models.clone_model(model, clone_function=clone)
+    for old, new in zip(model.layers, renamed.layers, strict=True):
+        # Not strict: Keras' Normalization also has a count, which `Standardize` lacks.
         for source, target in zip(old.weights, new.weights, strict=False):
             target.assign(source)
-    return made, {
-        stage: [names_.get(layer, layer) for layer in layers] for stage, layers in groups.items()
+    return renamed, {
+        stage: [new_names.get(layer, layer) for layer in layers] for stage, layers in groups.items()
     }
 
 
 def _stage(model: keras.Model, name: str, layers: Sequence[str]) -> Stage:
-    """A stage of layers, by the first parts of its variables' paths (a nested model's own layers
-    have others)."""
-    heads = {v.path.partition("/")[0]: None for n in layers for v in model.get_layer(n).weights}
-    return Stage(name, f"(?:{'|'.join(map(re.escape, heads))})/")
+    """Return the stage of some layers.
+
+    Its pattern holds the first parts of the variables' paths, which for a nested model are not the
+    layer's name.
+    """
+    prefixes = {v.path.partition("/")[0]: None for n in layers for v in model.get_layer(n).weights}
+    return Stage(name, f"(?:{'|'.join(map(re.escape, prefixes))})/")
 
 
 def _fingerprint(backbone: Backbone) -> str:

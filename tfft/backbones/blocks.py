@@ -1,4 +1,4 @@
-"""Blocks found in names: stages of networks whose builders declare none."""
+"""Derive stages from block numbers in names, for networks whose builders declare no stages."""
 
 import re
 from collections.abc import Sequence
@@ -6,13 +6,18 @@ from collections.abc import Sequence
 from tfft.spec import Stage
 
 
-def numbered(names: Sequence[str], pattern: str) -> dict[str, str]:
-    """The block of each name: what a pattern's groups find in it.
+def block_keys(names: Sequence[str], pattern: str) -> dict[str, str]:
+    """Return the block key of each name: the first non-empty group of its match.
 
-    Names without one are of the stem, of the top, or, between two blocks, of the next one.
+    A name without a match belongs to `stem` before the first block, to `top` after the last, and to
+    the next block between two blocks.
+
+    Args:
+        names: layer names or variable paths, bottom to top; at least one must match.
+        pattern: a regular expression whose groups capture the block key.
     """
-    found = [re.search(pattern, name) for name in names]
-    keys = [next(g for g in match.groups() if g) if match else "" for match in found]
+    matches = [re.search(pattern, name) for name in names]
+    keys = [next(group for group in match.groups() if group) if match else "" for match in matches]
     last = max(i for i, key in enumerate(keys) if key)
     first = next(i for i, key in enumerate(keys) if key)
     for i in reversed(range(len(keys))):
@@ -21,22 +26,25 @@ def numbered(names: Sequence[str], pattern: str) -> dict[str, str]:
     return dict(zip(names, keys, strict=True))
 
 
-def stages(paths: Sequence[str], pattern: str, bottom: str, top: str) -> tuple[Stage, ...]:
-    """Stages of variables by the blocks in their paths, bottom to top: `block_0`, `block_1`, ...
+def stages_by_block(paths: Sequence[str], pattern: str, bottom: str, top: str) -> tuple[Stage, ...]:
+    """Group variables into stages `block_0`, `block_1`, ..., bottom to top, by their paths.
 
     Args:
-        pattern: finds a variable's block, as in `numbered`.
-        bottom, top: names of the stages below and above the blocks; `bottom` is that of all
-            variables where there are no blocks.
+        paths: variable paths, bottom to top.
+        pattern: a regular expression that captures a variable's block, as in `block_keys`.
+        bottom, top: names of the stages below and above the blocks. Where no path matches, all
+            variables belong to `bottom`.
     """
-    by_block = dict.fromkeys(paths, "stem")
+    path_blocks = dict.fromkeys(paths, "stem")
     if any(re.search(pattern, path) for path in paths):
-        by_block = numbered(paths, pattern)
-    keys = [key for key in dict.fromkeys(by_block.values()) if key not in ("stem", "top")]
+        path_blocks = block_keys(paths, pattern)
+    keys = [key for key in dict.fromkeys(path_blocks.values()) if key not in ("stem", "top")]
     names = {"stem": bottom, "top": top, **{key: f"block_{i}" for i, key in enumerate(keys)}}
     groups: dict[str, list[str]] = {names[key]: [] for key in ("stem", *keys, "top")}
     for path in paths:
-        groups[names[by_block[path]]].append(path)
+        groups[names[path_blocks[path]]].append(path)
     return tuple(
-        Stage(name, f"(?:{'|'.join(map(re.escape, own))})$") for name, own in groups.items() if own
+        Stage(name, f"(?:{'|'.join(map(re.escape, members))})$")
+        for name, members in groups.items()
+        if members
     )

@@ -1,11 +1,11 @@
-"""TF Hub: SavedModels in TF2's reusable format, as Keras 3 layers that train.
+"""TF Hub SavedModels in TF2's reusable format, as trainable Keras 3 layers.
 
-The layer shares the SavedModel's variables and calls its own functions, so features are the
-original's to the bit, and masks, precision, replicas and export see ordinary variables under the
-SavedModel's own names. hub.KerasLayer does not exist on Keras 3; this is what takes its place.
+The layer shares the SavedModel's variables and calls the SavedModel's functions. Features are
+therefore bit-identical to the original's, and masks, precision, replicas and export see ordinary
+variables under their original names. It replaces hub.KerasLayer, which Keras 3 does not support.
 
-A SavedModel is a program. It is only loaded where it was named, and one that may do more than
-compute is refused (`saved_graph`).
+A SavedModel is a program. It is loaded only if the config names it, and `saved_graph` refuses any
+that may do more than compute.
 """
 
 import hashlib
@@ -30,49 +30,53 @@ DEFAULT_SIZE = 224
 
 
 class HubLayer(keras.layers.Layer):
-    """A SavedModel in TF2's reusable format.
+    """Layer that calls a SavedModel in TF2's reusable format.
 
-    It runs as in training only where all of it moves and its statistics may: a SavedModel updates
-    its own BatchNorm statistics, also those of its frozen layers.
+    A SavedModel called with `training=True` updates all of its BatchNorm statistics, also those of
+    frozen layers. It is therefore called so only if all of its trainable variables are trained and
+    `keep_statistics` is off, or if it has no statistics.
 
     Args:
-        saved: what `tf.saved_model.load` gave.
+        saved: the object that `tf.saved_model.load` returned.
 
     Attributes:
-        saved: the same.
-        keep_statistics: whether it runs as in inference, whatever moves; for a model that has
-            statistics.
+        saved: the same object.
+        keep_statistics: whether a model with statistics is always called with `training=False`.
     """
 
     def __init__(self, saved: Any, **kwargs: Any):
         super().__init__(autocast=False, dtype="float32", **kwargs)
-        self._holds(saved)
+        self._store(saved)
         self.keep_statistics = False
-        # The TensorFlow backend of Keras keeps the variable that it is given: nothing is copied.
-        moving = {id(v) for v in getattr(saved, "trainable_variables", ())}
-        taken: dict[str, int] = {}
+        # As `initializer`, Keras' TensorFlow backend adopts a tf.Variable itself, without a copy.
+        trainable_ids = {id(v) for v in getattr(saved, "trainable_variables", ())}
+        name_counts: dict[str, int] = {}
         for variable in saved.variables:
             name = variable.name.partition(":")[0]
-            taken[name] = taken.get(name, 0) + 1
-            name += f"_{taken[name] - 1}" if taken[name] > 1 else ""
-            own = keras.Variable(
+            name_counts[name] = name_counts.get(name, 0) + 1
+            name += f"_{name_counts[name] - 1}" if name_counts[name] > 1 else ""
+            keras_variable = keras.Variable(
                 initializer=variable,
-                trainable=id(variable) in moving,
+                trainable=id(variable) in trainable_ids,
                 dtype=variable.dtype.name,
                 shape=variable.shape,
                 name=name.replace("/", "."),
             )
-            own._path = f"{self.name}/{name}"  # Keras allows no slash in a name
-            self._track_variable(own)
+            # Keras refuses a slash in `name`, but masks match the original path.
+            keras_variable._path = f"{self.name}/{name}"
+            self._track_variable(keras_variable)
         self._takes_training = _takes_training(saved)
         self.built = True
 
-    def _holds(self, saved: Any) -> None:
-        # Not an attribute that Keras tracks: its variables would be found twice.
+    def _store(self, saved: Any) -> None:
+        # Bypass Keras' attribute tracking, which would register the variables a second time.
         self.__dict__["saved"] = saved
 
     def call(self, x, training=False):
-        """What the SavedModel takes -> what it gives."""
+        """Call the SavedModel on its inputs, a tensor or a dict, and return its outputs.
+
+        Its regularization losses are added while the layer trains.
+        """
         if tf.is_tensor(x) and x.dtype.is_floating:
             x = tf.cast(x, tf.float32)
         losses = getattr(self.saved, "regularization_losses", ())
@@ -80,28 +84,35 @@ class HubLayer(keras.layers.Layer):
             self.add_loss(tf.add_n([loss() for loss in losses]))
         if not self._takes_training:
             return self.saved(x)
-        still = self._non_trainable_variables and (self.keep_statistics or not self._whole())
-        return self.saved(x, training=bool(training and self.trainable and not still))
+        inference_mode = self._non_trainable_variables and (
+            self.keep_statistics or not self._fully_trainable()
+        )
+        return self.saved(x, training=bool(training and self.trainable and not inference_mode))
 
-    def _whole(self) -> bool:
+    def _fully_trainable(self) -> bool:
         return all(variable.trainable for variable in self._trainable_variables)
 
     def compute_output_spec(self, x, training=False):
-        """The shape of what comes out, from the SavedModel's own signature."""
+        """Return the outputs' shapes and dtypes, by tracing the SavedModel's call."""
+        # `call` casts every float to float32, whatever the dtype policy of the layers below.
         spec = keras.tree.map_structure(
             lambda t: tf.TensorSpec(t.shape, "float32" if "float" in t.dtype else t.dtype), x
         )
-        found = tf.function(self.call).get_concrete_function(spec)
+        function = tf.function(self.call).get_concrete_function(spec)
         return keras.tree.map_structure(
-            lambda t: keras.KerasTensor(t.shape, dtype=t.dtype.name), found.structured_outputs
+            lambda t: keras.KerasTensor(t.shape, dtype=t.dtype.name), function.structured_outputs
         )
 
 
 def load(config: ModelConfig, precision: str) -> Backbone:
-    """A SavedModel's features.
+    """Load a SavedModel as a backbone.
+
+    Args:
+        config: the `model` section; its backbone is `hub:` and a folder or a handle.
+        precision: a Keras dtype policy, of the layers around the SavedModel; it keeps float32.
 
     Raises:
-        UserError: it cannot be had, is none, or is not in the reusable format.
+        UserError: It cannot be downloaded or read, or is not in the reusable format.
     """
     handle = config.backbone.partition(":")[2]
     folder = pretrained.saved_model(handle)
@@ -114,34 +125,40 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     }
     where = f"model.backbone: hub:{handle}"
     saved = _saved(folder, where)
-    kind = hub_text.reads(saved)
-    if kind != "pictures":
+    kind = hub_text.input_kind(saved)
+    if kind != "images":
         if config.image_size is not None or config.scaling is not None:
             raise UserError("model.image_size, model.scaling: this SavedModel reads texts")
-        other = pretrained.saved_model(config.tokenizer) if config.tokenizer is not None else None
+        preprocessor = (
+            pretrained.saved_model(config.tokenizer) if config.tokenizer is not None else None
+        )
         description |= {"reads": kind}
-        description["tokenizer"] = hub_text.vocabulary(folder, kind, other, where)
+        description["tokenizer"] = hub_text.vocabulary(folder, kind, preprocessor, where)
     elif config.tokenizer is not None:
-        raise UserError("model.tokenizer: this SavedModel reads pictures")
+        raise UserError("model.tokenizer: this SavedModel reads images")
     backbone = _wrap(saved, description, precision)
     return replace(backbone, fingerprint=_fingerprint(folder, description))
 
 
 def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
-    """The same, from what `load` described: its graph is that of its files."""
+    """Rebuild a backbone from its description. The graph comes from the SavedModel's files.
+
+    Raises:
+        UserError: The files are missing, or hold another kind of model.
+    """
     where = f"model.backbone: hub:{description['handle']}"
     saved = _saved(pretrained.saved_model(description["handle"]), where)
     return _wrap(saved, description, precision)
 
 
 def _saved(folder: Path, where: str) -> Any:
-    """The SavedModel.
+    """Load a SavedModel after its graph is checked.
 
     Raises:
-        UserError: it does not load, or not in the reusable format.
+        UserError: It does not load, or is not in the reusable format.
     """
-    saved_graph.check(folder, where)
-    with library_errors(f"{where}: not a SavedModel that loads"):
+    saved_graph.check(folder, where)  # before TensorFlow reads it
+    with library_errors(f"{where}: the SavedModel cannot be loaded"):
         saved = tf.saved_model.load(str(folder))
     variables, trainable = (
         getattr(saved, name, ()) for name in ("variables", "trainable_variables")
@@ -163,24 +180,24 @@ def _saved(folder: Path, where: str) -> Any:
 
 def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbone:
     where = f"model.backbone: hub:{description['handle']}"
-    if (kind := description.get("reads", "pictures")) != "pictures":
+    if (kind := description.get("reads", "images")) != "images":
         backbone = hub_text.build(HubLayer(saved, name="hub"), kind, description)
-        if (given := description["stages"]) is not None:
+        if (patterns := description["stages"]) is not None:
             paths = [v.path for v in backbone.model.weights]
-            return replace(backbone, stages=_stages(paths, given, where))
+            return replace(backbone, stages=_stages(paths, patterns, where))
         return backbone
-    size = description["size"] or _own_size(saved) or DEFAULT_SIZE
+    size = description["size"] or _signature_size(saved) or DEFAULT_SIZE
     layer = HubLayer(saved, name="hub")
     with pixels.policy(precision):
         image = keras.Input([size, size, 3], dtype="float32", name="image")
         scaling = pixels.SCALINGS[description["scaling"]]
         x = pixels.Pixels(**scaling, name="pixels")(image) if scaling else image
         with library_errors(
-            f"{where}: does not take pictures of {size} x {size}; it reads no pictures, or others "
-            "(model.image_size)"
+            f"{where}: does not take images of {size} x {size}; set model.image_size to the size "
+            "that it reads"
         ):
-            found = layer(x)
-    model = _features(image, found, where)
+            outputs = layer(x)
+    model = _features(image, outputs, where)
     stages = _stages([v.path for v in layer.weights], description["stages"], where)
     features = {name: int(t.shape[-1]) for name, t in model.output.items()}
     return Backbone(
@@ -194,52 +211,55 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
     )
 
 
-def _features(image: keras.KerasTensor, found: Any, where: str) -> keras.Model:
-    """A vector as it is; a map, averaged."""
-    if isinstance(found, dict):
-        found = found.get("default", found.get("pooled_output"))
-    shaped = isinstance(found, keras.KerasTensor) and found.shape[-1:] != (None,)
-    rank = len(found.shape) if shaped else 0
+def _features(image: keras.KerasTensor, outputs: Any, where: str) -> keras.Model:
+    """Build the model with the outputs `pooled` and, where the SavedModel returns a map, `map`."""
+    if isinstance(outputs, dict):
+        outputs = outputs.get("default", outputs.get("pooled_output"))
+    has_width = isinstance(outputs, keras.KerasTensor) and outputs.shape[-1:] != (None,)
+    rank = len(outputs.shape) if has_width else 0
     if rank == 4:
-        return pixels.encoder(image, found)
+        return pixels.encoder(image, outputs)
     if rank == 2:
-        return keras.Model({"image": image}, {"pooled": found}, name="encoder")
-    raise UserError(f"{where}: gives neither a vector nor a map for each picture")
+        return keras.Model({"image": image}, {"pooled": outputs}, name="encoder")
+    raise UserError(f"{where}: must return a vector or a map per image")
 
 
 def _stages(paths: Sequence[str], patterns: Sequence[str] | None, where: str) -> tuple[Stage, ...]:
-    """As given, or in the order of the variables, by the part of their names up to a number.
+    """Return stages by `model.stages`, or by the variables' names up to their first number.
 
-    `block_3_expand/kernel` and `block_3_project/kernel` are of `block_3`.
+    `block_3_expand/kernel` and `block_3_project/kernel` then belong to one stage. Stages are in the
+    order of the variables.
     """
     if patterns is not None:
-        return tuple(_given(paths, patterns, where))
+        return tuple(_stages_by_patterns(paths, patterns, where))
     groups: dict[str, list[str]] = {}
     for path in paths:
         name = path.partition("/")[2]
         numbered = re.match(r"(?:[^/]*/)*?[^/]*?\d+(?=[_/]|$)", name)
         groups.setdefault(numbered[0] if numbered else name.partition("/")[0], []).append(path)
     return tuple(
-        Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, own))})$")
-        for i, own in enumerate(groups.values())
+        Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, members))})$")
+        for i, members in enumerate(groups.values())
     )
 
 
-def _given(paths: Sequence[str], patterns: Sequence[str], where: str) -> Sequence[Stage]:
-    stages, left = [], list(paths)
+def _stages_by_patterns(
+    paths: Sequence[str], patterns: Sequence[str], where: str
+) -> Sequence[Stage]:
+    stages, remaining = [], list(paths)
     for i, pattern in enumerate(patterns):
         try:
-            own = [p for p in left if re.search(pattern, p.partition("/")[2])]
+            members = [p for p in remaining if re.search(pattern, p.partition("/")[2])]
         except re.error as error:
             raise UserError(
                 f"model.stages: {pattern!r} is not a regular expression: {error}"
             ) from None
-        if not own:
+        if not members:
             raise UserError(f"model.stages: {pattern!r} matches no variable of {where}")
-        stages.append(Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, own))})$"))
-        left = [p for p in left if p not in own]
-    if left:
-        raise UserError(f"model.stages: no pattern matches {left[0].partition('/')[2]!r}")
+        stages.append(Stage(f"block_{i}", f"(?:{'|'.join(map(re.escape, members))})$"))
+        remaining = [p for p in remaining if p not in members]
+    if remaining:
+        raise UserError(f"model.stages: no pattern matches {remaining[0].partition('/')[2]!r}")
     return stages
 
 
@@ -252,8 +272,8 @@ def _takes_training(saved: Any) -> bool:
     )
 
 
-def _own_size(saved: Any) -> int | None:
-    """The height and width that its call asks for, where it does."""
+def _signature_size(saved: Any) -> int | None:
+    """Return the image side in the signature of its call, or None if that is free."""
     for function in getattr(saved.__call__, "concrete_functions", ()):
         for spec in keras.tree.flatten(function.structured_input_signature):
             shape = getattr(spec, "shape", None)

@@ -1,9 +1,9 @@
-"""TF Hub's models of texts: encoders that take token ids, and models that take the text itself.
+"""TF Hub text models: encoders that take token ids, and models that take strings.
 
-Encoders of the BERT kind take `input_word_ids`, `input_mask` and `input_type_ids`; their vocabulary
-is an asset of theirs, or of the preprocessing model that TF Hub puts beside them. Models that take
-strings (nnlm, universal-sentence-encoder) are given them through ids too, one for each byte of
-UTF-8: so texts are cut, batched, cached and served as all others are.
+BERT encoders take `input_word_ids`, `input_mask` and `input_type_ids`. Their vocabulary is an asset
+of the SavedModel or of its TF Hub preprocessing model. Models that take strings (nnlm,
+universal-sentence-encoder) also get ids here, one for each byte of UTF-8, so texts are truncated,
+batched, cached and served by the same code as for all other backbones.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from tfft.spec import Backbone, HeadStyle
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors, regular_file
 
-# The names of an encoder's inputs, and tfft's for them.
+# TF Hub's names of an encoder's inputs -> tfft's names.
 _INPUTS = {
     "input_word_ids": "token_ids",
     "input_mask": "padding_mask",
@@ -31,57 +31,61 @@ _BLOCK = r"((?:^|[^/]*/)*?[^/]*(?:layer|block)s?_?\d+)(?=[_/])"
 
 
 class Strings(keras.layers.Layer):
-    """Ids of bytes -> the texts; what was cut within a letter loses its beginning."""
+    """Layer that turns byte ids back into strings.
+
+    Truncation may split a character; its incomplete bytes are dropped.
+    """
 
     def call(self, ids):
-        """Int [B, T], 0 being padding and 1 + n the byte n -> strings [B]."""
+        """Decode ids, int [B, T] -> strings [B]. Id 0 is padding; id 1 + n is byte n."""
         table = tf.constant([b"", *(bytes([n]) for n in range(256))])
         joined = tf.strings.reduce_join(tf.gather(table, tf.cast(ids, tf.int32)), axis=-1)
         return tf.strings.unicode_transcode(joined, "UTF-8", "UTF-8", errors="ignore")
 
     def compute_output_spec(self, ids):
-        """[B], strings."""
+        """Return the output's shape and dtype: strings, [B]."""
         return keras.KerasTensor((ids.shape[0],), dtype="string")
 
 
-def reads(saved: Any) -> str:
-    """What a SavedModel's call takes: `ids`, `strings` or `pictures`."""
+def input_kind(saved: Any) -> str:
+    """Return what a SavedModel's call takes: `ids`, `strings` or `images`."""
     for function in getattr(saved.__call__, "concrete_functions", ()):
         arguments, _ = function.structured_input_signature
-        given = arguments[0] if arguments else None
-        if isinstance(given, Mapping):
-            return "ids" if "input_word_ids" in given else "pictures"
-        if isinstance(given, tf.TypeSpec) and given.dtype == tf.string:
+        argument = arguments[0] if arguments else None
+        if isinstance(argument, Mapping):
+            return "ids" if "input_word_ids" in argument else "images"
+        if isinstance(argument, tf.TypeSpec) and argument.dtype == tf.string:
             return "strings"
-    return "pictures"
+    return "images"
 
 
 def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) -> Backbone:
-    """The backbone of texts around a `hub.HubLayer`.
+    """Build a text backbone around a `hub.HubLayer`.
 
     Args:
-        kind: `ids` or `strings`.
-        description: of `hub.load`, with the tokenizer's description.
+        layer: the SavedModel's layer.
+        kind: `ids` or `strings`, see `input_kind`.
+        description: the description from `hub.load`, with that of the tokenizer.
 
     Raises:
-        UserError: it gives neither a vector for each text nor for each token.
+        UserError: The SavedModel returns neither a vector per text nor one per token.
     """
     where = f"model.backbone: hub:{description['handle']}"
     inputs = {name: keras.Input([None], dtype="int32", name=name) for name in _INPUTS.values()}
     if kind == "ids":
-        given: Any = {theirs: inputs[ours] for theirs, ours in _INPUTS.items()}
+        encoder_inputs: Any = {hub_name: inputs[name] for hub_name, name in _INPUTS.items()}
     else:
-        given = Strings(name="strings", dtype="float32")(inputs["token_ids"])
-    with library_errors(f"{where}: does not take texts as it says"):
-        found = layer(given)
-    features = _features(found)
+        encoder_inputs = Strings(name="strings", dtype="float32")(inputs["token_ids"])
+    with library_errors(f"{where}: its call fails on the text inputs in its signature"):
+        outputs = layer(encoder_inputs)
+    features = _features(outputs)
     if not features:
-        raise UserError(f"{where}: gives neither a vector for each text nor for each token")
+        raise UserError(f"{where}: must return a vector per text or per token")
     paths = [variable.path for variable in layer.weights]
-    # Inputs that nothing reads are inputs all the same: a batch of texts has all three.
+    # Keep inputs that the SavedModel does not read: every batch of texts has all three.
     return Backbone(
         model=keras.Model(inputs, features, name="encoder"),
-        stages=blocks.stages(paths, _BLOCK, "embeddings", "pooler"),
+        stages=blocks.stages_by_block(paths, _BLOCK, "embeddings", "pooler"),
         features={name: int(t.shape[-1]) for name, t in features.items()},
         head_style=HeadStyle("pooled" if "pooled" in features else "first"),
         fingerprint="",
@@ -91,22 +95,25 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
     )
 
 
-def vocabulary(folder: Path, kind: str, other: Path | None, where: str) -> str:
-    """The tokenizer's description: of single bytes, or of the vocabulary in a SavedModel's assets.
+def vocabulary(folder: Path, kind: str, preprocessor: Path | None, where: str) -> str:
+    """Return the tokenizer's description: bytes, or the WordPiece vocabulary in the assets.
 
     Args:
-        other: a preprocessing model, whose vocabulary counts.
+        folder: the SavedModel.
+        kind: `ids` or `strings`, see `input_kind`.
+        preprocessor: the folder of a preprocessing model, whose vocabulary takes precedence.
+        where: prefix of error messages.
 
     Raises:
-        UserError: there is none.
+        UserError: The assets hold no vocabulary.
     """
     if kind == "strings":
         return tokenizer.of_bytes()
-    files = sorted(((other or folder) / "assets").glob("*vocab*.txt"))
+    files = sorted(((preprocessor or folder) / "assets").glob("*vocab*.txt"))
     if not files:
         raise UserError(
-            f"{where}: its assets hold no vocabulary; model.tokenizer: names the preprocessing "
-            "model that TF Hub puts beside it"
+            f"{where}: its assets hold no vocabulary; set model.tokenizer: to the preprocessing "
+            "model that TF Hub lists for it"
         )
     try:
         text = regular_file(files[0], _VOCABULARY_LIMIT).read_text(encoding="utf-8")
@@ -116,17 +123,19 @@ def vocabulary(folder: Path, kind: str, other: Path | None, where: str) -> str:
     return tokenizer.of_vocabulary(tokens, str(files[0]))
 
 
-def _features(found: Any) -> dict[str, keras.KerasTensor]:
-    if isinstance(found, Mapping):
-        named = {ours: _features(found.get(theirs)).get(ours) for theirs, ours in _OUTPUTS.items()}
-        named = {name: value for name, value in named.items() if value is not None}
-        return named or _features(found.get("default"))
-    if not isinstance(found, keras.KerasTensor) or found.shape[-1:] in ((), (None,)):
+def _features(outputs: Any) -> dict[str, keras.KerasTensor]:
+    if isinstance(outputs, Mapping):
+        features = {
+            name: _features(outputs.get(hub_name)).get(name) for hub_name, name in _OUTPUTS.items()
+        }
+        features = {name: value for name, value in features.items() if value is not None}
+        return features or _features(outputs.get("default"))
+    if not isinstance(outputs, keras.KerasTensor) or outputs.shape[-1:] in ((), (None,)):
         return {}
-    return {2: {"pooled": found}, 3: {"sequence": found}}.get(len(found.shape), {})
+    return {2: {"pooled": outputs}, 3: {"sequence": outputs}}.get(len(outputs.shape), {})
 
 
 def _positions(layer: keras.layers.Layer) -> int | None:
-    """The rows of the table of positions, where it is called so."""
+    """Return the number of rows of the position table, or None if no variable has its name."""
     tables = [v for v in layer.weights if "position_embedding" in v.path and len(v.shape) == 2]
     return int(tables[0].shape[0]) if tables else None

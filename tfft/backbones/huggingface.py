@@ -1,7 +1,7 @@
-"""Hugging Face checkpoints: config.json and safetensors, read and written, nothing run.
+"""Read and write Hugging Face checkpoints: config.json and safetensors. No checkpoint code runs.
 
-What a checkpoint holds is loaded exactly or refused: features equal the original's to 1e-5 in
-float32 (texts) or 1e-4 (pictures).
+A checkpoint is loaded exactly or refused: features in float32 equal the original's to 1e-5 (text)
+or 1e-4 (images).
 """
 
 import json
@@ -24,22 +24,26 @@ from tfft.utils import pretrained
 from tfft.utils.errors import UserError, nearest
 
 _POOLING = "1_Pooling/config.json"  # of sentence-transformers
-PICTURES = "preprocessor_config.json"
+IMAGE_PROCESSOR = "preprocessor_config.json"
 
 
 def load(config: ModelConfig, precision: str) -> Backbone:
-    """A checkpoint's encoder with its weights.
+    """Load a checkpoint's encoder with its weights.
+
+    Args:
+        config: the `model` section; its backbone is `hf:` and a repository or folder.
+        precision: a Keras dtype policy.
 
     Raises:
-        UserError: not a checkpoint of a known family, or a tensor is missing or misshapen.
+        UserError: The checkpoint's family is unknown, or a tensor is missing or has a wrong shape.
     """
     folder = pretrained.folder(config.backbone.partition(":")[2], config.revision)
     settings = pretrained.read_json(folder / "config.json")
     family = _family(settings)
     a = family.architecture(settings)
-    table = family.names(a)
+    entries = family.weight_map(a)
     with Tensors(weight_files(folder, config.weights), family.prefixes) as tensors:
-        poolers = [entry for path, entry in table.items() if path.startswith("pooler/")]
+        poolers = [entry for path, entry in entries.items() if path.startswith("pooler/")]
         description = {
             "provider": "hf",
             "config": settings,
@@ -47,21 +51,21 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "dropped": sorted(config.surgery.drop),
         }
         if family.image_defaults is not None:
-            description |= _pictures(folder, settings, family, config.image_size)
+            description |= _image_settings(folder, settings, family, config.image_size)
         elif config.image_size is not None:
             raise UserError(f"model.image_size: {config.backbone} reads text")
         else:
             description["pooler"] = all(tensors.has(entry) for entry in poolers)
             description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
-        _check_size(a, table, tensors, str(settings.get("model_type")))
+        _check_size(a, entries, tensors, str(settings.get("model_type")))
         backbone = rebuild(description, precision)
-        _assign(backbone.model.weights, table, tensors)
+        _assign(backbone.model.weights, entries, tensors)
         head = _head(settings, family, tensors, backbone) if config.head == "checkpoint" else None
         return replace(backbone, fingerprint=tensors.fingerprint(settings), head=head)
 
 
 def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
-    """The architecture alone, from what `load` described."""
+    """Build the architecture from its description, with random weights."""
     settings = description["config"]
     family = _family(settings)
     a, style = family.architecture(settings), family.head_style
@@ -70,23 +74,23 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if dropped := description.get("dropped"):
         a = a.without(dropped)
     if family.image_defaults is not None:
-        given = description["image_spec"]
-        image_spec = ImageSpec(**{**given, "size": tuple(given["size"])})
+        spec = description["image_spec"]
+        image_spec = ImageSpec(**{**spec, "size": tuple(spec["size"])})
         a = replace(a, size=image_spec.size, scaling=description["scaling"])
         return _backbone(a, style, precision, description, image_spec=image_spec)
-    return _of_text(a, style, precision, description)
+    return _build_text_backbone(a, style, precision, description)
 
 
-def _of_text(
+def _build_text_backbone(
     a: encoder.Architecture, style: HeadStyle, precision: str, description: Mapping[str, Any]
 ) -> Backbone:
     if not description["pooler"]:
-        if style.pooling == "pooled":  # a fresh pooler, as part of the head
+        if style.pooling == "pooled":  # the checkpoint lacks the pooler: the head gets a new one
             style = HeadStyle("first", a.pooler)
         a = replace(a, pooler=None)
     if description["pooling"]:
         style = HeadStyle(description["pooling"])
-    # RoBERTa's first position stands after the padding id.
+    # RoBERTa's first position is pad_id + 1, so its table has that many unused rows.
     length = a.positions - (a.pad_id + 1 if a.pad_id is not None else 0)
     return _backbone(a, style, precision, description, max_length=length)
 
@@ -106,7 +110,7 @@ def _backbone(
         if image_spec is None:
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.image_size: {image_spec.size} does not go: {reason}") from None
+        raise UserError(f"model.image_size: {image_spec.size} does not fit: {reason}") from None
     return Backbone(
         model=model,
         stages=a.stages(),
@@ -119,14 +123,21 @@ def _backbone(
     )
 
 
-def _pictures(
+def _image_settings(
     folder: Path, settings: Mapping[str, Any], family: Family, size: int | None
 ) -> dict[str, Any]:
-    """What pictures a checkpoint reads and how they are scaled, as plain data."""
-    path = folder / PICTURES
-    given = pretrained.read_json(path) if path.exists() else None
-    own = family.architecture(settings).size
-    image_spec, scaling = processor.read(given, family.image_defaults, own)
+    """Return `image_spec` and `scaling` of a checkpoint as plain data.
+
+    Args:
+        folder: the checkpoint.
+        settings: its config.json.
+        family: its family, with the defaults for a missing preprocessor_config.json.
+        size: height and width that replace the checkpoint's; None: its size.
+    """
+    path = folder / IMAGE_PROCESSOR
+    processor_config = pretrained.read_json(path) if path.exists() else None
+    architecture_size = family.architecture(settings).size
+    image_spec, scaling = processor.read(processor_config, family.image_defaults, architecture_size)
     if size is not None:
         image_spec = replace(image_spec, size=(size, size))
     return {"image_spec": asdict(image_spec), "scaling": scaling}
@@ -143,43 +154,47 @@ def save(
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
     Args:
-        picture: what pictures it reads; None: texts.
-        several: whether a row may have several labels.
+        model: the classifier, with its head under `head/`.
+        backbone: its backbone, loaded from a Hugging Face checkpoint.
+        labels: class names, in the order of the logits.
+        folder: where to write; created if missing.
+        image_spec: the images that it reads; None: it reads text.
+        multi_label: whether a row may have several labels.
 
     Raises:
-        UserError: the head is not of the form that the family's own classifier has.
+        UserError: The head does not have the form of the family's classifier.
     """
     settings = dict(backbone.description["config"])
     family = _family(settings)
-    numbers = family.architecture(settings)
-    renamed: dict[str, str] = {}
+    architecture = family.architecture(settings)
+    new_blocks: dict[str, str] = {}
     if dropped := backbone.description.get("dropped"):
-        left = [name for name in numbers.blocks if name not in dropped]
-        renamed = {name: f"block_{i}" for i, name in enumerate(left)}
-        layers = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
-        settings[layers] = len(left)
-        numbers = family.architecture(settings)
-    table = {**family.names(numbers), **family.head_names}
-    head = {v.path: v for v in model.weights if v.path.startswith("head/")}
-    if set(head) != set(family.head_names) or (
+        remaining = [name for name in architecture.blocks if name not in dropped]
+        new_blocks = {name: f"block_{i}" for i, name in enumerate(remaining)}
+        count_key = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
+        settings[count_key] = len(remaining)
+        architecture = family.architecture(settings)
+    entries = {**family.weight_map(architecture), **family.head_weight_map}
+    head_variables = {v.path: v for v in model.weights if v.path.startswith("head/")}
+    if set(head_variables) != set(family.head_weight_map) or (
         model.get_layer("pooling").kind != family.head_style.pooling
     ):
         raise UserError(
-            f"the head ({', '.join(sorted(head))}) has another form than "
+            f"the head ({', '.join(sorted(head_variables))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
-    paths = {v.path: _renamed(v.path, renamed) for v in model.weights}
-    foreign = [path for path in paths.values() if path not in table]
-    if foreign:
-        raise UserError(f"export: {foreign[0]} has no form in transformers' {family.classifier}")
+    paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
+    unmapped = [path for path in paths.values() if path not in entries]
+    if unmapped:
+        raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
     tensors: dict[str, np.ndarray] = {}
     for variable in model.weights:
-        prefix = "" if variable.path in head else family.prefixes[0]
-        entry = table[paths[variable.path]]
+        prefix = "" if variable.path in head_variables else family.prefixes[0]
+        entry = entries[paths[variable.path]]
         values = weight_map.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     if image_spec is not None:
-        shown = processor.write(image_spec, backbone.description["scaling"])
+        processor_config = processor.write(image_spec, backbone.description["scaling"])
     if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
@@ -188,13 +203,15 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     if image_spec is not None:
-        (folder / PICTURES).write_text(json.dumps(shown, indent=2), encoding="utf-8")
+        (folder / IMAGE_PROCESSOR).write_text(
+            json.dumps(processor_config, indent=2), encoding="utf-8"
+        )
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def _renamed(path: str, blocks: Mapping[str, str]) -> str:
+def _rename_block(path: str, new_names: Mapping[str, str]) -> str:
     first, _, rest = path.partition("/")
-    return f"{blocks.get(first, first)}/{rest}"
+    return f"{new_names.get(first, first)}/{rest}"
 
 
 def _family(settings: Mapping[str, Any]) -> Family:
@@ -210,7 +227,7 @@ def _family(settings: Mapping[str, Any]) -> Family:
 
 
 def _stored_pooling(folder: Path) -> str | None:
-    """How sentence-transformers pools this checkpoint, where it says so."""
+    """Return `mean` if sentence-transformers pools the checkpoint so, else None."""
     if not (folder / _POOLING).exists():
         return None
     return (
@@ -218,48 +235,56 @@ def _stored_pooling(folder: Path) -> str | None:
     )
 
 
-def _check_size(a: Architecture, table: weight_map.WeightMap, tensors: Tensors, kind: str) -> None:
-    """Refuse an architecture whose weights the files do not hold, before memory is taken for it."""
-    for path, entry in table.items():
+def _check_size(
+    a: Architecture, entries: weight_map.WeightMap, tensors: Tensors, kind: str
+) -> None:
+    """Refuse an architecture whose weights the files do not hold, before it is allocated.
+
+    Raises:
+        UserError: A tensor is missing, or the files hold fewer numbers than the architecture needs.
+    """
+    for path, entry in entries.items():
         if not path.startswith("pooler/") and not tensors.has(entry):
             raise UserError(
-                f"{tensors.where}: lacks {entry.tensors[0]!r}; is it a {kind} checkpoint?"
+                f"{tensors.path}: lacks {entry.tensors[0]!r}; is it a {kind} checkpoint?"
             )
     if tensors.size < a.parameters:
         raise UserError(
-            f"{tensors.where}: holds {tensors.size:,} numbers where config.json requires "
+            f"{tensors.path}: holds {tensors.size:,} numbers where config.json requires "
             f"{a.parameters:,} at least"
         )
 
 
 def _assign(
-    variables: Sequence[keras.Variable], table: weight_map.WeightMap, tensors: Tensors
+    variables: Sequence[keras.Variable], entries: weight_map.WeightMap, tensors: Tensors
 ) -> None:
     for variable in variables:
-        variable.assign(tensors.get(table[variable.path], tuple(variable.shape)))
+        variable.assign(tensors.get(entries[variable.path], tuple(variable.shape)))
 
 
 def _head(
     settings: Mapping[str, Any], family: Family, tensors: Tensors, backbone: Backbone
 ) -> StoredHead:
-    if not all(tensors.has(entry) for entry in family.head_names.values()):
+    if not all(tensors.has(entry) for entry in family.head_weight_map.values()):
         raise UserError(
-            f"model.head: checkpoint: {tensors.where} holds no classification head; use head: new"
+            f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
         )
     width = backbone.features.get("pooled") or backbone.features["sequence"]
-    classes = math.prod(tensors.shape(family.head_names["head/logits/bias"].tensors[0]))
+    classes = math.prod(tensors.shape(family.head_weight_map["head/logits/bias"].tensors[0]))
     shapes = {
         "head/dense/kernel": (width, width),
         "head/dense/bias": (width,),
         "head/logits/kernel": (width, classes),
         "head/logits/bias": (classes,),
     }
-    weights = {path: tensors.get(entry, shapes[path]) for path, entry in family.head_names.items()}
-    names_ = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
-    if not isinstance(names_, Mapping):
-        raise UserError(f"config.json: id2label must be an object. Received: {names_!r:.60}")
+    weights = {
+        path: tensors.get(entry, shapes[path]) for path, entry in family.head_weight_map.items()
+    }
+    names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
+    if not isinstance(names, Mapping):
+        raise UserError(f"config.json: id2label must be an object. Received: {names!r:.60}")
     try:
-        labels = tuple(str(names_[str(i)]) for i in range(classes))
+        labels = tuple(str(names[str(i)]) for i in range(classes))
     except KeyError as error:
         raise UserError(f"config.json: id2label lacks class {error}") from None
     return StoredHead(labels, weights)

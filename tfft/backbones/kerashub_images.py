@@ -1,4 +1,4 @@
-"""KerasHub's networks of pictures as backbones: presets of its own, and timm's checkpoints."""
+"""Image backbones from KerasHub networks, for its presets and for timm checkpoints."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from tfft.backbones import blocks, pixels
 from tfft.spec import Backbone, HeadStyle, ImageSpec
 from tfft.utils.errors import UserError
 
-# A block in the path of a variable: of convolutional networks, then of transformers.
+# Captures the block in a variable's path: of convolutional networks, then of transformers.
 _BLOCK = (
     r"^(stack\d+_block\d+|stage_\d+_block_\d+|block_\d+_\d+|block\d+[a-z]?)(?=[_/])"
     r"|((?:stage_\d+/)?(?:\w*_)?(?:layer|layers|block|blocks)_\d+)/|^(stage_\d+)/"
@@ -18,11 +18,12 @@ _BLOCK = (
 
 
 class Padded(keras.layers.Layer):
-    """A layer that sees a border around its map.
+    """Layer that pads the input of another layer explicitly.
 
     Args:
-        layer: a convolution or a pooling without padding of its own.
-        width, value: of the border.
+        layer: a convolution or pooling layer with `padding="valid"`.
+        width: border on each side, in pixels.
+        value: value of the border.
     """
 
     def __init__(self, layer: keras.layers.Layer, width: int, value: float, **kwargs: Any):
@@ -30,14 +31,14 @@ class Padded(keras.layers.Layer):
         self.layer, self._width, self._value = layer, width, value
 
     def call(self, x):
-        """[B, H, W, C] -> [B, h, w, C']."""
+        """Pad the map and apply the layer, [B, H, W, C] -> [B, h, w, C']."""
         border = (self._width, self._width)
         x = ops.pad(x, [(0, 0), border, border, (0, 0)], constant_values=self._value)
         return self.layer(x)
 
 
-def is_of_pictures(inner: keras.Model) -> bool:
-    """Whether what it takes is one picture a row."""
+def is_image_model(inner: keras.Model) -> bool:
+    """Return whether the model's only input is a batch of images, [B, H, W, C]."""
     return len(inner.inputs) == 1 and len(inner.inputs[0].shape) == 4
 
 
@@ -46,16 +47,21 @@ def wrap(
     image_spec: ImageSpec,
     scaling: Mapping[str, Any],
     description: Mapping[str, Any],
-    change: Callable[[keras.layers.Layer], keras.layers.Layer] = lambda layer: layer,
+    replace_layer: Callable[[keras.layers.Layer], keras.layers.Layer] = lambda layer: layer,
 ) -> Backbone:
-    """A network of KerasHub's, flat where it gives a map, so that it can be cut between any blocks.
+    """Build a backbone from a KerasHub network.
+
+    A network that returns a map becomes flat, so that it can be split between any two blocks.
 
     Args:
+        inner: the network.
+        image_spec: the images that it reads.
         scaling: arguments of `pixels.Pixels`.
-        change: gives what stands in place of each layer.
+        description: the backbone's description.
+        replace_layer: returns the replacement of each layer; the default keeps all layers.
 
     Raises:
-        UserError: it gives neither a map nor tokens.
+        UserError: The network returns neither a map nor tokens, or does not fit the image size.
     """
     height, width = image_spec.size
     image = keras.Input([height, width, 3], dtype="float32", name="image")
@@ -64,22 +70,20 @@ def wrap(
     rank = len(output.shape) if isinstance(output, keras.KerasTensor) else 0
     try:
         if rank == 4:
-            # `call` goes from layer to layer; calling the model itself would be one step.
-            found = keras.models.clone_model(inner, clone_function=change).call(x)
-            model = pixels.encoder(image, found)
+            # `call` adds each layer to the new graph; `inner(x)` would add one nested model.
+            outputs = keras.models.clone_model(inner, clone_function=replace_layer).call(x)
+            model = pixels.encoder(image, outputs)
         elif rank == 3:
-            found = inner(x)
-            model = keras.Model({"image": image}, {"pooled": found[:, 0], "sequence": found})
+            outputs = inner(x)
+            model = keras.Model({"image": image}, {"pooled": outputs[:, 0], "sequence": outputs})
         else:
-            raise UserError(
-                f"model.backbone: {type(inner).__name__} gives neither one map nor tokens"
-            )
+            raise UserError(f"model.backbone: {type(inner).__name__} must return a map or tokens")
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"model.image_size: {height} does not go: {reason}") from None
+        raise UserError(f"model.image_size: {height} does not fit: {reason}") from None
     return Backbone(
         model=model,
-        stages=blocks.stages([v.path for v in model.weights], _BLOCK, "stem", "top"),
+        stages=blocks.stages_by_block([v.path for v in model.weights], _BLOCK, "stem", "top"),
         features={name: int(t.shape[-1]) for name, t in model.output.items()},
         head_style=HeadStyle("pooled"),
         fingerprint="",

@@ -1,4 +1,4 @@
-"""What backbones of pictures share: scaled pixels in, a vector and a map out."""
+"""Shared parts of image backbones: pixel scaling, the two outputs, the dtype policy."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
@@ -9,12 +9,14 @@ from keras import ops
 
 
 class Pixels(keras.layers.Layer):
-    """Pixels from 0 to 255, RGB, as a backbone was trained on them: (x * scale - mean) / deviation.
+    """Layer that maps RGB pixels, 0 to 255, to (x * scale - mean) / deviation.
+
+    Computes in float32, whatever the precision of the backbone.
 
     Args:
-        scale: one factor.
-        mean, deviation: of each channel, after scaling.
-        bgr: whether the channels are turned round first.
+        scale: factor for all channels.
+        mean, deviation: for each channel, after scaling.
+        bgr: whether the channels are first reversed, from RGB to BGR.
     """
 
     def __init__(
@@ -30,13 +32,13 @@ class Pixels(keras.layers.Layer):
         self._mean, self._deviation = tuple(mean), tuple(deviation)
 
     def get_config(self):
-        """Its arguments."""
-        own = {"scale": self._scale, "mean": self._mean, "deviation": self._deviation}
+        """Return the constructor's arguments."""
+        arguments = {"scale": self._scale, "mean": self._mean, "deviation": self._deviation}
         config = {k: v for k, v in super().get_config().items() if k != "dtype"}
-        return {**config, **own, "bgr": self._bgr}
+        return {**config, **arguments, "bgr": self._bgr}
 
     def call(self, x):
-        """[B, H, W, 3] -> the same shape."""
+        """Scale pixels, [B, H, W, 3] -> float32 [B, H, W, 3]."""
         x = ops.cast(x, "float32")
         if self._bgr:
             x = ops.flip(x, axis=-1)
@@ -45,28 +47,33 @@ class Pixels(keras.layers.Layer):
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-# How the authors of ImageNet's models scale, by the names of keras.applications.imagenet_utils.
+# Input scaling by the mode names of keras.applications.imagenet_utils.
 SCALINGS: Mapping[str, Mapping[str, Any]] = {
     "tf": {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0)},
     "torch": {"scale": 1 / 255, "mean": IMAGENET_MEAN, "deviation": IMAGENET_DEVIATION},
     "caffe": {"mean": (103.939, 116.779, 123.68), "bgr": True},
-    "unit": {"scale": 1 / 255},  # TF Hub's convention for pictures
+    "unit": {"scale": 1 / 255},  # TF Hub's convention for images
     "none": {},
 }
 
 
-def encoder(image: keras.KerasTensor, found: keras.KerasTensor) -> keras.Model:
-    """`{image}` [B, H, W, 3] -> `{pooled [B, D], map [B, h, w, D]}`, given the last map."""
-    vector = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(found)
-    return keras.Model({"image": image}, {"pooled": vector, "map": found}, name="encoder")
+def encoder(image: keras.KerasTensor, feature_map: keras.KerasTensor) -> keras.Model:
+    """Build the model `{image} [B, H, W, 3]` -> `{pooled [B, D], map [B, h, w, D]}`.
+
+    Args:
+        image: the input.
+        feature_map: the last map, [B, h, w, D]; `pooled` is its mean, in float32.
+    """
+    pooled = keras.layers.GlobalAveragePooling2D(dtype="float32", name="average")(feature_map)
+    return keras.Model({"image": image}, {"pooled": pooled, "map": feature_map}, name="encoder")
 
 
 @contextmanager
 def policy(precision: str):
-    """Within: layers are born with this dtype policy, where their builders take none."""
-    before = keras.config.dtype_policy()
+    """Set the global dtype policy within the context, for builders that take no `dtype`."""
+    previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous)

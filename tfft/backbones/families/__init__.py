@@ -1,4 +1,4 @@
-"""Families of Hugging Face checkpoints: `model_type` -> what tfft must know of it."""
+"""Families of Hugging Face checkpoints. `FAMILIES` maps `model_type` to the family."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,7 +25,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "albert": albert.FAMILY,
         "vit": vit.VIT,
         "deit": vit.DEIT,
-        # A class that a checkpoint was saved from goes before its `model_type`.
+        # A class in `architectures` takes precedence over `model_type`.
         vit.DEIT_WITH_TEACHER.classifier: vit.DEIT_WITH_TEACHER,
         "dinov2": vit.DINOV2,
         "swin": swin.FAMILY,

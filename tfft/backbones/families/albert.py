@@ -12,7 +12,11 @@ from tfft.utils.errors import UserError
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with AlbertConfig's defaults (no dropout, tanh-gelu)."""
+    """Return the architecture of config.json, with AlbertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     defaults = {
         "hidden_act": "gelu_new",
         "hidden_dropout_prob": 0.0,
@@ -33,17 +37,17 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
-    """AlbertModel's names."""
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
+    """Return the map from variable paths to AlbertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
         **weight_map.dense("embeddings/project", "encoder.embedding_hidden_mapping_in"),
         **weight_map.dense("pooler", "pooler"),
     }
     if a.segments:
-        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.embedding("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
         entries |= weight_map.block(
@@ -62,8 +66,8 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("albert.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="AlbertForSequenceClassification",
 )

@@ -10,7 +10,11 @@ from tfft.spec import HeadStyle
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with BertConfig's defaults."""
+    """Return the architecture of config.json, with BertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     refuse(config, "position_embedding_type", ("absolute", None))
     refuse(config, "is_decoder", (False, None))
     return Architecture(
@@ -28,16 +32,16 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
-    """BertModel's names."""
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
+    """Return the map from variable paths to BertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
         **weight_map.dense("pooler", "pooler.dense"),
     }
     if a.segments:
-        entries |= weight_map.table("embeddings/segment", "embeddings.token_type_embeddings")
+        entries |= weight_map.embedding("embeddings/segment", "embeddings.token_type_embeddings")
     for index, block in enumerate(a.blocks):
         entries |= weight_map.block(
             block,
@@ -55,8 +59,8 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("bert.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="BertForSequenceClassification",
 )

@@ -10,7 +10,11 @@ from tfft.spec import HeadStyle
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The encoder's numbers, with DistilBertConfig's defaults."""
+    """Return the architecture of config.json, with DistilBertConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     return Architecture(
         vocabulary=number(config, "vocab_size"),
         width=number(config, "dim", 768),
@@ -27,11 +31,11 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
-    """DistilBertModel's names."""
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
+    """Return the map from variable paths to DistilBertModel's tensor names."""
     entries = {
-        **weight_map.table("embeddings/token", "embeddings.word_embeddings"),
-        **weight_map.table("embeddings/position", "embeddings.position_embeddings"),
+        **weight_map.embedding("embeddings/token", "embeddings.word_embeddings"),
+        **weight_map.embedding("embeddings/position", "embeddings.position_embeddings"),
         **weight_map.norm("embeddings/norm", "embeddings.LayerNorm"),
     }
     for index, block in enumerate(a.blocks):
@@ -51,9 +55,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("distilbert.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("first", "relu"),
-    head_names={
+    head_weight_map={
         **weight_map.dense("head/dense", "pre_classifier"),
         **weight_map.dense("head/logits", "classifier"),
     },

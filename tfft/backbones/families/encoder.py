@@ -1,4 +1,4 @@
-"""One encoder for the whole BERT kind: what differs between families is data, not code."""
+"""The encoder of all BERT-like families, which differ only in the values of `Architecture`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import keras
 from keras import ops
 
-from tfft.backbones.families.family import droppable
+from tfft.backbones.families.family import check_dropped
 from tfft.backbones.families.layers import Block, Embeddings
 from tfft.backbones.families.unpadding import Repad, Unpad
 from tfft.spec import Stage
@@ -15,15 +15,18 @@ from tfft.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Architecture:
-    """The numbers of an encoder.
+    """Dimensions of a BERT-like encoder.
 
     Attributes:
-        groups: how many blocks have weights of their own; the `layers` share them in equal runs
-            (ALBERT), and `per_group` blocks are applied in each layer.
-        embedding_width: where it differs from `width` (ALBERT), else None.
-        pad_id: where positions count real tokens and begin after this id (RoBERTa), else None.
-        pooler: activation of the pooler, None where there is none.
-        dropped: names of blocks that are left out; the others keep their names.
+        vocabulary, positions, segments: numbers of rows of the embedding tables.
+        width: D.
+        inner: width between the two dense layers of a block.
+        embedding_width: width of the embedding tables if it differs from `width` (ALBERT).
+        groups: number of groups of layers that share weights (ALBERT); None: no sharing.
+        per_group: number of blocks applied in each layer.
+        pad_id: if set, positions count real tokens and begin at `pad_id + 1` (RoBERTa).
+        pooler: activation of the pooler; None: no pooler.
+        dropped: names of blocks to leave out; the others keep their names.
     """
 
     vocabulary: int
@@ -46,18 +49,18 @@ class Architecture:
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the blocks with weights of their own, bottom to top."""
+        """Names of the blocks with separate weights, bottom to top."""
         return [f"block_{i}" for i in range((self.groups or self.layers) * self.per_group)]
 
     @property
     def parameters(self) -> int:
-        """How many weights it has at least: those of its tables and matrices."""
+        """Lower bound of the number of weights: its tables and matrices."""
         tables = self.vocabulary + self.positions + self.segments
         block = self.width * (4 * self.width + 2 * self.inner)
         return tables * (self.embedding_width or self.width) + len(self.blocks) * block
 
     def block_order(self) -> list[int]:
-        """The blocks in the order in which they are applied."""
+        """Return indices into `blocks` in the order of application; shared blocks repeat."""
         groups = self.groups or self.layers
         return [
             (layer * groups // self.layers) * self.per_group + inner
@@ -66,10 +69,13 @@ class Architecture:
         ]
 
     def build(self, precision: str) -> keras.Model:
-        """The encoder as a Keras model with fresh weights.
+        """Build the encoder as a Keras model with random weights.
 
-        Takes `{token_ids, padding_mask, segment_ids}`, int32 [B, T]; returns `{sequence [B, T, D]}`
-        and, where there is a pooler, `pooled [B, D]`.
+        The model takes `{token_ids, padding_mask, segment_ids}`, int32 [B, T], and returns
+        `{sequence [B, T, D]}` and, with a pooler, `pooled [B, D]`.
+
+        Args:
+            precision: a Keras dtype policy.
         """
         inputs = {
             name: keras.Input([None], dtype="int32", name=name)
@@ -119,33 +125,37 @@ class Architecture:
         return keras.Model(inputs, features, name="encoder")
 
     def stages(self) -> tuple[Stage, ...]:
-        """Bottom to top."""
-        kept = [name for name in self.blocks if name not in self.dropped]
-        names = ["embeddings", *kept, *(["pooler"] if self.pooler is not None else [])]
+        """Return the stages, bottom to top."""
+        remaining = [name for name in self.blocks if name not in self.dropped]
+        names = ["embeddings", *remaining, *(["pooler"] if self.pooler is not None else [])]
         return tuple(Stage(name, f"{name}/") for name in names)
 
     def features(self) -> Mapping[str, int]:
-        """Widths of the outputs."""
+        """Return the width of each output by name."""
         return {"sequence": self.width} | (
             {"pooled": self.width} if self.pooler is not None else {}
         )
 
     def with_dropout(self, rate: float) -> "Architecture":
-        """With this rate everywhere."""
+        """Return a copy with this dropout rate everywhere."""
         return replace(self, dropout=rate, attention_dropout=rate)
 
     def without(self, names: Sequence[str]) -> "Architecture":
-        """With some blocks left out."""
+        """Return a copy without some blocks.
+
+        Raises:
+            UserError: There are no such blocks, or its layers share blocks.
+        """
         if self.groups is not None:
             raise UserError("model.surgery.drop: this backbone's layers share their blocks")
-        return replace(self, dropped=droppable(names, self.blocks))
+        return replace(self, dropped=check_dropped(names, self.blocks))
 
 
 class AttentionBias(keras.layers.Layer):
-    """Padding mask, int [B, T] -> float32 [B, 1, 1, P + T]: 0 where there is a token, else -1e9.
+    """Layer that turns a padding mask into attention's bias: 0 at tokens, -1e9 at padding.
 
     Attributes:
-        prompt: P, how many vectors stand before the text.
+        prompt: P, the number of vectors before the text; they get 0.
     """
 
     prompt = 0
@@ -154,21 +164,21 @@ class AttentionBias(keras.layers.Layer):
         super().__init__(dtype="float32", **kwargs)
 
     def call(self, mask):
-        """See the class."""
-        # Not [:, None, None, :]: LiteRT has no op for it.
+        """Return the bias of a mask, int [B, T] -> float32 [B, 1, 1, P + T]."""
+        # `expand_dims`, not [:, None, None, :]: LiteRT has no op for the latter.
         bias = (1.0 - ops.expand_dims(ops.cast(mask, "float32"), (1, 2))) * -1e9
         return ops.pad(bias, [(0, 0), (0, 0), (0, 0), (self.prompt, 0)]) if self.prompt else bias
 
 
 class WithoutPrompt(keras.layers.Layer):
-    """[B, P + T, D] -> [B, T, D]: what the blocks made of the text alone.
+    """Layer that removes the prompt's features.
 
     Attributes:
-        prompt: P, how many vectors stand before the text.
+        prompt: P, the number of vectors before the text.
     """
 
     prompt = 0
 
     def call(self, x):
-        """See the class."""
+        """Keep the features of the text, [B, P + T, D] -> [B, T, D]."""
         return x[:, self.prompt :] if self.prompt else x

@@ -1,4 +1,4 @@
-"""What a family of checkpoints must say of itself."""
+"""The interface of a checkpoint family, and checked access to the values in its config.json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,55 +14,58 @@ if TYPE_CHECKING:
 
 
 class Architecture(Protocol):
-    """The numbers of a network, and the network from them: a frozen dataclass.
+    """Dimensions of a network, from which it is built. Implementations are frozen dataclasses.
 
     Attributes:
-        blocks: names of its blocks, bottom to top.
-        dropped: those that are left out.
+        dropped: names of the blocks to leave out.
     """
 
     dropped: frozenset[str]
 
     @property
     def blocks(self) -> list[str]:
-        """See the class."""
+        """Names of its blocks, bottom to top."""
 
     @property
     def parameters(self) -> int:
-        """How many weights it has at least: those of its tables and matrices."""
+        """Lower bound of the number of weights: its tables and matrices."""
 
     def build(self, precision: str) -> "keras.Model":
-        """With fresh weights: inputs and outputs as `spec.Backbone.model` says."""
+        """Build the model with random weights; inputs and outputs as in `spec.Backbone.model`.
+
+        Args:
+            precision: a Keras dtype policy.
+        """
 
     def stages(self) -> tuple[Stage, ...]:
-        """Bottom to top."""
+        """Return the stages, bottom to top."""
 
     def features(self) -> Mapping[str, int]:
-        """Widths of the outputs."""
+        """Return the width of each output by name."""
 
     def with_dropout(self, rate: float) -> "Architecture":
-        """With this rate everywhere.
+        """Return a copy with this dropout rate everywhere.
 
         Raises:
-            UserError: it has no dropout.
+            UserError: The network has no dropout.
         """
 
     def without(self, names: Sequence[str]) -> "Architecture":
-        """With some blocks left out.
+        """Return a copy without some blocks.
 
         Raises:
-            UserError: there are no such blocks, or the others need them.
+            UserError: There are no such blocks, or the others need them.
         """
 
 
 @dataclass(frozen=True)
 class ImageDefaults:
-    """How a family's authors showed it pictures, where preprocessor_config.json says nothing.
+    """Image preprocessing of a family, for checkpoints whose preprocessor_config.json lacks it.
 
     Attributes:
-        keep: the share of the shorter side that is kept; None: pictures are stretched.
+        crop_fraction: share of the shorter side in the centre crop; None: images are stretched.
         interpolation: `bilinear` or `bicubic`.
-        mean, deviation: of each channel, in pixels from 0 to 1.
+        mean, deviation: for each channel, with pixels from 0 to 1.
     """
 
     crop_fraction: float | None
@@ -73,43 +76,47 @@ class ImageDefaults:
 
 @dataclass(frozen=True)
 class Family:
-    """A `model_type` of Hugging Face.
+    """A Hugging Face `model_type`.
 
     Attributes:
-        prefixes: what may stand before the tensors' names (`bert.` in a classifier's file).
-        architecture: config.json -> the encoder's numbers.
-        names: the encoder's name table.
-        head_style: what the family's classifier does before its logits.
-        head_names: name table of the classification head, from the root of the file.
-        classifier: the class name written to `architectures` when a classifier is saved.
-        eyes: of a family of pictures; None: it reads text.
+        prefixes: possible prefixes of tensor names (`bert.` in a classifier's file).
+        architecture: builds the architecture from config.json.
+        weight_map: builds the encoder's map from variable paths to tensors.
+        head_style: pooling and dense layer of the family's classifier.
+        head_weight_map: map of the classification head; its tensor names have no prefix.
+        classifier: class name that is written to `architectures` in a saved classifier.
+        image_defaults: default preprocessing; None: the family reads text.
     """
 
     prefixes: tuple[str, ...]
     architecture: Callable[[Mapping[str, Any]], Architecture]
-    names: Callable[[Architecture], WeightMap]
+    weight_map: Callable[[Architecture], WeightMap]
     head_style: HeadStyle
-    head_names: WeightMap
+    head_weight_map: WeightMap
     classifier: str
     image_defaults: ImageDefaults | None = None
 
 
-def droppable(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
-    """Names of blocks that may be left out.
+def check_dropped(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
+    """Check the blocks to leave out, and return them as a set.
+
+    Args:
+        names: blocks to leave out.
+        blocks: all blocks.
 
     Raises:
-        UserError: there is no such block, or none would be left.
+        UserError: There is no such block, or no block would remain.
     """
     for name in names:
         if name not in blocks:
             raise UserError(f"model.surgery.drop: no block {name!r}{nearest(name, blocks)}")
     if len(set(names)) == len(blocks):
-        raise UserError("model.surgery.drop: one block must be left at least")
+        raise UserError("model.surgery.drop: at least one block must remain")
     return frozenset(names)
 
 
-# The smallest and the largest value of each number of config.json: beyond all published networks,
-# and small enough that what is computed from them before the weights are looked at stays small.
+# Smallest and largest value of each number in config.json. They admit all published networks, and
+# keep what is computed from a hostile file small until its weights are compared with the config.
 _SHARE, _WIDTH, _DEPTH, _HEADS, _PIXELS = (0, 0.999), (1, 1 << 16), (1, 1000), (1, 1024), (1, 4096)
 BOUNDS: Mapping[str, tuple[float, float]] = {
     "attention_dropout": _SHARE,
@@ -148,43 +155,45 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "vocab_size": (1, MOST_TOKENS),
     "window_size": (1, 32),
 }
-_MOST_STAGES = 8
+_MAX_STAGES = 8
 
 
 def bounded(value: Any, name: str, bounds: tuple[float, float], kind: type = float) -> Any:
-    """Return a number that a checkpoint's file holds.
+    """Check a number from a checkpoint's file and return it.
 
     Args:
+        value: the value in the file, of any type.
         name: the file and the key, for errors.
-        bounds: the smallest and the largest that is allowed.
+        bounds: smallest and largest allowed value.
         kind: `int` for whole numbers, or `float`.
 
     Raises:
-        UserError: it is none, or lies outside of the bounds.
+        UserError: It is not a number, or out of bounds.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} must be a number. Received: {value!r:.60}")
     low, high = bounds
-    if not low <= value <= high or (kind is int and value != int(value)):  # NaN is in no bounds
-        whole = "a whole number " if kind is int else ""
-        raise UserError(f"{name} must be {whole}from {low} to {high}. Received: {value!r:.60}")
+    # NaN fails the first comparison, so `int(value)` is safe.
+    if not low <= value <= high or (kind is int and value != int(value)):
+        noun = "a whole number " if kind is int else ""
+        raise UserError(f"{name} must be {noun}from {low} to {high}. Received: {value!r:.60}")
     return kind(value)
 
 
 def number(config: Mapping[str, Any], key: str, default: Any = None, kind: type = int) -> Any:
-    """A number of config.json.
+    """Return a number from config.json, within `BOUNDS`.
 
     Raises:
-        UserError: it is missing without a default, of another kind, or outside of its bounds.
+        UserError: It is missing without a default, not of this kind, or out of bounds.
     """
     return bounded(config.get(key, default), f"config.json: {key}", BOUNDS[key], kind)
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
-    """A truth value of config.json; null is false, as transformers reads it.
+    """Return a boolean from config.json. Null is false, as in transformers.
 
     Raises:
-        UserError: it is none.
+        UserError: It is not a boolean.
     """
     value = config.get(key, default)
     if value is not None and not isinstance(value, bool):
@@ -193,10 +202,15 @@ def flag(config: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def refuse(config: Mapping[str, Any], key: str, allowed: Sequence[Any]) -> None:
-    """Stop at a variant that would load but not compute the same.
+    """Refuse a variant that would load but compute other features.
+
+    Args:
+        config: the content of config.json.
+        key: a key that may be missing.
+        allowed: supported values; the first is the default.
 
     Raises:
-        UserError: the value is none of those allowed.
+        UserError: The value is not allowed.
     """
     value = config.get(key, allowed[0])
     if value not in allowed:
@@ -204,44 +218,45 @@ def refuse(config: Mapping[str, Any], key: str, allowed: Sequence[Any]) -> None:
 
 
 def numbers(config: Mapping[str, Any], key: str, default: Sequence[int]) -> tuple[int, ...]:
-    """A list of numbers of config.json.
+    """Return a list of whole numbers from config.json, within `BOUNDS`.
 
     Raises:
-        UserError: it is none, or one of them is outside of its bounds.
+        UserError: It is not a list of 1 to 8 numbers, or one of them is out of bounds.
     """
     value = config.get(key, default)
-    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MOST_STAGES:
+    if not isinstance(value, list | tuple) or not 1 <= len(value) <= _MAX_STAGES:
         raise UserError(
-            f"config.json: {key} must be a list of 1 to {_MOST_STAGES} numbers. "
+            f"config.json: {key} must be a list of 1 to {_MAX_STAGES} numbers. "
             f"Received: {value!r:.60}"
         )
     return tuple(bounded(v, f"config.json: {key}", BOUNDS[key], int) for v in value)
 
 
-def two(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
-    """A height and width of config.json, where one number stands for both.
+def pair(config: Mapping[str, Any], key: str, default: int) -> tuple[int, int]:
+    """Return a height and a width from config.json, where one number means both.
 
     Raises:
-        UserError: it is neither.
+        UserError: It is neither one number nor two, or out of bounds.
     """
     value = config.get(key, default)
-    both = numbers({key: value if isinstance(value, list) else [value, value]}, key, ())
-    if len(both) != 2:
+    values = numbers({key: value if isinstance(value, list) else [value, value]}, key, ())
+    if len(values) != 2:
         raise UserError(f"config.json: {key} must be one number or two. Received: {value!r:.60}")
-    return both
+    return values
 
 
 def patches(config: Mapping[str, Any], patch: int) -> tuple[tuple[int, int], ...]:
-    """Return the size of the pictures in config.json, that of a patch, and how many fit.
+    """Return image size, patch size and grid (patches down and across) from config.json.
 
     Args:
-        patch: its height and width where config.json does not say it.
+        config: the content of config.json.
+        patch: default height and width of a patch.
 
     Raises:
-        UserError: none fits.
+        UserError: A patch is larger than the image.
     """
-    size, step = two(config, "image_size", 224), two(config, "patch_size", patch)
-    grid = (size[0] // step[0], size[1] // step[1])
+    size, patch_size = pair(config, "image_size", 224), pair(config, "patch_size", patch)
+    grid = (size[0] // patch_size[0], size[1] // patch_size[1])
     if not all(grid):
-        raise UserError(f"config.json: image_size {size} holds no patch of {step}")
-    return size, step, grid
+        raise UserError(f"config.json: image_size {size} holds no patch of {patch_size}")
+    return size, patch_size, grid

@@ -1,7 +1,7 @@
-"""Layers of the BERT kind of encoder, in `keras.ops`.
+"""Layers of BERT encoders, in `keras.ops`.
 
-B rows, T tokens, D width, H heads. Attention, softmax and norms compute in float32 where the
-precision is lower elsewhere.
+B rows, T tokens, N tokens without padding, P vectors of a prompt, D width, H heads, d width of a
+head. The softmax of attention is computed in float32 whatever the precision.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from collections.abc import Callable
 import keras
 from keras import ops
 
-from tfft.backbones.families.unpadding import is_packed, places
+from tfft.backbones.families.unpadding import is_unpadded, token_layout
 from tfft.utils.errors import UserError, nearest
 
 # Names as in transformers' ACT2FN.
@@ -31,10 +31,10 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 def activation(name: str) -> Callable:
-    """The function of a checkpoint's `hidden_act`.
+    """Return the activation function for a checkpoint's `hidden_act`.
 
     Raises:
-        UserError: it is not known here.
+        UserError: The name is unknown.
     """
     if name not in ACTIVATIONS:
         raise UserError(f"config.json: unknown activation {name!r}{nearest(name, ACTIVATIONS)}")
@@ -42,16 +42,17 @@ def activation(name: str) -> Callable:
 
 
 class Dropout(keras.layers.Layer):
-    """Dropout from eight random bits an element; off where its stage is frozen.
+    """Dropout from eight random bits per element; off if its stage is frozen.
 
-    The rate is rounded to 1/256, and what is kept is scaled by the rounded rate, so the mean is
-    exact. Drawing 32 random bits a float, as Keras does, costs more than twice the time.
+    The rate is rounded to 1/256. Retained elements are scaled by the rounded rate, so the mean is
+    exact. Drawing 32 random bits per element, as Keras does, takes more than twice the time.
 
     Args:
-        rate: the share that is dropped, in [0, 1).
+        rate: share of the elements that is dropped, in [0, 1).
+        seed: seed of the random generator; None: Keras' global seed.
     """
 
-    off_where_frozen = True  # what `prefix` looks for
+    off_where_frozen = True  # the feature cache checks for this attribute
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)
@@ -63,57 +64,61 @@ class Dropout(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training: bool = False):
-        """Any shape in, the same out."""
+        """Drop elements in training, [...] -> [...]."""
         if not training or not self.trainable or not self._dropped:
             return x
         size = ops.prod(ops.cast(ops.shape(x), "int32"))
-        crop_fraction = _random_bytes(size, self.seed_generator) >= self._dropped
-        crop_fraction = ops.reshape(crop_fraction, ops.shape(x))
-        return ops.where(crop_fraction, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+        retained = _random_bytes(size, self.seed_generator) >= self._dropped
+        retained = ops.reshape(retained, ops.shape(x))
+        return ops.where(retained, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
     def compute_output_shape(self, input_shape):
-        """The input's."""
+        """Return the input's shape."""
         return input_shape
 
     def get_config(self):
-        """Arguments that rebuild the layer."""
+        """Return the constructor's arguments."""
         return {**super().get_config(), "rate": self.rate}
 
 
 def _random_bytes(size, seed_generator):
-    """Uniform uint8 [size]. On TensorFlow four of them come from each 32-bit draw."""
+    """Draw uniform bytes, [size], 0 to 255. On TensorFlow each 32-bit draw gives four."""
     if keras.backend.backend() != "tensorflow":
         return keras.random.randint([size], 0, 256, "int32", seed=seed_generator)
     import tensorflow as tf
 
     seed = tf.cast(seed_generator.next(), tf.int32)
     draws = tf.random.stateless_uniform([(size + 3) // 4], seed, None, None, tf.int32)
-    # `keras.ops.view` cannot do this for a shape that is known only at run time.
+    # `keras.ops.view` does not support a shape that is known only at run time.
     return tf.reshape(tf.bitcast(draws, tf.uint8), [-1])[:size]
 
 
 class DropPath(Dropout):
-    """Leaves out what a block adds, for whole rows (Huang et al. 2016, "Deep Networks with
-    Stochastic Depth"); off where its stage is frozen."""
+    """Stochastic depth: drop a residual branch for random rows; off if its stage is frozen.
+
+    Huang et al. 2016, "Deep Networks with Stochastic Depth".
+    """
 
     def call(self, x, training: bool = False):
-        """[B, ...] -> the same shape."""
+        """Drop rows in training, [B, ...] -> [B, ...]."""
         if not training or not self.trainable or not self._dropped:
             return x
-        crop_fraction = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
-        crop_fraction = ops.reshape(crop_fraction, [-1] + [1] * (len(x.shape) - 1))
-        return ops.where(crop_fraction, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
+        retained = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
+        retained = ops.reshape(retained, [-1] + [1] * (len(x.shape) - 1))
+        return ops.where(retained, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
 
 class Embeddings(keras.layers.Layer):
-    """Token, position and segment embeddings, added, normalised.
+    """Sum of token, position and segment embeddings, normalised.
 
     Args:
-        vocabulary, positions, segments: table sizes; no segments: 0.
+        vocabulary, positions, segments: numbers of rows of the tables; 0 segments for none.
         width: D of the tables.
-        project: width of the blocks, where it is another (ALBERT), else None.
-        pad_id: where positions count tokens that are not this and begin after it (RoBERTa),
-            else None.
+        project: width of the blocks if it differs from `width` (ALBERT), else None.
+        pad_id: if set, positions count the tokens that are not this id, and begin at `pad_id + 1`
+            (RoBERTa).
+        epsilon: of the norm.
+        dropout: rate after the norm.
     """
 
     def __init__(
@@ -141,11 +146,12 @@ class Embeddings(keras.layers.Layer):
         self.norm = keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name="norm")
         self.dropout = Dropout(dropout, dtype=dtype, name="dropout")
         self.project = keras.layers.Dense(project, dtype=dtype, name="project") if project else None
-        self.prompt: keras.layers.Layer | None = None  # gives vectors [P, D] before the text
+        # Returns vectors [B, P, D] that go before the text; see methods/prompt.py.
+        self.prompt: keras.layers.Layer | None = None
         self._width = width
 
     def build(self, _):
-        """Create the tables."""
+        """Create the tables, the norm and the projection."""
         for table in (self.token, self.position, self.segment):
             if table is not None:
                 table.build()
@@ -155,38 +161,39 @@ class Embeddings(keras.layers.Layer):
         self.built = True
 
     def call(self, token_ids, segment_ids, training: bool = False):
-        """Int [B, T] twice -> [B, P + T, D], P being 0 where there is no prompt."""
+        """Embed token and segment ids, int [B, T] -> [B, P + T, D]; P is 0 without a prompt."""
         x = self.token(token_ids)
         if self.prompt is not None:
-            x, token_ids, segment_ids = self._prompted(x, token_ids, segment_ids)
+            x, token_ids, segment_ids = self._prepend_prompt(x, token_ids, segment_ids)
         if self._pad_id is None:
             x = x + self.position(ops.arange(ops.shape(token_ids)[1]))
         else:
-            real = ops.cast(token_ids != self._pad_id, "int32")
-            x = x + self.position(ops.cumsum(real, axis=1) * real + self._pad_id)
+            not_padding = ops.cast(token_ids != self._pad_id, "int32")
+            x = x + self.position(ops.cumsum(not_padding, axis=1) * not_padding + self._pad_id)
         if self.segment is not None:
             x = x + self.segment(segment_ids)
         x = self.dropout(self.norm(x), training=training)
         return x if self.project is None else self.project(x)
 
-    def _prompted(self, x, token_ids, segment_ids):
-        """The prompt before the text: real tokens (of no id) of the first segment."""
+    def _prepend_prompt(self, x, token_ids, segment_ids):
+        """Put the prompt before the text, as tokens of the first segment that are not padding."""
         prompt = self.prompt(x)  # [B, P, D]
         ones = ops.ones(ops.shape(prompt)[:2], "int32")
-        unlike_padding = ones * ((self._pad_id or 0) + 1)
+        # Any id but `pad_id`: only the comparison with it reads these.
+        prompt_ids = ones * ((self._pad_id or 0) + 1)
         return (
             ops.concatenate([prompt, x], axis=1),
-            ops.concatenate([unlike_padding, ops.cast(token_ids, "int32")], axis=1),
+            ops.concatenate([prompt_ids, ops.cast(token_ids, "int32")], axis=1),
             ops.concatenate([ones * 0, ops.cast(segment_ids, "int32")], axis=1),
         )
 
 
 class FusedDense(keras.layers.Dense):
-    """One product for several projections of the same width, side by side.
+    """Dense layer that computes several projections of one input as one product.
 
     Args:
-        parts: their names, in the order of the columns.
-        width: of each.
+        parts: names of the projections, in the order of the columns.
+        width: number of columns of each.
     """
 
     def __init__(self, parts: tuple[str, ...], width: int, **kwargs):
@@ -200,7 +207,10 @@ class SelfAttention(keras.layers.Layer):
     Vaswani et al. 2017, "Attention Is All You Need", section 3.2.
 
     Args:
-        use_bias: whether queries, keys and values have one.
+        width: D.
+        heads: H.
+        dropout: rate on the attention weights.
+        use_bias: whether queries, keys and values have a bias.
     """
 
     def __init__(self, width: int, heads: int, dropout: float, use_bias: bool = True, **kwargs):
@@ -216,30 +226,33 @@ class SelfAttention(keras.layers.Layer):
         self.qkv = FusedDense(parts, width, use_bias=use_bias, dtype=self.dtype_policy, name="qkv")
         self.out = keras.layers.Dense(width, dtype=self.dtype_policy, name="out")
         self.dropout = Dropout(dropout, dtype=self.dtype_policy, name="dropout")
-        # (keys, values) [B, H, T, d], bias -> the same with more to attend to before them
+        # (keys, values, bias) -> the same with P more positions first; see methods/prefix.py
         self.prefix: keras.layers.Layer | None = None
 
     def build(self, _):
-        """Create the two products."""
+        """Create the two projections."""
         self.qkv.build((None, None, self._width))
         self.out.build((None, None, self._width))
         self.built = True
 
     def call(self, x, bias=None, training: bool = False):
-        """[B, T, D] and what is added to the scores, [B, 1, 1, T], if anything -> [B, T, D].
+        """Attend, [B, T, D] -> [B, T, D], or without padding [N, D] -> [N, D].
 
-        Of tokens without padding, with the bias: [N, D] -> [N, D].
+        Args:
+            x: the tokens.
+            bias: added to the scores, [B, 1, 1, T]; None for nothing. Required without padding.
+            training: whether to apply dropout.
         """
         weights, value = self.weights_and_values(x, bias)
         weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
-        mixed = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
-        rows, tokens = ops.shape(mixed)[0], ops.shape(mixed)[1]
-        mixed = ops.reshape(mixed, [rows, tokens, self._width])
-        return self.out(places(bias).packed(mixed) if is_packed(x) else mixed)
+        context = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
+        rows, tokens = ops.shape(context)[0], ops.shape(context)[1]
+        context = ops.reshape(context, [rows, tokens, self._width])
+        return self.out(token_layout(bias).unpad(context) if is_unpadded(x) else context)
 
     def weights_and_values(self, x, bias=None):
-        """How much of each value goes where, float32 [B, H, T, T], and the values [B, H, T, d]."""
-        qkv = places(bias).spread(self.qkv(x)) if is_packed(x) else self.qkv(x)
+        """Return the attention weights, float32 [B, H, T, T], and the values [B, H, T, d]."""
+        qkv = token_layout(bias).repad(self.qkv(x)) if is_unpadded(x) else self.qkv(x)
         rows, tokens = ops.shape(qkv)[0], ops.shape(qkv)[1]
         qkv = ops.reshape(qkv, [rows, tokens, 3, self.heads, self.size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
@@ -248,20 +261,25 @@ class SelfAttention(keras.layers.Layer):
         scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
         scores = ops.cast(scores, "float32")
         if bias is not None:
-            scores = self.biased(scores, bias)
+            scores = self.add_bias(scores, bias)
         return ops.softmax(scores, axis=-1), value
 
-    def biased(self, scores, bias):
-        """Scores [B, H, T, T] and the bias -> their sum. The bias came through Keras' casting of
-        inputs: 0 or -1e9, whatever the precision."""
+    def add_bias(self, scores, bias):
+        """Return scores [B, H, T, T] plus the bias [B, 1, 1, T], in float32."""
+        # Keras cast the bias to the compute dtype, as all inputs of the layer. Its values, 0 and
+        # -1e9, mean the same at any precision.
         return scores + ops.cast(bias, "float32")
 
 
 class Block(keras.layers.Layer):
-    """One encoder block, norms after the sums.
+    """Encoder block with a norm after each residual sum (post-norm).
 
     Args:
         width, heads, inner: D, H and the width between the two dense layers.
+        activation_name: a key of `ACTIVATIONS`.
+        epsilon: of the norms.
+        dropout: rate on both residual branches.
+        attention_dropout: rate on the attention weights.
     """
 
     def __init__(
@@ -291,7 +309,7 @@ class Block(keras.layers.Layer):
         self.output_dropout = Dropout(dropout, dtype=dtype, name="output_dropout")
 
     def build(self, _):
-        """Create everything."""
+        """Create all sublayers."""
         shape = (None, None, self._width)
         for layer in (self.attention, self.attention_norm, self.up, self.output_norm):
             layer.build(shape)
@@ -299,7 +317,7 @@ class Block(keras.layers.Layer):
         self.built = True
 
     def call(self, x, bias, training: bool = False):
-        """[B, T, D] (or [N, D]) and an additive [B, 1, 1, T] -> the same shape."""
+        """Apply the block to x, [B, T, D] or [N, D], with attention's bias [B, 1, 1, T]."""
         attended = self.attention(x, bias, training=training)
         x = self.attention_norm(x + self.attention_dropout(attended, training=training))
         y = self.down(self._activation(self.up(x)))

@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al. 2019) and XLM-RoBERTa (Conneau et al. 2020): BERT with other positions.
 
-Positions are counted over real tokens and begin after the padding id. The classifier reads the
-first token through a dense layer of its own, not the pooler.
+Positions count real tokens and begin at the padding id + 1. The classifier has a separate dense
+layer on the first token and ignores the pooler.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,11 @@ from tfft.utils.errors import UserError
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """BERT's numbers, with positions after the padding id."""
+    """Return BERT's architecture with positions that begin after the padding id.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     a = bert.architecture({"type_vocab_size": 2, **config})
     padding = number(config, "pad_token_id", 1)
     if padding + 1 >= a.positions:
@@ -31,9 +35,9 @@ def _family(classifier: str) -> Family:
     return Family(
         prefixes=("roberta.",),
         architecture=architecture,
-        names=bert.name_table,
+        weight_map=bert.build_weight_map,
         head_style=HeadStyle("first", "tanh"),
-        head_names={
+        head_weight_map={
             **weight_map.dense("head/dense", "classifier.dense"),
             **weight_map.dense("head/logits", "classifier.out_proj"),
         },

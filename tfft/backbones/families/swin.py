@@ -20,25 +20,28 @@ from tfft.backbones.families.family import (
     refuse,
 )
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
-from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
+from tfft.backbones.families.vision import VisionArchitecture, Weight, bicubic, layer_norm
 from tfft.spec import HeadStyle, Stage
 from tfft.utils.errors import UserError
 
-_EPSILON = 1e-5  # of the norms outside of the blocks, but the last
-_MOST_SCORES = 1 << 26  # of all windows of a block: their mask is a constant of the graph
-_FAR = -100.0  # added to the score of what is not beside a place, as the authors do
+_EPSILON = 1e-5  # of all norms outside of the blocks except the last
+_MAX_SCORES = 1 << 26  # of all windows of a block; their mask is a constant in the graph
+_MASKED_SCORE = -100.0  # added to scores across the border of a shifted map, as in the paper's code
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture(Vision):
-    """The numbers of a Swin transformer.
+class Architecture(VisionArchitecture):
+    """Dimensions of a Swin transformer.
 
     Attributes:
-        width: of the first stage; each further one has twice that of the one below.
-        depths, heads: of each stage.
-        window: places across a window.
-        grid: patches down and across in the pictures of the pretraining, where positions are
-            added to patches; else None.
+        width: width of the first stage; it doubles with each stage.
+        depths, heads: number of blocks and of attention heads in each stage.
+        window: side of a window, in patches.
+        ratio: width between the dense layers of a block, as a multiple of the block's.
+        patch: height and width of a patch, in pixels.
+        drop_path: rate of stochastic depth in the last block; it grows linearly from 0.
+        grid: patches down and across in the images of the pretraining, if the network has absolute
+            positions; else None.
     """
 
     width: int
@@ -57,12 +60,12 @@ class Architecture(Vision):
 
     @property
     def blocks(self) -> list[str]:
-        """Bottom to top."""
+        """Names of the blocks, bottom to top."""
         return [f"block_{i}" for i in range(sum(self.depths))]
 
     @property
     def parameters(self) -> int:
-        """How many weights it has at least: those of its tables and matrices."""
+        """Lower bound of the number of weights: its tables and matrices."""
         count = 3 * self.patch[0] * self.patch[1] * self.width
         for stage, _ in self.plan():
             width = self.width * 2**stage
@@ -71,17 +74,21 @@ class Architecture(Vision):
         return count
 
     def plan(self) -> list[tuple[int, int]]:
-        """Of each block: its stage, its place there."""
+        """Return (stage, index within the stage) for each block."""
         return [(stage, i) for stage, depth in enumerate(self.depths) for i in range(depth)]
 
     def build(self, precision: str) -> keras.Model:
-        """`{image}` -> `{pooled [B, D], map [B, h, w, D]}`."""
-        image, x = self.pixels()
+        """Build `{image}` -> `{pooled [B, D], map [B, h, w, D]}` with random weights.
+
+        Raises:
+            UserError: The image has too many patches.
+        """
+        image, x = self.scaled_input()
         x = Embeddings(self, dtype=precision, name="embeddings")(x)
-        if x.shape[1] * x.shape[2] * self.window**2 > _MOST_SCORES:
+        if x.shape[1] * x.shape[2] * self.window**2 > _MAX_SCORES:
             raise UserError(f"model.image_size: {self.size} gives too many patches of {self.patch}")
         last = max(sum(self.depths) - 1, 1)
-        for at, (name, (stage, i)) in enumerate(zip(self.blocks, self.plan(), strict=True)):
+        for index, (name, (stage, i)) in enumerate(zip(self.blocks, self.plan(), strict=True)):
             if stage and i == 0:
                 x = Merge(self.width * 2**stage, dtype=precision, name=f"merge_{stage}")(x)
             block = Block(
@@ -90,7 +97,7 @@ class Architecture(Vision):
                 self.heads[stage],
                 x.shape[1:3],
                 i % 2 == 1,
-                self.drop_path * at / last,
+                self.drop_path * index / last,
                 dtype=precision,
                 name=name,
             )
@@ -98,25 +105,25 @@ class Architecture(Vision):
         return pixels.encoder(image, layer_norm(self.epsilon, precision, "norm")(x))
 
     def stages(self) -> tuple[Stage, ...]:
-        """Bottom to top; what merges patches belongs to the block after it."""
-        found = [Stage("stem", "embeddings/")]
+        """Return the stages, bottom to top. Merging layers belong to the block after them."""
+        stages = [Stage("stem", "embeddings/")]
         for name, (stage, i) in zip(self.blocks, self.plan(), strict=True):
             merge = f"|merge_{stage}" if stage and i == 0 else ""
-            found.append(Stage(name, f"(?:{name}{merge})/"))
-        return (*found, Stage("top", "norm/"))
+            stages.append(Stage(name, f"(?:{name}{merge})/"))
+        return (*stages, Stage("top", "norm/"))
 
     def features(self) -> Mapping[str, int]:
-        """Widths of the outputs."""
+        """Return the width of each output by name."""
         width = self.width * 2 ** (len(self.depths) - 1)
         return {"pooled": width, "map": width}
 
     def with_dropout(self, rate: float) -> "Architecture":
-        """With this rate everywhere."""
+        """Return a copy with this dropout rate everywhere."""
         return replace(self, dropout=rate, attention_dropout=rate)
 
 
 class Embeddings(keras.layers.Layer):
-    """Patches as vectors, normalised; perhaps with positions."""
+    """Embedded patches, normalised, plus absolute positions if the network has them."""
 
     def __init__(self, a: Architecture, **kwargs: Any):
         super().__init__(**kwargs)
@@ -134,7 +141,7 @@ class Embeddings(keras.layers.Layer):
         self._width = a.width
 
     def build(self, shape):
-        """Create projection, norm and positions."""
+        """Create the projection, the norm and the positions."""
         self.patch.build(shape)
         if self.position is not None:
             self.position.build()
@@ -142,25 +149,25 @@ class Embeddings(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training: bool = False):
-        """[B, H, W, 3] -> [B, h, w, D]."""
-        x = _padded(x, self._patch_size)
+        """Embed images, [B, H, W, 3] -> [B, h, w, D]."""
+        x = _pad_to_multiple(x, self._patch_size)
         x = self.norm(self.patch(x))
         if self.position is not None:
             x = x + ops.cast(self._positions(*x.shape[1:3]), x.dtype)
         return self.dropout(x, training=training)
 
-    def _positions(self, h: int, w: int):
+    def _positions(self, height: int, width: int):
         rows, columns = self._trained_grid
-        given = ops.reshape(self.position.value, [rows, columns, self._width])
-        if (h, w) == (rows, columns):
-            return given
-        made = ops.tensordot(bicubic(rows, h), ops.cast(given, "float32"), 1)
-        made = ops.tensordot(bicubic(columns, w), ops.transpose(made, [1, 0, 2]), 1)
-        return ops.transpose(made, [1, 0, 2])
+        positions = ops.reshape(self.position.value, [rows, columns, self._width])
+        if (height, width) == (rows, columns):
+            return positions
+        resized = ops.tensordot(bicubic(rows, height), ops.cast(positions, "float32"), 1)
+        resized = ops.tensordot(bicubic(columns, width), ops.transpose(resized, [1, 0, 2]), 1)
+        return ops.transpose(resized, [1, 0, 2])
 
 
 class Merge(keras.layers.Layer):
-    """Four neighbouring places become one of twice the width."""
+    """Merge 2 x 2 neighbouring patches into one of twice the width."""
 
     def __init__(self, width: int, **kwargs: Any):
         super().__init__(**kwargs)
@@ -171,26 +178,27 @@ class Merge(keras.layers.Layer):
         )
 
     def build(self, shape):
-        """Create both."""
+        """Create the norm and the projection."""
         for layer in (self.norm, self.reduce):
             layer.build((*shape[:-1], 4 * shape[-1]))
         self.built = True
 
     def call(self, x):
-        """[B, h, w, C] -> [B, h / 2, w / 2, 2 C], rounded up."""
-        x = _padded(x, (2, 2))
+        """Merge patches, [B, h, w, C] -> [B, h / 2, w / 2, 2 C]; odd sides round up."""
+        x = _pad_to_multiple(x, (2, 2))
         _, h, w, c = x.shape
         x = ops.reshape(x, [-1, h // 2, 2, w // 2, 2, c])
-        x = ops.transpose(x, [0, 1, 3, 4, 2, 5])  # down before across
+        # Down before across: the order of the channels in the checkpoint's kernel.
+        x = ops.transpose(x, [0, 1, 3, 4, 2, 5])
         return self.reduce(self.norm(ops.reshape(x, [-1, h // 2, w // 2, 4 * c])))
 
 
 class WindowAttention(SelfAttention):
-    """Attention within windows; scores depend on where places stand to one another.
+    """Attention within windows, with a score bias by relative position.
 
     Args:
-        window: places across a window, as pretrained.
-        size: places across the windows that there are: fewer where the map is smaller.
+        window: side of a window in the pretraining, in patches.
+        size: side of a window here; smaller if the map is smaller than `window`.
     """
 
     def __init__(self, *args: Any, window: int, size: int, **kwargs: Any):
@@ -203,28 +211,31 @@ class WindowAttention(SelfAttention):
         self._index = relative[0] * (2 * window - 1) + relative[1]  # [N, N]
 
     def build(self, shape):
-        """With the table of positions."""
+        """Create the projections and the table of relative positions."""
         super().build(shape)
         self.positions.build()
 
-    def biased(self, scores, bias):
-        """[B * windows, H, N, P + N] and what is far apart, [windows, 1, N, P + N] -> their sum.
+    def add_bias(self, scores, bias):
+        """Return scores plus the relative-position bias and the shift mask.
 
-        P places before the others (of a prefix) are near to all.
+        Args:
+            scores: [B * windows, H, N, P + N] for N patches in a window and a prefix of P.
+            bias: the shift mask, [windows, 1, N, P + N].
         """
-        near = ops.take(ops.convert_to_tensor(self.positions.value), self._index, axis=0)
-        near = ops.cast(ops.transpose(near, [2, 0, 1]), "float32")
-        before = scores.shape[-1] - scores.shape[-2]
-        scores = scores + ops.pad(near, [(0, 0), (0, 0), (before, 0)])
-        windows = bias.shape[0]
-        if windows == 1:
+        # A prefix has no position: its scores get no bias.
+        position_bias = ops.take(ops.convert_to_tensor(self.positions.value), self._index, axis=0)
+        position_bias = ops.cast(ops.transpose(position_bias, [2, 0, 1]), "float32")
+        prefix_length = scores.shape[-1] - scores.shape[-2]
+        scores = scores + ops.pad(position_bias, [(0, 0), (0, 0), (prefix_length, 0)])
+        num_windows = bias.shape[0]
+        if num_windows == 1:
             return scores
-        parted = ops.reshape(scores, [-1, windows, *scores.shape[1:]])
-        return ops.reshape(parted + ops.cast(bias, "float32"), [-1, *scores.shape[1:]])
+        by_window = ops.reshape(scores, [-1, num_windows, *scores.shape[1:]])
+        return ops.reshape(by_window + ops.cast(bias, "float32"), [-1, *scores.shape[1:]])
 
 
 class Block(keras.layers.Layer):
-    """Attention in windows, which in every second block are shifted by half of one."""
+    """Block with attention in windows, shifted by half a window in every second block."""
 
     def __init__(
         self,
@@ -239,7 +250,7 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype = self.dtype_policy
         self._width, self._inner, self._grid = width, int(a.ratio * width), tuple(grid)
-        # One window that holds the whole of the smaller side has nothing to be shifted to.
+        # A window that covers the smaller side is not shifted.
         self._window = min(a.window, *grid)
         self._shift = a.window // 2 if shifted and min(grid) > a.window else 0
         self._activation = activation(a.activation)
@@ -261,10 +272,10 @@ class Block(keras.layers.Layer):
         self.output_dropout = Dropout(a.dropout, dtype=dtype, name="output_dropout")
         self.attention_path = DropPath(drop_path, dtype=dtype, name="attention_path")
         self.output_path = DropPath(drop_path, dtype=dtype, name="output_path")
-        self._far = self._far_apart()
+        self._shift_mask = self._build_shift_mask()
 
     def build(self, _):
-        """Create everything."""
+        """Create all sublayers."""
         shape = (None, None, self._width)
         for layer in (self.attention_norm, self.attention, self.output_norm, self.up):
             layer.build(shape)
@@ -272,14 +283,14 @@ class Block(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training: bool = False):
-        """[B, h, w, D] -> the same shape."""
+        """Apply the block, [B, h, w, D] -> [B, h, w, D]."""
         (h, w), window, shift = self._grid, self._window, self._shift
-        y = _padded(self.attention_norm(x), (window, window))
+        y = _pad_to_multiple(self.attention_norm(x), (window, window))
         rows, columns = y.shape[1] // window, y.shape[2] // window
         y = ops.roll(y, [-shift, -shift], [1, 2]) if shift else y
         y = ops.reshape(y, [-1, rows, window, columns, window, self._width])
         y = ops.reshape(ops.transpose(y, [0, 1, 3, 2, 4, 5]), [-1, window**2, self._width])
-        y = self.attention(y, self._far, training=training)
+        y = self.attention(y, self._shift_mask, training=training)
         y = ops.reshape(y, [-1, rows, columns, window, window, self._width])
         y = ops.transpose(y, [0, 1, 3, 2, 4, 5])
         y = ops.reshape(y, [-1, rows * window, columns * window, self._width])
@@ -289,37 +300,45 @@ class Block(keras.layers.Layer):
         y = self.down(self._activation(self.up(self.output_norm(x))))
         return x + self.output_path(self.output_dropout(y, training=training), training=training)
 
-    def _far_apart(self) -> np.ndarray:
-        """What is added to scores, float32 [windows, 1, N, N]: shifting brings places into a window
-        that are not beside each other. One window of zeros where nothing is shifted."""
+    def _build_shift_mask(self) -> np.ndarray:
+        """Return the mask that is added to scores, float32 [windows, 1, N, N].
+
+        Shifting wraps patches of opposite sides into one window; the mask separates them. Without
+        a shift it is one window of zeros.
+        """
         window, shift = self._window, self._shift
         if not shift:
             return np.zeros([1, 1, window**2, window**2], np.float32)
         sides = [-(-side // window) * window for side in self._grid]
+        # Region ids along a side: 0 outside of the last window, then 1, and 2 for wrapped patches.
         regions = [
             (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
             for side in sides
         ]
-        map_ = regions[0][:, None] * 3 + regions[1][None]
-        parts = map_.reshape(sides[0] // window, window, sides[1] // window, window)
-        parts = parts.transpose(0, 2, 1, 3).reshape(-1, window**2)
-        near = parts[:, None, :, None] == parts[:, None, None]
-        return np.where(near, np.float32(0), np.float32(_FAR))
+        region_ids = regions[0][:, None] * 3 + regions[1][None]
+        windows = region_ids.reshape(sides[0] // window, window, sides[1] // window, window)
+        windows = windows.transpose(0, 2, 1, 3).reshape(-1, window**2)
+        same_region = windows[:, None, :, None] == windows[:, None, None]
+        return np.where(same_region, np.float32(0), np.float32(_MASKED_SCORE))
 
 
-def _padded(x, step: tuple[int, int]):
-    """[B, h, w, C] with zeros below and to the right, up to multiples of `step`."""
-    more = [-size % s for size, s in zip(x.shape[1:3], step, strict=True)]
-    return ops.pad(x, [(0, 0), (0, more[0]), (0, more[1]), (0, 0)]) if any(more) else x
+def _pad_to_multiple(x, step: tuple[int, int]):
+    """Pad a map, [B, h, w, C], with zeros below and to the right, to multiples of `step`."""
+    padding = [-size % s for size, s in zip(x.shape[1:3], step, strict=True)]
+    return ops.pad(x, [(0, 0), (0, padding[0]), (0, padding[1]), (0, 0)]) if any(padding) else x
 
 
 def architecture(config: Mapping[str, Any]) -> Architecture:
-    """The numbers, with SwinConfig's defaults."""
+    """Return the architecture of config.json, with SwinConfig's defaults.
+
+    Raises:
+        UserError: A value is missing, out of bounds or unsupported.
+    """
     refuse(config, "num_channels", (3,))
     depths = numbers(config, "depths", (2, 2, 6, 2))
     heads = numbers(config, "num_heads", (3, 6, 12, 24))
     if len(depths) != len(heads):
-        raise UserError("config.json: depths and num_heads must be of one length")
+        raise UserError("config.json: depths and num_heads must have the same length")
     size, patch, grid = patches(config, 4)
     return Architecture(
         width=number(config, "embed_dim", 96),
@@ -339,8 +358,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
-    """SwinModel's names."""
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
+    """Return the map from variable paths to SwinModel's tensor names."""
     entries = {
         **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
         **weight_map.norm("embeddings/norm", "embeddings.norm"),
@@ -373,9 +392,9 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
 FAMILY = Family(
     prefixes=("swin.",),
     architecture=architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="SwinForImageClassification",
     image_defaults=ImageDefaults(None, "bicubic", pixels.IMAGENET_MEAN, pixels.IMAGENET_DEVIATION),
 )

@@ -1,15 +1,15 @@
-"""Tokens without padding: what an export computes on.
+"""Encoders without padding, used in exported graphs.
 
-Rows of a batch are as long as the longest of them, and in a batch of 32 questions four tenths of
-the tokens may be padding. All layers but attention look at one token at a time: between `Unpad` and
-`Repad` they get the real ones alone, [N, D], and attention spreads them out over the rows for
-itself. Products of two axes also run as one op with their bias and activation.
+All rows of a batch are padded to the longest. In a batch of 32 questions, 40 % of the tokens may be
+padding. All layers but attention process one token at a time. Between `Unpad` and `Repad` they get
+only the real tokens, [N, D]; attention restores the rows internally. Matrix products of rank 2 are
+also fused into one op with their bias and activation.
 
-Off until `packed`: how many tokens are real is known only when a batch is there, which XLA (TPUs)
-and runtimes with fixed shapes do not take. Zeng et al. 2022, "Boosting Distributed Training
+It is off except within `packed`: the number of real tokens is dynamic, which XLA (TPUs) and
+runtimes with fixed shapes do not support. Zeng et al. 2022, "Boosting Distributed Training
 Performance of the Unpadded BERT Model", do the same in training.
 
-B rows, T tokens each (a prompt's vectors before the text count too), N real ones, D width.
+B rows, T tokens per row (including the vectors of a prompt), N real tokens, D width.
 """
 
 from collections.abc import Iterator
@@ -22,72 +22,80 @@ from keras import ops
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where the tokens of a packed batch belong.
+class TokenLayout:
+    """Indices between a padded batch, [B, T], and its real tokens, [N].
 
     Attributes:
         rows, tokens: B and T.
-        taken: of each token, its place in [B * T], int [N].
-        given: of each place, the token that goes there, int [B * T]; where none does, the one
-            before it.
+        flat_positions: position of each real token in the flattened batch, int [N], below B * T.
+        token_indices: index of the real token at each flattened position, int [B * T], below N; at
+            padding, that of the last real token before it.
     """
 
     rows: Any
     tokens: Any
-    taken: Any
-    given: Any
+    flat_positions: Any
+    token_indices: Any
 
-    def packed(self, x):
-        """[B, T, D] -> [N, D]."""
-        return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self.taken, axis=0)
+    def unpad(self, x):
+        """Select the real tokens, [B, T, D] -> [N, D]."""
+        return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self.flat_positions, axis=0)
 
-    def spread(self, x):
-        """[N, D] -> [B, T, D], with the features of the one before where there is none."""
-        return ops.reshape(ops.take(x, self.given, axis=0), [self.rows, self.tokens, x.shape[-1]])
+    def repad(self, x):
+        """Restore the rows, [N, D] -> [B, T, D]. Padding repeats the real token before it."""
+        return ops.reshape(
+            ops.take(x, self.token_indices, axis=0), [self.rows, self.tokens, x.shape[-1]]
+        )
 
 
-def places(bias) -> Places:
-    """Of the real tokens, those that attention's bias, [B, 1, 1, T], does not hide; and of the
-    first of each row in any case. So a row of padding alone has an answer too, and what stands in
-    for padding never comes from another row."""
+def token_layout(bias) -> TokenLayout:
+    """Return the layout of the real tokens, those that attention's bias, [B, 1, 1, T], leaves at 0.
+
+    The first token of each row always counts as real. A row of padding alone then still has
+    features, and `repad` never fills padding from another row.
+    """
     rows, tokens = ops.shape(bias)[0], ops.shape(bias)[3]
-    shown = ops.reshape(bias, [rows, tokens]) > -1
-    real = ops.logical_or(shown, ops.arange(tokens) == 0)
-    real = ops.cast(ops.reshape(real, [-1]), "int32")
-    return Places(rows, tokens, ops.nonzero(real)[0], ops.cumsum(real) - 1)
+    unmasked = ops.reshape(bias, [rows, tokens]) > -1
+    present = ops.logical_or(unmasked, ops.arange(tokens) == 0)
+    present = ops.cast(ops.reshape(present, [-1]), "int32")
+    return TokenLayout(rows, tokens, ops.nonzero(present)[0], ops.cumsum(present) - 1)
 
 
-def is_packed(x) -> bool:
-    """Whether these are tokens without rows."""
+def is_unpadded(x) -> bool:
+    """Return whether a tensor holds tokens without rows, [N, D]."""
     return len(x.shape) == 2
 
 
 class Unpad(keras.layers.Layer):
-    """[B, T, D] and attention's bias -> [N, D] where it is on, else as it is."""
+    """Layer that removes padding if enabled, else passes its input on.
 
-    on = False
+    Attributes:
+        enabled: set by `packed`.
+    """
+
+    enabled = False
 
     def call(self, x, bias):
-        """See the class."""
-        return places(bias).packed(x) if self.on else x
+        """Remove padding, [B, T, D] and attention's bias [B, 1, 1, T] -> [N, D]."""
+        return token_layout(bias).unpad(x) if self.enabled else x
 
 
 class Repad(keras.layers.Layer):
-    """[N, D] and attention's bias -> [B, T, D]; as it is where it has rows already."""
+    """Layer that restores the rows which `Unpad` removed; passes an input with rows on."""
 
     def call(self, x, bias):
-        """See the class."""
-        return places(bias).spread(x) if is_packed(x) else x
+        """Restore rows, [N, D] and attention's bias [B, 1, 1, T] -> [B, T, D]."""
+        return token_layout(bias).repad(x) if is_unpadded(x) else x
 
 
 @contextmanager
 def packed(model: keras.Model) -> Iterator[None]:
-    """Within: the encoders of a model whose families pack do it. For graphs of any shape."""
+    """Enable the model's `Unpad` layers within the context, to trace a graph for dynamic shapes."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, Unpad)]
     for layer in layers:
-        layer.on = True
+        layer.enabled = True
     try:
         yield
     finally:
         for layer in layers:
-            layer.on = False
+            layer.enabled = False

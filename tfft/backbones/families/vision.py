@@ -1,4 +1,4 @@
-"""What networks of pictures share: pixels in, layers as PyTorch's authors built them."""
+"""Shared parts of image networks: pixel input, and layers with PyTorch's conventions."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,56 +14,76 @@ from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vision:
-    """What all their architectures have.
+class VisionArchitecture:
+    """Base of image architectures.
 
     Attributes:
-        size: height and width of the pictures, in pixels.
+        size: height and width of the images, in pixels.
         scaling: arguments of `pixels.Pixels`.
+        dropped: names of the blocks to leave out.
     """
 
     size: tuple[int, int] = (224, 224)
     scaling: Mapping[str, Any] = field(default_factory=dict)
     dropped: frozenset[str] = frozenset()
 
-    def pixels(self) -> tuple[keras.KerasTensor, keras.KerasTensor]:
-        """The input, and it as the network was trained to see it; each [B, H, W, 3]."""
+    def scaled_input(self) -> tuple[keras.KerasTensor, keras.KerasTensor]:
+        """Return the image input and its scaled pixels, each [B, H, W, 3]."""
         image = keras.Input([*self.size, 3], dtype="float32", name="image")
         return image, Pixels(**self.scaling, name="pixels")(image)
 
-    def with_dropout(self, rate: float) -> "Vision":
-        """Refused: unless a family says otherwise it has none."""
+    def with_dropout(self, rate: float) -> "VisionArchitecture":
+        """Refuse a dropout rate; families with dropout override this.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError("model.dropout: this backbone has no dropout")
 
-    def without(self, names: Sequence[str]) -> "Vision":
-        """Refused: where blocks change the map's shape the others need them."""
+    def without(self, names: Sequence[str]) -> "VisionArchitecture":
+        """Refuse to leave out blocks, which may change the map's shape. Families can override it.
+
+        Raises:
+            UserError: Always.
+        """
         raise UserError("model.surgery.drop: the blocks of this backbone need one another")
 
 
 class Weight(keras.layers.Layer):
-    """A variable on its own, named as its layer; called, it multiplies."""
+    """Layer of one variable, `value`; calling it multiplies the input by the variable.
+
+    As a layer, the variable has a path that ends in the layer's name and `value`.
+
+    Args:
+        shape: of the variable.
+        initializer: of the variable.
+    """
 
     def __init__(self, shape: Sequence[int], initializer: Any, **kwargs: Any):
         super().__init__(**kwargs)
         self._shape, self._initializer = tuple(shape), initializer
 
     def build(self, _=None):
-        """Create the variable, within whatever layer is being built: its path begins there."""
+        """Create the variable. Its path begins with those of the layers that are being built."""
         self.value = self.add_weight(self._shape, self._initializer, name="value")
         self.built = True
 
     def call(self, x):
-        """[..., D] -> the same shape."""
+        """Multiply by the variable, [..., D] -> [..., D]."""
         return x * ops.cast(self.value, x.dtype)
 
 
 class ConvNorm(keras.layers.Layer):
-    """A convolution, BatchNorm, an activation.
+    """Convolution, BatchNorm and activation.
 
     Args:
-        filters: channels made; None: each channel has a filter of its own (depthwise).
-        same: TensorFlow's padding; else PyTorch's, as much on each side.
-        activation_name: None for none.
+        filters: output channels; None: a depthwise convolution.
+        kernel: height and width of the kernel.
+        stride: of the convolution.
+        epsilon: of the norm.
+        activation_name: a key of `layers.ACTIVATIONS`; None for no activation.
+        same: whether to pad as TensorFlow does; else as PyTorch does, both sides equally.
+        dilation: of the convolution.
     """
 
     def __init__(
@@ -79,7 +99,7 @@ class ConvNorm(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         dtype = self.dtype_policy
-        # Before a stride of one both paddings are the same, and the op's own costs no copy.
+        # With stride 1 both paddings are equal, and the op's built-in padding avoids a copy.
         padded = not same and stride > 1 and kernel > 1
         self._padding = (kernel // 2) * dilation if padded else 0
         settings = {
@@ -94,51 +114,51 @@ class ConvNorm(keras.layers.Layer):
             self.conv = keras.layers.DepthwiseConv2D(kernel, **settings)
         else:
             self.conv = keras.layers.Conv2D(filters, kernel, **settings)
-        # PyTorch's default momentum, 0.1, is the share of the new statistics.
+        # PyTorch's default momentum, 0.1, weighs the new statistics, Keras' the old ones.
         self.norm = keras.layers.BatchNormalization(
             momentum=0.9, epsilon=epsilon, dtype=dtype, name="norm"
         )
         self._activation = activation(activation_name or "linear")
 
     def build(self, shape):
-        """Create both."""
+        """Create the convolution and the norm."""
         self.conv.build(shape)
         self.norm.build(self.conv.compute_output_shape(shape))
         self.built = True
 
     def call(self, x, training: bool = False):
-        """[B, H, W, C] -> [B, h, w, C']."""
+        """Convolve, normalise and activate, [B, H, W, C] -> [B, h, w, C']."""
         if self._padding:
             x = ops.pad(x, [(0, 0), (self._padding,) * 2, (self._padding,) * 2, (0, 0)])
         return self._activation(self.norm(self.conv(x), training=training))
 
     def compute_output_shape(self, shape):
-        """With the padding."""
-        grown = [None if n is None else n + 2 * self._padding for n in shape[1:3]]
-        return self.conv.compute_output_shape((shape[0], *grown, shape[3]))
+        """Return the output's shape; the padding counts."""
+        padded = [None if side is None else side + 2 * self._padding for side in shape[1:3]]
+        return self.conv.compute_output_shape((shape[0], *padded, shape[3]))
 
 
 def layer_norm(epsilon: float, dtype: Any, name: str) -> keras.layers.Layer:
-    """Over the last axis."""
+    """Return a LayerNormalization over the last axis."""
     return keras.layers.LayerNormalization(epsilon=epsilon, dtype=dtype, name=name)
 
 
-def bicubic(old: int, new: int) -> np.ndarray:
-    """What turns `old` values on a line into `new` ones, float32 [new, old].
+def bicubic(source: int, target: int) -> np.ndarray:
+    """Return the matrix that resamples `source` values to `target`, float32 [target, source].
 
-    Keys 1981, "Cubic Convolution Interpolation", equation 15 with a = -0.75; places half a value
-    from the ends, values beyond them repeated, as PyTorch's `interpolate` has it.
+    Keys 1981, "Cubic Convolution Interpolation", equation 15 with a = -0.75. Pixel centres are half
+    a pixel from the ends, and values beyond the ends repeat, as in PyTorch's `interpolate`.
     """
-    made = np.zeros([new, old])
-    at = (np.arange(new) + 0.5) * old / new - 0.5
-    first = np.floor(at).astype(int)
+    weights = np.zeros([target, source])
+    positions = (np.arange(target) + 0.5) * source / target - 0.5
+    first = np.floor(positions).astype(int)
     for tap in range(-1, 3):
-        x = np.abs(at - (first + tap))
+        x = np.abs(positions - (first + tap))
         near = 1.25 * x**3 - 2.25 * x**2 + 1
         far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
         np.add.at(
-            made,
-            (np.arange(new), np.clip(first + tap, 0, old - 1)),
+            weights,
+            (np.arange(target), np.clip(first + tap, 0, source - 1)),
             np.where(x <= 1, near, np.where(x < 2, far, 0.0)),
         )
-    return made.astype(np.float32)
+    return weights.astype(np.float32)

@@ -12,31 +12,33 @@ from tfft.backbones.families import weight_map
 from tfft.backbones.families.family import (
     Family,
     ImageDefaults,
-    droppable,
+    check_dropped,
     flag,
     number,
     patches,
     refuse,
 )
 from tfft.backbones.families.layers import Dropout, DropPath, SelfAttention, activation
-from tfft.backbones.families.vision import Vision, Weight, bicubic, layer_norm
+from tfft.backbones.families.vision import VisionArchitecture, Weight, bicubic, layer_norm
 from tfft.backbones.pixels import IMAGENET_DEVIATION, IMAGENET_MEAN
 from tfft.spec import HeadStyle, Stage
 from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Architecture(Vision):
-    """The numbers of a vision transformer.
+class Architecture(VisionArchitecture):
+    """Dimensions of a vision transformer.
 
     Attributes:
         inner: width between the two dense layers of a block; with `gated`, of each half.
-        grid: patches down and across in the pictures that it was pretrained on.
-        distilled: whether a second token stands beside the first (DeiT).
-        pooled: the vector for a classifier: `first` (the first token), `both` (of DeiT's two
-            tokens) or `first_and_mean` (of the patches: DINOv2).
-        scaled: whether what a block adds has a factor for each channel (DINOv2).
+        patch: height and width of a patch, in pixels.
+        grid: patches down and across in the images of the pretraining.
+        distilled: whether there is a distillation token after the class token (DeiT).
+        pooled: the vector for a classifier: `first` (the class token), `both` (DeiT's two tokens)
+            or `first_and_mean` (the class token and the mean of the patches, DINOv2).
+        scaled: whether residual branches have a factor per channel (LayerScale, DINOv2).
         gated: whether the dense layers are SwiGLU (Shazeer 2020).
+        drop_path: rate of stochastic depth.
     """
 
     width: int
@@ -58,19 +60,23 @@ class Architecture(Vision):
 
     @property
     def blocks(self) -> list[str]:
-        """Bottom to top."""
+        """Names of the blocks, bottom to top."""
         return [f"block_{i}" for i in range(self.layers)]
 
     @property
     def parameters(self) -> int:
-        """How many weights it has at least: those of its tables and matrices."""
-        places = self.grid[0] * self.grid[1] + 3 * self.patch[0] * self.patch[1]
+        """Lower bound of the number of weights: its tables and matrices."""
+        embeddings = self.grid[0] * self.grid[1] + 3 * self.patch[0] * self.patch[1]
         block = 4 * self.width + (3 if self.gated else 2) * self.inner
-        return self.width * (places + self.layers * block)
+        return self.width * (embeddings + self.layers * block)
 
     def build(self, precision: str) -> keras.Model:
-        """`{image}` -> `{sequence [B, T, D], pooled [B, D or 2 D], map [B, h, w, D]}`."""
-        image, x = self.pixels()
+        """Build `{image}` -> `{sequence [B, T, D], pooled [B, D or 2 D], map [B, h, w, D]}`.
+
+        Raises:
+            UserError: The image is smaller than a patch.
+        """
+        image, x = self.scaled_input()
         embeddings = Embeddings(self, dtype=precision, name="embeddings")
         if not all(embeddings.grid):
             raise UserError(f"model.image_size: {self.size} holds no patch of {self.patch}")
@@ -85,41 +91,45 @@ class Architecture(Vision):
         else:
             parts = [x[:, 0], x[:, 1]] if self.pooled == "both" else [x[:, 0]]
         pooled = ops.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0]
-        found = ops.reshape(patches, [-1, *embeddings.grid, self.width])
-        features = {"sequence": x, "pooled": pooled, "map": found}
+        feature_map = ops.reshape(patches, [-1, *embeddings.grid, self.width])
+        features = {"sequence": x, "pooled": pooled, "map": feature_map}
         return keras.Model({"image": image}, features, name="encoder")
 
     def stages(self) -> tuple[Stage, ...]:
-        """Bottom to top."""
-        kept = [name for name in self.blocks if name not in self.dropped]
+        """Return the stages, bottom to top."""
+        remaining = [name for name in self.blocks if name not in self.dropped]
         return (
             Stage("stem", "embeddings/"),
-            *(Stage(name, f"{name}/") for name in kept),
+            *(Stage(name, f"{name}/") for name in remaining),
             Stage("top", "norm/"),
         )
 
     def features(self) -> Mapping[str, int]:
-        """Widths of the outputs."""
+        """Return the width of each output by name."""
         pooled = self.width * (1 if self.pooled == "first" else 2)
         return {"sequence": self.width, "pooled": pooled, "map": self.width}
 
     def with_dropout(self, rate: float) -> "Architecture":
-        """With this rate everywhere."""
+        """Return a copy with this dropout rate everywhere."""
         return replace(self, dropout=rate, attention_dropout=rate)
 
     def without(self, names: Sequence[str]) -> "Architecture":
-        """With some blocks left out."""
-        return replace(self, dropped=droppable(names, self.blocks))
+        """Return a copy without some blocks.
+
+        Raises:
+            UserError: There are no such blocks, or none would remain.
+        """
+        return replace(self, dropped=check_dropped(names, self.blocks))
 
 
 class Embeddings(keras.layers.Layer):
-    """Patches as vectors, a token or two before them, positions added.
+    """Embedded patches after one or two special tokens, plus positions.
 
-    Pictures of another size than those of the pretraining get positions in between, as in
+    For images of another size than in the pretraining, positions are interpolated, as with
     transformers' `interpolate_pos_encoding`.
 
     Attributes:
-        extra: tokens before the patches.
+        extra: number of tokens before the patches.
         grid: patches down and across.
     """
 
@@ -134,14 +144,14 @@ class Embeddings(keras.layers.Layer):
         self.second = (
             Weight([1, 1, width], "zeros", dtype=dtype, name="second") if a.distilled else None
         )
-        places = self.extra + a.grid[0] * a.grid[1]
-        small = keras.initializers.TruncatedNormal(stddev=0.02)
-        self.position = Weight([1, places, width], small, dtype=dtype, name="position")
+        num_positions = self.extra + a.grid[0] * a.grid[1]
+        initializer = keras.initializers.TruncatedNormal(stddev=0.02)
+        self.position = Weight([1, num_positions, width], initializer, dtype=dtype, name="position")
         self.dropout = Dropout(a.dropout, dtype=dtype, name="dropout")
         self._width = width
 
     def build(self, shape):
-        """Create projection, tokens and positions."""
+        """Create the projection, the tokens and the positions."""
         self.patch.build(shape)
         for weight in (self.token, self.second, self.position):
             if weight is not None:
@@ -149,7 +159,7 @@ class Embeddings(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training: bool = False):
-        """[B, H, W, 3] -> [B, T, D]."""
+        """Embed images, [B, H, W, 3] -> [B, T, D]."""
         x = ops.reshape(self.patch(x), [-1, self.grid[0] * self.grid[1], self._width])
         tokens = [t.value for t in (self.token, self.second) if t is not None]
         tokens = [ops.tile(ops.cast(t, x.dtype), [ops.shape(x)[0], 1, 1]) for t in tokens]
@@ -157,21 +167,24 @@ class Embeddings(keras.layers.Layer):
         return self.dropout(x + ops.cast(self._positions(), x.dtype), training=training)
 
     def _positions(self):
-        given = ops.convert_to_tensor(self.position.value)
+        positions = ops.convert_to_tensor(self.position.value)
         if self.grid == self._trained_grid:
-            return given
+            return positions
+        # Interpolate in float32 whatever the precision, first down, then across.
         (rows, columns), (h, w) = self._trained_grid, self.grid
         patches = ops.reshape(
-            ops.cast(given[0, self.extra :], "float32"), [rows, columns, self._width]
+            ops.cast(positions[0, self.extra :], "float32"), [rows, columns, self._width]
         )
         patches = ops.tensordot(bicubic(rows, h), patches, 1)  # [h, columns, D]
         patches = ops.tensordot(bicubic(columns, w), ops.transpose(patches, [1, 0, 2]), 1)
         patches = ops.reshape(ops.transpose(patches, [1, 0, 2]), [1, h * w, self._width])
-        return ops.concatenate([given[:, : self.extra], ops.cast(patches, given.dtype)], axis=1)
+        return ops.concatenate(
+            [positions[:, : self.extra], ops.cast(patches, positions.dtype)], axis=1
+        )
 
 
 class Block(keras.layers.Layer):
-    """One encoder block, norms before its two halves."""
+    """Encoder block with a norm before each residual branch (pre-norm)."""
 
     def __init__(self, a: Architecture, **kwargs: Any):
         super().__init__(**kwargs)
@@ -195,7 +208,7 @@ class Block(keras.layers.Layer):
         self.output_path = DropPath(a.drop_path, dtype=dtype, name="output_path")
 
     def build(self, _):
-        """Create everything."""
+        """Create all sublayers."""
         shape = (None, None, self._width)
         for layer in (self.attention_norm, self.attention, self.output_norm, self.up):
             layer.build(shape)
@@ -206,7 +219,7 @@ class Block(keras.layers.Layer):
         self.built = True
 
     def call(self, x, training: bool = False):
-        """[B, T, D] -> [B, T, D]."""
+        """Apply the block, [B, T, D] -> [B, T, D]."""
         y = self.attention(self.attention_norm(x), training=training)
         y = self.attention_dropout(y, training=training)
         if self.attention_scale is not None:
@@ -224,12 +237,12 @@ class Block(keras.layers.Layer):
         return x + self.output_path(y, training=training)
 
     def attended(self, x):
-        """How much each token looks at each, the mean over heads: float32 [B, T, T]."""
+        """Return the attention of each token to each, the mean over heads, float32 [B, T, T]."""
         weights, _ = self.attention.weights_and_values(self.attention_norm(x))
         return ops.mean(weights, axis=1)
 
 
-def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
+def _architecture(config: Mapping[str, Any], **overrides: Any) -> Architecture:
     refuse(config, "num_channels", (3,))
     size, patch, grid = patches(config, 16)
     return Architecture(
@@ -246,7 +259,7 @@ def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
             "attention_dropout": number(config, "attention_probs_dropout_prob", 0.0, float),
             "qkv_bias": flag(config, "qkv_bias", True),
             "size": size,
-            **own,
+            **overrides,
         }
     )
 
@@ -254,7 +267,7 @@ def _architecture(config: Mapping[str, Any], **own: Any) -> Architecture:
 def _dinov2(config: Mapping[str, Any]) -> Architecture:
     width = number(config, "hidden_size", 768)
     inner, gated = width * number(config, "mlp_ratio", 4), flag(config, "use_swiglu_ffn", False)
-    if gated:  # two thirds, in steps of eight
+    if gated:  # two thirds, rounded up to a multiple of 8, as in transformers
         inner = (inner * 2 // 3 + 7) // 8 * 8
     return _architecture(
         {"patch_size": 14, "layer_norm_eps": 1e-6, **config},
@@ -266,17 +279,17 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     )
 
 
-def name_table(a: Architecture) -> weight_map.WeightMap:
-    """The names of ViTModel, DeiTModel and Dinov2Model."""
-    same = weight_map.Entry
+def build_weight_map(a: Architecture) -> weight_map.WeightMap:
+    """Return the map from variable paths to tensors of ViTModel, DeiTModel and Dinov2Model."""
+    entry = weight_map.Entry
     entries = {
         **weight_map.conv("embeddings/patch", "embeddings.patch_embeddings.projection", bias=True),
-        "embeddings/token/value": same(("embeddings.cls_token",)),
-        "embeddings/position/value": same(("embeddings.position_embeddings",)),
+        "embeddings/token/value": entry(("embeddings.cls_token",)),
+        "embeddings/position/value": entry(("embeddings.position_embeddings",)),
         **weight_map.norm("norm", "layernorm"),
     }
     if a.distilled:
-        entries["embeddings/second/value"] = same(("embeddings.distillation_token",))
+        entries["embeddings/second/value"] = entry(("embeddings.distillation_token",))
     norms = ("norm1", "norm2") if a.scaled else ("layernorm_before", "layernorm_after")
     dense = ("intermediate.dense", "output.dense")
     if a.scaled:
@@ -293,8 +306,8 @@ def name_table(a: Architecture) -> weight_map.WeightMap:
             **weight_map.dense(f"{block}/down", f"{layer}.{dense[1]}"),
         }
         if a.scaled:
-            entries[f"{block}/attention_scale/value"] = same((f"{layer}.layer_scale1.lambda1",))
-            entries[f"{block}/output_scale/value"] = same((f"{layer}.layer_scale2.lambda1",))
+            entries[f"{block}/attention_scale/value"] = entry((f"{layer}.layer_scale1.lambda1",))
+            entries[f"{block}/output_scale/value"] = entry((f"{layer}.layer_scale2.lambda1",))
     return entries
 
 
@@ -302,9 +315,9 @@ _HALF = (0.5, 0.5, 0.5)
 VIT = Family(
     prefixes=("vit.",),
     architecture=_architecture,
-    names=name_table,
+    weight_map=build_weight_map,
     head_style=HeadStyle("pooled"),
-    head_names=weight_map.dense("head/logits", "classifier"),
+    head_weight_map=weight_map.dense("head/logits", "classifier"),
     classifier="ViTForImageClassification",
     image_defaults=ImageDefaults(None, "bilinear", _HALF, _HALF),
 )
@@ -315,15 +328,15 @@ DEIT = replace(
     classifier="DeiTForImageClassification",
     image_defaults=ImageDefaults(0.875, "bicubic", IMAGENET_MEAN, IMAGENET_DEVIATION),
 )
-# Its logits are the mean of those of two classifiers, one for each token.
+# Its logits are the mean of two classifiers, one per token.
 DEIT_WITH_TEACHER = replace(
     DEIT,
     architecture=lambda config: _architecture(config, distilled=True, pooled="both"),
-    head_names={
-        f"head/logits/{ours}": weight_map.Entry(
-            tuple(f"{which}_classifier.{theirs}" for which in ("cls", "distillation")), "averaged"
+    head_weight_map={
+        f"head/logits/{variable}": weight_map.Entry(
+            tuple(f"{token}_classifier.{tensor}" for token in ("cls", "distillation")), "averaged"
         )
-        for ours, theirs in (("kernel", "weight"), ("bias", "bias"))
+        for variable, tensor in (("kernel", "weight"), ("bias", "bias"))
     },
     classifier="DeiTForImageClassificationWithTeacher",
 )

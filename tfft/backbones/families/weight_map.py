@@ -1,14 +1,14 @@
-"""Tensors of a checkpoint <-> variables of the encoder, by a table, in both directions.
+"""Maps between the tensors of a PyTorch checkpoint and the variables of an encoder, both ways.
 
-An entry of a table maps a variable's path to the tensors it is made of and the kind of the
-change of form, which is its own inverse's key:
+A `WeightMap` maps a variable's path to an `Entry`: its tensors and their form, which `read`
+converts to the variable and `write` converts back:
 
-- `same`: as it is;
-- `transpose`: PyTorch's Linear keeps [out, in], Keras' Dense [in, out];
+- `same`: equal;
+- `transpose`: a Linear [out, in], in Keras a Dense [in, out];
 - `fused`: three Linears side by side, [in, 3 * out] or [3 * out];
-- `conv`: PyTorch's Conv2d keeps [out, in, h, w], Keras [h, w, in, out];
-- `depthwise`: there [channels, 1, h, w], here [h, w, channels, 1];
-- `averaged`: the mean of several Linears' outputs, each of its own part of the input, as one:
+- `conv`: a Conv2d [out, in, h, w], in Keras [h, w, in, out];
+- `depthwise`: a depthwise Conv2d [channels, 1, h, w], in Keras [h, w, channels, 1];
+- `averaged`: the mean of the outputs of n Linears, each on its part of the input, as one Dense:
   [n * in, out] or [out].
 """
 
@@ -20,7 +20,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one variable comes from."""
+    """Tensors that one variable is made from.
+
+    Attributes:
+        tensors: their names.
+        form: see the module.
+    """
 
     tensors: tuple[str, ...]
     form: str = "same"
@@ -31,7 +36,7 @@ _AXES = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}
 
 
 def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
-    """The variable's value from its tensors."""
+    """Return a variable's value, made from the values of its tensors."""
     if entry.form == "transpose":
         return tensors[0].T
     if entry.form == "fused":
@@ -39,13 +44,16 @@ def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
     if entry.form in _AXES:
         return tensors[0].transpose(_AXES[entry.form])
     if entry.form == "averaged":
-        whole = np.concatenate if tensors[0].ndim > 1 else sum
-        return whole([t.T for t in tensors]) / len(tensors)
+        combine = np.concatenate if tensors[0].ndim > 1 else sum
+        return combine([t.T for t in tensors]) / len(tensors)
     return tensors[0]
 
 
 def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
-    """The tensors from the variable's value: `read`, backwards."""
+    """Return the values of an entry's tensors for a variable's value: the inverse of `read`.
+
+    For `averaged` biases, only the mean is restored.
+    """
     if entry.form == "transpose":
         return [np.ascontiguousarray(value.T)]
     if entry.form == "fused":
@@ -61,7 +69,7 @@ def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
 
 
 def shapes(entry: Entry, shape: Sequence[int]) -> list[tuple[int, ...]]:
-    """Return the shapes of an entry's tensors from its variable's: those that `write` gives."""
+    """Return the shapes of an entry's tensors, given the shape of its variable."""
     count = len(entry.tensors)
     if entry.form in _AXES:
         return [tuple(shape[axis] for axis in np.argsort(_AXES[entry.form]))]
@@ -69,12 +77,17 @@ def shapes(entry: Entry, shape: Sequence[int]) -> list[tuple[int, ...]]:
         shape = (*shape[:-1], shape[-1] // count)
     if entry.form == "averaged" and len(shape) > 1:
         shape = (shape[0] // count, *shape[1:])
-    turned = entry.form in ("transpose", "fused", "averaged")
-    return [tuple(shape[::-1] if turned else shape)] * count
+    transposed = entry.form in ("transpose", "fused", "averaged")
+    return [tuple(shape[::-1] if transposed else shape)] * count
 
 
 def dense(path: str, tensor: str) -> dict[str, Entry]:
-    """Kernel and bias of a Linear."""
+    """Return the entries of a Linear: kernel and bias.
+
+    Args:
+        path: path of the Keras layer.
+        tensor: prefix of the tensors' names.
+    """
     return {
         f"{path}/kernel": Entry((f"{tensor}.weight",), "transpose"),
         f"{path}/bias": Entry((f"{tensor}.bias",)),
@@ -82,7 +95,7 @@ def dense(path: str, tensor: str) -> dict[str, Entry]:
 
 
 def norm(path: str, tensor: str) -> dict[str, Entry]:
-    """Scale and offset of a LayerNorm."""
+    """Return the entries of a LayerNorm: scale and offset."""
     return {
         f"{path}/gamma": Entry((f"{tensor}.weight",)),
         f"{path}/beta": Entry((f"{tensor}.bias",)),
@@ -90,13 +103,13 @@ def norm(path: str, tensor: str) -> dict[str, Entry]:
 
 
 def conv(path: str, tensor: str, bias: bool = False, form: str = "conv") -> dict[str, Entry]:
-    """Kernel, and bias where there is one, of a Conv2d."""
+    """Return the entries of a Conv2d: kernel and, if it has one, bias."""
     kernel = {f"{path}/kernel": Entry((f"{tensor}.weight",), form)}
     return kernel | ({f"{path}/bias": Entry((f"{tensor}.bias",))} if bias else {})
 
 
 def batch_norm(path: str, tensor: str) -> dict[str, Entry]:
-    """Scale, offset and statistics of a BatchNorm2d."""
+    """Return the entries of a BatchNorm2d: scale, offset and statistics."""
     return {
         **norm(path, tensor),
         f"{path}/moving_mean": Entry((f"{tensor}.running_mean",)),
@@ -105,14 +118,14 @@ def batch_norm(path: str, tensor: str) -> dict[str, Entry]:
 
 
 def fused(path: str, tensors: Sequence[str], bias: bool = True) -> dict[str, Entry]:
-    """Kernel, and bias where there is one, of several Linears in one."""
+    """Return the entries of several Linears fused into one Dense: kernel and, if any, bias."""
     kernel = {f"{path}/kernel": Entry(tuple(f"{t}.weight" for t in tensors), "fused")}
     biases = {f"{path}/bias": Entry(tuple(f"{t}.bias" for t in tensors), "fused")}
     return kernel | (biases if bias else {})
 
 
-def table(path: str, tensor: str) -> dict[str, Entry]:
-    """An embedding table."""
+def embedding(path: str, tensor: str) -> dict[str, Entry]:
+    """Return the entry of an embedding table."""
     return {f"{path}/embeddings": Entry((f"{tensor}.weight",))}
 
 
@@ -126,7 +139,12 @@ def block(
     down: str,
     output_norm: str,
 ) -> dict[str, Entry]:
-    """An encoder block; the names of its parts stand below `layer`."""
+    """Return the entries of an encoder block.
+
+    Args:
+        path: path of the Keras block.
+        layer: prefix of the block's tensors; the other arguments are names below it.
+    """
     return {
         **fused(f"{path}/attention/qkv", [f"{layer}.{part}" for part in qkv]),
         **dense(f"{path}/attention/out", f"{layer}.{out}"),
