@@ -156,7 +156,7 @@ def test_a_broken_picture_is_named_or_skipped_and_listed(folder):
 def test_nothing_left(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "x.png").write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"no usable picture \(1 bad, the first: .*x\.png: not a"):
+    with pytest.raises(UserError, match=r"no usable image \(1 bad, the first: .*x\.png: not a"):
         splits(tmp_path, on_bad_row="skip")
 
 

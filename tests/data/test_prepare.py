@@ -173,7 +173,7 @@ MEMORY = """
 import re, sys
 from tfft.config import Source
 from tfft.data.prepared import Request
-from tfft.data.tokens import prepare
+from tfft.data.texts import prepare
 from tfft.preprocess import TextInputs
 from pathlib import Path
 inputs = TextInputs(Path(sys.argv[1]).read_text(), 16)

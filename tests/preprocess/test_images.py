@@ -158,7 +158,7 @@ def test_crop_keeps_the_middle_and_pad_keeps_all(shape):
 
 
 def test_host_graph_and_what_was_saved_agree(tmp_path):
-    inputs = ImageInputs(ImageSpec((32, 32), keep=0.875))
+    inputs = ImageInputs(ImageSpec((32, 32), crop_fraction=0.875))
     rows = [CASES["jpeg"], CASES["png palette"], CASES["webp clear"]]
     host = inputs.batch(rows)["image"]
     assert host.dtype == np.float32 and host.shape == (3, 32, 32, 3)

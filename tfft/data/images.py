@@ -112,7 +112,7 @@ def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str
     written(folder, write)
     prepared = Pictures(folder)
     if prepared.rows == 0:
-        raise prepared.unusable(request, "image_spec")
+        raise prepared.unusable(request, "image")
     return prepared
 
 

@@ -71,7 +71,7 @@ def load(
         spec: its `tokenizer`, where it has one of its own.
     """
     if image_spec is not None:
-        given = {} if data.resize is None else {"resize": data.resize, "keep": 1.0}
+        given = {} if data.resize is None else {"resize": data.resize, "crop_fraction": 1.0}
         return ImageInputs(replace(image_spec, **given))
     provider, _, name = model.backbone.partition(":")
     if spec is None and provider == "kerashub":
