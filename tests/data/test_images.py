@@ -168,7 +168,7 @@ def test_missing_image_is_reported_with_its_row(folder):
 
 @pytest.mark.parametrize(
     ("path", "message"),
-    [("trian", "no such folder: .*trian.*train"), ("train/red", "each class needs one of its own")],
+    [("trian", "no such folder: .*trian.*train"), ("train/red", "each class needs a folder")],
 )
 def test_wrong_folder_is_refused(folder, path, message):
     with pytest.raises(UserError, match=message):

@@ -94,9 +94,9 @@ def test_failed_preparation_leaves_no_files(config, tmp_path, cache):
 
 def test_stratified_keeps_proportions_and_is_seeded():
     labels = np.repeat([0, 1, 2], [100, 10, 1])
-    kept, held_out = stratified(labels, 0.2, seed=3)
+    train, held_out = stratified(labels, 0.2, seed=3)
     assert np.bincount(labels[held_out], minlength=3).tolist() == [20, 2, 0]
-    assert sorted([*kept, *held_out]) == list(range(111))
+    assert sorted([*train, *held_out]) == list(range(111))
     repeated = stratified(labels, 0.2, seed=3)
     np.testing.assert_array_equal(held_out, repeated[1])
     assert not np.array_equal(held_out, stratified(labels, 0.2, seed=4)[1])

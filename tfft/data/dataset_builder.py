@@ -71,7 +71,8 @@ class DatasetSettings:
 def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Datasets:
     """Prepare all splits.
 
-    The test split is held out first, then validation; neither is used to find the classes.
+    The test split is held out first, then validation. Without configured labels the classes are
+    those of the training source.
 
     Raises:
         UserError: a row is malformed, a label is unknown, or there is only one class.

@@ -215,12 +215,12 @@ def _near_pairs(texts: Sequence[str], across: int | None = None) -> Iterator[tup
     yielded: Counter[tuple[int, int]] = Counter()
     for members in buckets.values():
         # Large buckets come from a common phrase. Comparing 50 rows bounds the quadratic search.
-        for i, left in enumerate(members[:50]):
-            for right in members[i + 1 : 50]:
-                pair = (left, right)
-                if yielded[pair] or (across is not None and not left < across <= right):
+        for i, first in enumerate(members[:50]):
+            for second in members[i + 1 : 50]:
+                pair = (first, second)
+                if yielded[pair] or (across is not None and not first < across <= second):
                     continue
                 yielded[pair] += 1
-                shared = len(shingles[left] & shingles[right])
-                if shared >= MIN_SIMILARITY * len(shingles[left] | shingles[right]):
+                shared = len(shingles[first] & shingles[second])
+                if shared >= MIN_SIMILARITY * len(shingles[first] | shingles[second]):
                     yield pair

@@ -78,8 +78,8 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
         size = min(max(1, round(fraction * len(positions))), len(positions) - 1)
         held_by_class.append(positions[:size])
     held_out = np.sort(np.concatenate(held_by_class))
-    kept = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
-    return kept, held_out
+    remaining = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
+    return remaining, held_out
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:

@@ -63,8 +63,8 @@ class Unigram(tf.Module):
                 tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat
             )
         # A mark belongs to what follows it: cut where something stands before one.
-        cut = tf.strings.regex_replace(flat, mark, f"{codepoints.CUT}{mark}")
-        split = ragged.regex_split(cut, codepoints.CUT)
+        cut = tf.strings.regex_replace(flat, mark, f"{codepoints.SEPARATOR}{mark}")
+        split = ragged.regex_split(cut, codepoints.SEPARATOR)
         return ragged.merged(words.with_flat_values(split))
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:

@@ -10,7 +10,7 @@ from tfft.preprocess.graph import codepoints, ragged
 from tfft.utils.errors import UserError
 
 # Part of no vocabulary: stands for a word that the host calls unknown for its length.
-_TOO_LONG = codepoints.CUT
+_TOO_LONG = codepoints.SEPARATOR
 
 
 class WordPiece(tf.Module):
@@ -23,7 +23,7 @@ class WordPiece(tf.Module):
             raise UserError(f"tokenizer: WordPiece after {kind} has no in-graph form")
         # A word given twice in vocab.txt leaves a gap in the ids: nothing may match there.
         size = max(model["vocab"].values()) + 1
-        vocabulary = [f"{codepoints.CUT}{i}" for i in range(size)]
+        vocabulary = [f"{codepoints.SEPARATOR}{i}" for i in range(size)]
         for token, i in model["vocab"].items():
             vocabulary[i] = token
         self._spaces, self._punctuation = codepoints.bert_splits()
