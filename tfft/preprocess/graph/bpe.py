@@ -59,7 +59,9 @@ class ByteLevelBPE(tf.Module):
             text = tf.strings.regex_replace(text, pattern, rewrite)
         words = ragged.regex_split(text, codepoints.SEPARATOR)
         unique, index = tf.unique(words.flat_values)
-        return ragged.merged(words.with_flat_values(tf.gather(self._encode(unique), index)))
+        return ragged.merge_inner_axes(
+            words.with_flat_values(tf.gather(self._encode(unique), index))
+        )
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids of each word, [W] -> ragged [W, tokens]."""

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-# Noncharacters, which Unicode reserves for internal use: no valid text contains them.
+# Noncharacters, which Unicode reserves for internal use.
 SEPARATOR = "\ufdd0"  # separates two parts
 NUL = "\ufdd1"  # stands for U+0000, at which some string ops end a text
 
@@ -33,8 +33,7 @@ def normalized_forms(normalize: Callable[[str], str], stop: int = 0x110000) -> d
         stop: code points below it are tried.
     """
     characters = _characters(stop)
-    # No form contains a control character. A normalizer that drops control characters yields no form
-    # with an "a".
+    # No form contains a control character. A normalizer that drops those has no form with an "a".
     mark = "\x01" if normalize("\x01") == "\x01" else "a"
     parts = normalize(mark + mark.join(characters) + mark).split(mark)[1:-1]
     if len(parts) != len(characters):  # a form contains the mark itself
