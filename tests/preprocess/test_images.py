@@ -361,7 +361,7 @@ TOO_LARGE = {
 
 @pytest.mark.parametrize("case", ["jpeg", "png", "gif", "bmp", "webp lossless"])
 def test_declared_size_is_limited(case):
-    """JPEGs, which cameras write, may have twice as many pixels as the other formats."""
+    """Check the limits; a JPEG may have twice as many pixels, as cameras write them."""
     limit = 8192 if case == "jpeg" else 5792  # pixels per side
     for side in (limit, limit + 1):
         data = with_declared_size(case, side)

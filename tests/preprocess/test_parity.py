@@ -160,7 +160,7 @@ def test_single_texts_and_pairs(kind):
 
 
 def test_scores_are_rounded_as_on_the_host():
-    """The host's JSON reader rounds some decimals up, which here makes "ab" as good as a + b."""
+    """Check scores that the host's JSON reader rounds up, here so that "ab" is as good as a + b."""
 
     def spec(score, score_of_a):
         vocab = [("<unk>", 0.0), ("ab", score), ("a", score_of_a), ("b", 0.0)]
@@ -203,7 +203,7 @@ def real_lines(folder) -> list[str]:
 
 
 def real_specs(folder, tmp_path) -> dict[str, str]:
-    """Return the tokenizers of the vocabularies, written under the names that transformers reads."""
+    """Return the tokenizers of the vocabularies, read from files as transformers names them."""
     files = {
         "bert": {"bert_base_uncased/vocab.txt": "vocab.txt"},
         "gpt2": {"gpt2/encoder.json": "vocab.json", "gpt2/vocab.bpe": "merges.txt"},

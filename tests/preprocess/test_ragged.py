@@ -28,7 +28,7 @@ def test_merge_inner_axes_equals_merge_dims():
 
 
 def test_splits_are_not_validated():
-    """Each validation is a condition, of which a tokenizer's graph had dozens."""
+    """Check that no conditions are traced: validation added dozens to a tokenizer's graph."""
     split = tf.function(lambda text: ragged.regex_split(text, " ").to_tensor())
     graph = split.get_concrete_function(tf.TensorSpec([None], tf.string)).graph
     assert not [op for op in graph.get_operations() if op.type in ("Assert", "If", "StatelessIf")]

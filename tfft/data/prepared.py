@@ -52,17 +52,17 @@ class Request:
         parts = value.replace(LABEL_SEPARATOR, self.separator).split(self.separator)
         return list(dict.fromkeys(label.strip() for label in parts if label.strip()))
 
-    def check_unchanged(self, before: str, after: str) -> None:
+    def check_unchanged(self, expected: str, actual: str) -> None:
         """Check that the rows that were read are those that the cache key describes.
 
         Args:
-            before: digest of the content when the key was computed.
-            after: digest of the content after all rows were read.
+            expected: digest of the content when the key was computed.
+            actual: digest of the content after all rows were read.
 
         Raises:
             UserError: a file was changed or replaced in between.
         """
-        if before != after:
+        if expected != actual:
             raise UserError(
                 f"{self.key}: {self.source.path} was changed while it was read; start again"
             )

@@ -30,7 +30,7 @@ _STRIP_PIXELS = 2**20  # pixels that are blended in one step, which bounds the m
 _MAX_BLOCK_RUNS = 4096  # of a GIF: each is a run of blocks of equal length
 _MAX_CHUNKS = 64  # of a WebP, or extensions of a GIF, before the first frame
 _PARALLEL_DECODES = 4  # images decoded in parallel in a batch with a bad one
-_HEADER_BYTES = 32  # contain the size in all formats but JPEG
+_HEADER_SIZE = 32  # contain the size in all formats but JPEG
 OK = "ok"
 EMPTY = "an empty file"
 BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
@@ -39,7 +39,7 @@ BAD_SIZE = (
     f"its size is not between 1 and {MAX_PIXELS['PNG']:,} pixels (JPEG: {MAX_PIXELS['JPEG']:,}), "
     f"at most {MAX_SIDE:,} to a side"
 )
-_ReadFunction = Callable[[tf.Tensor], tf.Tensor]
+_Reader = Callable[[tf.Tensor], tf.Tensor]
 # Decorates functions of one file: they are traced once, however many models use them.
 _scalar_function = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
@@ -50,9 +50,7 @@ def reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
     It raises what `decode` raises.
     """
     functions = _read_functions(image_spec)
-    return lambda data: _run_by_format(
-        data, functions, lambda read: _read_all(read, data, image_spec)
-    )
+    return lambda data: _by_format(data, functions, lambda read: _read_all(read, data, image_spec))
 
 
 def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
@@ -65,9 +63,7 @@ def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Ten
     functions = _read_functions(image_spec)
 
     def read_tolerantly(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = _run_by_format(
-            data, functions, lambda read: _read_all_or_none(read, data, image_spec)
-        )
+        pixels = _by_format(data, functions, lambda read: _read_all_or_none(read, data, image_spec))
         return tf.cond(
             tf.shape(pixels)[0] == tf.shape(data)[0],
             lambda: (pixels, tf.fill(tf.shape(data), OK)),
@@ -78,7 +74,7 @@ def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Ten
 
 
 @cache
-def _read_functions(image_spec: ImageSpec) -> tuple[_ReadFunction, _ReadFunction]:
+def _read_functions(image_spec: ImageSpec) -> tuple[_Reader, _Reader]:
     """Return what reads an upright JPEG, and what reads any image: string -> uint8 [H, W, 3].
 
     Both are traced once per `ImageSpec`.
@@ -86,17 +82,15 @@ def _read_functions(image_spec: ImageSpec) -> tuple[_ReadFunction, _ReadFunction
     pixels = tf.TensorSpec([None, None, 3], tf.uint8)
     fitted = tf.function(lambda x: fit(x, image_spec), [pixels], autograph=False)
 
-    def function(decoder: _ReadFunction) -> _ReadFunction:
+    def function(decoder: _Reader) -> _Reader:
         spec = [tf.TensorSpec([], tf.string)]
         return tf.function(lambda data: fitted(decoder(data)), spec, autograph=False)
 
     return function(_upright_jpeg), function(decode)
 
 
-def _run_by_format(
-    data: tf.Tensor,
-    functions: tuple[_ReadFunction, _ReadFunction],
-    run: Callable[[_ReadFunction], tf.Tensor],
+def _by_format(
+    data: tf.Tensor, functions: tuple[_Reader, _Reader], run: Callable[[_Reader], tf.Tensor]
 ) -> tf.Tensor:
     """Return what `run` returns for the cheapest function that can read all of these images.
 
@@ -107,18 +101,18 @@ def _run_by_format(
     """
     # Dispatching on the format of each image takes as long as decoding a small one. So batches of
     # upright JPEGs, the most common ones, are recognised by a few ops over the batch.
-    upright = tf.reduce_all(_format_index(_header(data)) == 0) & ~_contains(
+    upright = tf.reduce_all(_format_id(_header(data)) == 0) & ~_contains(
         exif.header(data), exif.NAME
     )
     return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
-def _read_all(read: _ReadFunction, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
+def _read_all(read: _Reader, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     spec = tf.TensorSpec([*image_spec.size, 3], tf.uint8)
     return tf.map_fn(read, data, fn_output_signature=spec)
 
 
-def _read_all_or_none(read: _ReadFunction, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
+def _read_all_or_none(read: _Reader, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     """Return uint8 [B, H, W, 3], or no rows if reading one of them raises.
 
     A dataset is the only place in a graph where an error can be ignored. One element for all rows
@@ -131,20 +125,20 @@ def _read_all_or_none(read: _ReadFunction, data: tf.Tensor, image_spec: ImageSpe
 
 
 def _read_with_status(
-    read: _ReadFunction, data: tf.Tensor, image_spec: ImageSpec
+    read: _Reader, data: tf.Tensor, image_spec: ImageSpec
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Do the work of `tolerant_reader` for a batch in which some images are bad."""
     decoded, pixels = _try_each(read, data, tf.TensorSpec([*image_spec.size, 3], tf.uint8))
     readable, allowed = _try_each(_declared_size_allowed, data, tf.TensorSpec([], tf.bool))
     status = tf.fill(tf.shape(data), BROKEN)
     status = tf.where(readable & ~allowed, BAD_SIZE, status)
-    status = tf.where(_format_index(_header(data)) == len(FORMATS), NOT_AN_IMAGE, status)
+    status = tf.where(_format_id(_header(data)) == len(FORMATS), NOT_AN_IMAGE, status)
     status = tf.where(tf.strings.length(data) == 0, EMPTY, status)
     return pixels, tf.where(decoded, OK, status)
 
 
 def _try_each(
-    function: _ReadFunction, data: tf.Tensor, spec: tf.TensorSpec
+    function: _Reader, data: tf.Tensor, spec: tf.TensorSpec
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Apply a function to each row; return whether it did not raise, bool [B], and the results.
 
@@ -186,11 +180,11 @@ def decode(data: tf.Tensor) -> tf.Tensor:
         tf.errors.InvalidArgumentError: the format is unknown, the file is broken, or the image
         exceeds `MAX_PIXELS` of its format or `MAX_SIDE`.
     """
-    index = _format_index(_header(data))
-    known = tf.debugging.Assert(index < len(FORMATS), [NOT_AN_IMAGE])
+    format_id = _format_id(_header(data))
+    known = tf.debugging.Assert(format_id < len(FORMATS), [NOT_AN_IMAGE])
     with tf.control_dependencies([known]):
         pixels = tf.switch_case(
-            index, [lambda decoder=decoder: decoder(data) for decoder in _DECODERS]
+            format_id, [lambda decoder=decoder: decoder(data) for decoder in _DECODERS]
         )
     return tf.ensure_shape(pixels, [None, None, 3])
 
@@ -231,35 +225,29 @@ def _assert_size(size: tf.Tensor, format_name: str) -> Any:
 
 
 def _declared_size_allowed(data: tf.Tensor) -> tf.Tensor:
-    """Return whether an image declares a size in its header that may be decoded.
-
-    The format must be known.
-    """
+    """Return whether an image of a known format declares a size that may be decoded."""
     max_pixels = tf.constant(list(MAX_PIXELS.values()), tf.int64)
-    return _size_allowed(_declared_size(data), max_pixels[_format_index(_header(data))])
+    return _size_allowed(_declared_size(data), max_pixels[_format_id(_header(data))])
 
 
 @_scalar_function
 def _declared_size(data: tf.Tensor) -> tf.Tensor:
     """Return the height and width in the header of an image of a known format, int32 [2]."""
     return tf.switch_case(
-        _format_index(_header(data)),
-        [lambda read_size=read_size: read_size(data) for read_size in _SIZE_READERS],
+        _format_id(_header(data)), [lambda read=read: read(data) for read in _SIZE_READERS]
     )
 
 
 def _header(data: tf.Tensor) -> tf.Tensor:
     """Return the leading bytes, strings of any shape, padded with zeros."""
     return tf.strings.substr(
-        tf.strings.substr(data, 0, _HEADER_BYTES) + b"\0" * _HEADER_BYTES, 0, _HEADER_BYTES
+        tf.strings.substr(data, 0, _HEADER_SIZE) + b"\0" * _HEADER_SIZE, 0, _HEADER_SIZE
     )
 
 
-def _format_index(head: tf.Tensor) -> tf.Tensor:
-    """Return indices into FORMATS, int32 of the shape of `head`; len(FORMATS) if unknown.
-
-    Two bytes decide: the decoders check the rest.
-    """
+def _format_id(head: tf.Tensor) -> tf.Tensor:
+    """Return indices into FORMATS, int32 of the shape of `head`; len(FORMATS) if unknown."""
+    # Two bytes decide: the decoders check the rest.
     starts = [b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI"]
     matches = tf.cast(tf.strings.substr(head, 0, 2)[..., None] == starts, tf.uint8)
     unknown = tf.ones_like(matches[..., :1])
@@ -276,10 +264,8 @@ def _number(data: tf.Tensor, offset: Any, count: int, big_endian: bool = False) 
 
 
 def _substring(data: tf.Tensor, offset: Any, count: Any) -> tf.Tensor:
-    """Return up to `count` bytes from an offset, none beyond the end.
-
-    The offset is clipped because the op's error would include the file in its message.
-    """
+    """Return up to `count` bytes from an offset, none beyond the end."""
+    # Beyond the end the op would raise, with the file in its message.
     return tf.strings.substr(data, tf.clip_by_value(offset, 0, tf.strings.length(data)), count)
 
 
@@ -330,16 +316,14 @@ def _webp_still_size(head: tf.Tensor) -> tf.Tensor:
 def _blend_on_white(pixels: tf.Tensor) -> tf.Tensor:
     """Blend RGBA [h, w, 4] onto white: uint8 [h, w, 3]."""
     height, width = tf.unstack(tf.shape(pixels)[:2])
-    strip_rows = tf.clip_by_value(_STRIP_PIXELS // width, 1, height)  # in a strip
+    rows = tf.clip_by_value(_STRIP_PIXELS // width, 1, height)  # in a strip
 
     def blend_strip(top: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        top = tf.minimum(top, height - strip_rows)
-        strip_pixels = tf.cast(pixels[top : top + strip_rows], tf.uint16)
+        top = tf.minimum(top, height - rows)
+        strip_pixels = tf.cast(pixels[top : top + rows], tf.uint16)
         colour, alpha = strip_pixels[..., :3], strip_pixels[..., 3:]
         strip = tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-        return top + strip_rows, tf.raw_ops.InplaceUpdate(
-            x=target, i=top + tf.range(strip_rows), v=strip
-        )
+        return top + rows, tf.raw_ops.InplaceUpdate(x=target, i=top + tf.range(rows), v=strip)
 
     def blended() -> tf.Tensor:
         empty = tf.raw_ops.Empty(shape=[height, width, 3], dtype=tf.uint8)
