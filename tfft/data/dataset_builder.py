@@ -140,11 +140,14 @@ def read_rows(request: Request, inputs: Inputs) -> Iterator[sources.Row | source
 
 @dataclass(frozen=True)
 class _DatasetBuilder:
+    """Builds the splits of one config."""
+
     config: DataConfig
     inputs: Inputs
     settings: DatasetSettings
 
     def prepare(self, key: str, source: Source) -> texts.PreparedTexts | images.PreparedImages:
+        """Return the prepared set of a source; `key` names its split."""
         request = build_request(self.config, key, source, self.inputs, self.settings.multi_label)
         cache = default_cache(self.config.cache_dir)
         if not isinstance(self.inputs, ImageInputs):
@@ -161,6 +164,11 @@ class _DatasetBuilder:
         key: str,
         source: Source,
     ) -> Dataset:
+        """Return a prepared set as a split whose labels are indices into `names`.
+
+        Raises:
+            UserError: a label is not one of `names`, or two labels look the same.
+        """
         self._check_distinct(prepared.names, key, source)
         ids = {name: i for i, name in enumerate(names)}
         # With `data.labels`, a number that is not itself a name is an index into the names.

@@ -33,9 +33,7 @@ class Dataset:
         return self.prepared.lengths[self.rows]
 
     def raw(self, position: int) -> tuple[Any, ...]:
-        """Return the raw values of a row, by its position in the split: texts, an image path or
-        bytes.
-        """
+        """Return the raw values of the row at a position: its texts, or an image's path or bytes."""
         return self.prepared.raw(int(self.rows[position]))
 
     def named(self, position: int, labels: Sequence[str]) -> str:

@@ -82,9 +82,7 @@ class CharacterMap(tf.Module):
 
 
 def _model(charsmap: bytes) -> bytes:
-    """Return a serialised sentencepiece.ModelProto in which all text is unknown and spaces are
-    kept.
-    """
+    """Return a sentencepiece.ModelProto in which all text is unknown and spaces are kept."""
     score = b"\x15" + struct.pack("<f", 0.0)  # field 2, fixed32
     pieces = _field(1, _field(1, b"<unk>") + score + _field(3, _UNKNOWN))
     # The op refuses a model without a normal piece.

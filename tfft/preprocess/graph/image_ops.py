@@ -54,11 +54,10 @@ def reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """Return a function: encoded images, strings [B] -> uint8 [B, H, W, 3] and a status, string
-    [B].
+    """Return a function that does not raise: encoded images, strings [B] -> pixels and statuses.
 
-    It does not raise: a status is `OK` or why an image could not be decoded, whose pixels are 0
-    then.
+    The pixels are uint8 [B, H, W, 3]. A status, string [B], is `OK` or why an image could not be
+    decoded, whose pixels are 0 then.
     """
     functions = _read_functions(image_spec)
 
@@ -163,9 +162,8 @@ def _without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _only_element(dataset: tf.data.Dataset) -> Any:
-    """Return the only element of a dataset, without optimising it: that takes longer than running
-    it.
-    """
+    """Return the only element of a dataset."""
+    # Optimising the dataset takes longer than running it.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
@@ -302,9 +300,7 @@ def _webp_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _webp_still_size(head: tf.Tensor) -> tf.Tensor:
-    """Return the size of a still WebP, whose three kinds store it differently (RFC 9649, 2.5 to
-    2.7).
-    """
+    """Return the size of a still WebP; each of the three kinds has its header (RFC 9649, 2.5-2.7)."""
     kind = tf.strings.substr(head, 12, 4)
     packed = _number(head, 21, 4)
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])

@@ -109,8 +109,7 @@ def pack(
 
 
 def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Return the lengths of both texts of a pair after truncation, [B] each: the longer is cut
-    first.
+    """Return the lengths of both texts after truncation, [B] each: the longer is cut first.
 
     The arithmetic is the host's. If both texts are longer than half the budget, the one that was
     longer (the second, if they were equal) gets the odd token.
