@@ -33,7 +33,7 @@ class Dataset:
         return self.prepared.lengths[self.rows]
 
     def raw(self, position: int) -> tuple[Any, ...]:
-        """Return the raw values of the row at a position: its texts, or an image's path or bytes."""
+        """Return the raw values of the row at a position: texts, or an image path or bytes."""
         return self.prepared.raw(int(self.rows[position]))
 
     def named(self, position: int, labels: Sequence[str]) -> str:

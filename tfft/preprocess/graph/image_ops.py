@@ -300,7 +300,7 @@ def _webp_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _webp_still_size(head: tf.Tensor) -> tf.Tensor:
-    """Return the size of a still WebP; each of the three kinds has its header (RFC 9649, 2.5-2.7)."""
+    """Return the size of a still WebP, which its three kinds store differently (RFC 9649, 2.5)."""
     kind = tf.strings.substr(head, 12, 4)
     packed = _number(head, 21, 4)
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])

@@ -51,11 +51,8 @@ def fit(pixels: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
 
 def _crop_middle(pixels: tf.Tensor, current_size: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     """Crop the central H x W of an image of the size `current_size`, uint8 [h, w, 3]."""
-    (height, width), top, left = (
-        size,
-        (current_size[0] - size[0]) // 2,
-        (current_size[1] - size[1]) // 2,
-    )
+    height, width = size
+    top, left = (current_size[0] - height) // 2, (current_size[1] - width) // 2
     return tf.ensure_shape(pixels[top : top + height, left : left + width], [height, width, 3])
 
 
@@ -105,13 +102,11 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
     def resize_changed() -> tf.Tensor:
         if interpolation == "bicubic":  # without antialiasing the op uses another kernel
             return antialiased()
+        if interpolation == "nearest":
+            return not_antialiased()
         # Antialiasing does not change an enlarged image, and costs several times as much.
         shrinks = tf.reduce_any(current_size > size)
-        return (
-            not_antialiased()
-            if interpolation == "nearest"
-            else tf.cond(shrinks, antialiased, not_antialiased)
-        )
+        return tf.cond(shrinks, antialiased, not_antialiased)
 
     resized = tf.cond(tf.reduce_all(current_size == size), lambda: pixels, resize_changed)
     static_size = tf.get_static_value(size)
