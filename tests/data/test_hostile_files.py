@@ -1,4 +1,4 @@
-"""Files that are torn, replaced, endless or made to do harm: one line each."""
+"""Files that are torn, replaced, endless or hostile: each gives a one-line error."""
 
 import io
 import json
@@ -22,8 +22,8 @@ from tfft.utils.files import HOST
 from tfft.utils.reading import library_errors, read_bytes
 
 
-def read(path, kind="csv", columns=("text", "label"), **more):
-    source = Source(source=kind, path=str(path), **more)
+def read(path, kind="csv", columns=("text", "label"), **options):
+    source = Source(source=kind, path=str(path), **options)
     return list(sources.read(source, columns, "data.train"))
 
 
@@ -38,10 +38,10 @@ def fifo(tmp_path):
     return tmp_path / "fifo.png"
 
 
-# --- what is no regular file ---
+# --- paths that are not regular files ---
 
 
-def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
+def test_fifos_and_devices_are_refused_without_waiting(tmp_path, fifo):
     with pytest.raises(UserError, match=r"fifo\.png: is a FIFO or a device"):
         image.read(str(fifo))
     with pytest.raises(UserError, match="zero: is a FIFO or a device"):
@@ -53,42 +53,44 @@ def test_fifos_and_devices_are_refused_at_once(tmp_path, fifo):
     (tmp_path / "large.png").open("wb").truncate(1 << 40)
     with pytest.raises(UserError, match=r"large\.png: has 1,099,511,627,776 bytes; at most"):
         image.read(str(tmp_path / "large.png"))
-    with pytest.raises(UserError, match="status: has more than 5 bytes"):  # has no size
+    with pytest.raises(
+        UserError, match="status: has more than 5 bytes"
+    ):  # files in /proc have no size
         read_bytes("/proc/self/status", 5)
 
 
 @pytest.mark.parametrize("kind", ["MemoryError", "ResourceExhaustedError", "ArrowMemoryError"])
-def test_a_lack_of_memory_is_no_fault_of_the_file(kind):
+def test_out_of_memory_is_not_blamed_on_the_file(kind):
     error = type(kind, (Exception,), {})
     expected = UserError if kind == "ArrowMemoryError" else error
     with pytest.raises(expected), library_errors("t.npz: not an npz file"):
         raise error("no more")
 
 
-def test_a_cache_of_no_user(config):
-    with pytest.raises(UserError, match=r"data\.cache_dir: there is no such user: ~nobody_of_"):
+def test_cache_dir_of_an_unknown_user_is_refused(config):
+    with pytest.raises(UserError, match=r"data\.cache_dir: no such user: ~nobody_of_"):
         splits(config, cache_dir="~nobody_of_this_name/x")
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "~nobody_of_this_name/x.png"])
-def test_what_is_no_path(name):
+def test_invalid_path_is_refused(name):
     with pytest.raises(UserError, match="cannot be read"):
         image.read(name)
     rows = iter([Row("t.csv:2", (name, "a"))])
-    assert next(sources.with_paths(rows)).values[1] == "a"
+    assert next(sources.with_image_paths(rows)).values[1] == "a"
 
 
-def test_a_fifo_among_pictures_is_a_bad_row(fifo):
+def test_fifo_among_images_is_a_bad_row(fifo):
     row = Row(str(fifo), (str(fifo), "a"))
-    (((_, found),),) = images._looked_at([row], None)
-    assert found == "is a FIFO or a device, not a regular file"
+    (((_, result),),) = images._inspect_rows([row], None)
+    assert result == "is a FIFO or a device, not a regular file"
 
 
 # --- the cache ---
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_a_file_that_is_replaced_meanwhile_is_not_cached(config, tmp_path, monkeypatch, kind):
+def test_file_replaced_while_it_is_read_is_not_cached(config, tmp_path, monkeypatch, kind):
     path = tmp_path / f"t.{kind}"
     if kind == "csv":
         table(path)
@@ -116,28 +118,28 @@ def test_a_file_that_is_replaced_meanwhile_is_not_cached(config, tmp_path, monke
     assert splits(config, train=str(path), test=None)[0].labels == ("red", "green")
 
 
-def test_what_a_killed_process_left_is_removed_and_the_living_is_not(tmp_path):
+def test_folders_of_killed_processes_are_removed_and_live_ones_kept(tmp_path):
     from tfft.data.prepared import written
 
     old = time.time() - 3600
     (tmp_path / f".preparing-{HOST}-01234567").mkdir()
     os.utime(tmp_path / f".preparing-{HOST}-01234567", (old, old))
-    seen = []
+    folder_names = []
 
     def write(folder):
         os.utime(folder, (old, old))
-        written(tmp_path / "inner", lambda _: {})  # another, while this one is written
-        seen.extend(p.name for p in tmp_path.glob(".preparing-*"))
-        assert folder.name in seen
+        written(tmp_path / "inner", lambda _: {})  # a second folder, while the first is written
+        folder_names.extend(p.name for p in tmp_path.glob(".preparing-*"))
+        assert folder.name in folder_names
         return {}
 
     written(tmp_path / "outer", write)
-    assert len(seen) == 1
+    assert len(folder_names) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inner", "outer"]
     assert (tmp_path / "outer").stat().st_mode & 0o777 == 0o777 & ~_umask()
-    (tmp_path / "outer" / "meta.json").unlink()  # not whole any more
-    written(tmp_path / "outer", lambda _: {"again": True})
-    assert json.loads((tmp_path / "outer" / "meta.json").read_text()) == {"again": True}
+    (tmp_path / "outer" / "meta.json").unlink()  # incomplete now
+    written(tmp_path / "outer", lambda _: {"rewritten": True})
+    assert json.loads((tmp_path / "outer" / "meta.json").read_text()) == {"rewritten": True}
 
 
 def _umask():
@@ -149,7 +151,7 @@ def _umask():
 # --- rows ---
 
 
-def test_an_unclosed_quote_says_how_far_it_goes(config, tmp_path):
+def test_unclosed_quote_reports_the_lines_it_spans(config, tmp_path):
     good = [f"sky {i},{'red' if i % 2 else 'green'}" for i in range(20)]
     lines = ["text,label", *good[:10], '"sky,red', *good[10:], ""]
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -162,7 +164,7 @@ def test_an_unclosed_quote_says_how_far_it_goes(config, tmp_path):
     assert "Their quotes make one row of the 11 lines 12 to 22" in data.bad_rows[0]
 
 
-def test_a_quote_that_a_later_one_closes_says_how_far_it_goes(tmp_path, capfd):
+def test_quote_closed_lines_later_reports_the_lines_it_spans(tmp_path, capfd):
     path = tmp_path / "t.csv"
     path.write_text('text,label\n"sky,red\n' + "sky,red\n" * 150 + 'sky",red,x\nsky,red\n')
     bad, good = read(path)
@@ -173,7 +175,7 @@ def test_a_quote_that_a_later_one_closes_says_how_far_it_goes(tmp_path, capfd):
     assert f"{path}: lines 2 to 152 are read as one row" in capfd.readouterr().err
 
 
-def test_a_quote_swallows_no_memory(tmp_path, monkeypatch):
+def test_unclosed_quote_needs_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("tfft.data.text_files.LONGEST_LINE", 1000)
     lines = ["text,label", '"open', *["word " * 9] * 100, "sky,red", ""]
     (tmp_path / "t.csv").write_text("\n".join(lines))
@@ -189,7 +191,9 @@ def test_a_quote_swallows_no_memory(tmp_path, monkeypatch):
     ("first", "second"),
     [("pos", " pos"), ("caf\u00e9", "cafe\u0301"), ("New York", "New  York")],
 )
-def test_labels_that_look_the_same_are_refused(config, tmp_path, first, second):
+def test_labels_that_differ_only_in_spaces_or_normalization_are_refused(
+    config, tmp_path, first, second
+):
     path = table(tmp_path / "t.csv", [f"sky,{first}", "x,neg", f"grass,{second}"])
     with pytest.raises(UserError) as error:
         splits(config, train=str(path), test=None)
@@ -198,20 +202,20 @@ def test_labels_that_look_the_same_are_refused(config, tmp_path, first, second):
     assert ascii(second)[1:-1] in text and ascii(first)[1:-1] in text
     names = [first, "neg", second.strip()]
     (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
-    for given in (str(tmp_path / "names.txt"), [first, "neg", second]):
+    for labels in (str(tmp_path / "names.txt"), [first, "neg", second]):
         with pytest.raises(UserError, match="`labels` must differ") as error:
-            splits(config, train=str(path), test=None, labels=given)
+            splits(config, train=str(path), test=None, labels=labels)
         text = str(error.value)
         assert ascii(second.strip())[1:-1] in text and ascii(first)[1:-1] in text
 
 
-def test_a_label_that_may_be_missing_is_named(config, tmp_path, capfd):
+def test_label_that_looks_like_a_missing_value_is_logged(config, tmp_path, capfd):
     path = table(tmp_path / "t.csv", ["sky,a", "grass,NaN"])
     splits(config, train=str(path), test=None)
     assert f"{path}:3: label 'NaN' is a class; is it a missing value?" in capfd.readouterr().err
 
 
-def test_not_a_number_is_no_label(tmp_path):
+def test_nan_label_is_a_bad_row(tmp_path):
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": NaN}\n{"text": "a", "label": 1}\n')
     first, second = read(tmp_path / "t.jsonl", "jsonl")
     assert "'label' is nan, as a missing value may be written" in first.reason
@@ -225,9 +229,9 @@ def test_not_a_number_is_no_label(tmp_path):
     assert "'label' is nan" in read(tmp_path / "t.parquet", "parquet")[1].reason
 
 
-def test_columns_that_are_there_twice(tmp_path):
+def test_duplicate_columns_are_refused(tmp_path):
     (tmp_path / "t.csv").write_text("text,label,text\na,b,c\n")
-    with pytest.raises(UserError, match=r"t\.csv:1: column 'text' is there 2 times, as columns 0"):
+    with pytest.raises(UserError, match=r"t\.csv:1: column 'text' appears 2 times, as columns 0"):
         read(tmp_path / "t.csv")
     (tmp_path / "t.jsonl").write_text('{"text": "a", "label": 1, "text": "b"}\n')
     assert "an object has a key twice" in read(tmp_path / "t.jsonl", "jsonl")[0].reason
@@ -243,13 +247,13 @@ def test_columns_that_are_there_twice(tmp_path):
         ('{"text": [true], "label": 1}', "'text' is list"),
     ],
 )
-def test_json_that_breaks_what_comes_after(tmp_path, line, reason):
+def test_hostile_json_is_a_bad_row(tmp_path, line, reason):
     (tmp_path / "t.jsonl").write_text(line + "\n")
     (row,) = read(tmp_path / "t.jsonl", "jsonl")
     assert reason in row.reason and len(row.reason) < 200
 
 
-def test_a_text_that_fills_the_memory_as_tokens(tmp_path):
+def test_overlong_text_is_a_bad_row(tmp_path):
     lines = [json.dumps({"text": "a " * n, "label": 1}) for n in (1 << 18, (1 << 18) + 1)]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
     good, bad = read(tmp_path / "t.jsonl", "jsonl")
@@ -258,7 +262,7 @@ def test_a_text_that_fills_the_memory_as_tokens(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "undefined", "punycode", "a\0b", "hex"])
-def test_encodings(tmp_path, encoding):
+def test_wrong_or_unknown_encoding_is_refused(tmp_path, encoding):
     (tmp_path / "t.csv").write_bytes("text,label\na,b\n".encode("utf-16-le"))
     with pytest.raises(UserError, match=r"encoding|is not utf-32"):
         read(tmp_path / "t.csv", encoding=encoding)
@@ -272,15 +276,15 @@ def npz(folder, **arrays):
     return (folder / "t.npz").read_bytes()
 
 
-def test_torn_npz(tmp_path):
+def test_torn_npz_gives_a_one_line_error(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (8, 9, 9), np.uint8)
     content = npz(tmp_path, image=noise, label=np.arange(8))
     generator = np.random.default_rng(1)
     refused = 0
-    for at in range(60):
-        torn = bytearray(content[: generator.integers(1, len(content))] if at % 2 else content)
-        for place in generator.integers(0, len(torn), 3):
-            torn[place] = generator.integers(0, 256)
+    for trial in range(60):
+        torn = bytearray(content[: generator.integers(1, len(content))] if trial % 2 else content)
+        for position in generator.integers(0, len(torn), 3):
+            torn[position] = generator.integers(0, 256)
         (tmp_path / "t.npz").write_bytes(torn)
         try:
             read(tmp_path / "t.npz", "npz", ("image", "label"))
@@ -290,8 +294,8 @@ def test_torn_npz(tmp_path):
     assert refused > 40
 
 
-def test_an_npz_that_declares_more_than_it_holds(tmp_path):
-    """A header of 2^40 rows, a row of 2^40 bytes, one that is stored by columns."""
+def test_npz_header_that_declares_too_much_is_refused(tmp_path):
+    """Check headers of 2^40 rows, of a row of 2^40 bytes, and of an array stored by columns."""
     for shape, order, message in [
         ((1 << 40, 8, 8), False, "it is cut off"),
         ((1, 1 << 20, 1 << 20), False, "image has the shape"),
@@ -299,16 +303,19 @@ def test_an_npz_that_declares_more_than_it_holds(tmp_path):
         ((2, 8, 8), True, "stored column by column"),
     ]:
         with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
-            for name, own, kind in [("image", shape, "|u1"), ("label", shape[:1], "|u1")]:
+            for name, declared_shape, kind in [
+                ("image", shape, "|u1"),
+                ("label", shape[:1], "|u1"),
+            ]:
                 header = io.BytesIO()
-                described = {"descr": kind, "fortran_order": order, "shape": own}
-                np.lib.format.write_array_header_1_0(header, described)
+                fields = {"descr": kind, "fortran_order": order, "shape": declared_shape}
+                np.lib.format.write_array_header_1_0(header, fields)
                 archive.writestr(f"{name}.npy", header.getvalue() + bytes(99))
         with pytest.raises(UserError, match=message):
             read(tmp_path / "t.npz", "npz", ("image", "label"))
 
 
-def test_torn_parquet(tmp_path):
+def test_torn_parquet_gives_a_one_line_error(tmp_path):
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     texts = [f"text {i} {'x' * (i % 9)}" for i in range(2000)]
     pq.write_table(pa.table({"text": texts, "label": ["a", "b"] * 1000}), tmp_path / "t.parquet")
@@ -317,8 +324,8 @@ def test_torn_parquet(tmp_path):
     refused = 0
     for _ in range(40):
         torn = bytearray(content)
-        for place in generator.integers(0, len(torn), 6):
-            torn[place] ^= 1 << generator.integers(0, 8)
+        for position in generator.integers(0, len(torn), 6):
+            torn[position] ^= 1 << generator.integers(0, 8)
         (tmp_path / "t.parquet").write_bytes(torn)
         try:
             read(tmp_path / "t.parquet", "parquet")
@@ -331,7 +338,7 @@ def test_torn_parquet(tmp_path):
 # --- TFDS ---
 
 
-def test_a_set_of_tfds_imports_no_module(tmp_path, monkeypatch):
+def test_tfds_dataset_files_import_no_module(tmp_path, monkeypatch):
     library = pytest.importorskip("tensorflow_datasets")
     folder = tmp_path / "colours" / "1.0.0"
     folder.mkdir(parents=True)
@@ -356,8 +363,10 @@ def test_a_set_of_tfds_imports_no_module(tmp_path, monkeypatch):
             list(sources.content(source, "data.train"))
         with pytest.raises(UserError, match=r"name 'imported_by_a_set\.Feature'"):
             list(sources.read(source, ("text", "label"), "data.train"))
-    own = "tensorflow_datasets.none.Feature"  # of TFDS, wherever in it
-    (folder / "features.json").write_text(json.dumps({**features, "pythonClassName": own}))
+    missing_feature = "tensorflow_datasets.none.Feature"  # any module within TFDS may be imported
+    (folder / "features.json").write_text(
+        json.dumps({**features, "pythonClassName": missing_feature})
+    )
     with pytest.raises(UserError, match=r"TFDS cannot give colours: .*Could not import"):
         list(sources.read(source, ("text", "label"), "data.train"))
     assert "RAN" not in os.environ and "imported_by_a_set" not in sys.modules
@@ -367,7 +376,7 @@ def test_a_set_of_tfds_imports_no_module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["huggingface:glue/sst2", "kaggle:some/set", "ns:x", "a b/c", "//"]
 )
-def test_names_that_tfds_would_look_for_elsewhere(name):
+def test_tfds_names_that_would_run_downloaded_code_are_refused(name):
     pytest.importorskip("tensorflow_datasets")
     with pytest.raises(UserError, match=r"^data\.train") as error:
         list(sources.read(Source(source="tfds", path=name), ("text", "label"), "data.train"))
@@ -377,26 +386,28 @@ def test_names_that_tfds_would_look_for_elsewhere(name):
 # --- splits ---
 
 
-def test_classes_of_one_row_each_leave_no_validation(config, tmp_path, capfd):
+def test_classes_of_one_row_each_leave_no_validation_split(config, tmp_path, capfd):
     words = [f"w{chr(97 + i)}" for i in range(24)]
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"sky,{w}\n" for w in words))
     data, _ = splits(config, train=str(tmp_path / "t.csv"), test=None)
     assert data.validation is None and len(data.train) == 24
-    said = capfd.readouterr().err
-    assert "data.validation: no class has two rows, of which one could be held out" in said
-    assert "hardly more training rows than labels; is data.label right?" in said
+    logged = capfd.readouterr().err
+    assert "data.validation: no class has two rows, so none can be held out" in logged
+    assert "hardly more training rows than labels; is data.label right?" in logged
 
 
-def test_two_processes_prepare_the_same_set(config, tmp_path):
+def test_two_threads_prepare_the_same_set(config, tmp_path):
     path = table(tmp_path / "t.csv")
-    found = []
+    results = []
     threads = [
-        threading.Thread(target=lambda: found.append(splits(config, train=str(path), test=None)[0]))
+        threading.Thread(
+            target=lambda: results.append(splits(config, train=str(path), test=None)[0])
+        )
         for _ in range(2)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(60)
-    assert [len(data.train.prepared.labels) for data in found] == [18, 18]
-    assert not re.findall("preparing", str(list(found[0].train.prepared.folder.parent.iterdir())))
+    assert [len(data.train.prepared.labels) for data in results] == [18, 18]
+    assert not re.findall("preparing", str(list(results[0].train.prepared.folder.parent.iterdir())))

@@ -1,4 +1,4 @@
-"""Readers: every format gives the same rows; what is malformed is named with its place."""
+"""Readers: all formats give the same rows; malformed rows are reported with their place."""
 
 import json
 
@@ -27,20 +27,20 @@ def write(path, kind, encoding="utf-8"):
     return Source(source=kind, path=str(path), encoding=encoding)
 
 
-def test_the_table_and_the_config_agree():
+def test_sources_table_matches_the_config():
     kinds = Source.model_fields["source"].annotation.__args__
     assert set(kinds) == set(SOURCES)
 
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl"])
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_text_formats(tmp_path, kind, encoding):
+def test_text_formats_give_the_same_rows(tmp_path, kind, encoding):
     rows = read(write(tmp_path / f"t.{kind}", kind, encoding))
     assert [row.values for row in rows] == ROWS
     assert rows[0].place.endswith(f"t.{kind}:{1 if kind == 'jsonl' else 2}")
 
 
-def test_byte_order_mark_without_declaring_it(tmp_path):
+def test_undeclared_byte_order_mark_is_dropped(tmp_path):
     (tmp_path / "t.csv").write_bytes(b"\xef\xbb\xbftext,label\na,b\n")
     assert read(Source(source="csv", path=str(tmp_path / "t.csv"))) == [
         Row(f"{tmp_path}/t.csv:2", ("a", "b"))
@@ -62,7 +62,7 @@ def test_parquet(tmp_path):
         read(Source(source="parquet", path=str(tmp_path / "bad.parquet")))
 
 
-def test_columns_by_number_have_no_header(tmp_path):
+def test_numbered_columns_mean_no_header(tmp_path):
     (tmp_path / "t.tsv").write_text("x\tfirst\ny\tsecond\n")
     rows = read(Source(source="tsv", path=str(tmp_path / "t.tsv")), (1, 0))
     assert [row.values for row in rows] == [("first", "x"), ("second", "y")]
@@ -70,13 +70,13 @@ def test_columns_by_number_have_no_header(tmp_path):
         read(Source(source="tsv", path=str(tmp_path / "t.tsv")), (2, 0))
 
 
-def test_globs_and_lists(tmp_path):
+def test_globs_are_sorted_and_lists_keep_their_order(tmp_path):
     for name in "ba":
         (tmp_path / f"{name}.csv").write_text(f"text,label\n{name},1\n")
     by_glob = read(Source(source="csv", path=str(tmp_path / "*.csv")))
     assert [row.values[0] for row in by_glob] == ["a", "b"]
-    given = [str(tmp_path / "b.csv"), str(tmp_path / "a.csv")]
-    assert [row.values[0] for row in read(Source(source="csv", path=given))] == ["b", "a"]
+    path_list = [str(tmp_path / "b.csv"), str(tmp_path / "a.csv")]
+    assert [row.values[0] for row in read(Source(source="csv", path=path_list))] == ["b", "a"]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_globs_and_lists(tmp_path):
         ("jsonl", '{"text": null, "label": 1}\n', ":1", "'text' is null"),
     ],
 )
-def test_malformed_row(tmp_path, kind, content, place, reason):
+def test_malformed_row_is_reported_with_its_place(tmp_path, kind, content, place, reason):
     path = tmp_path / f"t.{kind}"
     path.write_text(content)
     bad = [row for row in read(Source(source=kind, path=str(path))) if isinstance(row, BadRow)]
@@ -101,7 +101,7 @@ def test_malformed_row(tmp_path, kind, content, place, reason):
     assert reason in bad[0].reason
 
 
-def test_wrong_encoding_names_line_and_mend(tmp_path):
+def test_wrong_encoding_reports_line_and_fix(tmp_path):
     path = tmp_path / "t.csv"
     path.write_bytes(b"text,label\n" + b"a,b\n" * 5000 + b"caf\xe9,b\n")
     with pytest.raises(UserError, match=r"t.csv:5002: byte 0xe9 is not utf-8; declare") as error:
@@ -119,7 +119,7 @@ def test_wrong_encoding_names_line_and_mend(tmp_path):
         (".", "is a folder"),
     ],
 )
-def test_no_such_file(tmp_path, path, message):
+def test_missing_file_is_refused_with_a_hint(tmp_path, path, message):
     (tmp_path / "train.csv").touch()
     with pytest.raises(UserError, match=message):
         read(Source(source="csv", path=f"{tmp_path}/{path}"))
@@ -132,7 +132,7 @@ def test_a_header_with_a_line_break_is_shown_in_one_line(tmp_path):
     assert "valid: 'first\\nline', label" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_header_mistakes(tmp_path):
+def test_wrong_or_missing_header_is_refused(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("sentence,label\na,b\n")
     with pytest.raises(UserError, match="no column 'sentense' in the header; did you mean"):
@@ -142,7 +142,7 @@ def test_header_mistakes(tmp_path):
         read(Source(source="csv", path=str(path)))
 
 
-def test_unknown_encoding(tmp_path):
+def test_unknown_encoding_is_refused(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("text,label\na,b\n")
     with pytest.raises(UserError, match="unknown encoding 'utf-9'"):
@@ -151,11 +151,11 @@ def test_unknown_encoding(tmp_path):
 
 @pytest.fixture(scope="module")
 def tfds_folder(tmp_path_factory):
-    """A set prepared offline by the real library."""
+    """Return the folder of a dataset that TFDS itself prepared, offline."""
     import tensorflow_datasets as tfds
 
     class Colours(tfds.core.GeneratorBasedBuilder):
-        """A set of seven rows."""
+        """A dataset of seven rows."""
 
         VERSION = tfds.core.Version("1.0.0")
 

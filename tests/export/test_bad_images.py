@@ -19,7 +19,7 @@ ROWS = [GOOD.get(at) for at in range(5)]
 ROWS[1:3] = BROKEN["text"][0], BROKEN["cut jpeg"][0]
 STATUS = [
     b"ok",
-    b"not a picture of a known kind (JPEG, PNG, GIF, BMP, WebP)",
+    b"not an image of a known format (JPEG, PNG, GIF, BMP, WebP)",
     b"broken, cut off, or of a kind that TensorFlow does not decode",
     b"ok",
     b"ok",
@@ -76,14 +76,14 @@ def test_every_signature_that_decodes_answers_the_other_rows(exported, tmp_path)
     assert "status" not in model.signatures["tensors"].structured_outputs
     alone = model.signatures["serving_default"](image=tf.constant(ROWS[1:2]))
     assert alone["status"].numpy() == STATUS[1:2]
-    with pytest.raises(ValueError, match="a row was not answered: not a picture of a known kind"):
+    with pytest.raises(ValueError, match="a row was not answered: not an image of a known format"):
         verify.answers(model.signatures["serving_default"], {"image": ROWS}, 3)
     again = exported_model.ExportedModel(folder)
     rows = [(ROWS[at],) for at in (0, 3, 4, 0, 1)]
-    with pytest.raises(UserError, match=r"^row 5: not a picture of a known kind"):
+    with pytest.raises(UserError, match=r"^row 5: not an image of a known format"):
         again.probabilities(rows, 2)
     (tmp_path / "bad.jpg").write_bytes(ROWS[1])
-    with pytest.raises(UserError, match=r"bad\.jpg: not a picture of a known kind"):
+    with pytest.raises(UserError, match=r"bad\.jpg: not an image of a known format"):
         again.probabilities([*rows[:3], (str(tmp_path / "bad.jpg"),)], 2)
 
 

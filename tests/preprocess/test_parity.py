@@ -1,4 +1,4 @@
-"""Host and graph give the same ids: made-up texts always, the real data where it is there."""
+"""Host and graph give the same ids, on synthetic texts always and on real data if available."""
 
 import itertools
 import json
@@ -38,8 +38,8 @@ HARD = [
 
 
 def random_texts(count: int, seed: int) -> list[str]:
-    """Strings over alphabets that trip tokenizers up."""
-    r = random.Random(seed)
+    """Return random strings over alphabets that are difficult for tokenizers."""
+    generator = random.Random(seed)
     alphabets = [
         [chr(c) for c in range(32, 127)],
         [chr(c) for c in range(0xA0, 0x250)],
@@ -51,33 +51,40 @@ def random_texts(count: int, seed: int) -> list[str]:
     ]
     texts = []
     for _ in range(count):
-        chosen = r.sample(alphabets, r.randint(1, 4))
-        texts.append("".join(r.choice(r.choice(chosen)) for _ in range(r.randint(0, 30))))
+        selection = generator.sample(alphabets, generator.randint(1, 4))
+        texts.append(
+            "".join(
+                generator.choice(generator.choice(selection))
+                for _ in range(generator.randint(0, 30))
+            )
+        )
     return texts
 
 
 def trained(kind: str) -> str:
-    """A small tokenizer of each kind, trained on the hard texts."""
+    """Return a small tokenizer of a kind, trained on the hard texts."""
     corpus = HARD * 2 + random_texts(400, 5)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     if kind.startswith("wordpiece"):
-        made = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        made.normalizer = normalizers.BertNormalizer(lowercase=kind == "wordpiece")
-        made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        host_tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        host_tokenizer.normalizer = normalizers.BertNormalizer(lowercase=kind == "wordpiece")
+        host_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         trainer = trainers.WordPieceTrainer(vocab_size=600, special_tokens=special)
     elif kind.startswith("bpe"):
         special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-        made = Tokenizer(models.BPE())
-        made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "bpe_prefix")
-        made.decoder = decoders.ByteLevel()
+        host_tokenizer = Tokenizer(models.BPE())
+        host_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
+            add_prefix_space=kind == "bpe_prefix"
+        )
+        host_tokenizer.decoder = decoders.ByteLevel()
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         trainer = trainers.BpeTrainer(
             vocab_size=700, special_tokens=special, initial_alphabet=alphabet
         )
     else:
         special = ["<pad>", "<unk>", "[CLS]", "[SEP]", "[MASK]"]
-        made = Tokenizer(models.Unigram())
-        made.normalizer = normalizers.Sequence(
+        host_tokenizer = Tokenizer(models.Unigram())
+        host_tokenizer.normalizer = normalizers.Sequence(
             [
                 normalizers.Replace("``", '"'),
                 normalizers.Replace("''", '"'),
@@ -87,36 +94,38 @@ def trained(kind: str) -> str:
             ]
         )
         splits = [pre_tokenizers.WhitespaceSplit()] if kind == "unigram" else []
-        made.pre_tokenizer = pre_tokenizers.Sequence([*splits, pre_tokenizers.Metaspace()])
+        host_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [*splits, pre_tokenizers.Metaspace()]
+        )
         if kind == "unigram_spaces":
-            made.pre_tokenizer = pre_tokenizers.Metaspace()
+            host_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
         trainer = trainers.UnigramTrainer(
             vocab_size=1500, special_tokens=special, unk_token="<unk>"
         )
         corpus = HARD + [text for text in corpus if text.isascii()]  # leaves characters unknown
-    made.train_from_iterator(corpus, trainer)
-    ids = made.token_to_id
+    host_tokenizer.train_from_iterator(corpus, trainer)
+    ids = host_tokenizer.token_to_id
     if kind.startswith("bpe"):
-        made.post_processor = processors.RobertaProcessing(
+        host_tokenizer.post_processor = processors.RobertaProcessing(
             ("</s>", ids("</s>")), ("<s>", ids("<s>"))
         )
     else:
-        made.post_processor = processors.TemplateProcessing(
+        host_tokenizer.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]",
             pair="[CLS] $A [SEP] $B:1 [SEP]:1",
             special_tokens=[(t, ids(t)) for t in ("[CLS]", "[SEP]")],
         )
-    return made.to_str()
+    return host_tokenizer.to_str()
 
 
 KINDS = ("wordpiece", "wordpiece_cased", "bpe", "bpe_prefix", "unigram", "unigram_spaces")
 
 
 def assert_equal(spec, max_length, texts, pairs=None):
-    """Assert that graph and host give the same ids and segments, row for row.
+    """Assert that graph and host give equal ids and segments, row for row.
 
-    The hard texts, whose words of hundreds of bytes make every word of their batch take as many
-    rounds, are a batch of their own, and some of them one with a few others.
+    The hard texts have words of hundreds of bytes, and all words of a batch take as many rounds as
+    the longest. So they are a batch by themselves, and only some are batched with others.
     """
     inputs = TextInputs(spec, max_length, pair=pairs is not None)
     columns = [c for c in (texts, pairs) if c is not None]
@@ -128,49 +137,49 @@ def assert_equal(spec, max_length, texts, pairs=None):
         host = inputs.encode(*rows)
         graph = {name: t.numpy() for name, t in run(*(tf.constant(row) for row in rows)).items()}
         lengths = graph["padding_mask"].sum(axis=1)
-        for at, (ids, segments, _) in enumerate(host):
-            row = ascii([column[at] for column in rows])
-            assert graph["token_ids"][at, : lengths[at]].tolist() == ids, row
-            assert graph["segment_ids"][at, : lengths[at]].tolist() == segments, row
+        for index, (ids, segments, _) in enumerate(host):
+            row = ascii([column[index] for column in rows])
+            assert graph["token_ids"][index, : lengths[index]].tolist() == ids, row
+            assert graph["segment_ids"][index, : lengths[index]].tolist() == segments, row
 
 
-VARIANTS = ("wordpiece_cased", "bpe_prefix", "unigram_spaces")  # of what the others test
+VARIANTS = ("wordpiece_cased", "bpe_prefix", "unigram_spaces")  # of the other kinds
 
 
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=pytest.mark.slow if k in VARIANTS else ()) for k in KINDS]
 )
-def test_single_and_pairs(kind):
+def test_single_texts_and_pairs(kind):
     spec = trained(kind)
     texts = HARD + random_texts(600, 1)
     assert_equal(spec, 24, texts)
     assert_equal(spec, 512, texts)
     pairs = random_texts(len(texts), 2)
-    for max_length in (9, 16, 17):  # even and odd room: who gets the odd token
+    for max_length in (9, 16, 17):  # even and odd budgets: one text gets the odd token
         assert_equal(spec, max_length, texts, pairs)
 
 
-def test_scores_are_those_that_the_host_reads():
-    """The host's JSON reader rounds some decimals up: here that makes "ab" as good as a + b."""
+def test_scores_are_rounded_as_on_the_host():
+    """Check scores that the host's JSON reader rounds up, here so that "ab" is as good as a + b."""
 
-    def spec(score, other):
-        vocab = [("<unk>", 0.0), ("ab", score), ("a", other), ("b", 0.0)]
-        made = Tokenizer(models.Unigram(vocab, unk_id=0))
-        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
-        return made.to_str()
+    def spec(score, score_of_a):
+        vocab = [("<unk>", 0.0), ("ab", score), ("a", score_of_a), ("b", 0.0)]
+        host_tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
+        host_tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never")
+        return host_tokenizer.to_str()
 
     def read(score):
         return json.loads(Tokenizer.from_str(spec(score, -1.0)).to_str())["model"]["vocab"][1][1]
 
-    draws = (random.Random(seed).uniform(-12, -8) for seed in range(10_000))
-    written = next(x for x in draws if read(x) > x and read(read(x)) == read(x))
-    inputs = TextInputs(spec(written, read(written)), 24)
+    candidates = (random.Random(seed).uniform(-12, -8) for seed in range(10_000))
+    score_as_written = next(x for x in candidates if read(x) > x and read(read(x)) == read(x))
+    inputs = TextInputs(spec(score_as_written, read(score_as_written)), 24)
     assert inputs.encode(["ab"])[0][0] == [1]
     assert inputs.graph()(tf.constant(["ab"]))["token_ids"].numpy().tolist() == [[1]]
 
 
-def test_many_texts_unlike_the_training(real_data, vocabularies, tmp_path):
-    """0 differing lines over every text file, for the vocabularies of BERT, GPT-2 and T5."""
+def test_sampled_lines_of_real_data(real_data, vocabularies, tmp_path):
+    """Check every 23rd line of all text files, for the vocabularies of BERT, GPT-2 and T5."""
     lines = real_lines(real_data)[::23]
     for spec in real_specs(vocabularies, tmp_path).values():
         assert_equal(spec, 128, lines)
@@ -178,7 +187,7 @@ def test_many_texts_unlike_the_training(real_data, vocabularies, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
-def test_every_line(name, real_data, vocabularies, tmp_path):
+def test_all_lines_of_real_data(name, real_data, vocabularies, tmp_path):
     assert_equal(real_specs(vocabularies, tmp_path)[name], 128, real_lines(real_data))
 
 
@@ -194,7 +203,7 @@ def real_lines(folder) -> list[str]:
 
 
 def real_specs(folder, tmp_path) -> dict[str, str]:
-    """The vocabularies under the names that transformers looks for."""
+    """Return the tokenizers of the vocabularies, read from files as transformers names them."""
     files = {
         "bert": {"bert_base_uncased/vocab.txt": "vocab.txt"},
         "gpt2": {"gpt2/encoder.json": "vocab.json", "gpt2/vocab.bpe": "merges.txt"},
@@ -211,18 +220,18 @@ def real_specs(folder, tmp_path) -> dict[str, str]:
     return specs
 
 
-def test_invalid_bytes_are_answered():
+def test_invalid_utf8_is_replaced():
     inputs = TextInputs(trained("wordpiece"), 24)
-    found = inputs.graph()(tf.constant([b"\xff\xfe red", b"sky"]))
+    outputs = inputs.graph()(tf.constant([b"\xff\xfe red", b"sky"]))
     expected = inputs.batch(["\ufffd\ufffd red", "sky"])
-    assert found["token_ids"].numpy().tolist() == expected["token_ids"].tolist()
+    assert outputs["token_ids"].numpy().tolist() == expected["token_ids"].tolist()
 
 
 def inputs_of(graph):
     return lambda text: graph(text)
 
 
-def test_saved_within_a_saved_model(tmp_path):
+def test_graph_survives_a_saved_model(tmp_path):
     for kind in ("wordpiece", "bpe", "unigram"):
         inputs = TextInputs(trained(kind), 24)
         module = tf.Module()
@@ -231,8 +240,8 @@ def test_saved_within_a_saved_model(tmp_path):
             inputs_of(module.graph), input_signature=[tf.TensorSpec([None], tf.string)]
         )
         tf.saved_model.save(module, str(tmp_path / kind))
-        found = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(HARD))
-        assert found["token_ids"].numpy().tolist() == inputs.batch(HARD)["token_ids"].tolist()
+        outputs = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(HARD))
+        assert outputs["token_ids"].numpy().tolist() == inputs.batch(HARD)["token_ids"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -246,13 +255,13 @@ def test_saved_within_a_saved_model(tmp_path):
         ),
     ],
 )
-def test_what_has_no_graph_form_is_named(change, message):
+def test_host_tokenizerwithout_graph_form_is_refused(change, message):
     spec = json.dumps({**json.loads(trained("wordpiece")), **change})
     with pytest.raises(UserError, match="tokenizer") as error:
         TextInputs(spec, 24).graph()
     assert message in str(error.value)
 
 
-def test_max_length_must_hold_the_special_tokens():
+def test_max_length_must_exceed_the_special_tokens():
     with pytest.raises(UserError, match="must exceed the 2 special tokens"):
         TextInputs(trained("wordpiece"), 2)

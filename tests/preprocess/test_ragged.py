@@ -1,4 +1,4 @@
-"""Ragged steps without checks against TensorFlow's own, which have them."""
+"""Ragged operations without validation equal TensorFlow's own, which validate."""
 
 import pytest
 import tensorflow as tf
@@ -9,24 +9,26 @@ from tfft.preprocess.graph import ragged
 TEXTS = ["", " ", "a b  c", "  é,好 ", "no-space", ",,"]
 
 
-@pytest.mark.parametrize(("delimiter", "kept"), [(r"\s+", ""), (r"\s|,", ","), ("-", "-")])
-def test_regex_split_is_that_of_tensorflow_text(delimiter, kept):
+@pytest.mark.parametrize(
+    ("delimiter", "kept_delimiter"), [(r"\s+", ""), (r"\s|,", ","), ("-", "-")]
+)
+def test_regex_split_equals_tensorflow_text(delimiter, kept_delimiter):
     text = tf.constant(TEXTS)
-    parts = ragged.regex_split(text, delimiter, kept)
-    expected = tf_text.regex_split(text, delimiter, kept)
+    parts = ragged.regex_split(text, delimiter, kept_delimiter)
+    expected = tf_text.regex_split(text, delimiter, kept_delimiter)
     assert parts.to_list() == expected.to_list()
     assert parts.row_splits.dtype == expected.row_splits.dtype
-    none = ragged.regex_split(tf.constant([], tf.string), delimiter, kept)
-    assert none.to_list() == []
+    empty = ragged.regex_split(tf.constant([], tf.string), delimiter, kept_delimiter)
+    assert empty.to_list() == []
 
 
-def test_merged_is_merge_dims():
+def test_merge_inner_axes_equals_merge_dims():
     values = tf.ragged.constant([[[1, 2], []], [], [[3]], [[], [4, 5, 6]]])
-    assert ragged.merged(values).to_list() == values.merge_dims(1, 2).to_list()
+    assert ragged.merge_inner_axes(values).to_list() == values.merge_dims(1, 2).to_list()
 
 
-def test_splits_are_not_checked():
-    """What the checks cost: a condition each, of which a tokenizer's graph had dozens."""
+def test_splits_are_not_validated():
+    """Check that no conditions are traced: validation added dozens to a tokenizer's graph."""
     split = tf.function(lambda text: ragged.regex_split(text, " ").to_tensor())
     graph = split.get_concrete_function(tf.TensorSpec([None], tf.string)).graph
     assert not [op for op in graph.get_operations() if op.type in ("Assert", "If", "StatelessIf")]

@@ -154,7 +154,7 @@ def test_loaded_and_served_from_paths_and_bytes(run, raw):
     live = [[a["probabilities"][name] for name in COLOURS] for a in answers]
     np.testing.assert_allclose(found, live, atol=1e-5)
     np.testing.assert_array_equal(found, served.probabilities([(path,) for path in paths], 2))
-    with pytest.raises(UserError, match=r"^row 2: not a picture of a known kind"):
+    with pytest.raises(UserError, match=r"^row 2: not an image of a known format"):
         served.probabilities([(encoded[0],), (b"nothing",)], 2)
 
 

@@ -1,4 +1,4 @@
-"""Rows of tables and folders -> prepared, cached, bucketed batches."""
+"""Read tables and folders into prepared, cached, bucketed batches."""
 
 from tfft.data import dataset_builder
 from tfft.data.dataset_builder import Datasets

@@ -1,4 +1,4 @@
-"""Readers of parquet, npz, TFDS and folders of pictures."""
+"""Readers of parquet files, npz files, TFDS datasets and folders of images."""
 
 import math
 import os
@@ -14,54 +14,54 @@ from tfft.data.records import (
     BadRow,
     Columns,
     Row,
-    by_name,
-    check_positions,
-    from_mapping,
-    not_a_number,
-    paths,
+    check_column_indices,
+    column_indices,
+    is_not_finite,
+    row_from_mapping,
+    source_files,
 )
 from tfft.utils.errors import UserError, nearest, require
 from tfft.utils.reading import MIB, expanded, library_errors, open_regular, parsed
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-LARGEST = 128 * MIB  # bytes of a row of an array
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+MAX_ROW_BYTES = 128 * MIB  # of one row of an array in an npz file
 
 
 def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Rows of parquet files."""
+    """Yield the rows of parquet files."""
     library = require("pyarrow.parquet", "parquet")
-    for path in paths(source, key):
-        what = f"{path}: not a parquet file"
-        with library_errors(what):
+    for path in source_files(source, key):
+        message = f"{path}: not a parquet file"
+        with library_errors(message):
             file = library.ParquetFile(path)
             names = file.schema_arrow.names
         if isinstance(columns[0], int):
-            check_positions([int(c) for c in columns], len(names), str(path))
-            wanted = [names[int(c)] for c in columns]
+            check_column_indices([int(c) for c in columns], len(names), str(path))
+            names_to_read = [names[int(c)] for c in columns]
         else:
-            wanted = [str(c) for c in columns]
-        by_name(names, wanted, str(path))
-        batches = file.iter_batches(batch_size=1024, columns=wanted)
-        number = 0
-        for values in parsed((batch.to_pylist() for batch in batches), what):
-            for value in values:
-                number += 1
-                yield from_mapping(value, wanted, f"{path}: row {number}")
+            names_to_read = [str(c) for c in columns]
+        column_indices(names, names_to_read, str(path))
+        batches = file.iter_batches(batch_size=1024, columns=names_to_read)
+        row_number = 0
+        for records in parsed((batch.to_pylist() for batch in batches), message):
+            for record in records:
+                row_number += 1
+                yield row_from_mapping(record, names_to_read, f"{path}: row {row_number}")
 
 
 def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Rows of a TFDS set; class labels come as their names."""
+    """Yield the rows of a TFDS dataset; class labels are given by name."""
     if isinstance(columns[0], int):
         raise UserError(f"{key}: columns of tfds are named, not numbered. Received: {columns[0]}")
     import tensorflow_datasets as library
 
     split = source.split or key.rpartition(".")[2]
     builder = tfds_builder(source, key)
-    what = f"{key}: TFDS cannot give {source.path} [{split}]"
-    with library_errors(what):
+    message = f"{key}: TFDS cannot give {source.path} [{split}]"
+    with library_errors(message):
         if not builder.is_prepared():
             builder.download_and_prepare()
-        # Pictures are decoded here as everywhere, not by TFDS.
+        # TFDS must not decode images: all sources share the decoder that serving uses.
         encoded = {
             name: library.decode.SkipDecoding()
             for name, feature in builder.info.features.items()
@@ -69,21 +69,25 @@ def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         }
         dataset = builder.as_dataset(split=split, shuffle_files=False, decoders=encoded)
         features = builder.info.features
-    by_name(list(features), columns, f"{source.path} [{split}]")
-    for number, value in enumerate(parsed(library.as_numpy(dataset), what)):
-        place = f"tfds:{source.path} [{split}]: row {number}"
-        missing = [c for c in columns if not_a_number(value[c])]
+    column_indices(list(features), columns, f"{source.path} [{split}]")
+    for row_number, example in enumerate(parsed(library.as_numpy(dataset), message)):
+        place = f"tfds:{source.path} [{split}]: row {row_number}"
+        missing = [c for c in columns if is_not_finite(example[c])]
         if missing:
-            yield BadRow(place, f"{missing[0]!r} is {value[missing[0]]}")
+            yield BadRow(place, f"{missing[0]!r} is {example[missing[0]]}")
             continue
-        yield Row(place, tuple(_tfds_cell(features[str(c)], value[c]) for c in columns))
+        yield Row(place, tuple(_tfds_cell(features[str(c)], example[c]) for c in columns))
 
 
 def tfds_builder(source: Source, key: str) -> Any:
-    """What reads a set of TFDS' own, or one that is prepared in `data_dir`.
+    """Return the builder of a dataset of TFDS, or of one prepared in `data_dir`.
+
+    Args:
+        source: names the dataset.
+        key: the source's key in the config, for errors.
 
     Raises:
-        UserError: there is none, or it would run code that is not TFDS' own.
+        UserError: there is no such dataset, or loading it would run downloaded code.
     """
     import tensorflow_datasets as library
 
@@ -94,7 +98,7 @@ def tfds_builder(source: Source, key: str) -> Any:
             f"{key}.path: sets of a namespace run code that is downloaded; name one of TFDS' own. "
             f"Received: {source.path}"
         )
-    with library_errors(f"{key}: TFDS cannot give {source.path}"), _features_of_tfds(library):
+    with library_errors(f"{key}: TFDS cannot give {source.path}"), _only_tfds_features(library):
         try:
             return library.builder(str(source.path), data_dir=source.data_dir)
         except library.core.registered.DatasetNotFoundError as error:
@@ -102,10 +106,10 @@ def tfds_builder(source: Source, key: str) -> Any:
 
 
 @contextmanager
-def _features_of_tfds(library: Any) -> Iterator[None]:
-    """Within: the files of a set name no module that is imported.
+def _only_tfds_features(library: Any) -> Iterator[None]:
+    """Refuse, within this context, dataset files that name a module outside TFDS.
 
-    TFDS imports whatever module `pythonClassName` in features.json names.
+    TFDS imports any module that `pythonClassName` in features.json names, which runs its code.
     """
     base = library.features.FeatureConnector
 
@@ -117,7 +121,7 @@ def _features_of_tfds(library: Any) -> Iterator[None]:
             )
         return original.__func__(cls, name)
 
-    with _REPLACING:
+    with _PATCH_LOCK:
         original = vars(base)["cls_from_name"]
         base.cls_from_name = classmethod(cls_from_name)
         try:
@@ -127,7 +131,9 @@ def _features_of_tfds(library: Any) -> Iterator[None]:
 
 
 _TFDS_MODULES = "tensorflow_datasets."
-_REPLACING = threading.Lock()  # a method of TFDS' class, which all threads see
+_PATCH_LOCK = (
+    threading.Lock()
+)  # held while a method of a TFDS class is patched: the patch is global
 
 
 def _tfds_cell(feature: Any, value: Any) -> Any:
@@ -139,60 +145,70 @@ def _tfds_cell(feature: Any, value: Any) -> Any:
 
 
 def images(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Folders with a folder for each class; what lies deeper in one is of that class."""
-    given = [source.path] if isinstance(source.path, str) else source.path
-    for item in given:
+    """Yield the images of folders that hold a folder for each class.
+
+    Images in nested folders belong to the class of the outermost one.
+    """
+    items = [source.path] if isinstance(source.path, str) else source.path
+    for item in items:
         root = expanded(item)
         if not root.is_dir():
-            near = root.parent.iterdir() if root.parent.is_dir() else ()
-            hint = nearest(root.name, (p.name for p in near if p.is_dir()))
+            siblings = root.parent.iterdir() if root.parent.is_dir() else ()
+            hint = nearest(root.name, (p.name for p in siblings if p.is_dir()))
             raise UserError(f"{key}.path: no such folder: {item}{hint}")
         classes = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
         if not classes:
-            raise UserError(f"{key}.path: {item} holds no folder; each class needs one of its own")
+            raise UserError(f"{key}.path: {item} holds no folder; each class needs a folder")
         for folder in classes:
             for path in _files_below(folder):
                 yield Row(str(path), (str(path), folder.name))
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for where, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if not name.startswith(".") and name.lower().endswith(PICTURES):
-                yield Path(where) / name
+            if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
+                yield Path(parent) / name
 
 
 def npz(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Arrays of pixels, [N, H, W] or [N, H, W, C], and of labels; each picture becomes a PNG."""
-    for path in paths(source, key):
-        what = f"{path}: not an npz file of plain arrays"
+    """Yield the rows of npz files, each image encoded as a PNG.
+
+    The arrays are pixels, uint8 [N, H, W] or [N, H, W, C], and labels, [N].
+    """
+    for path in source_files(source, key):
+        message = f"{path}: not an npz file of plain arrays"
         with open_regular(path) as file:
-            with library_errors(what):
+            with library_errors(message):
                 archive = zipfile.ZipFile(file)
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
-            by_name(names, columns, str(path))
-            with library_errors(what):
-                pixels, labels = (_Array(archive, str(c)) for c in (columns[0], columns[-1]))
+            column_indices(names, columns, str(path))
+            with library_errors(message):
+                pixels, labels = (_NpyReader(archive, str(c)) for c in (columns[0], columns[-1]))
             _check_pixels(pixels, labels, columns, path)
-            for number in range(pixels.shape[0]):
-                place = f"{path}: row {number}"
-                with library_errors(what):
+            for row_number in range(pixels.shape[0]):
+                place = f"{path}: row {row_number}"
+                with library_errors(message):
                     image, label = pixels.next_row(), labels.next_row()[()]
                     name = label.decode() if isinstance(label, bytes) else str(label)
-                if not_a_number(label):
+                if is_not_finite(label):
                     yield BadRow(place, f"{columns[-1]!r} is {label}")
                 else:
                     yield Row(place, (_png(image), name))
-            with library_errors(what):
-                pixels.end(), labels.end()
+            with library_errors(message):
+                pixels.check_end(), labels.check_end()
 
 
-class _Array:
-    """An array in an npz file, read a row at a time: it may declare any size.
+class _NpyReader:
+    """Reader of one array in an npz file, row by row: its header may declare any size.
+
+    Attributes:
+        shape: shape of the array, [N, ...].
+        dtype: type of its elements.
 
     Raises:
-        ValueError: it is not plain, or stored column by column.
+        ValueError: the array holds objects, is too large or is stored column by column.
     """
 
     def __init__(self, archive: zipfile.ZipFile, name: str):
@@ -202,42 +218,45 @@ class _Array:
         version = npy.read_magic(self._file)
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{name}: version {version} of the format")
-        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        self.shape, by_columns, self.dtype = read(self._file)
-        self._row = math.prod(self.shape[1:]) * self.dtype.itemsize
+        read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        self.shape, fortran_order, self.dtype = read_header(self._file)
+        self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
         if self.dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
-        if not self.shape or min(self.shape) < 0 or self._row > LARGEST:
+        if not self.shape or min(self.shape) < 0 or self._row_bytes > MAX_ROW_BYTES:
             raise ValueError(f"{name} has the shape {list(self.shape)}")
-        if by_columns and len(self.shape) > 1:
+        if fortran_order and len(self.shape) > 1:
             raise ValueError(f"{name} is stored column by column; save np.ascontiguousarray of it")
 
     def next_row(self) -> Any:
-        """The next row, an array of `shape[1:]`."""
+        """Return the next row, an array of `shape[1:]`."""
         import numpy as np
 
-        content = self._file.read(self._row)
-        if len(content) < self._row:
+        content = self._file.read(self._row_bytes)
+        if len(content) < self._row_bytes:
             raise EOFError("it is cut off")
         return np.ndarray(self.shape[1:], self.dtype, content)
 
-    def end(self) -> None:
-        """Read the end of the file, at which zipfile compares its checksum."""
+    def check_end(self) -> None:
+        """Read to the end of the file, where zipfile compares the checksum."""
         self._file.read(1)
 
 
-def _check_pixels(pixels: _Array, labels: _Array, columns: Columns, path: Path) -> None:
+def _check_pixels(pixels: _NpyReader, labels: _NpyReader, columns: Columns, path: Path) -> None:
     if pixels.shape[0] != labels.shape[0] or len(pixels.shape) not in (3, 4) or labels.shape[1:]:
         raise UserError(
-            f"{path}: {columns[0]} must be [N, H, W] or [N, H, W, C] and {columns[-1]} [N]; "
-            f"received {list(pixels.shape)} and {list(labels.shape)}"
+            f"{path}: {columns[0]} must be [N, H, W] or [N, H, W, C] and {columns[-1]} [N]. "
+            f"Received: {list(pixels.shape)} and {list(labels.shape)}"
         )
     if pixels.dtype.str != "|u1":
         raise UserError(
-            f"{path}: {columns[0]} must be uint8, from 0 to 255; received {pixels.dtype}"
+            f"{path}: {columns[0]} must be uint8, from 0 to 255. Received: {pixels.dtype}"
         )
     if 0 in pixels.shape[1:3] or (len(pixels.shape) == 4 and pixels.shape[-1] not in (1, 3, 4)):
-        raise UserError(f"{path}: {columns[0]} must have pixels, of 1, 3 or 4 channels")
+        raise UserError(
+            f"{path}: {columns[0]} must have pixels of 1, 3 or 4 channels. "
+            f"Received: {list(pixels.shape)}"
+        )
 
 
 def _png(pixels: Any) -> bytes:

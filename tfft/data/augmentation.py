@@ -1,8 +1,8 @@
-"""Pictures changed for training, by Keras' own layers where it has them.
+"""Augment training images with Keras' own layers where it has them.
 
-Everything random in a batch follows from its seed, so that a resumed run draws what an
-uninterrupted one does: the layers draw from a stream that begins anew with each batch, in place
-of a state of their own.
+All randomness in a batch derives from its seed, so that a resumed run draws what an uninterrupted
+run draws. For that the layers take their seeds from a stream that restarts with each batch, in
+place of a state that the number of earlier calls would change.
 """
 
 from collections.abc import Sequence
@@ -18,73 +18,88 @@ from tfft.spec import ImageSpec
 
 
 class Augmentation:
-    """Encoded pictures, or pixels of the model's size -> changed pixels, in TensorFlow.
+    """Random changes of encoded images, or of pixels at the model's size, as TensorFlow ops.
 
     Args:
-        config: what is changed, and how much.
-        picture: the size that comes out.
-        classes: C, for labels that are mixed.
+        config: the changes and their strength.
+        image_spec: size of the result.
+        classes: C, the number of classes, for labels that MixUp or CutMix mixes.
         seed: of the run.
     """
 
     def __init__(self, config: AugmentationConfig, image_spec: ImageSpec, classes: int, seed: int):
-        self._config, self._picture, self._classes = config, image_spec, classes
-        self._stream = _Stream(seed)
-        self._layers = [_seeded(layer, self._stream) for layer in _layers(config)]
-        mixing = _mixing(config)
-        self._mixing = _seeded(mixing, self._stream) if mixing is not None else None
+        self._config, self._image_spec, self._classes = config, image_spec, classes
+        self._seeds = _SeedStream(seed)
+        self._layers = [_with_seeds(layer, self._seeds) for layer in _build_layers(config)]
+        mixing = _build_mixing(config)
+        self._mixing = _with_seeds(mixing, self._seeds) if mixing is not None else None
 
     def __call__(
         self, image: tf.Tensor, targets: tf.Tensor, seed: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Changed pictures, float32 [B, H, W, 3] from 0 to 255, and their targets.
+        """Return the changed images, float32 [B, H, W, 3] from 0 to 255, and their targets.
 
         Args:
-            image: strings [B], or uint8 [B, H, W, 3].
-            targets: class ids [B], or [B, C].
-            seed: int32 [2], of the batch.
+            image: encoded images, strings [B], or pixels, uint8 [B, H, W, 3].
+            targets: class ids [B], or probabilities [B, C].
+            seed: int32 [2]: the number of the batch, and the replica.
         """
-        draw, own = tf.unstack(seed)
-        seed = tf.random.experimental.stateless_fold_in([self._stream.run, 0], draw)
-        seed = tf.cast(tf.random.experimental.stateless_fold_in(seed, own), tf.int32)
+        draw, replica = tf.unstack(seed)
+        seed = tf.random.experimental.stateless_fold_in([self._seeds.run, 0], draw)
+        seed = tf.cast(tf.random.experimental.stateless_fold_in(seed, replica), tf.int32)
         pixels = tf.cast(self._read(image, seed), tf.float32)
-        self._stream.begin(seed)
+        self._seeds.start_batch(seed)
         for layer in self._layers:
-            drawn = layer.get_random_transformation(pixels, training=True)
-            pixels = layer.transform_images(pixels, drawn, training=True)
+            transformation = layer.get_random_transformation(pixels, training=True)
+            pixels = layer.transform_images(pixels, transformation, training=True)
         if self._mixing is not None:
             if targets.shape.rank == 1:
                 targets = tf.one_hot(tf.cast(targets, tf.int32), self._classes)
-            drawn = self._mixing.get_random_transformation(
+            transformation = self._mixing.get_random_transformation(
                 {"images": pixels, "labels": targets}, training=True
             )
-            if "batch_masks" in drawn:
-                # Of the box that is cut, not of the one that was drawn: its edges are rounded.
-                kept = 1.0 - tf.cast(drawn["batch_masks"][..., 0], tf.float32)
-                drawn["mix_weight"] = tf.reduce_mean(kept, axis=(1, 2))
-            pixels = self._mixing.transform_images(pixels, drawn, training=True)
-            targets = self._mixing.transform_labels(targets, drawn, training=True)
-        pixels = tf.ensure_shape(pixels, [None, *self._picture.size, 3])
+            if "batch_masks" in transformation:
+                # Keras weighs the labels by the box that it drew, but the edges of the box that it
+                # pastes are rounded: weigh them by the latter.
+                uncovered = 1.0 - tf.cast(transformation["batch_masks"][..., 0], tf.float32)
+                transformation["mix_weight"] = tf.reduce_mean(uncovered, axis=(1, 2))
+            pixels = self._mixing.transform_images(pixels, transformation, training=True)
+            targets = self._mixing.transform_labels(targets, transformation, training=True)
+        pixels = tf.ensure_shape(pixels, [None, *self._image_spec.size, 3])
         return tf.clip_by_value(pixels, 0.0, 255.0), targets
 
     def _read(self, image: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-        """Decoded, where that is left to do, and cut, where that is wanted; uint8."""
-        crop, image_spec = self._config.crop, self._picture
+        """Decode the images if encoded, and crop them if configured; uint8 [B, H, W, 3]."""
+        crop, image_spec = self._config.crop, self._image_spec
         if crop is None:
             return image_ops.reader(image_spec)(image) if image.dtype == tf.string else image
 
-        def one(given: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-            data, at = given
+        def read_image(element: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            data, index = element
             decoded = image_ops.decode(data) if data.dtype == tf.string else data
-            own = tf.random.experimental.stateless_fold_in(seed, at)
-            return cut(decoded, crop, image_spec, own)
+            image_seed = tf.random.experimental.stateless_fold_in(seed, index)
+            return random_resized_crop(decoded, crop, image_spec, image_seed)
 
         spec = tf.TensorSpec([*image_spec.size, 3], tf.uint8)
-        return tf.map_fn(one, (image, tf.range(tf.shape(image)[0])), fn_output_signature=spec)
+        return tf.map_fn(
+            read_image, (image, tf.range(tf.shape(image)[0])), fn_output_signature=spec
+        )
 
 
-def cut(pixels: tf.Tensor, crop: Crop, image_spec: ImageSpec, seed: tf.Tensor) -> tf.Tensor:
-    """A random part of a picture, resized: uint8 [h, w, 3] -> uint8 [H, W, 3]."""
+def random_resized_crop(
+    pixels: tf.Tensor, crop: Crop, image_spec: ImageSpec, seed: tf.Tensor
+) -> tf.Tensor:
+    """Crop a random part of an image and resize it.
+
+    Args:
+        pixels: uint8 [h, w, 3].
+        crop: the range of the part's area, as a share of the image, and of its aspect ratio.
+        image_spec: size [H, W] of the result, and the interpolation.
+        seed: int32 [2].
+
+    Returns:
+        uint8 [H, W, 3].
+    """
     begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
         tf.shape(pixels),
         tf.zeros([0, 0, 4]),
@@ -99,61 +114,66 @@ def cut(pixels: tf.Tensor, crop: Crop, image_spec: ImageSpec, seed: tf.Tensor) -
     return image_ops.resize(part, tf.constant(image_spec.size), image_spec.interpolation)
 
 
-class _Stream(keras.random.SeedGenerator):
-    """Seeds that follow from the seed of a batch, one after another while a graph is traced."""
+class _SeedStream(keras.random.SeedGenerator):
+    """Seed generator for Keras layers: each `next` while tracing is the next seed of the batch.
+
+    Which seed a layer gets is fixed by the order in which the graph is traced, not by a variable.
+    """
 
     def __init__(self, run: int):
         super().__init__(seed=run)
         self.run = run
-        self._batch: Any = None
+        self._batch_seed: Any = None
         self._count = 0
 
-    def begin(self, batch: tf.Tensor) -> None:
-        """Start again, for a batch."""
-        self._batch, self._count = batch, 0
+    def start_batch(self, seed: tf.Tensor) -> None:
+        """Restart the stream from the seed of a batch, int32 [2]."""
+        self._batch_seed, self._count = seed, 0
 
     def next(self, ordered: bool = True) -> tf.Tensor:
-        """The next seed, uint32 [2]."""
+        """Return the next seed, uint32 [2]; `ordered` is part of Keras' interface and unused."""
         self._count += 1
-        made = tf.random.experimental.stateless_fold_in(self._batch, self._count)
-        return tf.bitcast(made, tf.uint32)
+        seed = tf.random.experimental.stateless_fold_in(self._batch_seed, self._count)
+        return tf.bitcast(seed, tf.uint32)
 
 
-def _seeded(layer: keras.layers.Layer, stream: _Stream) -> keras.layers.Layer:
-    """Let a layer, and those that it is made of, draw from the stream."""
-    for own in layer._flatten_layers():
-        own.generator = stream
+def _with_seeds(layer: keras.layers.Layer, stream: _SeedStream) -> keras.layers.Layer:
+    """Make a layer, and the layers that it consists of, draw from the stream."""
+    for sublayer in layer._flatten_layers():
+        sublayer.generator = stream
     return layer
 
 
-def _layers(config: AugmentationConfig) -> Sequence[keras.layers.Layer]:
-    made: list[keras.layers.Layer] = []
-    kinds = keras.layers
-    pixels = {"value_range": (0, 255)}
+def _build_layers(config: AugmentationConfig) -> Sequence[keras.layers.Layer]:
+    layers: list[keras.layers.Layer] = []
+    keras_layers = keras.layers
+    value_range = {"value_range": (0, 255)}
     if config.flip:
         mode = "horizontal_and_vertical" if config.flip == "both" else config.flip
-        made.append(kinds.RandomFlip(mode))
+        layers.append(keras_layers.RandomFlip(mode))
     if config.rotation:
-        made.append(kinds.RandomRotation(config.rotation / 360, fill_mode="reflect"))
+        layers.append(keras_layers.RandomRotation(config.rotation / 360, fill_mode="reflect"))
     if config.brightness:
-        made.append(kinds.RandomBrightness(config.brightness, **pixels))
+        layers.append(keras_layers.RandomBrightness(config.brightness, **value_range))
     if config.contrast:
-        made.append(kinds.RandomContrast(config.contrast, **pixels))
+        layers.append(keras_layers.RandomContrast(config.contrast, **value_range))
     if config.saturation:
-        # Keras takes 0.5 for no change.
-        half = config.saturation / 2
-        made.append(kinds.RandomSaturation((0.5 - half, 0.5 + half), **pixels))
+        # In Keras a factor of 0.5 leaves the saturation unchanged.
+        delta = config.saturation / 2
+        layers.append(keras_layers.RandomSaturation((0.5 - delta, 0.5 + delta), **value_range))
     if config.hue:
-        made.append(kinds.RandomHue(config.hue, **pixels))
+        layers.append(keras_layers.RandomHue(config.hue, **value_range))
     if (rand := config.rand_augment) is not None:
-        made.append(kinds.RandAugment(num_ops=rand.layers, factor=rand.magnitude, **pixels))
+        layers.append(
+            keras_layers.RandAugment(num_ops=rand.layers, factor=rand.magnitude, **value_range)
+        )
     if config.erasing:
-        # With one number Keras erases in half as many pictures, on average.
-        made.append(kinds.RandomErasing((config.erasing, config.erasing), **pixels))
-    return made
+        # A single number would be the upper end of a range: on average half as many images erased.
+        layers.append(keras_layers.RandomErasing((config.erasing, config.erasing), **value_range))
+    return layers
 
 
-def _mixing(config: AugmentationConfig) -> keras.layers.Layer | None:
+def _build_mixing(config: AugmentationConfig) -> keras.layers.Layer | None:
     if config.mixup:
         return keras.layers.MixUp(alpha=config.mixup)
     return keras.layers.CutMix(factor=config.cutmix) if config.cutmix else None

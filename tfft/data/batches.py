@@ -1,7 +1,7 @@
-"""Batches by length buckets: few widths, little padding, any position reached at once.
+"""Plan batches by length buckets: few widths, little padding, any batch reachable at once.
 
-The batches of an epoch are a function of (split, batch size, widths, seed, epoch) alone, so that
-a run resumes at batch k by making the plan again and leaving out its first k batches.
+The batches of an epoch are a function of (split, batch size, widths, seed, epoch) alone. A run
+resumes at batch k by computing the same plan and skipping its first k batches.
 """
 
 import weakref
@@ -15,190 +15,215 @@ from keras import tree
 
 from tfft.data.splits import Dataset
 
-STACKED = 16  # batches that come from Python at once, where they have the same shapes
-MULTIPLE = 8  # widths are multiples of it: tensor cores and vector units like that
+STACK_SIZE = 16  # batches of equal shapes that one call into Python hands to tf.data, at most
+# Every width is a multiple of it: tensor cores and vector units run fastest on such shapes.
+WIDTH_MULTIPLE = 8
 
 
-def widths(lengths: np.ndarray, count: int) -> tuple[int, ...]:
-    """At most `count` widths that pad these lengths the least, ascending.
+def widths(lengths: np.ndarray, max_buckets: int) -> tuple[int, ...]:
+    """Return the widths, ascending, that pad rows of these lengths the least.
 
-    Exact, by dynamic programming over the multiples of `MULTIPLE` that occur.
+    The result is exact: dynamic programming over the multiples of `WIDTH_MULTIPLE` that occur.
+
+    Args:
+        lengths: tokens of each row, [N].
+        max_buckets: the most widths to return.
     """
-    rounded = -(-lengths // MULTIPLE) * MULTIPLE
-    values, rows = np.unique(rounded, return_counts=True)
-    total = len(values)
+    rounded = -(-lengths // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
+    values, counts = np.unique(rounded, return_counts=True)
+    num_values = len(values)
     # cost[j] after k rounds: least tokens for the values up to j in k buckets.
-    before = np.concatenate([[0], np.cumsum(rows)])
-    cost = values * before[1:]
+    cumulative = np.concatenate([[0], np.cumsum(counts)])
+    cost = values * cumulative[1:]
     choice: list[np.ndarray] = []
-    for _ in range(min(count, total) - 1):
-        options = np.full((total, total), np.iinfo(np.int64).max)
-        for j in range(1, total):
-            options[j, :j] = cost[:j] + values[j] * (before[j + 1] - before[1 : j + 1])
+    for _ in range(min(max_buckets, num_values) - 1):
+        options = np.full((num_values, num_values), np.iinfo(np.int64).max)
+        for j in range(1, num_values):
+            options[j, :j] = cost[:j] + values[j] * (cumulative[j + 1] - cumulative[1 : j + 1])
         best = options.argmin(axis=1)
-        better = options[np.arange(total), best] < cost
+        better = options[np.arange(num_values), best] < cost
         choice.append(np.where(better, best, -1))
-        cost = np.where(better, options[np.arange(total), best], cost)
-    chosen, at = [int(values[-1])], total - 1
-    for back in reversed(choice):
-        if back[at] >= 0:
-            at = int(back[at])
-            chosen.append(int(values[at]))
-    return tuple(reversed(chosen))
+        cost = np.where(better, options[np.arange(num_values), best], cost)
+    selected, index = [int(values[-1])], num_values - 1
+    for previous in reversed(choice):
+        if previous[index] >= 0:
+            index = int(previous[index])
+            selected.append(int(values[index]))
+    return tuple(reversed(selected))
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Positions in a split that go together, and the width that they are padded to.
+    """Positions in a split that form a batch, and the width that they are padded to.
 
-    `draw` is a number of its own over the whole training, from which all that is random in it
-    follows; `piece` tells the parts of one batch apart.
+    Attributes:
+        positions: int [B].
+        width: tokens that each row is padded to.
+        draw: number of the batch, unique over the whole training; all randomness in the batch
+            derives from it.
+        replica: index of the replica that takes this part of the batch.
     """
 
     positions: np.ndarray
     width: int
     draw: int = 0
-    piece: int = 0
+    replica: int = 0
 
 
 def plan(
     lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int, epoch: int
 ) -> list[Batch]:
-    """One epoch: every position once, in shuffled batches of one width each.
+    """Return the batches of one epoch: each position once, shuffled, one width in each batch.
 
-    What is left over in a bucket rides in the next wider one, so only one batch of the epoch
-    can be smaller than `batch_size`: ceil(rows / batch_size) steps, as without buckets.
+    The remainder of a bucket joins the next wider one. So only one batch of the epoch can be
+    smaller than `batch_size`, and an epoch has ceil(rows / batch_size) steps, as without buckets.
+
+    Args:
+        lengths: tokens of each row, [N].
+        batch_size: rows of a batch.
+        buckets: widths, ascending; the last one holds the longest row.
+        seed: of the run.
+        epoch: counts from 0.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     bucket_of = np.searchsorted(buckets, lengths[order])
-    batches, left = [], np.zeros(0, np.int64)
+    batches, remainder = [], np.zeros(0, np.int64)
     for index, width in enumerate(buckets):
-        members = generator.permutation(np.concatenate([left, order[bucket_of == index]]))
-        full = len(members) // batch_size * batch_size
+        members = generator.permutation(np.concatenate([remainder, order[bucket_of == index]]))
+        num_full = len(members) // batch_size * batch_size
         batches += [
-            Batch(members[at : at + batch_size], width) for at in range(0, full, batch_size)
+            Batch(members[start : start + batch_size], width)
+            for start in range(0, num_full, batch_size)
         ]
-        left = members[full:]
-    if len(left):
-        batches.append(Batch(left, buckets[-1]))
+        remainder = members[num_full:]
+    if len(remainder):
+        batches.append(Batch(remainder, buckets[-1]))
     order = generator.permutation(len(batches))
     first = epoch * len(batches)
-    return [replace(batches[i], draw=first + at) for at, i in enumerate(order)]
+    return [replace(batches[i], draw=first + number) for number, i in enumerate(order)]
 
 
 def in_order(lengths: np.ndarray, batch_size: int) -> list[Batch]:
-    """Every position once, by length, for prediction: the least padding, no shuffling."""
+    """Return batches of all positions in order of length, for prediction.
+
+    Sorted rows need the least padding; nothing is shuffled.
+    """
     order = np.argsort(lengths, kind="stable")
     batches = []
-    for at in range(0, len(order), batch_size):
-        positions = order[at : at + batch_size]
+    for start in range(0, len(order), batch_size):
+        positions = order[start : start + batch_size]
         longest = int(lengths[positions].max())
-        batches.append(Batch(positions, -(-longest // MULTIPLE) * MULTIPLE))
+        batches.append(Batch(positions, -(-longest // WIDTH_MULTIPLE) * WIDTH_MULTIPLE))
     return batches
 
 
 def padding_share(lengths: np.ndarray, batches: Sequence[Batch]) -> float:
-    """The share of tokens that are padding."""
+    """Return the share of a plan's tokens that are padding, 0 to 1."""
     tokens = sum(len(batch.positions) * batch.width for batch in batches)
     return 1 - int(lengths.sum()) / max(1, tokens)
 
 
 class Rows(Protocol):
-    """The inputs of the rows of a split, batch by batch.
+    """The model inputs of a split's rows, batch by batch.
 
-    `arrays` gives them whole. In training they may be made in two steps, so that the heavy one runs
-    in TensorFlow, ahead of the model and on many threads: `source` is what Python hands over, and
-    `finish` makes the inputs of it.
+    `arrays` returns them complete. Training may build them in two steps, so that the expensive one
+    runs as TensorFlow ops, ahead of the model and on many threads: Python supplies `raw_arrays`,
+    and `finish` computes the inputs from them.
 
     Attributes:
-        uniform: whether batches of as many rows have the same shapes, whatever their width.
-        pad_id: what fills up token ids.
-        at_once: batches that `finish` works on together; 0: there is no second step.
+        uniform: whether batches of equally many rows have the same shapes, whatever their width.
+        pad_id: the token id that fills up short rows.
+        parallel_batches: batches that `finish` works on in parallel; 0: there is no second step.
     """
 
     uniform: bool
     pad_id: int
-    at_once: int
+    parallel_batches: int
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Inputs by name, each [B, ...]."""
+        """Return the inputs by name, each [B, ...]."""
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Shapes and types of `arrays`, for B rows of some width; None: not known."""
+        """Return the shapes and types of `arrays` for B rows of some width.
 
-    def source(self, batch: Batch) -> dict[str, np.ndarray]:
-        """What `finish` takes."""
+        Args:
+            rows: B, or None if it varies.
+            width: tokens of each row, or None if it varies.
+        """
 
-    def source_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Of `source`."""
+    def raw_arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Return the arrays that `finish` takes, by name."""
 
-    def finish(self, given: Any, targets: tf.Tensor) -> Any:
-        """What `source` gave, and the targets [B, ...] -> the inputs and the targets."""
+    def raw_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Return the shapes and types of `raw_arrays`; the arguments are those of `spec`."""
+
+    def finish(self, raw: Any, targets: tf.Tensor) -> Any:
+        """Compute (inputs, targets) from `raw_arrays`, as tensors, and targets [B, ...]."""
 
 
 class Whole:
-    """Rows whose inputs are made in one step."""
+    """Base of `Rows` that build their inputs in one step, in Python."""
 
     pad_id = 0
-    at_once = 0
+    parallel_batches = 0
 
-    def source(self, batch: Batch) -> dict[str, np.ndarray]:
-        """The inputs."""
+    def raw_arrays(self, batch: Batch) -> dict[str, np.ndarray]:
+        """Return the inputs: there is no second step."""
         return self.arrays(batch)
 
-    def source_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Theirs."""
+    def raw_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Return the shapes and types of the inputs."""
         return self.spec(rows, width)
 
-    def finish(self, given: Any, targets: tf.Tensor) -> Any:
-        """Nothing is left to do."""
-        return given, targets
+    def finish(self, raw: Any, targets: tf.Tensor) -> Any:
+        """Return both arguments unchanged."""
+        return raw, targets
 
 
 @dataclass(frozen=True)
 class Tokens(Whole):
-    """The token ids of a split's rows: `{token_ids, padding_mask, segment_ids}`."""
+    """Token ids of a split's rows: `{token_ids, padding_mask, segment_ids}`."""
 
     split: Dataset
     pad_id: int = 0
     uniform = False
 
     def arrays(self, batch: Batch) -> dict[str, np.ndarray]:
-        """Each int32 [B, width]."""
+        """Return the inputs, each int32 [B, width]."""
         shape = (len(batch.positions), batch.width)
         tokens, mask = np.full(shape, self.pad_id, np.int32), np.zeros(shape, np.int32)
         segments = np.zeros(shape, np.int32)
-        for at, position in enumerate(batch.positions):
+        for row, position in enumerate(batch.positions):
             ids, segment = self.split.prepared.tokens(int(self.split.rows[position]))
-            tokens[at, : len(ids)] = ids
-            segments[at, : len(ids)] = segment
-            mask[at, : len(ids)] = 1
+            tokens[row, : len(ids)] = ids
+            segments[row, : len(ids)] = segment
+            mask[row, : len(ids)] = 1
         return {"token_ids": tokens, "padding_mask": mask, "segment_ids": segments}
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Of `arrays`."""
+        """Return the shapes and types of `arrays`."""
         ids = tf.TensorSpec([rows, width], tf.int32)
         return {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """Which parts of each batch are read here: replica r of `of` takes the r-th part.
+    """The parts of each batch that this worker reads: replica r takes the r-th part.
 
     Attributes:
-        replicas: those of this worker, in order; each gets an element of its own.
-        of: all replicas there are.
+        replicas: indices of this worker's replicas, in order; each gets a separate element.
+        num_replicas: number of replicas over all workers.
     """
 
     replicas: Sequence[int] = (0,)
-    of: int = 1
+    num_replicas: int = 1
 
     def cut(self, batch: Batch) -> Iterator[Batch]:
-        """The parts of a batch; they may be of different size, and empty."""
-        parts = np.array_split(batch.positions, self.of)
+        """Yield this worker's parts of a batch; their sizes may differ, and may be 0."""
+        parts = np.array_split(batch.positions, self.num_replicas)
         for replica in self.replicas:
-            yield replace(batch, positions=parts[replica], piece=replica)
+            yield replace(batch, positions=parts[replica], replica=replica)
 
 
 def dataset(
@@ -209,57 +234,60 @@ def dataset(
     pieces: Pieces | None = None,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
-    """Batches as `tf.data`: (inputs, targets [B, ...], weights [B]), read ahead of the step.
+    """Return batches as a `tf.data.Dataset` of (inputs, targets [B, ...], weights [B]), prefetched.
 
     Args:
         rows: the inputs.
-        targets: of every row of the split, [N] or [N, ...].
-        weights: of every row, float32 [N].
-        batches: read once for each iteration over the data set.
-        pieces: which parts of the batches; default: all of each.
-        shape: rows and width of every element where they are fixed (TPU): smaller ones are filled
-            up with rows of weight 0, and the others' weights raised so that the mean stays.
+        targets: of all rows of the split, [N] or [N, ...].
+        weights: of all rows, float32 [N].
+        batches: iterated once for each pass over the dataset.
+        pieces: the parts of each batch to read; default: the complete batch.
+        shape: (rows, width) of all elements where XLA needs static shapes (TPU). Smaller batches
+            are filled up with rows of weight 0, and the other weights are scaled so that the mean
+            is unchanged.
     """
-    count = shape[0]
-    inputs = rows.source_spec(*shape)
-    source = _Source(rows, targets, weights, batches, pieces or Pieces(), count, inputs)
-    # TensorFlow keeps every Python function of a graph, and so what it refers to, for as long as
-    # the process lives (`ops.script_ops`): it may refer to the source weakly only. The data set
-    # owns the source, and an iterator its data set.
-    weak = weakref.ref(source)
+    static_rows = shape[0]
+    inputs = rows.raw_spec(*shape)
+    source = _Source(rows, targets, weights, batches, pieces or Pieces(), static_rows, inputs)
+    # TensorFlow keeps each Python function of a graph, and all that it refers to, alive until the
+    # process ends (`ops.script_ops`). So the generator refers to the source weakly; the dataset
+    # owns the source, and an iterator owns its dataset.
+    source_ref = weakref.ref(source)
     spec = (
         inputs,
-        tf.TensorSpec([count, *targets.shape[1:]], targets.dtype),
-        tf.TensorSpec([count], tf.float32),
+        tf.TensorSpec([static_rows, *targets.shape[1:]], targets.dtype),
+        tf.TensorSpec([static_rows], tf.float32),
     )
-    # There is nothing to tune, and the tuner's thread keeps an iterator from ending for a minute.
+    # Nothing here is tunable, and the autotuner's thread delays the end of an iterator by a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
     if rows.uniform:
-        # An element that comes from Python costs more than a small step: many come at once.
-        multi_label = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
+        # Fetching an element from Python costs more than a small training step: fetch many at once.
+        stacked_spec = tree.map_structure(lambda s: tf.TensorSpec([None, *s.shape], s.dtype), spec)
         generated = tf.data.Dataset.from_generator(
-            lambda: _stacked(iter(weak())), output_signature=multi_label
+            lambda: _stack(iter(source_ref())), output_signature=stacked_spec
         )
-        made = generated.prefetch(2).unbatch().prefetch(4)
+        result = generated.prefetch(2).unbatch().prefetch(4)
     else:
-        generated = tf.data.Dataset.from_generator(lambda: iter(weak()), output_signature=spec)
-        made = generated.prefetch(4)
+        generated = tf.data.Dataset.from_generator(
+            lambda: iter(source_ref()), output_signature=spec
+        )
+        result = generated.prefetch(4)
     generated._source = source
-    if rows.at_once:
-        made = made.map(
-            lambda given, y, weight: (*rows.finish(given, y), weight),
-            num_parallel_calls=rows.at_once,
+    if rows.parallel_batches:
+        result = result.map(
+            lambda raw, y, weight: (*rows.finish(raw, y), weight),
+            num_parallel_calls=rows.parallel_batches,
             deterministic=True,
-        ).prefetch(rows.at_once)
-    return made.with_options(options)
+        ).prefetch(rows.parallel_batches)
+    return result.with_options(options)
 
 
 @dataclass(frozen=True)
 class _Source:
-    """What `dataset` reads: iterating gives an element (inputs, targets, weights) at a time.
+    """The generator behind `dataset`: yields one (inputs, targets, weights) at a time.
 
-    Where `count` is given every element has so many rows, and the shapes of `spec`.
+    If `static_rows` is set, each element is padded to that many rows and to the shapes of `spec`.
     """
 
     rows: Rows
@@ -267,31 +295,39 @@ class _Source:
     weights: np.ndarray
     batches: Iterable[Batch]
     pieces: Pieces
-    count: int | None
+    static_rows: int | None
     spec: dict[str, tf.TensorSpec]
 
     def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
-        for whole in self.batches:
-            for batch in self.pieces.cut(whole):
-                at = batch.positions
-                element = self.rows.source(batch), self.targets[at], self.weights[at]
-                if self.count is None:
+        for batch in self.batches:
+            for part in self.pieces.cut(batch):
+                positions = part.positions
+                element = (
+                    self.rows.raw_arrays(part),
+                    self.targets[positions],
+                    self.weights[positions],
+                )
+                if self.static_rows is None:
                     yield element
                 else:
-                    share = len(whole.positions) / self.pieces.of  # rows that a piece stands for
-                    factor = self.count / share
-                    yield _filled(element, self.rows.pad_id, self.spec, self.count, factor)
+                    share = (
+                        len(batch.positions) / self.pieces.num_replicas
+                    )  # rows of a part, on average
+                    factor = self.static_rows / share
+                    yield _pad_to_shape(
+                        element, self.rows.pad_id, self.spec, self.static_rows, factor
+                    )
 
 
-def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
-    """Up to `STACKED` consecutive elements of the same shapes as one, stacked."""
+def _stack(elements: Iterator[Any]) -> Iterator[Any]:
+    """Stack up to `STACK_SIZE` consecutive elements of equal shapes into one."""
 
     def shapes(element: Any) -> list[tuple[int, ...]]:
         return [value.shape for value in tree.flatten(element)]
 
     group: list[Any] = []
     for element in elements:
-        if group and (len(group) == STACKED or shapes(element) != shapes(group[0])):
+        if group and (len(group) == STACK_SIZE or shapes(element) != shapes(group[0])):
             yield tree.map_structure(lambda *values: np.stack(values), *group)
             group = []
         group.append(element)
@@ -299,28 +335,41 @@ def _stacked(elements: Iterator[Any]) -> Iterator[Any]:
         yield tree.map_structure(lambda *values: np.stack(values), *group)
 
 
-def _filled(
+def _pad_to_shape(
     element: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
     pad_id: int,
     spec: dict[str, tf.TensorSpec],
-    count: int,
+    static_rows: int,
     factor: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Pad an element to `count` rows and the shapes of `spec`; multiply its weights."""
+    """Pad an element to `static_rows` rows and the shapes of `spec`, and scale its weights.
+
+    Args:
+        element: (inputs, targets, weights).
+        pad_id: fills up `token_ids`; everything else is filled with 0.
+        spec: static shapes of the inputs.
+        static_rows: rows of the result.
+        factor: multiplies the weights, so that the mean over the padded rows stays the same.
+    """
     inputs, targets, weights = element
-    missing = count - len(weights)
-    filled = {}
+    missing = static_rows - len(weights)
+    padded = {}
     for name, value in inputs.items():
-        pads = [(0, to - now) for now, to in zip(value.shape, spec[name].shape, strict=True)]
-        if value.dtype == object:  # a picture that is not there is like the last
-            filled[name] = np.pad(value, pads, mode="edge")
+        paddings = [
+            (0, target - size) for size, target in zip(value.shape, spec[name].shape, strict=True)
+        ]
+        if value.dtype == object:  # encoded images: repeat the last one, since 0 cannot be decoded
+            padded[name] = np.pad(value, paddings, mode="edge")
         else:
-            filled[name] = np.pad(value, pads, constant_values=pad_id if name == "token_ids" else 0)
-    # A row of nothing but padding has no token to attend to: it gets one, which counts nothing.
-    if "padding_mask" in filled:
-        filled["padding_mask"][len(weights) :, 0] = 1
+            padded[name] = np.pad(
+                value, paddings, constant_values=pad_id if name == "token_ids" else 0
+            )
+    # Attention over a row of padding alone is a softmax of nothing. Unmask one token; the weight of
+    # the row is 0.
+    if "padding_mask" in padded:
+        padded["padding_mask"][len(weights) :, 0] = 1
     return (
-        filled,
+        padded,
         np.pad(targets, [(0, missing), *[(0, 0)] * (targets.ndim - 1)]),
         np.pad(weights * np.float32(factor), (0, missing)),
     )

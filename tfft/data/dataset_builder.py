@@ -1,4 +1,4 @@
-"""From the section `data` to the three splits, with one list of class names for all."""
+"""Build the three splits from the section `data`, with one list of class names for all."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +15,19 @@ from tfft.utils import console
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import expanded, is_file, read_text
 
-MISSING = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a value that is not there
+MISSING_VALUES = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a missing value
 
 
 @dataclass(frozen=True)
 class Datasets:
-    """The splits of a run and the names of the classes, in the order of their ids."""
+    """The splits of a run and the names of the classes.
+
+    Attributes:
+        train: always present.
+        validation: None without one.
+        test: None without one.
+        labels: class names in the order of their ids.
+    """
 
     train: Dataset
     validation: Dataset | None
@@ -29,170 +36,184 @@ class Datasets:
 
     @property
     def bad_rows(self) -> list[str]:
-        """The rows that were skipped, as far as they were listed."""
-        sets = {id(s.prepared): s.prepared for s in self.given()}
-        return [line for prepared in sets.values() for line in prepared.bad_listed]
+        """The skipped rows with their reasons, as far as they were listed."""
+        prepared_sets = {id(s.prepared): s.prepared for s in self.splits()}
+        return [line for prepared in prepared_sets.values() for line in prepared.bad_listed]
 
-    def given(self) -> list[Dataset]:
-        """The splits that there are."""
+    def splits(self) -> list[Dataset]:
+        """Return the splits that exist: train, validation, test."""
         return [s for s in (self.train, self.validation, self.test) if s is not None]
 
 
 @dataclass(frozen=True)
 class DatasetSettings:
-    """What the rest of a config wants of its data.
+    """What the other sections of a config require of the data.
 
     Attributes:
         seed: of the splits.
-        labels: that a checkpoint gives; they come before the config's.
-        several: whether a row may have several labels, or none.
-        whole: whether pictures are needed whole, and not at the model's size alone.
+        labels: class names of a checkpoint; they take precedence over the config's.
+        multi_label: whether a row may have several labels, or none.
+        full_images: whether images are needed at full size, not only at the model's size.
     """
 
     seed: int = 0
     labels: Sequence[str] | None = None
     multi_label: bool = False
-    whole: bool = False
+    full_images: bool = False
 
     @classmethod
     def of(cls, config: Config, labels: Sequence[str] | None = None) -> "DatasetSettings":
-        """What a config wants."""
-        whole = config.augmentation.crop is not None
-        return cls(config.train.seed, labels, config.task.multi_label, whole)
+        """Return the settings of a config; `labels` are the class names of a checkpoint."""
+        full_images = config.augmentation.crop is not None
+        return cls(config.train.seed, labels, config.task.multi_label, full_images)
 
 
-def build(config: DataConfig, inputs: Inputs, want: DatasetSettings) -> Datasets:
-    """Prepare every split.
+def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Datasets:
+    """Prepare all splits.
 
-    The test split is held out first, then validation; neither is used to choose the classes.
+    The test split is held out first, then validation. Without configured labels the classes are
+    those of the training source.
 
     Raises:
         UserError: a row is malformed, a label is unknown, or there is only one class.
     """
-    made = _Build(config, inputs, want)
-    prepared = made.prepare("train", config.train)
-    names = tuple(want.labels or _given_labels(config) or prepared.names)
-    train = made.dataset(prepared, names, "train", config.train)
+    builder = _DatasetBuilder(config, inputs, settings)
+    prepared = builder.prepare("train", config.train)
+    names = tuple(settings.labels or _configured_labels(config) or prepared.names)
+    train = builder.dataset(prepared, names, "train", config.train)
     splits: dict[str, Dataset | None] = {}
     for key in ("test", "validation"):
-        given = getattr(config, key)
-        if isinstance(given, Source):
-            splits[key] = made.dataset(made.prepare(key, given), names, key, given)
-        elif isinstance(given, Fraction):
-            seed = want.seed if given.seed is None else given.seed
-            kept, held = stratified(train.labels, given.fraction, seed)
+        split_config = getattr(config, key)
+        if isinstance(split_config, Source):
+            splits[key] = builder.dataset(
+                builder.prepare(key, split_config), names, key, split_config
+            )
+        elif isinstance(split_config, Fraction):
+            seed = settings.seed if split_config.seed is None else split_config.seed
+            train_positions, held_out = stratified(train.labels, split_config.fraction, seed)
             splits[key] = None
-            if len(held):
-                splits[key], train = train.take(held), train.take(kept)
+            if len(held_out):
+                splits[key], train = train.take(held_out), train.take(train_positions)
             else:
-                console.log(f"data.{key}: no class has two rows, of which one could be held out")
+                console.log(f"data.{key}: no class has two rows, so none can be held out")
         else:
             splits[key] = None
-    if len(names) < 2 - want.multi_label:
+    if len(names) < 2 - settings.multi_label:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)
-    _tell(result)
+    _log_summary(result)
     for name in names:
-        if name.strip().lower() in MISSING:
-            place = made.place_of(name, "train", config.train)
-            console.log(f"{place}: label {name!r} is a class; is it a missing value?")
+        if name.strip().lower() in MISSING_VALUES:
+            location = builder.location_of(name, "train", config.train)
+            console.log(f"{location}: label {name!r} is a class; is it a missing value?")
     return result
 
 
 def of_source(
-    config: DataConfig, key: str, source: Source, inputs: Inputs, want: DatasetSettings
+    config: DataConfig, key: str, source: Source, inputs: Inputs, settings: DatasetSettings
 ) -> Dataset:
-    """One split of known classes (`want.labels`), for evaluation alone."""
-    made = _Build(config, inputs, want)
-    return made.dataset(made.prepare(key, source), tuple(want.labels or ()), key, source)
+    """Prepare one split of known classes (`settings.labels`), for evaluation alone."""
+    builder = _DatasetBuilder(config, inputs, settings)
+    return builder.dataset(builder.prepare(key, source), tuple(settings.labels or ()), key, source)
 
 
 def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
-    """The columns that are read: a picture, a text or a pair of them, and the label last."""
-    given = {"image": config.image, "text": config.text, "text_pair": config.text_pair}
-    return (*(given[name] for name in inputs.columns), config.label)
+    """Return the columns to read: an image, a text or a pair of texts, and the label last."""
+    columns_of = {"image": config.image, "text": config.text, "text_pair": config.text_pair}
+    return (*(columns_of[name] for name in inputs.columns), config.label)
 
 
-def request(
+def build_request(
     config: DataConfig, key: str, source: Source, inputs: Inputs, multi_label: bool
 ) -> Request:
-    """What is asked of a source."""
+    """Return the request for a source; `key` names its split in the section `data`."""
     separator = config.label_separator if multi_label else None
     return Request(source, columns(config, inputs), f"data.{key}", config.on_bad_row, separator)
 
 
-def read(asked: Request, inputs: Inputs) -> Iterator[sources.Row | sources.BadRow]:
-    """The rows of a source, not looked at any further."""
+def read_rows(request: Request, inputs: Inputs) -> Iterator[sources.Row | sources.BadRow]:
+    """Yield the rows of a source without preparing them."""
     if isinstance(inputs, ImageInputs):
-        return images.read(asked)
-    return sources.read(asked.source, asked.columns, asked.key, asked.separator is not None)
+        return images.read(request)
+    return sources.read(request.source, request.columns, request.key, request.separator is not None)
 
 
 @dataclass(frozen=True)
-class _Build:
+class _DatasetBuilder:
+    """Builds the splits of one config."""
+
     config: DataConfig
     inputs: Inputs
-    want: DatasetSettings
+    settings: DatasetSettings
 
-    def prepare(self, key: str, source: Source) -> texts.Tokens | images.Pictures:
-        asked = request(self.config, key, source, self.inputs, self.want.multi_label)
+    def prepare(self, key: str, source: Source) -> texts.PreparedTexts | images.PreparedImages:
+        """Return the prepared set of a source; `key` names its split."""
+        request = build_request(self.config, key, source, self.inputs, self.settings.multi_label)
         cache = default_cache(self.config.cache_dir)
         if not isinstance(self.inputs, ImageInputs):
-            return texts.prepare(asked, self.inputs, cache)
-        keep = self.config.cache_images
-        if keep == "auto" and self.want.whole and key == "train":
-            keep = False
-        return images.prepare(asked, self.inputs, cache, keep)
+            return texts.prepare(request, self.inputs, cache)
+        cache_pixels = self.config.cache_images
+        if cache_pixels == "auto" and self.settings.full_images and key == "train":
+            cache_pixels = False  # random crops start from the full image, not from cached pixels
+        return images.prepare(request, self.inputs, cache, cache_pixels)
 
     def dataset(
         self,
-        prepared: texts.Tokens | images.Pictures,
+        prepared: texts.PreparedTexts | images.PreparedImages,
         names: tuple[str, ...],
         key: str,
         source: Source,
     ) -> Dataset:
-        self._check_alike(prepared.names, key, source)
+        """Return a prepared set as a split whose labels are indices into `names`.
+
+        Raises:
+            UserError: a label is not one of `names`, or two labels look the same.
+        """
+        self._check_distinct(prepared.names, key, source)
         ids = {name: i for i, name in enumerate(names)}
-        # A number that is no name itself is an index into the names.
-        given = self.config.labels is not None
-        indices = {str(i): i for i in range(len(names))} if given else {}
-        table = np.array([ids.get(n, indices.get(n, -1)) for n in prepared.names], np.int32)
-        if (table < 0).any():
-            unknown = prepared.names[int(np.flatnonzero(table < 0)[0])]
+        # With `data.labels`, a number that is not itself a name is an index into the names.
+        has_labels = self.config.labels is not None
+        indices = {str(i): i for i in range(len(names))} if has_labels else {}
+        id_of_name = np.array([ids.get(n, indices.get(n, -1)) for n in prepared.names], np.int32)
+        if (id_of_name < 0).any():
+            unknown = prepared.names[int(np.flatnonzero(id_of_name < 0)[0])]
             raise UserError(
-                f"{self.place_of(unknown, key, source)}: label {unknown!r} is not a class"
+                f"{self.location_of(unknown, key, source)}: label {unknown!r} is not a class"
                 f"{nearest(unknown, names)}"
             )
         rows = np.arange(prepared.rows)
-        if not self.want.multi_label:
-            return Dataset(prepared, rows, table[prepared.labels])
+        if not self.settings.multi_label:
+            return Dataset(prepared, rows, id_of_name[prepared.labels])
         labels = np.zeros((prepared.rows, len(names)), np.float32)
-        labels[prepared.label_rows, table[prepared.labels]] = 1
+        labels[prepared.label_rows, id_of_name[prepared.labels]] = 1
         return Dataset(prepared, rows, labels)
 
-    def _check_alike(self, names: Sequence[str], key: str, source: Source) -> None:
-        """Labels that look the same must be the same.
+    def _check_distinct(self, names: Sequence[str], key: str, source: Source) -> None:
+        """Refuse labels that look the same but differ.
 
         Raises:
-            UserError: two differ in spaces or in how their letters are composed alone.
+            UserError: two labels differ only in spaces or in Unicode normalization.
         """
         if (pair := look_alike(names)) is not None:
-            first, second = (self.place_of(name, key, source) for name in pair)
+            first, second = (self.location_of(name, key, source) for name in pair)
             raise UserError(
                 f"{second}: label {shown(pair[1])} differs from {shown(pair[0])} ({first}) in "
-                "spaces or in Unicode's form (NFC, NFD) alone; write both the same"
+                "spaces or Unicode normalization (NFC, NFD) only; write both the same"
             )
 
-    def place_of(self, label: str, key: str, source: Source) -> str:
-        """Where a label stands first; read again, as only what is wrong asks for it."""
-        asked = request(self.config, key, source, self.inputs, self.want.multi_label)
-        for row in read(asked, self.inputs):
-            if isinstance(row, sources.Row) and label in asked.labels(row.values[-1]):
+    def location_of(self, label: str, key: str, source: Source) -> str:
+        """Return the place of the first row with a label.
+
+        The source is read again: locations are not stored, as only errors need them.
+        """
+        request = build_request(self.config, key, source, self.inputs, self.settings.multi_label)
+        for row in read_rows(request, self.inputs):
+            if isinstance(row, sources.Row) and label in request.labels(row.values[-1]):
                 return row.place
         return f"data.{key}"
 
 
-def _given_labels(config: DataConfig) -> list[str] | None:
+def _configured_labels(config: DataConfig) -> list[str] | None:
     if not isinstance(config.labels, str):
         return config.labels
     path = expanded(config.labels)
@@ -206,17 +227,17 @@ def _given_labels(config: DataConfig) -> list[str] | None:
     return names
 
 
-def _tell(datasets: Datasets) -> None:
+def _log_summary(datasets: Datasets) -> None:
     sizes = [f"{len(datasets.train):,} train"]
     for name in ("validation", "test"):
         split = getattr(datasets, name)
         sizes.append(f"{len(split):,} {name}" if split is not None else f"no {name}")
     multi_label = datasets.train.labels.ndim == 2
-    kind = "labels, of which a row may have several" if multi_label else "classes"
-    console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {kind}")
+    noun = "labels, several of which a row may have" if multi_label else "classes"
+    console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {noun}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
-        console.log("data: there are hardly more training rows than labels; is data.label right?")
-    for prepared in {id(s.prepared): s.prepared for s in datasets.given()}.values():
+        console.log("data: hardly more training rows than labels; is data.label right?")
+    for prepared in {id(s.prepared): s.prepared for s in datasets.splits()}.values():
         if prepared.bad:
             console.log(
                 f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}"

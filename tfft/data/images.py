@@ -1,7 +1,7 @@
-"""Pictures looked at once: broken ones found, sizes and hashes noted, pixels kept where that pays.
+"""Inspect images once: find broken ones, store sizes and hashes, cache pixels where that pays.
 
-Each file is decoded by the ops that will be served. What is kept of it in the cache is small; the
-files stay where they are, but for those of a TFDS set or an npz file, whose bytes are copied.
+Each file is decoded by the ops that serving uses. The cache holds little about it: the files stay
+in place, except for the images of a TFDS dataset or an npz file, whose bytes are copied.
 """
 
 import json
@@ -18,26 +18,25 @@ from typing import Any
 import numpy as np
 
 from tfft.data import sources
-from tfft.data.prepared import Prepared, Request, Strings, Writer, digest, written
+from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, written
 from tfft.data.sources import BadRow, Row
 from tfft.preprocess import ImageInputs
-from tfft.preprocess.image import read as read_picture
+from tfft.preprocess.image import read as read_image
 from tfft.utils import console
 from tfft.utils.errors import UserError
 
-VERSION = 3  # of this preparation: raise it when the files below change
-COPIED = ("tfds", "npz")  # sources whose rows hold the pictures themselves
-CHUNK = 256  # pictures decoded at once
-KEPT = 4 * 2**30  # bytes of pixels of a set that `cache_images: auto` keeps at most
-SHARE = 0.25  # of the free disk that it takes at most
+VERSION = 3  # of the format: raise it when the files written below change
+EMBEDDED_SOURCES = ("tfds", "npz")  # sources whose rows hold encoded images, not paths
+CHUNK_SIZE = 256  # images decoded in parallel
+MAX_PIXEL_BYTES = 4 * 2**30  # of a set, under `cache_images: auto`
+MAX_DISK_SHARE = 0.25  # of the free disk space, under `cache_images: auto`
 
 
-class Pictures(Prepared):
-    """A set of pictures that were looked at.
+class PreparedImages(Prepared):
+    """A set of inspected images.
 
     Attributes:
-        pixels: uint8 [rows, H, W, 3], where they were kept.
-        size: their height and width.
+        size: height and width of the cached pixels.
     """
 
     def __init__(self, folder: Path):
@@ -46,95 +45,103 @@ class Pictures(Prepared):
 
     @cached_property
     def pixels(self) -> np.ndarray | None:
-        """uint8 [rows, H, W, 3], or None where they were not kept."""
+        """Pixels at the model's size, uint8 [rows, H, W, 3]; None if not cached."""
         if not self.meta["pixels"]:
             return None
         return self.map("pixels", np.uint8).reshape(self.rows, *self.size, 3)
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Height and width of each file's picture, int32 [rows, 2]."""
+        """Height and width of each image file, int32 [rows, 2]."""
         return np.array(self.map("sizes", np.int32)).reshape(-1, 2)
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """Difference hashes, uint8 [rows, 8]: 64 bits each."""
+        """Difference hashes of 64 bits, uint8 [rows, 8]."""
         return np.array(self.map("hashes", np.uint8)).reshape(-1, 8)
 
     @cached_property
     def tiny(self) -> np.ndarray:
-        """The pictures at 8 x 8, uint8 [rows, 192]."""
+        """Thumbnails of 8 x 8 pixels, uint8 [rows, 192]."""
         return np.array(self.map("tiny", np.uint8)).reshape(-1, 192)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """One for all: pictures of a set have one size, and need no padding."""
+        """The same number for each row, int32 [rows]: images of one size need no buckets."""
         return np.full(self.rows, 8, np.int32)
 
     @cached_property
-    def _names(self) -> Strings:
-        return Strings(self, "names")
+    def _names(self) -> ByteStrings:
+        return ByteStrings(self, "names")
 
     @cached_property
-    def _encoded(self) -> Strings:
-        return Strings(self, "encoded")
+    def _encoded(self) -> ByteStrings:
+        return ByteStrings(self, "encoded")
 
     def name(self, row: int) -> str:
-        """The path of a picture, or its place in the set."""
+        """Return the path of an image, or its place in the set."""
         return os.fsdecode(self._names[row])
 
     def raw(self, row: int) -> tuple[str | bytes]:
-        """The path of a picture's file, or its bytes."""
+        """Return the path of an image file, or its bytes, as a tuple of one."""
         return (self._encoded[row] if self.meta["copied"] else self.name(row),)
 
 
-def prepare(request: Request, inputs: ImageInputs, cache: Path, keep: bool | str) -> Pictures:
-    """Take a set from the cache, or look at all its pictures first.
+def prepare(
+    request: Request, inputs: ImageInputs, cache: Path, cache_pixels: bool | str
+) -> PreparedImages:
+    """Load a set from the cache, or inspect all its images first.
 
     Args:
-        keep: whether the pixels are kept; `auto`: if they are few enough.
+        request: the source and how to treat it.
+        inputs: decodes the images.
+        cache: folder of the cache.
+        cache_pixels: whether to cache the pixels; `auto`: if they are small enough.
 
     Raises:
-        UserError: a picture is broken and `on_bad_row` is stop; or none is left.
+        UserError: an image is broken and `on_bad_row` is stop, or no row is usable.
     """
-    if request.source.source in COPIED:  # pictures come in the rows: they are never all in memory
+    if request.source.source in EMBEDDED_SOURCES:  # stream: the images do not fit into memory
         rows: Iterable[Row | BadRow] = read(request)
     else:
         rows = list(read(request))
     content = digest(_content(request, rows))
-    folder = cache / "pictures" / _cache_key(request, inputs, content, keep)
+    folder = cache / "pictures" / _cache_key(request, inputs, content, cache_pixels)
 
     def write(temporary: Path) -> dict[str, Any]:
-        meta = _write(temporary, request, inputs, rows, keep)
+        meta = _write(temporary, request, inputs, rows, cache_pixels)
         request.check_unchanged(content, digest(_content(request, rows)))
         return meta
 
     written(folder, write)
-    prepared = Pictures(folder)
+    prepared = PreparedImages(folder)
     if prepared.rows == 0:
-        raise prepared.unusable(request, "image_spec")
+        raise prepared.no_rows_error(request, "image")
     return prepared
 
 
 def read(request: Request) -> Iterator[Row | BadRow]:
-    """The rows of a source, each picture with its path or its bytes."""
+    """Yield the rows of a source, each image as its path or its bytes."""
     multi_label = request.separator is not None
     rows = sources.read(request.source, request.columns, request.key, multi_label)
     return rows if request.source.source == "images" else sources.with_paths(rows)
 
 
-def _cache_key(request: Request, inputs: ImageInputs, content: str, keep: bool | str) -> str:
-    settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row, keep]
+def _cache_key(
+    request: Request, inputs: ImageInputs, content: str, cache_pixels: bool | str
+) -> str:
+    settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row, cache_pixels]
     settings += [request.separator, request.source.model_dump(mode="json")]
     return digest([json.dumps(settings).encode(), content.encode()])
 
 
 def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
-    """What changes when the pictures could.
+    """Yield what identifies the images, for a digest.
 
-    Files are known by size and time of change: to read all of them would take as long again.
+    Files are identified by size and modification time: reading all of them would take as long as
+    inspecting them.
     """
-    if request.source.source in COPIED:
+    if request.source.source in EMBEDDED_SOURCES:
         yield from sources.content(request.source, request.key)
         return
     for row in rows:
@@ -144,10 +151,10 @@ def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
             continue
         yield "\0".join(row.values).encode("utf-8", "surrogateescape")
         try:
-            found = os.stat(row.values[0])
+            status = os.stat(row.values[0])
         except (OSError, ValueError):
             continue
-        yield f"{found.st_size} {found.st_mtime_ns}".encode()
+        yield f"{status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _write(
@@ -155,80 +162,92 @@ def _write(
     request: Request,
     inputs: ImageInputs,
     rows: Iterable[Row | BadRow],
-    keep: bool | str,
+    cache_pixels: bool | str,
 ) -> dict[str, Any]:
-    copied = request.source.source in COPIED
-    names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
-    names += ["encoded", "encoded_ends"] if copied else []
-    writer = Writer(folder, request, names, places=("names", "names_ends", "pixels"))
-    room = min(KEPT, int(SHARE * shutil.disk_usage(folder).free)) if keep == "auto" else None
-    kept, each = bool(keep), 3 * int(np.prod(inputs.image_spec.size))
+    """Inspect all rows and write the files of the set; return its meta data."""
+    copied = request.source.source in EMBEDDED_SOURCES
+    file_names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
+    file_names += ["encoded", "encoded_ends"] if copied else []
+    writer = Writer(folder, request, file_names, derived=("names", "names_ends", "pixels"))
+    budget = (
+        min(MAX_PIXEL_BYTES, int(MAX_DISK_SHARE * shutil.disk_usage(folder).free))
+        if cache_pixels == "auto"
+        else None
+    )
+    caching, image_bytes = bool(cache_pixels), 3 * int(np.prod(inputs.image_spec.size))
     total = f" of {len(rows):,}" if isinstance(rows, list) else ""
-    began = time.monotonic()
+    start_time = time.monotonic()
     try:
-        for chunk in _looked_at(rows, inputs):
-            good: list[Row] = []
-            for row, found in chunk:
+        for chunk in _inspect_rows(rows, inputs):
+            good_rows: list[Row] = []
+            for row, inspected in chunk:
                 if isinstance(row, BadRow):
                     writer.reject(row)
                 elif copied and not isinstance(row.values[0], bytes):
-                    reason = f"{request.columns[0]!r} holds no picture; data.image names the column"
+                    reason = f"{request.columns[0]!r} holds no image; data.image names the column"
                     writer.reject(BadRow(row.place, reason))
-                elif isinstance(found, str):
-                    writer.reject(BadRow(_place(row), found))
+                elif isinstance(inspected, str):
+                    writer.reject(BadRow(_location(row), inspected))
                 else:
-                    writer.put("sizes", found.size)
-                    writer.put("hashes", np.packbits(found.bits))
-                    writer.put("tiny", found.tiny)
-                    good.append(row)
-                    if kept and room is not None and (writer.rows + len(good)) * each > room:
-                        kept = False
+                    writer.put("sizes", inspected.size)
+                    writer.put("hashes", np.packbits(inspected.bits))
+                    writer.put("tiny", inspected.tiny)
+                    good_rows.append(row)
+                    if (
+                        caching
+                        and budget is not None
+                        and (writer.rows + len(good_rows)) * image_bytes > budget
+                    ):
+                        caching = False
                         writer.drop("pixels")
-                    if kept:
-                        writer.put("pixels", found.pixels)
-            writer.put_strings("names", [os.fsencode(_name(row)) for row in good])
+                    if caching:
+                        writer.put("pixels", inspected.pixels)
+            writer.put_strings("names", [os.fsencode(_display_name(row)) for row in good_rows])
             if copied:
-                writer.put_strings("encoded", [row.values[0] for row in good])
-            writer.count(good)
-            speed = writer.rows / max(1e-9, time.monotonic() - began)
+                writer.put_strings("encoded", [row.values[0] for row in good_rows])
+            writer.add_labels(good_rows)
+            speed = writer.rows / max(1e-9, time.monotonic() - start_time)
             console.progress(
-                f"looking at {request.key}: {writer.rows:,}{total} pictures, {speed:,.0f} a second"
+                f"inspecting {request.key}: {writer.rows:,}{total} images, {speed:,.0f} images/s"
             )
     finally:
         writer.close()
-    seconds = time.monotonic() - began
-    console.progress(f"looked at {request.key}: {writer.rows:,} pictures in {seconds:.1f} s", True)
+    seconds = time.monotonic() - start_time
+    console.progress(f"inspected {request.key}: {writer.rows:,} images in {seconds:.1f} s", True)
     size = list(inputs.image_spec.size)
-    return {**writer.meta(), "size": size, "pixels": kept, "copied": copied}
+    return {**writer.meta(), "size": size, "pixels": caching, "copied": copied}
 
 
-def _looked_at(
+def _inspect_rows(
     rows: Iterable[Row | BadRow], inputs: ImageInputs
 ) -> Iterator[list[tuple[Row | BadRow, Any]]]:
-    """Each row with what its picture is, or what is wrong with it; in order, by threads."""
+    """Yield chunks of (row, inspected image or what is wrong with it), in order.
 
-    def look(row: Row | BadRow) -> Any:
+    Threads decode the images of a chunk.
+    """
+
+    def inspect(row: Row | BadRow) -> Any:
         if isinstance(row, BadRow):
             return None
         encoded = row.values[0]
         if isinstance(encoded, str):
             try:
-                encoded = read_picture(encoded)
+                encoded = read_image(encoded)
             except UserError as error:
                 return str(error).removeprefix(f"{row.values[0]}: ")
         return inputs.inspect(encoded)
 
-    waiting = iter(rows)
+    remaining = iter(rows)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(islice(waiting, CHUNK)):
-            yield list(zip(chunk, pool.map(look, chunk), strict=True))
+        while chunk := list(islice(remaining, CHUNK_SIZE)):
+            yield list(zip(chunk, pool.map(inspect, chunk), strict=True))
 
 
-def _name(row: Row) -> str:
+def _display_name(row: Row) -> str:
     return row.values[0] if isinstance(row.values[0], str) else row.place
 
 
-def _place(row: Row) -> str:
-    """The picture's path, after its place in a table if it is named in one."""
+def _location(row: Row) -> str:
+    """Return the image's path, preceded by its place in a table if a table names it."""
     path = row.values[0]
     return row.place if not isinstance(path, str) or path == row.place else f"{row.place}: {path}"

@@ -1,4 +1,4 @@
-"""A data set before it is trained on: classes, lengths, duplicates, leaks, bad rows."""
+"""Profile a text data set before training: classes, lengths, duplicates, leaks, bad rows."""
 
 import re
 import zlib
@@ -15,23 +15,26 @@ from tfft.data.splits import Dataset
 from tfft.preprocess import TextInputs
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
-NEAR = 0.8  # Jaccard similarity of 4-letter shingles from which two texts are near duplicates
-NEAR_ROWS = 50_000  # rows of a split that are searched for near duplicates
-SHOWN = 5
-_BANDS, _ROWS = 16, 4  # of MinHash: finds a pair of similarity 0.8 with probability 0.9998
+MIN_SIMILARITY = 0.8  # least Jaccard similarity of 4-letter shingles of near duplicates
+MAX_NEAR_ROWS = 50_000  # rows of a split that are searched for near duplicates
+NUM_EXAMPLES = 5  # near duplicates and leaks that are listed
+_BANDS, _HASHES_PER_BAND = (
+    16,
+    4,
+)  # of MinHash: finds a pair of similarity 0.8 with probability 0.9998
 _PRIME = (1 << 61) - 1
 
 
 def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
-    """All that is found; plain data.
+    """Return the profile of a config's texts as plain data.
 
-    Bad rows are counted and listed whatever `on_bad_row` says: to find them is the point.
+    Bad rows are counted and listed whatever `on_bad_row` is: to find them is the purpose.
     """
     bad = _bad_rows(config, inputs)
     data = config.data.model_copy(update={"on_bad_row": "skip"})
     datasets = dataset_builder.build(data, inputs, dataset_builder.DatasetSettings.of(config))
-    given = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
-    splits = {name: split for name, split in given.items() if split is not None}
+    named = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
+    splits = {name: split for name, split in named.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
     return {
         "classes": class_counts(splits, datasets.labels),
@@ -45,47 +48,54 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
 
 
 def class_counts(splits: dict[str, Dataset], labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Rows of each class in each split."""
+    """Return the number of rows of each class in each split: split -> class -> rows."""
     return {
         name: dict(zip(labels, map(int, split.counts(len(labels))), strict=True))
         for name, split in splits.items()
     }
 
 
-def text(found: dict[str, Any], middle: Sequence[str] | None = None) -> str:
-    """The profile for reading; `middle` stands in place of the lengths of texts."""
+def text(result: dict[str, Any], middle: Sequence[str] | None = None) -> str:
+    """Format a profile for reading.
+
+    Args:
+        result: what `profile` returned.
+        middle: lines in place of those on the lengths of texts.
+    """
     lines = []
-    names = list(found["classes"])
-    width = max(len(label) for label in found["classes"]["train"]) + 2
+    names = list(result["classes"])
+    width = max(len(label) for label in result["classes"]["train"]) + 2
     lines.append("classes".ljust(width) + "".join(name.rjust(12) for name in names))
-    for label in found["classes"]["train"]:
-        counts = (f"{found['classes'][name][label]:,}".rjust(12) for name in names)
+    for label in result["classes"]["train"]:
+        counts = (f"{result['classes'][name][label]:,}".rjust(12) for name in names)
         lines.append(label.ljust(width) + "".join(counts))
-    lines += _length_lines(found["lengths"]) if middle is None else middle
+    lines += _length_lines(result["lengths"]) if middle is None else middle
     lines.append("\nduplicates within a split")
-    for name, d in found["duplicates"].items():
+    for name, d in result["duplicates"].items():
         lines.append(
             f"  {name}: {d['exact']:,} exact ({d['contradicting']:,} under another label), "
             f"{d['near']:,} near"
         )
         lines += [f"    {a!r} ~ {b!r}" for a, b in d["near_shown"]]
     lines.append("\nleaks between splits")
-    for pair, leak in found["leaks"].items():
+    for pair, leak in result["leaks"].items():
         lines.append(f"  {pair}: {leak['exact']:,} exact, {leak['near']:,} near")
-        lines += [f"    {shown!r}" for shown in leak["shown"]]
+        lines += [f"    {example!r}" for example in leak["shown"]]
     lines.append("\nbad rows")
-    for name, bad in found["bad_rows"].items():
+    for name, bad in result["bad_rows"].items():
         lines.append(f"  {name}: {bad['count']:,}")
         lines += [f"    {line}" for line in bad["listed"]]
     return "\n".join(lines)
 
 
-def _length_lines(found: dict[str, dict[str, Any]]) -> list[str]:
-    lines = ["\ntokens a row, uncut (quantiles " + ", ".join(f"{q}%" for q in QUANTILES) + ")"]
-    for name, lengths in found.items():
-        shown = ", ".join(str(value) for value in lengths["quantiles"])
+def _length_lines(lengths_of: dict[str, dict[str, Any]]) -> list[str]:
+    lines = [
+        "\ntokens per row, untruncated (quantiles " + ", ".join(f"{q}%" for q in QUANTILES) + ")"
+    ]
+    for name, lengths in lengths_of.items():
+        values = ", ".join(str(value) for value in lengths["quantiles"])
         lines.append(
-            f"  {name}: {shown}; max_length {lengths['max_length']} cuts {lengths['cut_rows']:,} "
+            f"  {name}: {values}; max_length {lengths['max_length']} cuts {lengths['cut_rows']:,} "
             f"rows ({lengths['cut_rows_share']:.1%}) and loses {lengths['lost_tokens_share']:.2%} "
             "of the tokens"
         )
@@ -93,83 +103,90 @@ def _length_lines(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
-    found = {}
+    result = {}
     for key in ("train", "validation", "test"):
         source = getattr(config.data, key)
         if not isinstance(source, Source):
             continue
         listed, count = [], 0
-        asked = dataset_builder.request(config.data, key, source, inputs, config.task.multi_label)
-        for row in dataset_builder.read(asked, inputs):
+        request = dataset_builder.build_request(
+            config.data, key, source, inputs, config.task.multi_label
+        )
+        for row in dataset_builder.read_rows(request, inputs):
             if isinstance(row, BadRow):
                 count += row.count
-                if len(listed) < 4 * SHOWN:
+                if len(listed) < 4 * NUM_EXAMPLES:
                     listed.append(f"{row.place}: {row.reason}")
-        found[key] = {"count": count, "listed": listed}
-    return found
+        result[key] = {"count": count, "listed": listed}
+    return result
 
 
 def _texts(split: Dataset) -> list[str]:
-    return ["\n".join(split.raw(at)) for at in range(len(split))]
+    return ["\n".join(split.raw(position)) for position in range(len(split))]
 
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
     lengths = np.zeros(len(split), np.int64)
     for start in range(0, len(split), 4096):
-        rows = [split.raw(at) for at in range(start, min(start + 4096, len(split)))]
+        rows = [split.raw(position) for position in range(start, min(start + 4096, len(split)))]
         lengths[start : start + len(rows)] = inputs.lengths(*zip(*rows, strict=True))
-    over = np.maximum(lengths - max_length, 0)
+    excess = np.maximum(lengths - max_length, 0)
     return {
         "quantiles": [int(v) for v in np.percentile(lengths, QUANTILES, method="nearest")],
         "max_length": max_length,
-        "cut_rows": int((over > 0).sum()),
-        "cut_rows_share": float((over > 0).mean()),
-        "lost_tokens_share": float(over.sum() / lengths.sum()),
+        "cut_rows": int((excess > 0).sum()),
+        "cut_rows_share": float((excess > 0).mean()),
+        "lost_tokens_share": float(excess.sum() / lengths.sum()),
     }
 
 
 def _duplicates(texts: Sequence[str], split: Dataset) -> dict[str, Any]:
-    plain = [_plain(t) for t in texts]
-    places = defaultdict(list)
-    for at, value in enumerate(plain):
-        places[value].append(at)
-    groups = [group for group in places.values() if len(group) > 1]
+    normalized = [_normalize(t) for t in texts]
+    positions_of = defaultdict(list)
+    for position, value in enumerate(normalized):
+        positions_of[value].append(position)
+    groups = [group for group in positions_of.values() if len(group) > 1]
     contradicting = sum(len({split.labels[i].tobytes() for i in g}) > 1 for g in groups)
-    first = [group[0] for group in places.values()][:NEAR_ROWS]
-    near = list(_near_pairs([plain[at] for at in first]))
+    representatives = [group[0] for group in positions_of.values()][:MAX_NEAR_ROWS]
+    near_duplicates = list(_near_pairs([normalized[position] for position in representatives]))
     return {
         "exact": sum(len(group) - 1 for group in groups),
         "contradicting": contradicting,
-        "near": len(near),
-        "near_shown": [(texts[first[a]], texts[first[b]]) for a, b in near[:SHOWN]],
+        "near": len(near_duplicates),
+        "near_shown": [
+            (texts[representatives[a]], texts[representatives[b]])
+            for a, b in near_duplicates[:NUM_EXAMPLES]
+        ],
     }
 
 
 def _leaks(texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
-    """Rows of the later split that stand, exactly or nearly, in the earlier one."""
-    plain = {name: [_plain(t) for t in values] for name, values in texts.items()}
-    names, found = list(texts), {}
-    for at, left in enumerate(names):
-        for right in names[at + 1 :]:
-            held = set(plain[left])
-            exact = [i for i, value in enumerate(plain[right]) if value in held]
-            rest = list(dict.fromkeys(v for v in plain[right] if v not in held))[:NEAR_ROWS]
-            old = list(held)[:NEAR_ROWS]
-            pairs = _near_pairs([*old, *rest], across=len(old))
-            near = {b for _, b in pairs}
-            shown = [texts[right][i] for i in exact[:SHOWN]] or [
-                rest[b - len(old)] for b in sorted(near)[:SHOWN]
+    """Return the rows of the later split that are also, exactly or nearly, in the earlier one."""
+    normalized = {name: [_normalize(t) for t in values] for name, values in texts.items()}
+    names, leaks = list(texts), {}
+    for index, earlier in enumerate(names):
+        for later in names[index + 1 :]:
+            earlier_texts = set(normalized[earlier])
+            exact = [i for i, value in enumerate(normalized[later]) if value in earlier_texts]
+            remaining = list(dict.fromkeys(v for v in normalized[later] if v not in earlier_texts))[
+                :MAX_NEAR_ROWS
             ]
-            found[f"{left} and {right}"] = {
+            candidates = list(earlier_texts)[:MAX_NEAR_ROWS]
+            pairs = _near_pairs([*candidates, *remaining], across=len(candidates))
+            near_duplicates = {b for _, b in pairs}
+            examples = [texts[later][i] for i in exact[:NUM_EXAMPLES]] or [
+                remaining[b - len(candidates)] for b in sorted(near_duplicates)[:NUM_EXAMPLES]
+            ]
+            leaks[f"{earlier} and {later}"] = {
                 "exact": len(exact),
-                "near": len(near),
-                "shown": shown,
+                "near": len(near_duplicates),
+                "shown": examples,
             }
-    return found
+    return leaks
 
 
-def _plain(value: str) -> str:
-    """What makes two texts the same: their letters and digits, in order."""
+def _normalize(value: str) -> str:
+    """Return the letters and digits of a text, lower-cased: equal for duplicates."""
     return " ".join(re.findall(r"\w+", value.lower())) or value
 
 
@@ -178,28 +195,32 @@ def _shingles(value: str) -> set[int]:
 
 
 def _near_pairs(texts: Sequence[str], across: int | None = None) -> Iterator[tuple[int, int]]:
-    """Index pairs of similar texts, by MinHash (Broder 1997), each checked exactly.
+    """Yield index pairs of similar texts, found by MinHash (Broder 1997), each verified exactly.
 
-    With `across` only pairs with one text before and one from that index on are given.
+    Args:
+        texts: normalized texts.
+        across: yield only pairs with one index below it and the other at or above it.
     """
     generator = np.random.default_rng(0)
-    a, b = generator.integers(1, 1 << 31, (2, _BANDS * _ROWS, 1)).astype(np.uint64)
+    a, b = generator.integers(1, 1 << 31, (2, _BANDS * _HASHES_PER_BAND, 1)).astype(np.uint64)
     shingles = [_shingles(text) for text in texts]
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
-    for at, own in enumerate(shingles):
-        hashes = np.fromiter(own, np.uint64, len(own))[None, :]
-        lowest = ((a * hashes + b) % np.uint64(_PRIME)).min(axis=1).reshape(_BANDS, _ROWS)
+    for index, shingle_set in enumerate(shingles):
+        hashes = np.fromiter(shingle_set, np.uint64, len(shingle_set))[None, :]
+        minima = (
+            ((a * hashes + b) % np.uint64(_PRIME)).min(axis=1).reshape(_BANDS, _HASHES_PER_BAND)
+        )
         for band in range(_BANDS):
-            buckets[band, lowest[band].tobytes()].append(at)
-    seen: Counter[tuple[int, int]] = Counter()
+            buckets[band, minima[band].tobytes()].append(index)
+    yielded: Counter[tuple[int, int]] = Counter()
     for members in buckets.values():
-        # A crowd shares a stock phrase; comparing its first rows says enough.
-        for i, left in enumerate(members[:50]):
-            for right in members[i + 1 : 50]:
-                pair = (left, right)
-                if seen[pair] or (across is not None and not left < across <= right):
+        # Large buckets come from a common phrase. Comparing 50 rows bounds the quadratic search.
+        for i, first in enumerate(members[:50]):
+            for second in members[i + 1 : 50]:
+                pair = (first, second)
+                if yielded[pair] or (across is not None and not first < across <= second):
                     continue
-                seen[pair] += 1
-                both = len(shingles[left] & shingles[right])
-                if both >= NEAR * len(shingles[left] | shingles[right]):
+                yielded[pair] += 1
+                shared = len(shingles[first] & shingles[second])
+                if shared >= MIN_SIMILARITY * len(shingles[first] | shingles[second]):
                     yield pair

@@ -1,4 +1,4 @@
-"""What the readers of every format share: rows with their places, files, columns, cells."""
+"""What the readers of all formats share: rows and their places, files, columns, cells."""
 
 import glob
 import math
@@ -14,7 +14,12 @@ from tfft.utils.reading import expanded, is_file
 
 @dataclass(frozen=True)
 class Row:
-    """The wanted columns of one row, and where it stands."""
+    """The requested columns of a row.
+
+    Attributes:
+        place: where the row is, e.g. `FILE:LINE`.
+        values: the cells, in the order of the requested columns.
+    """
 
     place: str
     values: tuple[Any, ...]
@@ -22,9 +27,12 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that cannot be used: where it stands, what is wrong, what would do.
+    """A row that cannot be used.
 
-    `count` is how many rows it may have been: each line that an unclosed quote runs over.
+    Attributes:
+        place: where the row is.
+        reason: what is wrong and how to fix it.
+        count: number of rows it may contain: one for each line that an unclosed quote runs over.
     """
 
     place: str
@@ -33,92 +41,92 @@ class BadRow:
 
 
 Columns = Sequence[str | int]
-SEVERAL = "\x1f"  # between the labels of a row whose source gives a list of them
+LABEL_SEPARATOR = "\x1f"  # joins the labels of a row whose source has a list of them
 
 
-def paths(source: Source, key: str) -> list[Path]:
-    """The files of a source, in sorted order within each glob.
+def source_files(source: Source, key: str) -> list[Path]:
+    """Return the files of a source, in sorted order within each glob.
 
     Raises:
-        UserError: a path does not exist or is no regular file, or a glob matches nothing.
+        UserError: a path does not exist or is not a regular file, or a glob matches nothing.
     """
-    given = [source.path] if isinstance(source.path, str) else source.path
-    found: list[Path] = []
-    for item in given:
+    items = [source.path] if isinstance(source.path, str) else source.path
+    files: list[Path] = []
+    for item in items:
         path = expanded(item)
         if is_file(path):
-            found.append(path)
+            files.append(path)
         elif glob.has_magic(item):
             matched = sorted(Path(p) for p in glob.glob(str(path), recursive=True))
             matched = [p for p in matched if is_file(p)]
             if not matched:
                 raise UserError(f"{key}.path: {item} matches no file")
-            found += matched
+            files += matched
         elif path.is_dir():
             raise UserError(f"{key}.path: {item} is a folder; write {item.rstrip('/')}/*")
         elif path.exists():
             raise UserError(f"{key}.path: {item} is a FIFO or a device, not a regular file")
         else:
-            near = path.parent.iterdir() if path.parent.is_dir() else ()
-            hint = nearest(path.name, (p.name for p in near))
+            siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+            hint = nearest(path.name, (p.name for p in siblings))
             raise UserError(f"{key}.path: no such file: {item}{hint}")
-    return found
+    return files
 
 
-def by_name(header: Sequence[str], columns: Columns, place: str) -> list[int]:
-    """The positions of named columns.
+def column_indices(header: Sequence[str], columns: Columns, place: str) -> list[int]:
+    """Return the positions of named columns in a header.
 
     Raises:
-        UserError: one is missing, or is there twice.
+        UserError: a column is missing, or appears twice.
     """
     for column in columns:
-        at = [i for i, name in enumerate(header) if name == column]
-        if not at:
+        matches = [i for i, name in enumerate(header) if name == column]
+        if not matches:
             raise UserError(
                 f"{place}: no column {column!r} in the header{nearest(column, header)} "
-                "(a column given as a number means a file without a header)"
+                "(give columns as numbers if the file has no header)"
             )
-        if len(at) > 1:
+        if len(matches) > 1:
             raise UserError(
-                f"{place}: column {column!r} is there {len(at)} times, as columns "
-                f"{', '.join(map(str, at))}; rename the others"
+                f"{place}: column {column!r} appears {len(matches)} times, as columns "
+                f"{', '.join(map(str, matches))}; rename the others"
             )
     return [list(header).index(str(c)) for c in columns]
 
 
-def check_positions(indices: Sequence[int], width: int, place: str) -> None:
-    """Columns by number must be there.
+def check_column_indices(indices: Sequence[int], width: int, place: str) -> None:
+    """Check that columns given by number exist.
 
     Raises:
-        UserError: one is not.
+        UserError: one does not.
     """
-    wrong = [i for i in indices if not 0 <= i < width]
-    if wrong:
-        raise UserError(f"{place}: no column {wrong[0]}: the row has {width} (0 to {width - 1})")
+    missing = [i for i in indices if not 0 <= i < width]
+    if missing:
+        raise UserError(f"{place}: no column {missing[0]}: the row has {width} (0 to {width - 1})")
 
 
-def from_mapping(value: Mapping[str, Any], columns: Columns, place: str) -> Row | BadRow:
-    """The wanted cells of an object, as text."""
+def row_from_mapping(record: Mapping[str, Any], columns: Columns, place: str) -> Row | BadRow:
+    """Return the requested cells of an object, as text, or a bad row."""
     cells = []
     for column in columns:
-        if column not in value:
-            return BadRow(place, f"no key {column!r}{nearest(column, value)}")
-        cell = value[column]
+        if column not in record:
+            return BadRow(place, f"no key {column!r}{nearest(column, record)}")
+        cell = record[column]
         if isinstance(cell, list) and all(type(c) in (str, int) for c in cell):
-            cells.append(SEVERAL.join(map(str, cell)))
+            cells.append(LABEL_SEPARATOR.join(map(str, cell)))
             continue
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             kind = "null" if cell is None else type(cell).__name__
             return BadRow(place, f"{column!r} is {kind}; text or a number is expected")
-        if not_a_number(cell):
+        if is_not_finite(cell):
             return BadRow(place, f"{column!r} is {cell}, as a missing value may be written")
         cells.append(str(cell))
     return Row(place, tuple(cells))
 
 
-def not_a_number(value: Any) -> bool:
-    """Return whether a value is NaN or infinite; float types of numpy's included."""
+def is_not_finite(value: Any) -> bool:
+    """Return whether a value is NaN or infinite, numpy's float types included."""
     try:
         return not isinstance(value, str | bytes) and not math.isfinite(value)
-    except (TypeError, OverflowError):  # no number; an integer of hundreds of digits
+    except (TypeError, OverflowError):  # not a number; an integer too large for a float
         return False

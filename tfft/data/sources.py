@@ -1,8 +1,8 @@
-"""Readers of rows: one function a format, streaming, each row with the place it came from.
+"""Readers of rows: one function per format, streaming, each row with the place it came from.
 
-A row is a tuple of the wanted columns as text; a picture is the path of its file, or its bytes. A
-reader yields `Row`s and, for what it cannot read, `BadRow`s, so that one policy
-(`data.on_bad_row`) treats every format alike.
+A row is a tuple of the requested columns as text; an image is the path of its file, or its bytes. A
+reader yields `Row`s and, for what it cannot read, `BadRow`s, so that one policy (`data.on_bad_row`)
+applies to all formats.
 """
 
 import hashlib
@@ -13,10 +13,19 @@ from types import MappingProxyType
 
 from tfft.config import Source
 from tfft.data import array_files, text_files
-from tfft.data.records import SEVERAL, BadRow, Columns, Row, paths
+from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, source_files
 from tfft.utils.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
 
-__all__ = ["SEVERAL", "SOURCES", "BadRow", "Columns", "Row", "content", "paths", "read"]
+__all__ = [
+    "LABEL_SEPARATOR",
+    "SOURCES",
+    "BadRow",
+    "Columns",
+    "Row",
+    "content",
+    "read",
+    "source_files",
+]
 
 # (source, columns, the source's key in the config) -> its rows
 Reader = Callable[[Source, Columns, str], Iterator[Row | BadRow]]
@@ -36,58 +45,68 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
 def read(
     source: Source, columns: Columns, key: str, multi_label: bool = False
 ) -> Iterator[Row | BadRow]:
-    """All rows of a source, every one with its columns present and its texts not empty.
+    """Yield all rows of a source; a row with an empty or unusable column becomes a `BadRow`.
 
-    `several`: whether a row may have several labels, or none.
+    Args:
+        source: the files.
+        columns: names or indices of the columns, the label last.
+        key: the source's key in the config, for errors.
+        multi_label: whether a row may have several labels, or none.
     """
-    first = 1 if source.source == "images" else 0  # a path may have any bytes in it
+    first_checked = (
+        1 if source.source == "images" else 0
+    )  # a path may hold any bytes, so it is not checked as text
     for row in SOURCES[source.source](source, columns, key):
-        yield _checked(row, columns, multi_label, first) if isinstance(row, Row) else row
+        yield _check_row(row, columns, multi_label, first_checked) if isinstance(row, Row) else row
 
 
 def content(source: Source, key: str) -> Iterator[bytes]:
-    """What changes when the rows could."""
+    """Yield what identifies the rows of a source, for a digest: it changes if they could change."""
     if source.source == "tfds":
-        # Prepared sets do not change under a version; the name may carry one.
+        # A prepared dataset is immutable under its version, which the full name includes.
         yield f"{source.path}|{key}".encode()
         builder = array_files.tfds_builder(source, key)
         yield str(builder.info.full_name).encode()
         yield str(builder.data_path).encode()
         return
-    for path in paths(source, key):
+    for path in source_files(source, key):
         with open_regular(path) as file:
-            # The name stands in the messages of bad rows.
+            # The cached messages of bad rows contain the path.
             yield os.fsencode(path)
             yield hashlib.file_digest(file, "sha256").digest()
 
 
-def with_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
-    """Rows whose first column is the path of a picture: from the folder of the table that names it,
-    else from the working directory."""
+def with_image_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
+    """Yield the rows with the path in their first column resolved.
+
+    A relative path starts from the folder of the table that names it, else from the working
+    directory.
+    """
     for row in rows:
         if isinstance(row, BadRow) or isinstance(row.values[0], bytes):
             yield row
             continue
         path = expanded(row.values[0])
         table = Path(row.place.rpartition(":")[0])
-        near = table.parent / path
-        found = near if is_file(near) or not is_file(path) else path
-        yield Row(row.place, (str(found), *row.values[1:]))
+        beside_table = table.parent / path
+        resolved = beside_table if is_file(beside_table) or not is_file(path) else path
+        yield Row(row.place, (str(resolved), *row.values[1:]))
 
 
-def _checked(row: Row, columns: Columns, multi_label: bool, first: int) -> Row | BadRow:
-    for at, (column, value) in enumerate(zip(columns, row.values, strict=True)):
-        if isinstance(value, bytes) or at < first:
+def _check_row(row: Row, columns: Columns, multi_label: bool, first_checked: int) -> Row | BadRow:
+    """Return the row, or a bad row if one of its text columns cannot be used."""
+    for index, (column, value) in enumerate(zip(columns, row.values, strict=True)):
+        if isinstance(value, bytes) or index < first_checked:
             continue
         if len(value) > LONGEST_TEXT:
             reason = f"has {len(value):,} characters; at most {LONGEST_TEXT:,} are read"
             return BadRow(row.place, f"column {column!r} {reason}")
         if not is_unicode(value):
-            reason = "holds a lone surrogate: it was written or cut wrongly"
+            reason = "holds a lone surrogate: it was encoded or truncated wrongly"
             return BadRow(row.place, f"column {column!r} {reason}")
-        if multi_label and at == len(columns) - 1:
+        if multi_label and index == len(columns) - 1:
             continue
-        if SEVERAL in value:
+        if LABEL_SEPARATOR in value:
             return BadRow(row.place, f"column {column!r} holds several labels; one is expected")
         if not value.strip():
             return BadRow(row.place, f"column {column!r} is empty; fill it or drop the row")

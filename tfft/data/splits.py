@@ -1,4 +1,4 @@
-"""Views of prepared rows: a split is a set, the rows it takes, and their class ids."""
+"""Splits as views of prepared rows: a prepared set, the selected rows, and their class ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from tfft.data.images import Pictures
-from tfft.data.texts import Tokens
+from tfft.data.images import PreparedImages
+from tfft.data.texts import PreparedTexts
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,11 @@ class Dataset:
 
     Attributes:
         prepared: the prepared set; several splits may share one.
-        rows: indices into it, [N].
-        labels: class id of each, int32 [N]; where rows may have several, 0 or 1, float32 [N, C].
+        rows: indices into the set, [N].
+        labels: class ids, int32 [N], or with several labels in a row 0 or 1, float32 [N, C].
     """
 
-    prepared: Tokens | Pictures
+    prepared: PreparedTexts | PreparedImages
     rows: np.ndarray
     labels: np.ndarray
 
@@ -29,52 +29,59 @@ class Dataset:
 
     @property
     def lengths(self) -> np.ndarray:
-        """Tokens of each row, [N]; one number for all where rows are pictures."""
+        """Number of tokens of each row, [N]; the same for all rows if they are images."""
         return self.prepared.lengths[self.rows]
 
-    def raw(self, at: int) -> tuple[Any, ...]:
-        """The raw values of the row at a position of this split: texts, or a picture's path or
-        bytes."""
-        return self.prepared.raw(int(self.rows[at]))
+    def raw(self, position: int) -> tuple[Any, ...]:
+        """Return the raw values of the row at a position: texts, or an image path or bytes."""
+        return self.prepared.raw(int(self.rows[position]))
 
-    def named(self, at: int, labels: Sequence[str]) -> str:
-        """The label of the row at a position; several have | between them."""
+    def named(self, position: int, labels: Sequence[str]) -> str:
+        """Return the label name of the row at a position; several are joined by |."""
         if self.labels.ndim == 1:
-            return labels[self.labels[at]]
-        return "|".join(labels[i] for i in np.flatnonzero(self.labels[at]))
+            return labels[self.labels[position]]
+        return "|".join(labels[i] for i in np.flatnonzero(self.labels[position]))
 
     def counts(self, classes: int) -> np.ndarray:
-        """Rows of each class, [C]."""
+        """Return the number of rows of each class, [C]."""
         if self.labels.ndim == 2:
             return self.labels.sum(axis=0).astype(np.int64)
         return np.bincount(self.labels, minlength=classes)
 
     def take(self, positions: np.ndarray) -> "Dataset":
-        """The rows at some positions, as a split of their own."""
+        """Return the rows at some positions as a separate split."""
         return Dataset(self.prepared, self.rows[positions], self.labels[positions])
 
 
 def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions kept and positions held out, each class in proportion; both sorted.
+    """Split positions into kept and held-out ones, each class in proportion; both sorted.
 
-    Every class keeps at least one row; one with a single row holds none out. Rows that may have
-    several labels ([N, C]) count for the rarest of theirs.
+    Each class keeps at least one row, so a class with a single row holds none out. Rows with
+    several labels ([N, C]) count for the rarest of them.
+
+    Args:
+        labels: [N] or [N, C].
+        fraction: share of the rows to hold out.
+        seed: of the split.
+
+    Returns:
+        Positions kept and positions held out.
     """
     generator = np.random.default_rng([seed, round(fraction * 1e6)])
     if labels.ndim == 2:
         labels = _rarest(labels)
-    held = []
+    held_by_class = []
     for label in np.unique(labels):
         positions = generator.permutation(np.flatnonzero(labels == label))
         size = min(max(1, round(fraction * len(positions))), len(positions) - 1)
-        held.append(positions[:size])
-    out = np.sort(np.concatenate(held))
-    kept = np.setdiff1d(np.arange(len(labels)), out, assume_unique=True)
-    return kept, out
+        held_by_class.append(positions[:size])
+    held_out = np.sort(np.concatenate(held_by_class))
+    remaining = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
+    return remaining, held_out
 
 
 def _rarest(labels: np.ndarray) -> np.ndarray:
-    """The rarest label of each row of [N, C], -1 for a row without one."""
+    """Return the rarest label of each row of [N, C], -1 for a row without labels."""
     counts = labels.sum(axis=0)
-    held = np.where(labels > 0, counts, np.inf)
-    return np.where(labels.any(axis=1), held.argmin(axis=1), -1)
+    class_sizes = np.where(labels > 0, counts, np.inf)
+    return np.where(labels.any(axis=1), class_sizes.argmin(axis=1), -1)

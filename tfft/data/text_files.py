@@ -1,4 +1,4 @@
-"""Readers of csv, tsv and jsonl: streaming, with the line that each row came from."""
+"""Readers of csv, tsv and jsonl files: streaming, with the line that each row came from."""
 
 import csv
 import io
@@ -9,17 +9,27 @@ from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
-from tfft.data.records import BadRow, Columns, Row, by_name, check_positions, from_mapping, paths
+from tfft.data.records import (
+    BadRow,
+    Columns,
+    Row,
+    check_column_indices,
+    column_indices,
+    row_from_mapping,
+    source_files,
+)
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.reading import LONGEST_LINE, open_regular
 
-_MANY_LINES: float = 50  # of a row: texts rarely have them, and an unclosed quote soon does
+_SUSPICIOUS_LINES: float = (
+    50  # lines in one row: rare in texts, but soon reached by an unclosed quote
+)
 
 
 def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Rows of csv and tsv files."""
-    for path in paths(source, key):
+    """Yield the rows of csv and tsv files."""
+    for path in source_files(source, key):
         yield from _delimited_file(path, source, columns)
 
 
@@ -32,7 +42,7 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,
     )
-    indices, width, many = None, None, _MANY_LINES
+    indices, width, warn_lines = None, None, _SUSPICIOUS_LINES
     if isinstance(columns[0], int):
         indices = [int(c) for c in columns]
     while True:
@@ -46,23 +56,23 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
             yield _bad_row(path, start, reader.line_num, reason)
             continue
         if not cells or cells == [""]:
-            continue  # a blank line separates nothing and means nothing
+            continue  # a blank line is not a row
         if indices is None:
-            indices, width = by_name(cells, columns, f"{path}:{start}"), len(cells)
+            indices, width = column_indices(cells, columns, f"{path}:{start}"), len(cells)
             continue
         if width is None:
             width = len(cells)
-            check_positions(indices, width, f"{path}:{start}")
+            check_column_indices(indices, width, f"{path}:{start}")
         if len(cells) != width:
             reason = f"{len(cells)} columns where {width} are expected"
             reason += "; fix the separators or the quotes"
             yield _bad_row(path, start, reader.line_num, reason)
             continue
-        if reader.line_num - start >= many:
-            many = math.inf  # say it once
+        if reader.line_num - start >= warn_lines:
+            warn_lines = math.inf  # log it once
             console.log(
-                f"data: {path}: lines {start} to {reader.line_num} are read as one row, by their "
-                "quotes; is one not closed?"
+                f"data: {path}: lines {start} to {reader.line_num} are read as one row because of "
+                "their quotes; is one unclosed?"
             )
         yield Row(f"{path}:{start}", tuple(cells[i] for i in indices))
     if indices is None:
@@ -70,7 +80,7 @@ def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Ro
 
 
 def _bad_row(path: Path, first: int, last: int, reason: str) -> BadRow:
-    """Return a row that cannot be used: one line, or all that an unclosed quote runs over."""
+    """Return a bad row: one line, or all lines that an unclosed quote runs over."""
     count = max(1, last - first + 1)
     if count > 1:
         reason += f". Their quotes make one row of the {count} lines {first} to {last}"
@@ -78,13 +88,13 @@ def _bad_row(path: Path, first: int, last: int, reason: str) -> BadRow:
 
 
 def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Decoded lines of a file; a byte-order mark is dropped."""
-    plain = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
+    """Yield the decoded lines of a file, without a byte-order mark."""
+    is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     number = 0
     with open_regular(path) as raw:
         try:
-            "".encode(encoding)
-            file = io.TextIOWrapper(raw, "utf-8-sig" if plain else encoding, newline="")
+            "".encode(encoding)  # raises for codecs that are not text encodings, such as hex
+            file = io.TextIOWrapper(raw, "utf-8-sig" if is_utf8 else encoding, newline="")
         except (LookupError, ValueError):
             raise UserError(
                 f"data: unknown encoding {encoding!r}; try utf-8, latin-1 or cp1252"
@@ -103,10 +113,17 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
 
 
 def _undecodable(path: Path, encoding: str, lines: int, error: UnicodeError) -> str:
-    """Where a file is not in its encoding. `lines` were read before."""
-    if not isinstance(error, UnicodeDecodeError):  # of utf-16 without a byte-order mark
+    """Return the message for a file that is not in its encoding.
+
+    Args:
+        path: of the file.
+        encoding: as configured.
+        lines: number of lines that were read before the error.
+        error: of the codec.
+    """
+    if not isinstance(error, UnicodeDecodeError):  # e.g. utf-16 without a byte-order mark
         return f"{path}: not {encoding}: {error}; declare the file's encoding, e.g. utf-16-le"
-    # The codec reads ahead by blocks: the line at fault is found by its bytes.
+    # The codec decodes ahead in blocks, so `lines` is too small: find the line by its bytes.
     number, byte = _first_undecodable(path, encoding, lines)
     return (
         f"{path}:{number}: byte 0x{byte:02x} is not {error.encoding}; declare the file's "
@@ -114,21 +131,22 @@ def _undecodable(path: Path, encoding: str, lines: int, error: UnicodeError) -> 
     )
 
 
-def _first_undecodable(path: Path, encoding: str, at_least: int) -> tuple[int, int]:
+def _first_undecodable(path: Path, encoding: str, lines: int) -> tuple[int, int]:
+    """Return the number and the offending byte of the first line that cannot be decoded."""
     with open_regular(path) as file:
         for number, raw in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), 1):
             try:
                 raw.decode(encoding)
             except UnicodeError as error:
                 return number, raw[getattr(error, "start", 0)]
-    return at_least + 1, 0
+    return lines + 1, 0
 
 
 def json_lines(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
-    """Rows of jsonl files."""
+    """Yield the rows of jsonl files."""
     if isinstance(columns[0], int):
         raise UserError(f"{key}: columns of jsonl are named, not numbered. Received: {columns[0]}")
-    for path in paths(source, key):
+    for path in source_files(source, key):
         for number, line in enumerate(_lines(path, source.encoding), 1):
             if line.strip():
                 yield _json_row(line, columns, f"{path}:{number}")
@@ -141,14 +159,14 @@ def _json_row(line: str, columns: Columns, place: str) -> Row | BadRow:
         return BadRow(place, f"{error}; one object a line is expected")
     if not isinstance(value, dict):
         return BadRow(place, f"holds {type(value).__name__}, not an object")
-    return from_mapping(value, columns, place)
+    return row_from_mapping(value, columns, place)
 
 
 def json_object(line: str) -> Any:
-    """Read a line of JSON.
+    """Return the value of a line of JSON.
 
     Raises:
-        ValueError: it is not JSON, or an object in it has a key twice.
+        ValueError: the line is not JSON, or an object in it has a key twice.
     """
     try:
         return _DECODER.decode(line)
@@ -156,16 +174,16 @@ def json_object(line: str) -> Any:
         reason = error.msg
     except RecursionError:
         reason = "nested too deep"
-    except ValueError as error:  # a key that is there twice; an integer of thousands of digits
+    except ValueError as error:  # a duplicate key, or an integer of thousands of digits
         reason = str(error).partition(":")[0]
     raise ValueError(f"not valid JSON ({reason})")
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) < len(pairs):
         raise ValueError("an object has a key twice")
     return value
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_key_twice)
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys)

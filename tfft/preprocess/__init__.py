@@ -1,7 +1,7 @@
 """Preparation of raw inputs, in pairs: on the host for training, in the graph for serving.
 
-The two are equal, id for id and pixel for pixel, by test, and export refuses to publish a model
-for which they are not.
+Both give equal results, id for id and pixel for pixel. Tests check that, and export refuses to
+publish a model for which they differ.
 """
 
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ __all__ = ["ImageInputs", "Inputs", "TextInputs", "load", "restore"]
 
 
 class Inputs(Protocol):
-    """What turns raw rows into what a model takes.
+    """Turns raw rows into the inputs of a model.
 
     Attributes:
         columns: the names of a row's raw values, as a served model takes them.
         pair: whether a row is two texts.
-        fingerprint: changes when anything prepared could change.
+        fingerprint: changes when any prepared value could change.
     """
 
     columns: tuple[str, ...]
@@ -37,25 +37,32 @@ class Inputs(Protocol):
     fingerprint: str
 
     def row(self, value: Any) -> tuple[Any, ...]:
-        """A raw row as a tuple of its columns; raises UserError for what is none."""
+        """Return a raw row as a tuple of its columns.
+
+        Raises:
+            UserError: `value` is not a row.
+        """
 
     def request_row(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A row as a client of a served model sends it."""
+        """Return a row as a client of a served model sends it."""
 
     def length_hint(self, row: tuple[Any, ...]) -> int:
-        """Rows of like cost go well into one batch."""
+        """Return a number that grows with a row's cost; similar rows share a batch best."""
 
     def batch(self, *columns: Sequence[Any]) -> "dict[str, np.ndarray]":
-        """Raw columns, each [B] -> the model's inputs."""
+        """Compute the model's inputs from raw columns, each [B]."""
 
     def graph(self) -> Any:
-        """The same, as TensorFlow ops; with a `status`, string [B], where a row can be bad."""
+        """Return what computes `batch` as TensorFlow ops.
+
+        Where a row can be bad, the result also holds a `status`, string [B].
+        """
 
     def input_specs(self) -> "dict[str, tf.TensorSpec]":
-        """The model's inputs, as a signature takes them."""
+        """Return the specs of the model's inputs, as a signature takes them."""
 
     def save(self, folder: Path) -> None:
-        """Write what `restore` reads."""
+        """Write the files that `restore` reads."""
 
 
 def load(
@@ -64,15 +71,17 @@ def load(
     image_spec: ImageSpec | None = None,
     spec: str | None = None,
 ) -> Inputs:
-    """The preparation that belongs to a backbone, as the section `data` changes it.
+    """Build the preparation for a backbone, with the changes of the section `data`.
 
     Args:
-        picture: of `Backbone`, where it reads pictures.
-        spec: its `tokenizer`, where it has one of its own.
+        model: names the backbone.
+        data: the section `data`.
+        image_spec: of the backbone, if it reads images.
+        spec: description of the backbone's tokenizer, if its graph comes with one.
     """
     if image_spec is not None:
-        given = {} if data.resize is None else {"resize": data.resize, "keep": 1.0}
-        return ImageInputs(replace(image_spec, **given))
+        changes = {} if data.resize is None else {"resize": data.resize, "crop_fraction": 1.0}
+        return ImageInputs(replace(image_spec, **changes))
     provider, _, name = model.backbone.partition(":")
     if spec is None and provider == "kerashub":
         spec = kerashub.tokenizer_spec(name)
@@ -82,9 +91,9 @@ def load(
 
 
 def restore(folder: Path) -> Inputs:
-    """What a run saved with `Inputs.save`."""
+    """Load what a run saved with `Inputs.save`."""
     settings = read_json(folder / "inputs.json")
-    with library_errors(f"{folder}: the tokenizer or inputs.json is not as it was written"):
+    with library_errors(f"{folder}: the tokenizer or inputs.json cannot be read"):
         if "image_spec" in settings:
             return ImageInputs.restore(settings)
         return TextInputs.restore(folder)

@@ -1,4 +1,4 @@
-"""Encoded pictures to pixels: the host side, which runs the ops that are served."""
+"""Turn encoded images into pixels: the host side, which runs the ops that serving runs."""
 
 import hashlib
 import json
@@ -17,15 +17,20 @@ from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 from tfft.utils.reading import MIB, expanded, read_bytes
 
-LARGEST = 128 * MIB  # bytes of a picture's file
-STATUS = "status"  # the name of what the graph says of each row
-VERSION = 2  # of what pixels come of a file: raise it when they change
+MAX_FILE_BYTES = 128 * MIB  # of an image file
+STATUS = "status"  # name of the output with the status of each row
+VERSION = 2  # of the decoder: raise it when the pixels of any file change
 
 
 class InspectedImage(NamedTuple):
-    """What is in a picture's file: its height and width, int32 [2]; its difference hash,
-    bool [64] (`pictures.grey_bits`); it at 8 x 8, uint8 [8, 8, 3]; it at the model's size, uint8
-    [H, W, 3]."""
+    """The content of an image file.
+
+    Attributes:
+        size: height and width, int32 [2].
+        bits: difference hash, bool [64] (`image_ops.grey_bits`).
+        tiny: thumbnail, uint8 [8, 8, 3].
+        pixels: at the model's size, uint8 [H, W, 3].
+    """
 
     size: np.ndarray
     bits: np.ndarray
@@ -34,10 +39,10 @@ class InspectedImage(NamedTuple):
 
 
 class ImageInputs:
-    """How encoded pictures become pixels (an `Inputs`).
+    """Turns encoded images into pixels (an `Inputs`).
 
     Args:
-        picture: their size, and how they get there.
+        image_spec: size of the pixels, and how images are resized to it.
     """
 
     columns = ("image",)
@@ -48,70 +53,82 @@ class ImageInputs:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any pixel of any picture could change."""
+        """Digest that changes when any pixel of any image could change."""
         parts = json.dumps([VERSION, asdict(self.image_spec)])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def row(self, value: Any) -> tuple[bytes | str, ...]:
-        """A raw row: the path of a file, or a file's bytes.
+        """Return a raw row: the path of a file, or a file's bytes, as a tuple of one.
 
         Raises:
-            UserError: it is neither.
+            UserError: `value` is neither.
         """
-        one = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
-        if isinstance(one, Path):
-            one = str(one)
-        if not isinstance(one, bytes | str):
-            raise UserError(f"a row must be the path or the bytes of a picture. Received: {one!r}")
-        return (one,)
+        image = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+        if isinstance(image, Path):
+            image = str(image)
+        if not isinstance(image, bytes | str):
+            raise UserError(f"a row must be the path or the bytes of an image. Received: {image!r}")
+        return (image,)
 
     def request_row(self, row: tuple[bytes | str, ...]) -> tuple[bytes]:
-        """A row as a client of a served model sends it: the file's bytes."""
+        """Return a row as a client of a served model sends it: the file's bytes."""
         return (read(row[0]),)
 
     def length_hint(self, row: tuple[bytes | str, ...]) -> int:
-        """The same for all: every picture gets one size."""
+        """Return the same for all rows: all images are resized to one size."""
         return 0
 
     def batch(self, images: Sequence[bytes | str]) -> dict[str, np.ndarray]:
-        """`{image}`, float32 [B, H, W, 3], from 0 to 255.
+        """Decode and resize images: `{image}`, float32 [B, H, W, 3] from 0 to 255.
 
         Raises:
-            UserError: a file cannot be read, or is no picture; it is named.
+            UserError: a file cannot be read or is not an image; the message names it.
         """
         encoded = [read(image) for image in images]
         try:
             pixels = self._reader(tf.constant(encoded, tf.string, [len(encoded)]))
         except tf.errors.InvalidArgumentError as error:
-            bad = [(at, why) for at, e in enumerate(encoded) if (why := self.check(e))]
-            at, why = bad[0] if bad else (0, str(error.message))
-            name = images[at] if isinstance(images[at], str) else f"picture {at + 1}"
-            raise UserError(f"{name}: {why}") from None
+            # The op does not tell which image of the batch failed: try each.
+            failures = [
+                (index, message)
+                for index, data in enumerate(encoded)
+                if (message := self.check(data))
+            ]
+            index, message = failures[0] if failures else (0, str(error.message))
+            name = images[index] if isinstance(images[index], str) else f"image {index + 1}"
+            raise UserError(f"{name}: {message}") from None
         return {"image": pixels.numpy().astype(np.float32)}
 
     def check(self, encoded: bytes) -> str:
-        """What is wrong with a file; empty where nothing is."""
-        seen = self.inspect(encoded)
-        return seen if isinstance(seen, str) else ""
+        """Return what is wrong with a file; empty if nothing is."""
+        result = self.inspect(encoded)
+        return result if isinstance(result, str) else ""
 
     def inspect(self, encoded: bytes) -> "InspectedImage | str":
-        """What is in a file, or what is wrong with it. Threads may call it at once."""
+        """Return the content of a file, or what is wrong with it.
+
+        Threads may call it concurrently.
+        """
         if not encoded:
             return image_ops.EMPTY
         try:
-            seen = self._inspector(tf.constant(encoded))
+            result = self._inspector(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
             return image_ops.reason(error)
-        return InspectedImage(*(value.numpy() for value in seen))
+        return InspectedImage(*(value.numpy() for value in result))
 
     def decode(self, image: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Encoded pictures, strings [B] -> `{image}`, as TensorFlow ops that raise for bad ones."""
+        """Decode and resize encoded images, strings [B], as TensorFlow ops: `{image}`.
+
+        The ops raise for bad images.
+        """
         return {"image": tf.cast(image_ops.reader(self.image_spec)(image), tf.float32)}
 
     def graph(self) -> Any:
-        """Encoded pictures, strings [B] -> `{image, status}`, as TensorFlow ops that do not raise.
+        """Return a function of TensorFlow ops: encoded images, strings [B] -> `{image, status}`.
 
-        The status, string [B], is `ok` or what is wrong with a picture; its pixels are zeros then.
+        The ops do not raise. The status, string [B], is `ok` or what is wrong with an image, whose
+        pixels are 0 then.
         """
         read = image_ops.tolerant_reader(self.image_spec)
 
@@ -122,7 +139,7 @@ class ImageInputs:
         return graph
 
     def input_specs(self) -> dict[str, tf.TensorSpec]:
-        """The prepared inputs by name, as a signature takes them."""
+        """Return the specs of the prepared inputs by name, as a signature takes them."""
         return {"image": tf.TensorSpec([None, *self.image_spec.size, 3], tf.float32, "image")}
 
     @cached_property
@@ -147,17 +164,17 @@ class ImageInputs:
 
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
-        """From what `save` wrote."""
+        """Build the inputs from what `save` wrote."""
         image_spec = settings["image_spec"]
         return cls(ImageSpec(**{**image_spec, "size": tuple(image_spec["size"])}))
 
 
 def read(image: bytes | str) -> bytes:
-    """The bytes of a picture, which are given or lie in a file.
+    """Return the bytes of an image, which may be the path of a file.
 
     Raises:
-        UserError: the file cannot be read, or is no regular one, or too large.
+        UserError: the file cannot be read, is not a regular file, or is too large.
     """
     if isinstance(image, bytes):
         return image
-    return read_bytes(expanded(image), LARGEST)
+    return read_bytes(expanded(image), MAX_FILE_BYTES)

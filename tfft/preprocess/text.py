@@ -1,4 +1,4 @@
-"""Texts to token ids: the host side, and the hand-over to the graph side."""
+"""Turn texts into token ids: the host side, and the hand-over to the graph side."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from tfft.preprocess.tokenizer import usable
+from tfft.preprocess.tokenizer import load_tokenizer
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 from tfft.utils.reading import MIB, is_unicode, library_errors, read_json, read_text
@@ -26,26 +26,29 @@ PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
 class TextInputs:
-    """A tokenizer and the length at which it cuts (an `Inputs`).
+    """A tokenizer and the length at which it truncates (an `Inputs`).
 
     Args:
         spec: the tokenizer's description (`tokenizer.json`).
-        max_length: tokens a row at most, special tokens included; the longer text of a pair is
-            cut first (`longest_first` of transformers).
+        max_length: the most tokens of a row, special tokens included; the longer text of a pair is
+            truncated first (`longest_first` of transformers).
         pair: whether a row is two texts.
         where: names the description in errors.
+
+    Raises:
+        UserError: the description is broken, or `max_length` holds no more than the special tokens.
     """
 
     def __init__(
         self, spec: str, max_length: int, pair: bool = False, where: str = "tokenizer.json"
     ):
         self.spec, self.max_length, self.pair = spec, max_length, pair
-        self._host = usable(spec, where)
-        added = self._host.num_special_tokens_to_add(is_pair=pair)
-        if max_length <= added:
+        self._host = load_tokenizer(spec, where)
+        num_special = self._host.num_special_tokens_to_add(is_pair=pair)
+        if max_length <= num_special:
             raise UserError(
-                f"data.max_length: must exceed the {added} special tokens of a row; "
-                f"received {max_length}"
+                f"data.max_length: must exceed the {num_special} special tokens of a row. "
+                f"Received: {max_length}"
             )
         self._host.enable_truncation(max_length, strategy="longest_first")
         ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
@@ -53,70 +56,77 @@ class TextInputs:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """`text`, or `text` and `text_pair`."""
+        """Names of the raw columns: `text`, or `text` and `text_pair`."""
         return ("text", "text_pair") if self.pair else ("text",)
 
     def row(self, value: str | Sequence[str]) -> tuple[str, ...]:
-        """A raw row as a tuple of its texts.
+        """Return a raw row as a tuple of its texts.
 
         Raises:
-            UserError: it is a pair where a text is needed, or the other way round.
+            UserError: a pair is needed and one text was passed, or the reverse, or a text holds a
+                lone surrogate.
         """
         texts = (value,) if isinstance(value, str) else tuple(value)
         if len(texts) != 1 + self.pair or not all(isinstance(text, str) for text in texts):
-            wanted = "a pair of texts" if self.pair else "one text"
-            raise UserError(f"a row must be {wanted}. Received: {value!r}")
+            expected = "a pair of texts" if self.pair else "one text"
+            raise UserError(f"a row must be {expected}. Received: {value!r}")
         if not all(map(is_unicode, texts)):
             raise UserError(f"a row holds a lone surrogate. Received: {value!r}")
         return texts
 
     def request_row(self, row: tuple[str, ...]) -> tuple[str, ...]:
-        """A row as a client of a served model sends it."""
+        """Return a row as a client of a served model sends it."""
         return row
 
     def length_hint(self, row: tuple[str, ...]) -> int:
-        """Grows with the tokens of a row: rows of like cost are padded little together."""
+        """Return the characters of a row, which grow with its tokens."""
         return sum(map(len, row))
 
     @property
     def vocabulary_size(self) -> int:
-        """One more than the highest id, added tokens included: the rows of embeddings it needs."""
+        """Number of embedding rows needed: the highest id, added tokens included, plus one."""
         return 1 + max(self._host.get_vocab(with_added_tokens=True).values())
 
     @property
     def fingerprint(self) -> str:
-        """Changes when any token id of any text could change."""
+        """Digest that changes when any token id of any text could change."""
         parts = json.dumps([self.spec, self.max_length, self.pair])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def encode(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
     ) -> list[tuple[list[int], list[int], bool]]:
-        """Token ids, segment ids and whether the row was cut, for each row; in parallel."""
+        """Return (token ids, segment ids, whether it was truncated) for each row.
+
+        The rows are encoded in parallel.
+        """
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return [(e.ids, e.type_ids, bool(e.overflowing)) for e in self._host.encode_batch(rows)]
 
     def lengths(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[int]:
-        """Tokens of each row, special ones included, if nothing were cut."""
-        free = Tokenizer.from_str(self.spec)
+        """Return the number of tokens of each row without truncation, special tokens included."""
+        tokenizer = Tokenizer.from_str(self.spec)
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
-        return [len(encoding.ids) for encoding in free.encode_batch(rows)]
+        return [len(encoding.ids) for encoding in tokenizer.encode_batch(rows)]
 
     def batch(
         self, texts: Sequence[str], pairs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """`{token_ids, padding_mask, segment_ids}`, int32 [B, T], T the longest row's length."""
+        """Tokenise and pad: `{token_ids, padding_mask, segment_ids}`, int32 [B, T].
+
+        T is the length of the longest row.
+        """
         rows = self.encode(texts, pairs)
         width = max((len(ids) for ids, _, _ in rows), default=0)
-        out = empty_batch(len(rows), width, self.pad_id)
-        for at, (ids, segments, _) in enumerate(rows):
-            out["token_ids"][at, : len(ids)] = ids
-            out["segment_ids"][at, : len(ids)] = segments
-            out["padding_mask"][at, : len(ids)] = 1
-        return out
+        arrays = empty_batch(len(rows), width, self.pad_id)
+        for index, (ids, segments, _) in enumerate(rows):
+            arrays["token_ids"][index, : len(ids)] = ids
+            arrays["segment_ids"][index, : len(ids)] = segments
+            arrays["padding_mask"][index, : len(ids)] = 1
+        return arrays
 
     def graph(self) -> "GraphTokenizer":
-        """The same, as TensorFlow ops.
+        """Return what computes `batch` as TensorFlow ops.
 
         Raises:
             UserError: a part of the tokenizer has no counterpart in the graph.
@@ -127,7 +137,7 @@ class TextInputs:
             return GraphTokenizer(self.spec, self.max_length, self.pad_id)
 
     def input_specs(self) -> dict[str, "tf.TensorSpec"]:
-        """The prepared inputs by name, as a signature takes them."""
+        """Return the specs of the prepared inputs by name, as a signature takes them."""
         import tensorflow as tf
 
         names = ("token_ids", "padding_mask", "segment_ids")
@@ -141,13 +151,13 @@ class TextInputs:
 
     @classmethod
     def restore(cls, folder: Path) -> "TextInputs":
-        """What `save` wrote."""
+        """Load what `save` wrote to a folder."""
         settings, path = read_json(folder / "inputs.json"), folder / "tokenizer.json"
         return cls(read_text(path, 256 * MIB), **settings, where=str(path))
 
 
 def empty_batch(rows: int, width: int, pad_id: int) -> dict[str, np.ndarray]:
-    """A batch of nothing but padding."""
+    """Return a batch that consists of padding."""
     return {
         "token_ids": np.full((rows, width), pad_id, np.int32),
         "padding_mask": np.zeros((rows, width), np.int32),

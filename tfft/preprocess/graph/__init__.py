@@ -1,11 +1,11 @@
 """Preparation of raw inputs as TensorFlow ops.
 
-Tokenizers are built from the same description that the host side runs. It is walked from front to
-back, as the tokenizers library does: added tokens are cut out of the raw text (`pipeline`), each
-remaining piece is normalised (`normalize`), split and turned into ids (`wordpiece`, `bpe`,
-`unigram`), and the ids of a row are cut and joined with the special tokens (`pack`).
+Tokenizers are built from the description that the host side runs, and follow it in the order of the
+tokenizers library: added tokens are cut out of the raw text (`pipeline`), each remaining part is
+normalized (`normalize`), split and turned into ids (`wordpiece`, `bpe`, `unigram`), and the ids of
+a row are truncated and joined with the special tokens (`pack`).
 
-Pictures (`pictures`) are decoded and resized by the same ops in training and in serving.
+Images (`image_ops`) are decoded and resized by the same ops in training and in serving.
 """
 
 from tfft.preprocess.graph.pipeline import GraphTokenizer

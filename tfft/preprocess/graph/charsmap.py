@@ -1,8 +1,8 @@
 """SentencePiece's precompiled character map as a string op.
 
-The map (NFKC with a few exceptions, usually) is known to the SentencePiece op alone, so it is
-applied by tokenizing with a model that knows no piece: everything is one unknown piece, and
-that piece is the normalised text. The model is written here in protobuf's wire format.
+Only the SentencePiece op can read the map (usually NFKC with a few exceptions). So it is applied by
+tokenizing with a model that has no pieces: the complete text is one unknown piece, and that piece
+is the normalized text. The model is written here in protobuf's wire format.
 """
 
 import struct
@@ -16,27 +16,27 @@ _NORMAL, _UNKNOWN = 1, 2  # SentencePiece.Type
 _UNIGRAM = 1  # TrainerSpec.ModelType
 
 
-# What continues a grapheme cluster: marks, joiners, skin tones, halfwidth voicing marks
+# Characters that continue a grapheme cluster: marks, joiners, skin tones, halfwidth voicing marks
 # (Unicode Standard Annex 29, GB9 and GB9a). Vowel and final jamo do too (GB6 to GB8), but any
-# two jamo are six bytes, so each of them is mapped by itself.
+# two jamo are six bytes, so each of them is mapped separately.
 _MARKS = r"\p{M}\x{200C}\x{200D}\x{1F3FB}-\x{1F3FF}\x{FF9E}\x{FF9F}"
 _JAMO = r"\x{1160}-\x{11FF}\x{D7B0}-\x{D7FF}"
-# Nothing continues these (GB4).
+# Characters that nothing continues (GB4).
 _CONTROLS = (
     r"\p{Cc}\p{Zl}\p{Zp}\x{AD}\x{61C}\x{180E}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}"
     r"\x{2060}-\x{206F}\x{FEFF}\x{FFF0}-\x{FFFB}" + codepoints.NUL
 )
 _CLUSTER = f"[^{_MARKS}{_CONTROLS}{_JAMO}]?[{_MARKS}]+|[{_JAMO}][{_MARKS}]*"
-_HOST_LIMIT = 6  # bytes: the host looks up whole clusters below this length only
+_HOST_LIMIT = 6  # bytes: the host looks up only shorter clusters as a unit
 
 
 class CharacterMap(tf.Module):
-    """Strings [N] -> strings [N], by a serialised character map, as the host applies it.
+    """A serialised character map as an op, strings [N] -> strings [N], equal to the host's.
 
-    SentencePiece replaces the longest match at each place. The host differs on a cluster of a
-    character and its marks: from six bytes on it maps character by character, and below that
-    it takes the *shortest* match and drops the rest of the cluster. So clusters are cut out and
-    treated apart.
+    SentencePiece replaces the longest match at each position. The host differs on a cluster of a
+    character and its marks: from six bytes on it maps character by character, and below that it
+    takes the *shortest* match and drops the rest of the cluster. So clusters are split off and
+    mapped separately.
     """
 
     def __init__(self, charsmap: bytes):
@@ -44,46 +44,53 @@ class CharacterMap(tf.Module):
         self._op = tf_text.SentencepieceTokenizer(_model(charsmap), out_type=tf.string)
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
-        """The normalised texts."""
+        """Return the normalized texts."""
         parts = ragged.regex_split(text, _CLUSTER, _CLUSTER)
-        cluster = tf.strings.regex_full_match(parts.flat_values, _CLUSTER)
-        clusters = tf.boolean_mask(parts.flat_values, cluster)
-        # The other parts keep their neighbours' company: nothing in the map spans two clusters.
-        rest = self._map(tf.where(cluster, "", parts.flat_values))
-        mapped = tf.tensor_scatter_nd_update(rest, tf.where(cluster), self._clusters(clusters))
+        is_cluster = tf.strings.regex_full_match(parts.flat_values, _CLUSTER)
+        clusters = tf.boolean_mask(parts.flat_values, is_cluster)
+        # The other parts are mapped undivided, which is safe: no match spans two clusters.
+        rest = self._map(tf.where(is_cluster, "", parts.flat_values))
+        mapped = tf.tensor_scatter_nd_update(
+            rest, tf.where(is_cluster), self._map_clusters(clusters)
+        )
         return tf.strings.reduce_join(parts.with_flat_values(mapped), axis=-1)
 
     def _map(self, text: tf.Tensor) -> tf.Tensor:
         return tf.strings.reduce_join(self._op.tokenize(text), axis=-1)
 
-    def _singly(self, text: tf.Tensor) -> tf.Tensor:
-        """Map each character by itself."""
-        apart = tf.strings.regex_replace(text, "(?s:(.))", rf"\1{codepoints.CUT}")
-        return tf.strings.regex_replace(self._map(apart), codepoints.CUT, "")
+    def _map_characters(self, text: tf.Tensor) -> tf.Tensor:
+        """Map each character separately."""
+        separated = tf.strings.regex_replace(text, "(?s:(.))", rf"\1{codepoints.SEPARATOR}")
+        return tf.strings.regex_replace(self._map(separated), codepoints.SEPARATOR, "")
 
-    def _clusters(self, clusters: tf.Tensor) -> tf.Tensor:
+    def _map_clusters(self, clusters: tf.Tensor) -> tf.Tensor:
+        """Map each cluster as the host does."""
         first, second, third = (
             tf.strings.substr(clusters, 0, n, unit="UTF8_CHAR") for n in (1, 2, 3)
         )
-        out = self._singly(clusters)
+        result = self._map_characters(clusters)
         short = tf.strings.length(clusters) < _HOST_LIMIT
-        for prefix in (third, second, first):  # the last that applies, the shortest, stays
-            whole = self._map(prefix)
-            matches = (whole != self._singly(prefix)) if prefix is not first else whole != prefix
-            out = tf.where(short & matches, whole, out)
-        return out
+        for prefix in (third, second, first):  # the shortest match is applied last and wins
+            mapped = self._map(prefix)
+            matches = (
+                (mapped != self._map_characters(prefix))
+                if prefix is not first
+                else mapped != prefix
+            )
+            result = tf.where(short & matches, mapped, result)
+        return result
 
 
 def _model(charsmap: bytes) -> bytes:
-    """A sentencepiece.ModelProto in which all text is unknown, and spaces stay as they are."""
+    """Return a sentencepiece.ModelProto in which all text is unknown and spaces are kept."""
     score = b"\x15" + struct.pack("<f", 0.0)  # field 2, fixed32
     pieces = _field(1, _field(1, b"<unk>") + score + _field(3, _UNKNOWN))
-    # The op refuses a model without a piece.
-    pieces += _field(1, _field(1, codepoints.CUT.encode()) + score + _field(3, _NORMAL))
-    # unk_id 0; no bos, eos and pad.
+    # The op refuses a model without a normal piece.
+    pieces += _field(1, _field(1, codepoints.SEPARATOR.encode()) + score + _field(3, _NORMAL))
+    # unk_id is 0; bos, eos and pad are disabled.
     trainer = _field(3, _UNIGRAM) + _field(40, 0)
     trainer += b"".join(_field(number, -1) for number in (41, 42, 43))
-    # No added prefix, no squeezing of spaces, no escaping of them.
+    # Disable add_dummy_prefix, remove_extra_whitespaces and escape_whitespaces.
     normalizer = _field(1, b"tfft") + _field(2, charsmap)
     normalizer += b"".join(_field(number, 0) for number in (3, 4, 5))
     return pieces + _field(2, trainer) + _field(3, normalizer)
@@ -96,8 +103,8 @@ def _field(number: int, value: int | bytes) -> bytes:
 
 
 def _varint(value: int) -> bytes:
-    out = bytearray()
+    result = bytearray()
     while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
+        result.append(value & 0x7F | 0x80)
         value >>= 7
-    return bytes([*out, value])
+    return bytes([*result, value])

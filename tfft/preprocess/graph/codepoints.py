@@ -1,8 +1,8 @@
-"""Sets of characters, read off the host tokenizer itself.
+r"""Sets of characters, read off the host tokenizer itself.
 
 RE2, ICU and the host library come with different Unicode tables (the host's clean-up drops
-characters that were unassigned in its own), so "\\p{P}" does not mean the same on both sides.
-Asking the host about every code point, once, does.
+characters that its table does not assign), so "\\p{P}" differs between the two sides. Asking the
+host about each code point, once, gives equal sets.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,9 +10,9 @@ from functools import lru_cache
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-# Noncharacters, which Unicode keeps out of text, for marks of our own within it.
-CUT = "\ufdd0"  # between two parts
-NUL = "\ufdd1"  # in place of U+0000, at which some string ops end a text
+# Noncharacters, which Unicode reserves for internal use.
+SEPARATOR = "\ufdd0"  # separates two parts
+NUL = "\ufdd1"  # stands for U+0000, at which some string ops end a text
 
 _SURROGATES = range(0xD800, 0xE000)
 # No letter, digit, space or punctuation is assigned above the supplementary ideographs.
@@ -24,35 +24,41 @@ def _characters(stop: int = 0x110000) -> list[str]:
     return [*map(chr, below), *map(chr, above)]
 
 
-def images(normalize: Callable[[str], str], stop: int = 0x110000) -> dict[str, str]:
-    """What a normalizer makes of each single character, where that is not itself.
+def normalized_forms(normalize: Callable[[str], str], stop: int = 0x110000) -> dict[str, str]:
+    """Return what a normalizer makes of each single character that it changes.
 
-    `normalize` must treat characters on both sides of U+0001 apart, or of the letter "a" if it does
-    not leave U+0001 alone.
+    Args:
+        normalize: must treat the characters on both sides of U+0001 separately; of the letter "a"
+            instead if it changes U+0001.
+        stop: code points below it are tried.
     """
     characters = _characters(stop)
-    # A control character is in no image; a normalizer that drops it makes no image with an "a".
+    # No form contains a control character. A normalizer that drops those has no form with an "a".
     mark = "\x01" if normalize("\x01") == "\x01" else "a"
     parts = normalize(mark + mark.join(characters) + mark).split(mark)[1:-1]
-    if len(parts) != len(characters):  # an image holds the mark itself
+    if len(parts) != len(characters):  # a form contains the mark itself
         parts = [normalize(c) for c in characters]
-    table = {c: image for c, image in zip(characters, parts, strict=True) if image != c}
+    table = {c: form for c, form in zip(characters, parts, strict=True) if form != c}
     for c in map(chr, range(0x80)):
-        if (image := normalize(c)) != c:
-            table[c] = image
+        if (form := normalize(c)) != c:
+            table[c] = form
     return table
 
 
 def char_class(characters: Iterable[str]) -> str:
-    """An RE2 character class of exactly these characters; they must not be none."""
+    """Return an RE2 character class of exactly these characters.
+
+    Raises:
+        ValueError: there are none.
+    """
     codes = sorted({ord(c) for c in characters})
     if not codes:
-        raise ValueError("A character class must hold a character. Received: none")
+        raise ValueError("A character class must hold at least one character. Received: none")
     ranges, start = [], codes[0]
-    for here, after in zip(codes, [*codes[1:], None], strict=True):
-        if after != here + 1:
-            ranges.append((start, here))
-            start = after
+    for code, next_code in zip(codes, [*codes[1:], None], strict=True):
+        if next_code != code + 1:
+            ranges.append((start, code))
+            start = next_code
     return "[" + "".join(_range(low, high) for low, high in ranges) + "]"
 
 
@@ -69,71 +75,71 @@ def _bert(**options: bool) -> Callable[[str], str]:
 
 @lru_cache(maxsize=1)
 def bert_cleaned() -> tuple[str, str]:
-    """The characters that BERT's clean-up drops, and those that it turns into a space."""
-    table = images(_bert(clean_text=True))
+    """Return the characters that BERT's clean-up drops, and those that it replaces by a space."""
+    table = normalized_forms(_bert(clean_text=True))
     return (
-        char_class(c for c, image in table.items() if image == ""),
-        char_class(c for c, image in table.items() if image == " "),
+        char_class(c for c, form in table.items() if form == ""),
+        char_class(c for c, form in table.items() if form == " "),
     )
 
 
 @lru_cache(maxsize=1)
 def bert_ideographs() -> str:
-    """The characters that BERT sets apart by spaces."""
-    return char_class(images(_bert(handle_chinese_chars=True)))
+    """Return the characters that BERT surrounds with spaces."""
+    return char_class(normalized_forms(_bert(handle_chinese_chars=True)))
 
 
 @lru_cache(maxsize=1)
 def bert_accents() -> str:
-    """The non-spacing marks that BERT drops after canonical decomposition."""
-    table = images(_bert(strip_accents=True))
-    return char_class(c for c, image in table.items() if image == "")
+    """Return the non-spacing marks that BERT drops after canonical decomposition."""
+    table = normalized_forms(_bert(strip_accents=True))
+    return char_class(c for c, form in table.items() if form == "")
 
 
 @lru_cache(maxsize=1)
 def combining_marks() -> str:
-    """The marks that the StripAccents normalizer drops."""
-    table = images(normalizers.StripAccents().normalize_str)
-    return char_class(c for c, image in table.items() if image == "")
+    """Return the marks that the StripAccents normalizer drops."""
+    table = normalized_forms(normalizers.StripAccents().normalize_str)
+    return char_class(c for c, form in table.items() if form == "")
 
 
 @lru_cache(maxsize=1)
 def bert_splits() -> tuple[str, str]:
-    """Whitespace, and the punctuation that BERT's pre-tokenizer sets apart."""
+    """Return whitespace, and the punctuation that BERT's pre-tokenizer isolates."""
     return _spaces_and_isolated(pre_tokenizers.BertPreTokenizer())
 
 
 @lru_cache(maxsize=1)
 def whitespace() -> str:
-    """The characters at which WhitespaceSplit splits."""
+    """Return the characters at which WhitespaceSplit splits."""
     return _spaces_and_isolated(pre_tokenizers.WhitespaceSplit())[0]
 
 
 @lru_cache(maxsize=4)
-def matching(pattern: str) -> str:
-    """The characters that a regular expression of the host's (Oniguruma) matches."""
+def characters_matching(pattern: str) -> str:
+    """Return the characters that a regular expression of the host (Oniguruma) matches."""
     splitter = pre_tokenizers.Split(Regex(pattern), "removed")
-    ascii_found = [c for c in map(chr, range(0x80)) if not splitter.pre_tokenize_str(c)]
-    # Between two of a character that does not match itself, one that matches leaves a gap.
-    filler = "a" if "a" not in ascii_found else "\u0001"
+    ascii_matches = [c for c in map(chr, range(0x80)) if not splitter.pre_tokenize_str(c)]
+    # A character that matches is removed from between two filler characters, which do not match.
+    filler = "a" if "a" not in ascii_matches else "\u0001"
     characters = _characters(_TEXT_PLANES)
     text = filler + filler.join(characters) + filler
-    kept = bytearray(len(text))
+    remains = bytearray(len(text))
     for _, (start, stop) in splitter.pre_tokenize_str(text):
-        kept[start:stop] = b"\1" * (stop - start)
-    found = [c for at, c in enumerate(characters) if not kept[2 * at + 1]]
-    return char_class([*ascii_found, *found])
+        remains[start:stop] = b"\1" * (stop - start)
+    matches = [c for index, c in enumerate(characters) if not remains[2 * index + 1]]
+    return char_class([*ascii_matches, *matches])
 
 
 def _spaces_and_isolated(splitter: pre_tokenizers.PreTokenizer) -> tuple[str, str]:
-    """Characters that vanish between two letters, and those that become a piece of their own."""
+    """Return the characters removed from between two letters, and those that become a piece."""
     characters = [*map(chr, range(0x80)), *_characters(_TEXT_PLANES)]
     text = "a" + "a".join(characters) + "a"
-    kept, alone = bytearray(len(text)), bytearray(len(text))
+    remains, is_single = bytearray(len(text)), bytearray(len(text))
     for _, (start, stop) in splitter.pre_tokenize_str(text):
-        kept[start:stop] = b"\1" * (stop - start)
+        remains[start:stop] = b"\1" * (stop - start)
         if stop - start == 1:
-            alone[start] = 1
-    spaces = [c for at, c in enumerate(characters) if not kept[2 * at + 1]]
-    isolated = [c for at, c in enumerate(characters) if alone[2 * at + 1]]
+            is_single[start] = 1
+    spaces = [c for index, c in enumerate(characters) if not remains[2 * index + 1]]
+    isolated = [c for index, c in enumerate(characters) if is_single[2 * index + 1]]
     return char_class(spaces), char_class(isolated or spaces)

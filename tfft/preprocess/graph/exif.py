@@ -1,60 +1,66 @@
-"""The orientation of a JPEG by its EXIF segment, as TensorFlow ops."""
+"""Orientation of a JPEG according to its EXIF segment, as TensorFlow ops."""
 
 import tensorflow as tf
 
 NAME = b"Exif\0\0"
-_END = 1 << 17  # bytes in which a JPEG's EXIF segment ends; it has 64 KiB at most
+_HEADER_BYTES = 1 << 17  # contain a JPEG's EXIF segment, which has at most 64 KiB
 
 
-def start(data: tf.Tensor) -> tf.Tensor:
-    """The bytes in which an EXIF segment is, strings of any shape."""
-    return tf.strings.substr(data, 0, _END)
+def header(data: tf.Tensor) -> tf.Tensor:
+    """Return the leading bytes that contain an EXIF segment, strings of any shape."""
+    return tf.strings.substr(data, 0, _HEADER_BYTES)
 
 
-def turned(pixels: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
-    """The pixels of a JPEG as its orientation says that they are to be seen."""
-    turn = _orientation(data)
+def apply_orientation(pixels: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
+    """Rotate and mirror the pixels of a JPEG as its EXIF orientation says.
 
-    def upright() -> tf.Tensor:
-        x = tf.cond(turn >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
-        mirrored = tf.reduce_any(turn == [2, 3, 6, 7])
+    Args:
+        pixels: uint8 [h, w, 3].
+        data: the file, a scalar string.
+    """
+    orientation = _orientation(data)
+
+    def oriented() -> tf.Tensor:
+        x = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
+        mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
         x = tf.cond(mirrored, lambda: tf.reverse(x, [1]), lambda: x)
-        upside = tf.reduce_any(turn == [3, 4, 7, 8])
-        return tf.cond(upside, lambda: tf.reverse(x, [0]), lambda: x)
+        flipped = tf.reduce_any(orientation == [3, 4, 7, 8])
+        return tf.cond(flipped, lambda: tf.reverse(x, [0]), lambda: x)
 
-    return tf.cond((turn >= 2) & (turn <= 8), upright, lambda: pixels)
+    return tf.cond((orientation >= 2) & (orientation <= 8), oriented, lambda: pixels)
 
 
 def _orientation(data: tf.Tensor) -> tf.Tensor:
-    """The EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, section 4.6.4 A); 1 where it says none."""
-    raw = tf.io.decode_raw(start(data), tf.uint8)
+    """Return the EXIF orientation of a JPEG, 1 to 8 (EXIF 2.32, 4.6.4 A); 1 if it has none."""
+    raw = tf.io.decode_raw(header(data), tf.uint8)
     size = tf.maximum(tf.shape(raw)[0] - 9, 0)
-    mark = {0: 0xFF, 1: 0xE1, **dict(enumerate(NAME, 4))}  # APP1, its length, its name
-    # All places at once: to go from segment to segment takes ten times as long.
-    marked = tf.fill([size], True)
-    for at, byte in mark.items():
-        marked &= raw[at : at + size] == tf.constant(byte, tf.uint8)
+    pattern = {0: 0xFF, 1: 0xE1, **dict(enumerate(NAME, 4))}  # APP1, its length, its name
+    # Compare at all offsets: a loop from segment to segment takes ten times as long in the graph.
+    matches = tf.fill([size], True)
+    for offset, byte in pattern.items():
+        matches &= raw[offset : offset + size] == tf.constant(byte, tf.uint8)
 
-    def orientation() -> tf.Tensor:
-        at = tf.argmax(tf.cast(marked, tf.uint8), output_type=tf.int32)
-        return _tiff_orientation(tf.cast(raw[at + 10 :], tf.int32))
+    def read_orientation() -> tf.Tensor:
+        offset = tf.argmax(tf.cast(matches, tf.uint8), output_type=tf.int32)
+        return _tiff_orientation(tf.cast(raw[offset + 10 :], tf.int32))
 
-    return tf.cond(tf.reduce_any(marked), orientation, lambda: tf.constant(1))
+    return tf.cond(tf.reduce_any(matches), read_orientation, lambda: tf.constant(1))
 
 
 def _tiff_orientation(raw: tf.Tensor) -> tf.Tensor:
-    """Of the TIFF structure that a segment holds: the entry 0x0112 of its first directory."""
-    big = raw[0] == 0x4D
+    """Return entry 0x0112 of the first directory of the TIFF structure in a segment."""
+    big_endian = raw[0] == 0x4D
+    # Padding keeps reads beyond the end within bounds: offsets in a file can be anything.
     raw = tf.concat([raw, tf.zeros([64], tf.int32)], 0)
     size = tf.shape(raw)[0] - 64
 
-    def number(at: tf.Tensor, count: int) -> tf.Tensor:
-        own = tf.gather(raw, tf.clip_by_value(at[..., None] + tf.range(count), 0, size + 63))
+    def number(offset: tf.Tensor, count: int) -> tf.Tensor:
+        digits = tf.gather(raw, tf.clip_by_value(offset[..., None] + tf.range(count), 0, size + 63))
         factors = [256**p for p in range(count)]
-        return tf.reduce_sum(own * tf.where(big, factors[::-1], factors), -1)
+        return tf.reduce_sum(digits * tf.where(big_endian, factors[::-1], factors), -1)
 
     first = tf.clip_by_value(number(tf.constant(4), 4), 0, size)
     entries = tf.clip_by_value(number(first, 2), 0, 512)
-    at = first + 2 + 12 * tf.range(entries)
-    own = (number(at, 2) == 0x0112) & (at + 12 <= size)
-    return tf.reduce_max(tf.concat([tf.where(own, number(at + 8, 2), 1), [1]], 0))
+    offset = first + 2 + 12 * tf.range(entries)
+    is_orientation = (number(offset, 2) == 0x0112) & (offset + 12 <= size)
+    return tf.reduce_max(tf.concat([tf.where(is_orientation, number(offset + 8, 2), 1), [1]], 0))

@@ -1,12 +1,12 @@
-"""Encoded pictures to pixels, as TensorFlow ops: training and serving read by one function.
+"""Encoded images to pixels, as TensorFlow ops: training and serving share one decoder.
 
-JPEG (turned as its EXIF says), PNG, BMP, and the first frame of a GIF or WebP; grey and palettes
-become RGB, what is transparent is laid on white.
+It reads JPEG (oriented as its EXIF says), PNG, BMP, and the first frame of a GIF or WebP. Grey and
+palette images become RGB; transparent pixels are blended onto white.
 
-A file of a few bytes can claim any size and any number of frames. What a picture takes is bounded:
-its size is checked before it is decoded, other frames than the first are cut off, no copy of all
-its pixels has more than a byte for each colour, and of one that is long and thin only the part that
-the model sees is resized.
+A file of a few bytes can declare any size and any number of frames, so the memory for an image is
+bounded: its size is checked before it is decoded, frames after the first are cut off, no copy of
+all its pixels has more than a byte per channel, and of a long, thin image only the part that the
+model sees is resized.
 """
 
 from collections.abc import Callable
@@ -21,228 +21,254 @@ from tfft.spec import ImageSpec
 
 __all__ = ["decode", "fit", "grey_bits", "reader", "reason", "resize", "tiny", "tolerant_reader"]
 
-# Of one picture. Each takes 11 bytes at most (progressive JPEG of 4 colours). Cameras of telephones
-# write JPEGs of up to 64 million.
+# Limits for one image. A pixel takes at most 11 bytes of memory (progressive JPEG of 4 channels).
+# Phone cameras write JPEGs of up to 64 million pixels.
 MAX_PIXELS = {"JPEG": 2**26, "PNG": 2**25, "GIF": 2**25, "BMP": 2**25, "WebP": 2**25}
 FORMATS = tuple(MAX_PIXELS)
-MAX_SIDE = 2**16 - 1  # the most that JPEG and GIF can say
-_STRIP = 2**20  # pixels that are blended at once
-_BLOCKS = 4096  # steps over the blocks of a GIF, each over a run of blocks of one length
-_CHUNKS = 64  # chunks of a WebP, or extensions of a GIF, before the first frame
-_AT_ONCE = 4  # pictures that are decoded at once in a batch that has a bad one
-_HEAD = 32  # bytes that hold the size in all formats but JPEG
+MAX_SIDE = 2**16 - 1  # the most that JPEG and GIF can declare
+_STRIP_PIXELS = 2**20  # pixels that are blended in one step, which bounds the memory
+_MAX_BLOCK_RUNS = 4096  # of a GIF: each is a run of blocks of equal length
+_MAX_CHUNKS = 64  # of a WebP, or extensions of a GIF, before the first frame
+_PARALLEL_DECODES = 4  # images decoded in parallel in a batch with a bad one
+_HEADER_SIZE = 32  # contain the size in all formats but JPEG
 OK = "ok"
 EMPTY = "an empty file"
-NOT_A_PICTURE = f"not a picture of a known kind ({', '.join(FORMATS)})"
-SIZE = (
+BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
+NOT_AN_IMAGE = f"not an image of a known format ({', '.join(FORMATS)})"
+BAD_SIZE = (
     f"its size is not between 1 and {MAX_PIXELS['PNG']:,} pixels (JPEG: {MAX_PIXELS['JPEG']:,}), "
     f"at most {MAX_SIDE:,} to a side"
 )
-_Read = Callable[[tf.Tensor], tf.Tensor]
-# Traced once, however many batches, models and signatures read pictures.
-_of_one = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
-BROKEN = "broken, cut off, or of a kind that TensorFlow does not decode"
+_Reader = Callable[[tf.Tensor], tf.Tensor]
+# Decorates functions of one file: they are traced once, however many models use them.
+_scalar_function = tf.function(input_signature=[tf.TensorSpec([], tf.string)], autograph=False)
 
 
 def reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tf.Tensor]:
-    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3].
+    """Return a function: encoded images, strings [B] -> uint8 [B, H, W, 3].
 
     It raises what `decode` raises.
     """
-    functions = _functions(image_spec)
-    return lambda data: _by_kind(data, functions, lambda one: _each(one, data, image_spec))
+    functions = _read_functions(image_spec)
+    return lambda data: _by_format(data, functions, lambda read: _read_all(read, data, image_spec))
 
 
 def tolerant_reader(image_spec: ImageSpec) -> Callable[[tf.Tensor], tuple[tf.Tensor, tf.Tensor]]:
-    """A function: encoded pictures, strings [B] -> uint8 [B, H, W, 3] and a status, string [B].
+    """Return a function that does not raise: encoded images, strings [B] -> pixels and statuses.
 
-    It does not raise: a status is `OK` or why a picture could not be decoded, which is zeros then.
+    The pixels are uint8 [B, H, W, 3]. A status, string [B], is `OK` or why an image could not be
+    decoded, whose pixels are 0 then.
     """
-    functions = _functions(image_spec)
+    functions = _read_functions(image_spec)
 
-    def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        pixels = _by_kind(data, functions, lambda one: _all_or_none(one, data, image_spec))
+    def read_tolerantly(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = _by_format(data, functions, lambda read: _read_all_or_none(read, data, image_spec))
         return tf.cond(
             tf.shape(pixels)[0] == tf.shape(data)[0],
             lambda: (pixels, tf.fill(tf.shape(data), OK)),
-            lambda: _one_by_one(functions[1], data, image_spec),
+            lambda: _read_with_status(functions[1], data, image_spec),
         )
 
-    return read
+    return read_tolerantly
 
 
 @cache
-def _functions(image_spec: ImageSpec) -> tuple[_Read, _Read]:
-    """What reads an upright JPEG, and what reads any picture: string -> uint8 [H, W, 3].
+def _read_functions(image_spec: ImageSpec) -> tuple[_Reader, _Reader]:
+    """Return what reads an upright JPEG, and what reads any image: string -> uint8 [H, W, 3].
 
-    Each is traced once, whatever calls it.
+    Both are traced once per `ImageSpec`.
     """
     pixels = tf.TensorSpec([None, None, 3], tf.uint8)
     fitted = tf.function(lambda x: fit(x, image_spec), [pixels], autograph=False)
 
-    def function(decoder: _Read) -> _Read:
+    def function(decoder: _Reader) -> _Reader:
         spec = [tf.TensorSpec([], tf.string)]
         return tf.function(lambda data: fitted(decoder(data)), spec, autograph=False)
 
     return function(_upright_jpeg), function(decode)
 
 
-def _by_kind(
-    data: tf.Tensor, functions: tuple[_Read, _Read], run: Callable[[_Read], tf.Tensor]
+def _by_format(
+    data: tf.Tensor, functions: tuple[_Reader, _Reader], run: Callable[[_Reader], tf.Tensor]
 ) -> tf.Tensor:
-    """What `run` returns for the function that reads all of these pictures."""
-    # To ask each picture for its kind takes as long as to decode a small one: the commonest
-    # batches are asked at once.
-    upright = tf.reduce_all(_kind(_head(data)) == 0) & ~_contains(exif.start(data), exif.NAME)
+    """Return what `run` returns for the cheapest function that can read all of these images.
+
+    Args:
+        data: encoded images, strings [B].
+        functions: for upright JPEGs, and for any image.
+        run: applies one of them to the batch.
+    """
+    # Dispatching on the format of each image takes as long as decoding a small one. So batches of
+    # upright JPEGs, the most common ones, are recognised by a few ops over the batch.
+    upright = tf.reduce_all(_format_id(_header(data)) == 0) & ~_contains(
+        exif.header(data), exif.NAME
+    )
     return tf.cond(upright, lambda: run(functions[0]), lambda: run(functions[1]))
 
 
-def _each(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
+def _read_all(read: _Reader, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     spec = tf.TensorSpec([*image_spec.size, 3], tf.uint8)
     return tf.map_fn(read, data, fn_output_signature=spec)
 
 
-def _all_or_none(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
-    """uint8 [B, H, W, 3]; no row where reading one of them raises.
+def _read_all_or_none(read: _Reader, data: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
+    """Return uint8 [B, H, W, 3], or no rows if reading one of them raises.
 
-    A dataset is the only place of a graph in which an error can be ignored. One element for all
-    rows takes a millisecond; one for each row would take as long as decoding a small picture.
+    A dataset is the only place in a graph where an error can be ignored. One element for all rows
+    costs a millisecond; one for each row would cost as much as decoding a small image.
     """
     none = tf.data.Dataset.from_tensors(tf.zeros([0, *image_spec.size, 3], tf.uint8))
-    every = _plain(lambda rows: _each(read, rows, image_spec))
-    read_rows = tf.data.Dataset.from_tensors(data).map(every).ignore_errors()
-    return _single(read_rows.concatenate(none).take(1))
+    read_batch = _without_autograph(lambda rows: _read_all(read, rows, image_spec))
+    read_rows = tf.data.Dataset.from_tensors(data).map(read_batch).ignore_errors()
+    return _only_element(read_rows.concatenate(none).take(1))
 
 
-def _one_by_one(read: _Read, data: tf.Tensor, image_spec: ImageSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    """As `tolerant_reader`, for rows of which some are bad."""
-    good, pixels = _attempt(read, data, tf.TensorSpec([*image_spec.size, 3], tf.uint8))
-    header, allowed = _attempt(_claims_allowed, data, tf.TensorSpec([], tf.bool))
+def _read_with_status(
+    read: _Reader, data: tf.Tensor, image_spec: ImageSpec
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Do the work of `tolerant_reader` for a batch in which some images are bad."""
+    decoded, pixels = _try_each(read, data, tf.TensorSpec([*image_spec.size, 3], tf.uint8))
+    readable, allowed = _try_each(_declared_size_allowed, data, tf.TensorSpec([], tf.bool))
     status = tf.fill(tf.shape(data), BROKEN)
-    status = tf.where(header & ~allowed, SIZE, status)
-    status = tf.where(_kind(_head(data)) == len(FORMATS), NOT_A_PICTURE, status)
+    status = tf.where(readable & ~allowed, BAD_SIZE, status)
+    status = tf.where(_format_id(_header(data)) == len(FORMATS), NOT_AN_IMAGE, status)
     status = tf.where(tf.strings.length(data) == 0, EMPTY, status)
-    return pixels, tf.where(good, OK, status)
+    return pixels, tf.where(decoded, OK, status)
 
 
-def _attempt(function: _Read, data: tf.Tensor, spec: tf.TensorSpec) -> tuple[tf.Tensor, tf.Tensor]:
-    """Whether a function did not raise, bool [B], and what it returned, zeros where it raised."""
+def _try_each(
+    function: _Reader, data: tf.Tensor, spec: tf.TensorSpec
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Apply a function to each row; return whether it did not raise, bool [B], and the results.
+
+    The result of a row that raised is 0.
+    """
     rows = tf.shape(data)[0]
-    read = _plain(lambda at, one: (at, function(one)))
+    apply = _without_autograph(lambda index, value: (index, function(value)))
     numbered = tf.data.Dataset.from_tensor_slices((tf.range(rows), data))
-    results = numbered.map(read, num_parallel_calls=_AT_ONCE, deterministic=True).ignore_errors()
-    last = tf.data.Dataset.from_tensors((rows, tf.zeros(spec.shape, spec.dtype)))
-    at, values = _single(results.concatenate(last).batch(tf.cast(rows, tf.int64) + 1))
-    count = tf.shape(at)[0] - 1
-    places = tf.fill([rows], count)  # of the rows that raised: that of the zeros
-    places = tf.tensor_scatter_nd_update(places, at[:-1, None], tf.range(count))
-    return places < count, tf.gather(values, places)
+    results = numbered.map(
+        apply, num_parallel_calls=_PARALLEL_DECODES, deterministic=True
+    ).ignore_errors()
+    sentinel = tf.data.Dataset.from_tensors((rows, tf.zeros(spec.shape, spec.dtype)))
+    index, values = _only_element(results.concatenate(sentinel).batch(tf.cast(rows, tf.int64) + 1))
+    count = tf.shape(index)[0] - 1
+    positions = tf.fill([rows], count)  # rows that raised point at the sentinel, which is 0
+    positions = tf.tensor_scatter_nd_update(positions, index[:-1, None], tf.range(count))
+    return positions < count, tf.gather(values, positions)
 
 
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
+def _without_autograph(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.autograph.experimental.do_not_convert(function)
 
 
-def _single(dataset: tf.data.Dataset) -> Any:
-    """The only element of a dataset. To optimise it takes longer than it does."""
+def _only_element(dataset: tf.data.Dataset) -> Any:
+    """Return the only element of a dataset."""
+    # Optimising the dataset takes longer than running it.
     options = tf.data.Options()
     options.autotune.enabled = False
     options.experimental_optimization.apply_default_optimizations = False
     return dataset.with_options(options).get_single_element()
 
 
-@_of_one
+@_scalar_function
 def decode(data: tf.Tensor) -> tf.Tensor:
-    """One encoded picture, a scalar string -> uint8 [h, w, 3].
+    """Decode one image, a scalar string -> uint8 [h, w, 3].
 
     Raises:
-        tf.errors.InvalidArgumentError: it is of no known kind, broken, or larger than
-            `MAX_PIXELS` of its kind or `MAX_SIDE`.
+        tf.errors.InvalidArgumentError: the format is unknown, the file is broken, or the image
+        exceeds `MAX_PIXELS` of its format or `MAX_SIDE`.
     """
-    kind = _kind(_head(data))
-    known = tf.debugging.Assert(kind < len(FORMATS), [NOT_A_PICTURE])
+    format_id = _format_id(_header(data))
+    known = tf.debugging.Assert(format_id < len(FORMATS), [NOT_AN_IMAGE])
     with tf.control_dependencies([known]):
-        pixels = tf.switch_case(kind, [lambda one=one: one(data) for one in _DECODERS])
+        pixels = tf.switch_case(
+            format_id, [lambda decoder=decoder: decoder(data) for decoder in _DECODERS]
+        )
     return tf.ensure_shape(pixels, [None, None, 3])
 
 
 def reason(error: tf.errors.InvalidArgumentError) -> str:
-    """Why `decode` refused a picture, in a few words."""
-    return next((why for why in (NOT_A_PICTURE, SIZE) if why in error.message), BROKEN)
+    """Return briefly why `decode` refused an image."""
+    return next(
+        (message for message in (NOT_AN_IMAGE, BAD_SIZE) if message in error.message), BROKEN
+    )
 
 
 def grey_bits(pixels: tf.Tensor) -> tf.Tensor:
-    """The difference hash of a picture, bool [64]: like pictures differ in few bits.
+    """Return the difference hash of an image, bool [64]: similar images differ in few bits.
 
-    Whether each of 8 x 9 grey fields is darker than the one to its right (N. Krawetz, "Kind of Like
-    That", 2013).
+    A bit is whether one of 8 x 9 grey fields is darker than the one to its right (N. Krawetz, "Kind
+    of Like That", 2013).
     """
     small = tf.reduce_mean(tf.image.resize(pixels, [8, 9], "area"), axis=-1)
     return tf.reshape(small[:, :-1] < small[:, 1:], [64])
 
 
 def tiny(pixels: tf.Tensor) -> tf.Tensor:
-    """The mean colours of 8 x 8 fields, uint8 [8, 8, 3]."""
+    """Return the mean colours of 8 x 8 fields, uint8 [8, 8, 3]."""
     small = tf.image.resize(pixels, [8, 8], "area")
     return tf.saturate_cast(tf.round(small), tf.uint8)
 
 
-def _allowed(size: tf.Tensor, most: Any) -> tf.Tensor:
-    """Whether a picture of this height and width, and so many pixels at most, is decoded."""
+def _size_allowed(size: tf.Tensor, max_pixels: Any) -> tf.Tensor:
+    """Return whether an image of this height and width may be decoded."""
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    return tf.reduce_all((size > 0) & (size <= MAX_SIDE)) & (pixels <= most)
+    return tf.reduce_all((size > 0) & (size <= MAX_SIDE)) & (pixels <= max_pixels)
 
 
-def _of_size(size: tf.Tensor, kind: str) -> Any:
-    """Where what follows is done only if a picture's height and width may be decoded."""
-    allowed = _allowed(size, MAX_PIXELS[kind])
-    return tf.control_dependencies([tf.debugging.Assert(allowed, [SIZE, size])])
+def _assert_size(size: tf.Tensor, format_name: str) -> Any:
+    """Return a context whose ops run only if an image's height and width may be decoded."""
+    allowed = _size_allowed(size, MAX_PIXELS[format_name])
+    return tf.control_dependencies([tf.debugging.Assert(allowed, [BAD_SIZE, size])])
 
 
-def _claims_allowed(data: tf.Tensor) -> tf.Tensor:
-    """Whether an encoded picture of a known kind claims a size that is decoded."""
-    most = tf.constant(list(MAX_PIXELS.values()), tf.int64)
-    return _allowed(_size(data), most[_kind(_head(data))])
+def _declared_size_allowed(data: tf.Tensor) -> tf.Tensor:
+    """Return whether an image of a known format declares a size that may be decoded."""
+    max_pixels = tf.constant(list(MAX_PIXELS.values()), tf.int64)
+    return _size_allowed(_declared_size(data), max_pixels[_format_id(_header(data))])
 
 
-@_of_one
-def _size(data: tf.Tensor) -> tf.Tensor:
-    """Height and width that an encoded picture of a known kind claims, int32 [2]."""
-    return tf.switch_case(_kind(_head(data)), [lambda size=size: size(data) for size in _SIZES])
+@_scalar_function
+def _declared_size(data: tf.Tensor) -> tf.Tensor:
+    """Return the height and width in the header of an image of a known format, int32 [2]."""
+    return tf.switch_case(
+        _format_id(_header(data)), [lambda read=read: read(data) for read in _SIZE_READERS]
+    )
 
 
-def _head(data: tf.Tensor) -> tf.Tensor:
-    """The first bytes, strings of any shape, filled up with zeros."""
-    return tf.strings.substr(tf.strings.substr(data, 0, _HEAD) + b"\0" * _HEAD, 0, _HEAD)
+def _header(data: tf.Tensor) -> tf.Tensor:
+    """Return the leading bytes, strings of any shape, padded with zeros."""
+    return tf.strings.substr(
+        tf.strings.substr(data, 0, _HEADER_SIZE) + b"\0" * _HEADER_SIZE, 0, _HEADER_SIZE
+    )
 
 
-def _kind(head: tf.Tensor) -> tf.Tensor:
-    """Indices into FORMATS, int32 of the shape of `head`; their number where there is none.
-
-    The decoders look at the rest.
-    """
+def _format_id(head: tf.Tensor) -> tf.Tensor:
+    """Return indices into FORMATS, int32 of the shape of `head`; len(FORMATS) if unknown."""
+    # Two bytes decide: the decoders check the rest.
     starts = [b"\xff\xd8", b"\x89P", b"GI", b"BM", b"RI"]
     matches = tf.cast(tf.strings.substr(head, 0, 2)[..., None] == starts, tf.uint8)
     unknown = tf.ones_like(matches[..., :1])
     return tf.argmax(tf.concat([matches, unknown], -1), -1, output_type=tf.int32)
 
 
-def _number(data: tf.Tensor, at: Any, count: int, big: bool = False) -> tf.Tensor:
-    """`count` bytes as an integer, int32; zeros follow the end."""
-    part = tf.strings.substr(_part(data, at, count) + b"\0" * count, 0, count)
+def _number(data: tf.Tensor, offset: Any, count: int, big_endian: bool = False) -> tf.Tensor:
+    """Return `count` bytes as an integer, int32; bytes beyond the end are zeros."""
+    part = tf.strings.substr(_substring(data, offset, count) + b"\0" * count, 0, count)
     raw = tf.cast(tf.io.decode_raw(part, tf.uint8), tf.int32)
     powers = range(count)
-    factors = tf.constant([256**p for p in (reversed(powers) if big else powers)], tf.int32)
+    factors = tf.constant([256**p for p in (reversed(powers) if big_endian else powers)], tf.int32)
     return tf.reduce_sum(raw * factors)
 
 
-def _part(data: tf.Tensor, at: Any, count: Any) -> tf.Tensor:
-    """Up to `count` bytes; none after the end, where the op would put the file in its message."""
-    return tf.strings.substr(data, tf.clip_by_value(at, 0, tf.strings.length(data)), count)
+def _substring(data: tf.Tensor, offset: Any, count: Any) -> tf.Tensor:
+    """Return up to `count` bytes from an offset, none beyond the end."""
+    # Beyond the end the op would raise, with the file in its message.
+    return tf.strings.substr(data, tf.clip_by_value(offset, 0, tf.strings.length(data)), count)
 
 
 def _contains(data: tf.Tensor, word: bytes) -> tf.Tensor:
-    """Whether a word is in some of the strings, of any shape."""
+    """Return whether any of the strings, of any shape, contains a word."""
     flat = tf.reshape(data, [-1])
     parts = tf.raw_ops.StringSplitV2(input=flat, sep=word, maxsplit=1).values
     return tf.size(parts) > tf.size(flat)
@@ -253,14 +279,16 @@ def _jpeg_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _png_size(data: tf.Tensor) -> tf.Tensor:
-    return tf.stack([_number(data, 20, 4, big=True), _number(data, 16, 4, big=True)])
+    return tf.stack([_number(data, 20, 4, big_endian=True), _number(data, 16, 4, big_endian=True)])
 
 
 def _gif_size(data: tf.Tensor) -> tf.Tensor:
-    """Of the screen or the first frame, whichever is more: either may be the larger one."""
-    at = _gif_frame(tf.io.decode_raw(data, tf.uint8))
+    """Return the maximum of the screen and the first frame, as either may be the larger one."""
+    offset = _gif_frame(tf.io.decode_raw(data, tf.uint8))
     screen = tf.stack([_number(data, 8, 2), _number(data, 6, 2)])
-    return tf.maximum(screen, tf.stack([_number(data, at + 7, 2), _number(data, at + 5, 2)]))
+    return tf.maximum(
+        screen, tf.stack([_number(data, offset + 7, 2), _number(data, offset + 5, 2)])
+    )
 
 
 def _bmp_size(data: tf.Tensor) -> tf.Tensor:
@@ -268,11 +296,11 @@ def _bmp_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _webp_size(data: tf.Tensor) -> tf.Tensor:
-    return _still_size(_head(_webp_frame(data)))
+    return _webp_still_size(_header(_webp_frame(data)))
 
 
-def _still_size(head: tf.Tensor) -> tf.Tensor:
-    """The three kinds of WebP keep it in three places (RFC 9649, section 2.5 to 2.7)."""
+def _webp_still_size(head: tf.Tensor) -> tf.Tensor:
+    """Return the size of a still WebP, which its three kinds store differently (RFC 9649, 2.5)."""
     kind = tf.strings.substr(head, 12, 4)
     packed = _number(head, 21, 4)
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])
@@ -281,171 +309,180 @@ def _still_size(head: tf.Tensor) -> tf.Tensor:
     return tf.where(kind == b"VP8L", lossless, tf.where(kind == b"VP8X", extended, lossy))
 
 
-def _on_white(pixels: tf.Tensor) -> tf.Tensor:
-    """RGBA [h, w, 4] -> RGB, what is transparent laid on white."""
+def _blend_on_white(pixels: tf.Tensor) -> tf.Tensor:
+    """Blend RGBA [h, w, 4] onto white: uint8 [h, w, 3]."""
     height, width = tf.unstack(tf.shape(pixels)[:2])
-    rows = tf.clip_by_value(_STRIP // width, 1, height)  # of a strip
+    rows = tf.clip_by_value(_STRIP_PIXELS // width, 1, height)  # in a strip
 
-    def blended(top: tf.Tensor, onto: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def blend_strip(top: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         top = tf.minimum(top, height - rows)
-        part = tf.cast(pixels[top : top + rows], tf.uint16)
-        colour, alpha = part[..., :3], part[..., 3:]
+        strip_pixels = tf.cast(pixels[top : top + rows], tf.uint16)
+        colour, alpha = strip_pixels[..., :3], strip_pixels[..., 3:]
         strip = tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
-        return top + rows, tf.raw_ops.InplaceUpdate(x=onto, i=top + tf.range(rows), v=strip)
+        return top + rows, tf.raw_ops.InplaceUpdate(x=target, i=top + tf.range(rows), v=strip)
 
-    def laid() -> tf.Tensor:
+    def blended() -> tf.Tensor:
         empty = tf.raw_ops.Empty(shape=[height, width, 3], dtype=tf.uint8)
         shapes = [tf.TensorShape([]), tf.TensorShape([None, None, 3])]
         empty = tf.ensure_shape(empty, shapes[1])
-        return tf.while_loop(lambda top, _: top < height, blended, [0, empty], shapes)[1]
+        return tf.while_loop(lambda top, _: top < height, blend_strip, [0, empty], shapes)[1]
 
-    clear = tf.reduce_any(pixels[..., 3] < 255)
-    return tf.cond(clear, laid, lambda: pixels[..., :3])
+    transparent = tf.reduce_any(pixels[..., 3] < 255)
+    return tf.cond(transparent, blended, lambda: pixels[..., :3])
 
 
 def _png(data: tf.Tensor) -> tf.Tensor:
-    kind, depth = _number(data, 25, 1), _number(data, 24, 1)
-    clear = (kind == 4) | (kind == 6) | _contains(data, b"tRNS")
+    colour_type, depth = _number(data, 25, 1), _number(data, 24, 1)
+    may_be_transparent = (colour_type == 4) | (colour_type == 6) | _contains(data, b"tRNS")
 
-    def blended() -> tf.Tensor:
+    def with_alpha() -> tf.Tensor:
         pixels = tf.io.decode_png(data, channels=4)
-        # Where a colour has fewer than 8 bits, TensorFlow's op fills the opacity that the file does
-        # not give up to 2^bits - 1, not to 255.
-        filled = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
-        unsaid = tf.reduce_all(pixels[..., 3] == filled)
-        return tf.cond(unsaid, lambda: pixels[..., :3], lambda: _on_white(pixels))
+        # If a file has no alpha values and fewer than 8 bits per channel, TensorFlow's op sets
+        # alpha to 2^bits - 1, not to 255.
+        filler = tf.cast(2 ** tf.minimum(depth, 8) - 1, tf.uint8)
+        no_alpha = tf.reduce_all(pixels[..., 3] == filler)
+        return tf.cond(no_alpha, lambda: pixels[..., :3], lambda: _blend_on_white(pixels))
 
-    with _of_size(_png_size(data), "PNG"):
-        return tf.cond(clear, blended, lambda: tf.io.decode_png(data, channels=3))
+    with _assert_size(_png_size(data), "PNG"):
+        return tf.cond(may_be_transparent, with_alpha, lambda: tf.io.decode_png(data, channels=3))
 
 
 def _webp(data: tf.Tensor) -> tf.Tensor:
-    """The first frame, with opacity where the file has it: the op does not look for that."""
+    """Decode the first frame, with alpha if the file has it: the op does not check for that."""
     data = _webp_frame(data)
-    head = _head(data)
+    head = _header(data)
     lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
-    clear = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
-    clear |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
-    with _of_size(_still_size(head), "WebP"):
+    transparent = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
+    transparent |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
+    with _assert_size(_webp_still_size(head), "WebP"):
         return tf.cond(
-            clear,
-            lambda: _on_white(tf.io.decode_webp(data, channels=4)[0]),
+            transparent,
+            lambda: _blend_on_white(tf.io.decode_webp(data, channels=4)[0]),
             lambda: tf.io.decode_webp(data, channels=3)[0],
         )
 
 
-@_of_one
+@_scalar_function
 def _webp_frame(data: tf.Tensor) -> tf.Tensor:
-    """The first frame of an animation as a file of its own; another file as it is."""
-    head = _head(data)
-    moving = (tf.strings.substr(head, 12, 4) == b"VP8X") & (_number(head, 20, 1) // 2 % 2 == 1)
+    """Return the first frame of an animation as a separate file; a still image unchanged."""
+    head = _header(data)
+    animated = (tf.strings.substr(head, 12, 4) == b"VP8X") & (_number(head, 20, 1) // 2 % 2 == 1)
 
-    def length(at: tf.Tensor) -> tf.Tensor:
-        return _number(data, at + 4, 4)
+    def length(offset: tf.Tensor) -> tf.Tensor:
+        return _number(data, offset + 4, 4)
 
     def frame() -> tf.Tensor:
-        def after(at: tf.Tensor) -> tf.Tensor:
-            return at + 8 + length(at) + length(at) % 2
+        def next_chunk(offset: tf.Tensor) -> tf.Tensor:
+            return offset + 8 + length(offset) + length(offset) % 2
 
-        def other(at: tf.Tensor) -> tf.Tensor:
-            return _part(data, at, 4) != b"ANMF"
+        def is_other_chunk(offset: tf.Tensor) -> tf.Tensor:
+            return _substring(data, offset, 4) != b"ANMF"
 
-        at = tf.while_loop(other, after, [tf.constant(12)], maximum_iterations=_CHUNKS)[0]
-        # Its offset, 6 bytes; its width and height less one, 6 bytes, as a header has them; its
-        # duration and more, 4 bytes; chunks as of a still picture. One of opacity needs a header.
-        chunk = _part(data, at + 8, length(at))
-        own = _part(chunk, 16, length(at))
-        header = b"VP8X\x0a\0\0\0\x10\0\0\0" + _part(chunk, 6, 6)
-        body = b"WEBP" + tf.where(tf.strings.substr(own, 0, 4) == b"ALPH", header, b"") + own
-        return b"RIFF" + _four_bytes(tf.strings.length(body)) + body
+        offset = tf.while_loop(
+            is_other_chunk, next_chunk, [tf.constant(12)], maximum_iterations=_MAX_CHUNKS
+        )[0]
+        # An ANMF chunk holds the frame's position (6 bytes), its width and height minus one (6
+        # bytes, as in a VP8X header), duration and flags (4 bytes), then the chunks of a still
+        # image. An alpha chunk requires a VP8X header.
+        chunk = _substring(data, offset + 8, length(offset))
+        content = _substring(chunk, 16, length(offset))
+        header = b"VP8X\x0a\0\0\0\x10\0\0\0" + _substring(chunk, 6, 6)
+        body = (
+            b"WEBP" + tf.where(tf.strings.substr(content, 0, 4) == b"ALPH", header, b"") + content
+        )
+        return b"RIFF" + _little_endian(tf.strings.length(body)) + body
 
-    return tf.cond(moving, frame, lambda: data)
+    return tf.cond(animated, frame, lambda: data)
 
 
-def _four_bytes(number: tf.Tensor) -> tf.Tensor:
-    """A number from 0 to 2^31 as a string, the lowest byte first."""
-    every = tf.constant([bytes([value]) for value in range(256)])
-    return tf.strings.reduce_join(tf.gather(every, number // [1, 256, 256**2, 256**3] % 256))
+def _little_endian(number: tf.Tensor) -> tf.Tensor:
+    """Return a number from 0 to 2^31 - 1 as a string of 4 bytes, the lowest first."""
+    all_bytes = tf.constant([bytes([value]) for value in range(256)])
+    return tf.strings.reduce_join(tf.gather(all_bytes, number // [1, 256, 256**2, 256**3] % 256))
 
 
 def _gif(data: tf.Tensor) -> tf.Tensor:
-    """The first frame: the op would decode all."""
+    """Decode the first frame: the op would decode all, so the others are cut off."""
     raw = tf.io.decode_raw(data, tf.uint8)
-    at = _gif_frame(raw)
-    with _of_size(_gif_size(data), "GIF"):
-        end = _after_blocks(raw, at + 10 + _palette(raw[at + 9]) + 1)
+    offset = _gif_frame(raw)
+    with _assert_size(_gif_size(data), "GIF"):
+        end = _end_of_blocks(raw, offset + 10 + _palette_bytes(raw[offset + 9]) + 1)
         return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
 
 
 @tf.function(input_signature=[tf.TensorSpec([None], tf.uint8)], autograph=False)
 def _gif_frame(raw: tf.Tensor) -> tf.Tensor:
-    """Where the descriptor of a GIF's first frame begins (GIF89a, sections 18 to 26)."""
-    at = 13 + _palette(raw[10])
-    (at,) = tf.while_loop(
-        lambda at: raw[at] == 0x21,
-        lambda at: _after_blocks(raw, at + 2),
-        [at],
-        maximum_iterations=_CHUNKS,
+    """Return the offset of the descriptor of a GIF's first frame (GIF89a, sections 18 to 26)."""
+    offset = 13 + _palette_bytes(raw[10])
+    (offset,) = tf.while_loop(
+        lambda offset: raw[offset] == 0x21,
+        lambda offset: _end_of_blocks(raw, offset + 2),
+        [offset],
+        maximum_iterations=_MAX_CHUNKS,
     )
-    with tf.control_dependencies([tf.debugging.Assert(raw[at] == 0x2C, [BROKEN])]):
-        return tf.identity(at)
+    with tf.control_dependencies([tf.debugging.Assert(raw[offset] == 0x2C, [BROKEN])]):
+        return tf.identity(offset)
 
 
-def _palette(flags: tf.Tensor) -> tf.Tensor:
-    """Bytes of the colour table that these flags announce."""
+def _palette_bytes(flags: tf.Tensor) -> tf.Tensor:
+    """Return the bytes of the colour table that these flags announce."""
     flags = tf.cast(flags, tf.int32)
     return tf.where(flags >= 128, 3 * 2 ** (flags % 8 + 1), 0)
 
 
-def _after_blocks(raw: tf.Tensor, at: tf.Tensor) -> tf.Tensor:
-    """Where the blocks that begin here end: each is its length and so many bytes, the last empty.
+def _end_of_blocks(raw: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
+    """Return the offset after the data blocks that begin at an offset.
 
-    Encoders write blocks of one length but for the last: a run of them is one step.
+    A block is its length and that many bytes; the last one is empty. Encoders write blocks of equal
+    length except for the last, so one step skips a run of them.
     """
 
-    def after(at: tf.Tensor) -> tf.Tensor:
-        step = tf.cast(raw[at], tf.int32) + 1
-        like = raw[at : at + 1024 * step : step] == raw[at]
-        return at + step * tf.reduce_sum(tf.math.cumprod(tf.cast(like, tf.int32)))
+    def skip_run(offset: tf.Tensor) -> tf.Tensor:
+        step = tf.cast(raw[offset], tf.int32) + 1
+        same_length = raw[offset : offset + 1024 * step : step] == raw[offset]
+        return offset + step * tf.reduce_sum(tf.math.cumprod(tf.cast(same_length, tf.int32)))
 
-    (at,) = tf.while_loop(lambda at: raw[at] != 0, after, [at], maximum_iterations=_BLOCKS)
-    with tf.control_dependencies([tf.debugging.Assert(raw[at] == 0, [BROKEN])]):
-        return at + 1
+    (offset,) = tf.while_loop(
+        lambda offset: raw[offset] != 0, skip_run, [offset], maximum_iterations=_MAX_BLOCK_RUNS
+    )
+    with tf.control_dependencies([tf.debugging.Assert(raw[offset] == 0, [BROKEN])]):
+        return offset + 1
 
 
 def _bmp(data: tf.Tensor) -> tf.Tensor:
-    """A BMP of one byte a pixel holds indices into its palette, which TensorFlow does not look up.
+    """Decode a BMP.
 
-    The fourth byte of four is not opacity in the common kind, and is dropped.
+    With one byte per pixel it holds indices into a palette, which TensorFlow does not look up. With
+    four bytes the fourth is dropped: in the common variant it is not alpha.
     """
     head = tf.strings.substr(data, 0, 54)
-    with _of_size(_bmp_size(data), "BMP"):
+    with _assert_size(_bmp_size(data), "BMP"):
         pixels = tf.io.decode_bmp(data)
 
-    def looked_up() -> tf.Tensor:
+    def apply_palette() -> tf.Tensor:
         colours = _number(head, 46, 4)
         count = tf.where(colours == 0, 256, tf.minimum(colours, 256))
-        raw = _part(data, 14 + _number(head, 14, 4), 4 * count)
+        raw = _substring(data, 14 + _number(head, 14, 4), 4 * count)
         palette = tf.gather(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 4]), [2, 1, 0], axis=1)
         return tf.gather(palette, tf.cast(pixels[..., 0], tf.int32))
 
-    return tf.cond(tf.shape(pixels)[-1] == 1, looked_up, lambda: pixels[..., :3])
+    return tf.cond(tf.shape(pixels)[-1] == 1, apply_palette, lambda: pixels[..., :3])
 
 
-@_of_one
+@_scalar_function
 def _upright_jpeg(data: tf.Tensor) -> tf.Tensor:
-    """A JPEG as it lies in the file."""
-    with _of_size(_jpeg_size(data), "JPEG"):
-        # The exact inverse transform: the default is faster by little and off by a few levels.
+    """Decode a JPEG without applying its orientation."""
+    with _assert_size(_jpeg_size(data), "JPEG"):
+        # The default transform is hardly faster, and off by a few levels.
         return tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
 
 
 def _jpeg(data: tf.Tensor) -> tf.Tensor:
     pixels = _upright_jpeg(data)
-    turned = _contains(exif.start(data), exif.NAME)
-    return tf.cond(turned, lambda: exif.turned(pixels, data), lambda: pixels)
+    has_exif = _contains(exif.header(data), exif.NAME)
+    return tf.cond(has_exif, lambda: exif.apply_orientation(pixels, data), lambda: pixels)
 
 
-_SIZES = (_jpeg_size, _png_size, _gif_size, _bmp_size, _webp_size)  # as FORMATS
+_SIZE_READERS = (_jpeg_size, _png_size, _gif_size, _bmp_size, _webp_size)  # in the order of FORMATS
 _DECODERS = (_jpeg, _png, _gif, _bmp, _webp)

@@ -1,4 +1,4 @@
-"""Normalizers as string ops, built from the steps of a description."""
+"""Normalizers as string ops, built from the steps of a tokenizer description."""
 
 import base64
 import re
@@ -16,7 +16,10 @@ StringOp = Callable[[tf.Tensor], tf.Tensor]
 
 
 class Normalizer(tf.Module):
-    """A description's normalizer: string tensors [N] -> [N].
+    """The normalizer of a tokenizer description: string tensors [N] -> [N].
+
+    Args:
+        description: the `normalizer` of the description.
 
     Raises:
         UserError: a step has no counterpart here.
@@ -24,10 +27,10 @@ class Normalizer(tf.Module):
 
     def __init__(self, description: Mapping[str, Any] | None):
         super().__init__()
-        self._steps = [_step(step) for step in _flatten(description)]
+        self._steps = [_build_step(step) for step in _flatten(description)]
 
     def __call__(self, text: tf.Tensor) -> tf.Tensor:
-        """The normalised texts."""
+        """Return the normalized texts."""
         for step in self._steps:
             text = step(text)
         return text
@@ -41,52 +44,58 @@ def _flatten(description: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     return [description]
 
 
-def _step(step: Mapping[str, Any]) -> StringOp:
+def _build_step(step: Mapping[str, Any]) -> StringOp:
     kind = step["type"]
     if kind == "Precompiled":
         return CharacterMap(base64.b64decode(step["precompiled_charsmap"]))
     if kind == "BertNormalizer":
-        return _bert(step)
+        return _bert_normalizer(step)
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
         return lambda text: tf_text.normalize_utf8(text, kind)
     if kind == "StripAccents":
-        return replacing(codepoints.combining_marks(), "")
+        return replace(codepoints.combining_marks(), "")
     if kind == "Lowercase":
-        return _lower
+        return _lowercase
     if kind == "Replace":
         return _replace(step)
     if kind == "Strip":
         return _strip(step)
     if kind == "Prepend":
-        return replacing("^(?s:(.))", re.escape(step["prepend"]) + r"\1", once=True)
+        return replace("^(?s:(.))", re.escape(step["prepend"]) + r"\1", once=True)
     raise UserError(f"tokenizer: the normalizer {kind} has no in-graph form")
 
 
-def replacing(pattern: str, rewrite: str, once: bool = False) -> StringOp:
-    """A function that replaces every match (or the first) of an RE2 pattern."""
+def replace(pattern: str, rewrite: str, once: bool = False) -> StringOp:
+    r"""Return a function that replaces the matches of an RE2 pattern.
+
+    Args:
+        pattern: in RE2's syntax.
+        rewrite: replacement, with \1 for the first group.
+        once: replace only the first match.
+    """
     return lambda text: tf.strings.regex_replace(text, pattern, rewrite, replace_global=not once)
 
 
-def _lower(text: tf.Tensor) -> tf.Tensor:
-    # ICU writes a capital sigma at a word's end as a final one; the host maps letter by letter.
+def _lowercase(text: tf.Tensor) -> tf.Tensor:
+    # At the end of a word ICU lowercases a capital sigma to a final sigma; the host does not.
     text = tf.strings.regex_replace(text, "Σ", "σ")
     return tf.strings.lower(text, encoding="utf-8")
 
 
-def _bert(step: Mapping[str, Any]) -> StringOp:
-    """Clean, space around ideographs, decompose and drop accents, lower: in that order."""
+def _bert_normalizer(step: Mapping[str, Any]) -> StringOp:
+    """Return BERT's steps: clean, isolate ideographs, strip accents, lowercase, in that order."""
     functions: list[StringOp] = []
     if step["clean_text"]:
         dropped, spaces = codepoints.bert_cleaned()
-        functions += [replacing(f"{dropped}|{codepoints.NUL}", ""), replacing(spaces, " ")]
+        functions += [replace(f"{dropped}|{codepoints.NUL}", ""), replace(spaces, " ")]
     if step["handle_chinese_chars"]:
-        functions.append(replacing(f"({codepoints.bert_ideographs()})", r" \1 "))
+        functions.append(replace(f"({codepoints.bert_ideographs()})", r" \1 "))
     strip = step["strip_accents"]
     if step["lowercase"] if strip is None else strip:
         functions.append(lambda text: tf_text.normalize_utf8(text, "NFD"))
-        functions.append(replacing(codepoints.bert_accents(), ""))
+        functions.append(replace(codepoints.bert_accents(), ""))
     if step["lowercase"]:
-        functions.append(_lower)
+        functions.append(_lowercase)
 
     def normalize(text: tf.Tensor) -> tf.Tensor:
         for function in functions:
@@ -99,21 +108,25 @@ def _bert(step: Mapping[str, Any]) -> StringOp:
 def _replace(step: Mapping[str, Any]) -> StringOp:
     kind, pattern = next(iter(step["pattern"].items()))
     pattern = re.escape(pattern) if kind == "String" else pattern
-    return checked(pattern, step["content"].replace("\\", "\\\\"))
+    return checked_replace(pattern, step["content"].replace("\\", "\\\\"))
 
 
 def _strip(step: Mapping[str, Any]) -> StringOp:
     space = codepoints.whitespace()
     sides = [f"^{space}+"] * step["strip_left"] + [f"{space}+$"] * step["strip_right"]
-    return replacing("|".join(sides), "") if sides else (lambda text: text)
+    return replace("|".join(sides), "") if sides else (lambda text: text)
 
 
-def checked(pattern: str, rewrite: str) -> StringOp:
-    """`replacing`, for a pattern from a file: RE2 must understand it."""
+def checked_replace(pattern: str, rewrite: str) -> StringOp:
+    """Return `replace` for a pattern from a file.
+
+    Raises:
+        UserError: RE2 does not understand the pattern.
+    """
     try:
         tf.strings.regex_replace("", pattern, rewrite)
     except tf.errors.InvalidArgumentError:
         raise UserError(
             f"tokenizer: the pattern {pattern!r} has no in-graph form (RE2 has no look-around)"
         ) from None
-    return replacing(pattern, rewrite)
+    return replace(pattern, rewrite)

@@ -1,4 +1,4 @@
-"""Cutting the ids of a row to length and joining them with the special tokens."""
+"""Truncate the ids of a row and join them with the special tokens."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,15 +11,24 @@ from tfft.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Part:
-    """One place of a template: the ids of text A or B, or a special token."""
+    """One place in a template: the ids of a text, or a special token.
 
-    text: str | None  # "A", "B" or None
+    Attributes:
+        text: "A" or "B"; None for a special token.
+        token_id: of the special token, else -1.
+        segment: segment id of the part.
+    """
+
+    text: str | None
     token_id: int
     segment: int
 
 
 def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[Part]]:
-    """The templates of a single row and of a pair.
+    """Return the templates of a single row and of a pair.
+
+    Args:
+        description: the `post_processor` of a tokenizer description.
 
     Raises:
         UserError: the post-processor has no counterpart here.
@@ -63,24 +72,34 @@ def pack(
     max_length: int,
     pad_id: int,
 ) -> dict[str, tf.Tensor]:
-    """Ragged ids [B, tokens] -> `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
-    room = max_length - sum(part.text is None for part in template)
+    """Join the ids of each row: `{token_ids, padding_mask, segment_ids}`, int32 [B, T].
+
+    Args:
+        a: ids of the first texts, ragged [B, tokens].
+        b: ids of the second texts, or None.
+        template: the parts of a row.
+        max_length: the most tokens of a row, special ones included.
+        pad_id: fills up shorter rows.
+    """
+    budget = max_length - sum(part.text is None for part in template)
     if b is None:
-        texts = {"A": a[:, :room]}
+        texts = {"A": a[:, :budget]}
     else:
-        keep_a, keep_b = longest_first(a.row_lengths(), b.row_lengths(), room)
-        texts = {"A": _first(a, keep_a), "B": _first(b, keep_b)}
+        length_a, length_b = longest_first(a.row_lengths(), b.row_lengths(), budget)
+        texts = {"A": _truncate(a, length_a), "B": _truncate(b, length_b)}
     rows = a.nrows()
     ids, segments = [], []
     for part in template:
         if part.text is None:
-            piece = tf.RaggedTensor.from_tensor(
+            part_ids = tf.RaggedTensor.from_tensor(
                 tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), part.token_id)
             )
         else:
-            piece = texts[part.text]
-        ids.append(piece)
-        segments.append(piece.with_flat_values(tf.fill(tf.shape(piece.flat_values), part.segment)))
+            part_ids = texts[part.text]
+        ids.append(part_ids)
+        segments.append(
+            part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
+        )
     joined = tf.concat(ids, axis=1)
     return {
         "token_ids": joined.to_tensor(default_value=pad_id),
@@ -89,25 +108,30 @@ def pack(
     }
 
 
-def longest_first(a: tf.Tensor, b: tf.Tensor, room: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """How many tokens of each text of a pair stay, [B] each: the longer gives way first.
+def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:
+    """Return the lengths of both texts after truncation, [B] each: the longer is cut first.
 
-    The same arithmetic as the host's: where both are longer than half, the text that was the
+    The arithmetic is the host's. If both texts are longer than half the budget, the one that was
     longer (the second, if they were equal) gets the odd token.
+
+    Args:
+        a: tokens of the first texts, [B].
+        b: tokens of the second texts, [B].
+        budget: tokens for both.
     """
-    short = tf.minimum(a, b)
-    half = tf.cast(room // 2, a.dtype)
-    room_ = tf.cast(room, a.dtype)
-    cut_long = tf.where(short > room_, short, tf.maximum(short, room_ - short))
-    both = short + cut_long > room_
-    short_kept = tf.where(both, half, short)
-    long_kept = tf.where(both, half + room % 2, cut_long)
-    fits = a + b <= room_
+    shorter = tf.minimum(a, b)
+    half = tf.cast(budget // 2, a.dtype)
+    limit = tf.cast(budget, a.dtype)
+    rest = tf.where(shorter > limit, shorter, tf.maximum(shorter, limit - shorter))
+    both_cut = shorter + rest > limit
+    shorter_length = tf.where(both_cut, half, shorter)
+    longer_length = tf.where(both_cut, half + budget % 2, rest)
+    fits = a + b <= limit
     first_is_longer = a > b
-    keep_a = tf.where(first_is_longer, long_kept, short_kept)
-    keep_b = tf.where(first_is_longer, short_kept, long_kept)
-    return tf.where(fits, a, keep_a), tf.where(fits, b, keep_b)
+    length_a = tf.where(first_is_longer, longer_length, shorter_length)
+    length_b = tf.where(first_is_longer, shorter_length, longer_length)
+    return tf.where(fits, a, length_a), tf.where(fits, b, length_b)
 
 
-def _first(ids: tf.RaggedTensor, crop_fraction: tf.Tensor) -> tf.RaggedTensor:
-    return tf.ragged.boolean_mask(ids, tf.ragged.range(ids.row_lengths()) < crop_fraction[:, None])
+def _truncate(ids: tf.RaggedTensor, lengths: tf.Tensor) -> tf.RaggedTensor:
+    return tf.ragged.boolean_mask(ids, tf.ragged.range(ids.row_lengths()) < lengths[:, None])

@@ -1,4 +1,4 @@
-"""The whole tokenizer as one TensorFlow module: raw texts in, a model's inputs out."""
+"""A complete tokenizer as one TensorFlow module: from raw texts to a model's inputs."""
 
 import json
 import re
@@ -22,7 +22,7 @@ class GraphTokenizer(tf.Module):
 
     Args:
         spec: the description (`tokenizer.json`).
-        max_length: tokens a row at most, special ones included.
+        max_length: the most tokens of a row, special ones included.
         pad_id: fills up shorter rows.
 
     Raises:
@@ -31,22 +31,22 @@ class GraphTokenizer(tf.Module):
 
     def __init__(self, spec: str, max_length: int, pad_id: int):
         super().__init__()
-        description = _as_read_by_host(spec)
+        description = _parse_as_host(spec)
         self._max_length, self._pad_id = max_length, pad_id
         self._normalize = normalize.Normalizer(description["normalizer"])
         self._added = _AddedTokens(description["added_tokens"])
-        self._pieces = _pieces(description)
+        self._pieces = _build_model(description)
         self._single, self._pair = pack.templates(description["post_processor"])
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
-        """Strings [B] -> `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
+        """Tokenise strings [B]: `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
         a = self._ids(text)
         b = None if text_pair is None else self._ids(text_pair)
         template = self._single if b is None else self._pair
         return pack.pack(a, b, template, self._max_length, self._pad_id)
 
     def _ids(self, text: tf.Tensor) -> tf.RaggedTensor:
-        # A request may hold anything; what is not UTF-8 becomes U+FFFD instead of an error.
+        # Clients may send any bytes: replace what is not UTF-8 by U+FFFD instead of raising.
         text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
         text = tf.strings.regex_replace(text, r"\x{0}", codepoints.NUL)
         if not self._added:
@@ -55,25 +55,25 @@ class GraphTokenizer(tf.Module):
         token = self._added.lookup(parts.flat_values)
         is_text = token < 0
         plain = self._pieces(self._normalize(tf.where(is_text, parts.flat_values, "")))
-        single = tf.RaggedTensor.from_row_lengths(
+        added = tf.RaggedTensor.from_row_lengths(
             tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64), validate=False
         )
-        # Of the two, one is empty in each part.
-        ids = tf.concat([plain, single], axis=1)
-        return ragged.merged(parts.with_flat_values(ids))
+        # For each part one of the two is empty.
+        ids = tf.concat([plain, added], axis=1)
+        return ragged.merge_inner_axes(parts.with_flat_values(ids))
 
 
-def _as_read_by_host(spec: str) -> dict[str, Any]:
-    """The description with the numbers that the host computes with.
+def _parse_as_host(spec: str) -> dict[str, Any]:
+    """Parse a description with the numbers that the host computes with.
 
-    Its JSON reader is off by one in the last place for about one decimal in fifty (serde_json
-    without `float_roundtrip`), which decides between two paths of equal score.
+    The host's JSON reader is off by one in the last place for about one decimal in fifty
+    (serde_json without `float_roundtrip`), which decides between two paths of equal score.
     """
     return json.loads(Tokenizer.from_str(spec).to_str())
 
 
 class _AddedTokens(tf.Module):
-    """Tokens that are found in the raw text before anything else, such as [SEP]."""
+    """Tokens such as [SEP] that are split from the raw text before any other step."""
 
     def __init__(self, tokens: Sequence[Mapping[str, Any]]):
         super().__init__()
@@ -91,7 +91,7 @@ class _AddedTokens(tf.Module):
         self._tokens = list(tokens)
         if not tokens:
             return
-        # The longest first, where one begins like another: as the host does.
+        # The longest first, so that it wins over its own prefix, as on the host.
         ordered = sorted(tokens, key=lambda t: -len(t["content"]))
         space = codepoints.whitespace()
         self._pattern = "|".join(
@@ -114,20 +114,20 @@ class _AddedTokens(tf.Module):
         return bool(self._tokens)
 
     def split(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Texts [N] -> their parts, added tokens apart, ragged [N, parts]."""
+        """Split texts [N] at the added tokens, which become parts: ragged [N, parts]."""
         return ragged.regex_split(text, self._pattern, self._pattern)
 
     def lookup(self, parts: tf.Tensor) -> tf.Tensor:
-        """The id of each part that is an added token, else -1."""
-        found = self._table.lookup(parts)
+        """Return the id of each part that is an added token, else -1."""
+        ids = self._table.lookup(parts)
         if not self._may_strip:
-            return found
+            return ids
         stripped = tf.strings.regex_replace(parts, self._strip, "")
-        return tf.where(found >= 0, found, self._table.lookup(stripped))
+        return tf.where(ids >= 0, ids, self._table.lookup(stripped))
 
 
-def _pieces(description: Mapping[str, Any]) -> tf.Module:
-    """The model of the description with the splits before it."""
+def _build_model(description: Mapping[str, Any]) -> tf.Module:
+    """Build the model of a description, including its pre-tokenizer."""
     model = description["model"]
     kind = model["type"]
     if kind not in MODELS:

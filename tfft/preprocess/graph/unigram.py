@@ -1,9 +1,9 @@
 """Unigram in the graph: the best path through each word (Kudo 2018, Subword Regularization).
 
-tensorflow-text's SentencePiece op adds scores up in float32 over the whole text and so breaks
-ties (888+8 or 8+888) otherwise than the host, which adds in float64 word by word: 153 of 135,971
-lines differed. So the path is searched here: in float64, for all different words of a batch at
-once, from left to right, the earlier start winning among equals.
+tensorflow-text's SentencePiece op adds scores in float32 over the complete text, so it breaks ties
+(888+8 or 8+888) differently from the host, which adds in float64 word by word: 153 of 135,971 lines
+differed. So the path is searched here in float64, for all distinct words of a batch in parallel,
+from left to right; the earlier start wins among equal scores.
 """
 
 from collections.abc import Mapping
@@ -15,11 +15,19 @@ import tensorflow as tf
 from tfft.preprocess.graph import codepoints, ragged
 from tfft.utils.errors import UserError
 
-_UNKNOWN_PENALTY = 10.0  # below the worst score: SentencePiece's and the host's constant
+_UNKNOWN_PENALTY = 10.0  # below the lowest score; the constant of SentencePiece and of the host
 
 
 class Unigram(tf.Module):
-    """Normalised texts [N] -> ids, ragged [N, tokens]."""
+    """A Unigram model as TensorFlow ops: normalized texts [N] -> ids, ragged [N, tokens].
+
+    Args:
+        model: the `model` of a tokenizer description.
+        pre_tokenizer: its `pre_tokenizer`.
+
+    Raises:
+        UserError: the description has options without a counterpart here.
+    """
 
     def __init__(self, model: Mapping[str, Any], pre_tokenizer: Mapping[str, Any] | None):
         super().__init__()
@@ -43,11 +51,11 @@ class Unigram(tf.Module):
         )
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Ids of each text."""
+        """Return the ids of each text."""
         words = self._words(text)
-        unique, where = tf.unique(words.flat_values)
-        ids = tf.gather(self._encode(unique), where)
-        return ragged.merged(words.with_flat_values(ids))
+        unique, index = tf.unique(words.flat_values)
+        ids = tf.gather(self._encode(unique), index)
+        return ragged.merge_inner_axes(words.with_flat_values(ids))
 
     def _words(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Split at whitespace, mark the beginnings, split before each mark."""
@@ -62,13 +70,13 @@ class Unigram(tf.Module):
             flat = tf.where(
                 tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat
             )
-        # A mark belongs to what follows it: cut where something stands before one.
-        cut = tf.strings.regex_replace(flat, mark, f"{codepoints.CUT}{mark}")
-        split = ragged.regex_split(cut, codepoints.CUT)
-        return ragged.merged(words.with_flat_values(split))
+        # A mark begins a word: split before each mark.
+        separated = tf.strings.regex_replace(flat, mark, f"{codepoints.SEPARATOR}{mark}")
+        split = ragged.regex_split(separated, codepoints.SEPARATOR)
+        return ragged.merge_inner_axes(words.with_flat_values(split))
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
-        """The ids along the best path of each word, [W] -> ragged [W, tokens]."""
+        """Return the ids along the best path of each word, [W] -> ragged [W, tokens]."""
         words = tf.strings.regex_replace(words, codepoints.NUL, "\0")
         characters = tf.strings.unicode_split(words, "UTF-8")
         count = tf.cast(characters.row_lengths(), tf.int32)
@@ -79,13 +87,18 @@ class Unigram(tf.Module):
         return self._backward(token, step, count)
 
     def _forward(self, words: tf.Tensor, bounds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        """The last token of the best path to each place, and its length; both [L, W]."""
-        rows, places = tf.shape(bounds)[0], tf.shape(bounds)[1]
+        """Return the last token of the best path to each position, and its length; both [L, W].
+
+        Args:
+            words: strings [W].
+            bounds: bytes before each character, [W, L + 1].
+        """
+        rows, num_positions = tf.shape(bounds)[0], tf.shape(bounds)[1]
         # Longest first: among equal scores `argmax` takes the first, as the host does.
         lengths = tf.range(self._longest, 0, -1)[None, :]  # [1, M]
-        tokens = tf.TensorArray(tf.int32, places - 1)
-        steps = tf.TensorArray(tf.int32, places - 1)
-        # best[place - M .. place - 1] of each word, the farthest first: [W, M].
+        tokens = tf.TensorArray(tf.int32, num_positions - 1)
+        steps = tf.TensorArray(tf.int32, num_positions - 1)
+        # best_scores[position - M .. position - 1] of each word, the farthest first: [W, M].
         window = tf.concat(
             [
                 tf.fill([rows, self._longest - 1], tf.constant(-np.inf, tf.float64)),
@@ -95,53 +108,62 @@ class Unigram(tf.Module):
         )
 
         def advance(
-            place: tf.Tensor, window: tf.Tensor, tokens: tf.TensorArray, steps: tf.TensorArray
+            position: tf.Tensor, window: tf.Tensor, tokens: tf.TensorArray, steps: tf.TensorArray
         ) -> tuple[Any, ...]:
-            start = tf.maximum(place - lengths, 0)
-            begin = tf.gather(bounds, tf.tile(start, [rows, 1]), batch_dims=1)  # [W, M]
-            size = bounds[:, place][:, None] - begin
-            piece = tf.strings.substr(tf.tile(words[:, None], [1, self._longest]), begin, size)
-            found = self._table.lookup(piece)
-            score = tf.gather(self._scores, tf.maximum(found, 0))
-            unknown = (found < 0) & (lengths == 1)
-            score = tf.where(found >= 0, score, tf.constant(-np.inf, tf.float64))
+            start = tf.maximum(position - lengths, 0)
+            offset = tf.gather(bounds, tf.tile(start, [rows, 1]), batch_dims=1)  # [W, M]
+            size = bounds[:, position][:, None] - offset
+            piece = tf.strings.substr(tf.tile(words[:, None], [1, self._longest]), offset, size)
+            ids = self._table.lookup(piece)
+            score = tf.gather(self._scores, tf.maximum(ids, 0))
+            unknown = (ids < 0) & (lengths == 1)
+            score = tf.where(ids >= 0, score, tf.constant(-np.inf, tf.float64))
             score = tf.where(unknown, tf.constant(self._unknown_score, tf.float64), score)
             total = window + score
-            chosen = tf.argmax(total, axis=1, output_type=tf.int32)
-            token = tf.gather(found, chosen, batch_dims=1)
-            tokens = tokens.write(place - 1, tf.where(token < 0, self._unknown, token))
-            steps = steps.write(place - 1, self._longest - chosen)
-            reached = tf.gather(total, chosen, batch_dims=1)
-            return place + 1, tf.concat([window[:, 1:], reached[:, None]], 1), tokens, steps
+            best = tf.argmax(total, axis=1, output_type=tf.int32)
+            token = tf.gather(ids, best, batch_dims=1)
+            tokens = tokens.write(position - 1, tf.where(token < 0, self._unknown, token))
+            steps = steps.write(position - 1, self._longest - best)
+            best_score = tf.gather(total, best, batch_dims=1)
+            return position + 1, tf.concat([window[:, 1:], best_score[:, None]], 1), tokens, steps
 
         _, _, tokens, steps = tf.while_loop(
-            lambda place, *_: place < places, advance, (1, window, tokens, steps)
+            lambda position, *_: position < num_positions, advance, (1, window, tokens, steps)
         )
         return tokens.stack(), steps.stack()
 
     def _backward(self, token: tf.Tensor, step: tf.Tensor, count: tf.Tensor) -> tf.RaggedTensor:
-        """Follow the tokens [L, W] from each word's end; runs of unknown ones become one."""
+        """Follow the tokens [L, W] back from the end of each word.
+
+        Adjacent unknown tokens become one, as on the host.
+        """
         rows = tf.shape(count)[0]
         columns = tf.range(rows)
-        taken = tf.TensorArray(tf.int32, 0, dynamic_size=True)
+        tokens = tf.TensorArray(tf.int32, 0, dynamic_size=True)
 
-        def back(at: tf.Tensor, place: tf.Tensor, taken: tf.TensorArray) -> tuple[Any, ...]:
-            going = place > 0
-            index = tf.stack([tf.maximum(place - 1, 0), columns], axis=1)
-            taken = taken.write(at, tf.where(going, tf.gather_nd(token, index), -1))
-            return at + 1, tf.where(going, place - tf.gather_nd(step, index), place), taken
+        def step_back(
+            iteration: tf.Tensor, position: tf.Tensor, tokens: tf.TensorArray
+        ) -> tuple[Any, ...]:
+            unfinished = position > 0
+            index = tf.stack([tf.maximum(position - 1, 0), columns], axis=1)
+            tokens = tokens.write(iteration, tf.where(unfinished, tf.gather_nd(token, index), -1))
+            return (
+                iteration + 1,
+                tf.where(unfinished, position - tf.gather_nd(step, index), position),
+                tokens,
+            )
 
-        _, _, taken = tf.while_loop(
-            lambda _, place, __: tf.reduce_any(place > 0), back, (0, count, taken)
+        _, _, tokens = tf.while_loop(
+            lambda _, position, __: tf.reduce_any(position > 0), step_back, (0, count, tokens)
         )
-        ids = tf.reverse(tf.transpose(tf.reshape(taken.stack(), [-1, rows])), [1])
-        before = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
-        run = (ids == self._unknown) & (before == self._unknown)
-        return tf.ragged.boolean_mask(ids, (ids >= 0) & ~run)
+        ids = tf.reverse(tf.transpose(tf.reshape(tokens.stack(), [-1, rows])), [1])
+        previous = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
+        repeated = (ids == self._unknown) & (previous == self._unknown)
+        return tf.ragged.boolean_mask(ids, (ids >= 0) & ~repeated)
 
 
 def _pre_tokenization(description: Mapping[str, Any] | None) -> tuple[bool, Mapping[str, Any]]:
-    """Whether words are split at whitespace first, and the Metaspace step."""
+    """Return whether words are first split at whitespace, and the Metaspace step."""
     description = description or {"type": "no pre-tokenizer"}
     steps = description["pretokenizers"] if description["type"] == "Sequence" else [description]
     kinds = [step["type"] for step in steps]

@@ -9,21 +9,29 @@ import tensorflow_text as tf_text
 from tfft.preprocess.graph import codepoints, ragged
 from tfft.utils.errors import UserError
 
-# Part of no vocabulary: stands for a word that the host calls unknown for its length.
-_TOO_LONG = codepoints.CUT
+# Replaces words that are too long, which the host maps to the unknown token; in no vocabulary.
+_TOO_LONG = codepoints.SEPARATOR
 
 
 class WordPiece(tf.Module):
-    """Normalised texts [N] -> ids, ragged [N, tokens]."""
+    """WordPiece as TensorFlow ops: normalized texts [N] -> ids, ragged [N, tokens].
+
+    Args:
+        model: the `model` of a tokenizer description.
+        pre_tokenizer: its `pre_tokenizer`.
+
+    Raises:
+        UserError: the pre-tokenizer is not BERT's.
+    """
 
     def __init__(self, model: Mapping[str, Any], pre_tokenizer: Mapping[str, Any] | None):
         super().__init__()
         kind = (pre_tokenizer or {}).get("type")
         if kind != "BertPreTokenizer":
             raise UserError(f"tokenizer: WordPiece after {kind} has no in-graph form")
-        # A word given twice in vocab.txt leaves a gap in the ids: nothing may match there.
+        # A duplicate in vocab.txt leaves a gap in the ids: fill it with what matches nothing.
         size = max(model["vocab"].values()) + 1
-        vocabulary = [f"{codepoints.CUT}{i}" for i in range(size)]
+        vocabulary = [f"{codepoints.SEPARATOR}{i}" for i in range(size)]
         for token, i in model["vocab"].items():
             vocabulary[i] = token
         self._spaces, self._punctuation = codepoints.bert_splits()
@@ -31,7 +39,7 @@ class WordPiece(tf.Module):
         self._pieces = tf_text.FastWordpieceTokenizer(
             vocabulary,
             suffix_indicator=model["continuing_subword_prefix"],
-            # In bytes, while the host counts characters: see below.
+            # The op counts bytes, the host characters: this bound never applies, `__call__` counts.
             max_bytes_per_word=8 * self._max_characters,
             token_out_type=tf.int32,
             unknown_token=model["unk_token"],
@@ -39,8 +47,8 @@ class WordPiece(tf.Module):
         )
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
-        """Ids of each text."""
+        """Return the ids of each text."""
         words = ragged.regex_split(text, f"{self._spaces}+|{self._punctuation}", self._punctuation)
         length = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
-        known = tf.where(length > self._max_characters, _TOO_LONG, words.flat_values)
-        return ragged.merged(self._pieces.tokenize(words.with_flat_values(known)))
+        bounded = tf.where(length > self._max_characters, _TOO_LONG, words.flat_values)
+        return ragged.merge_inner_axes(self._pieces.tokenize(words.with_flat_values(bounded)))
