@@ -63,10 +63,10 @@ class LinearTarget:
 
 
 class Adapter(keras.layers.Layer):
-    """Base class of what is attached to a `LinearTarget`; subclasses create variables in `create`."""
+    """Base class of the layers that change the input or output of a `LinearTarget`."""
 
     def create(self, target: LinearTarget) -> None:
-        """Create the variables for a target."""
+        """Create the variables for a target; subclasses implement this."""
         raise NotImplementedError
 
     def transform_input(self, x: Any, training: bool) -> Any:

@@ -12,7 +12,6 @@ The public methods of `keras.Model` work as usual: `fit`, `evaluate`, `predict`,
 every Keras optimizer.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,9 +23,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfft.model import injection, replica_optimizer, seeds
-
-TIMING_INTERVAL = 8  # one step in this many, or fewer, times its wait for input
+from tfft.model import graph_loop, injection, replica_optimizer, seeds
 
 
 @dataclass
@@ -67,7 +64,8 @@ class Model(keras.Model):
         adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.
         penalties: functions whose values are added to the gradients (`regularizers.penalties`).
 
-    All but `micro_batch` and `dry` are read while a function is traced, not in each step.
+    `xla`, `again`, `above`, `consistency`, `adversary` and `penalties` are read while a function is
+    traced, not in each step; so is whether `micro_batch` is None.
     """
 
     micro_batch: int | None = None
@@ -403,10 +401,10 @@ class Model(keras.Model):
             local_results = strategy.experimental_local_results
             return local_results(loss)[0], local_results(finite)[0]
 
-        run_batches = _loop_in_graph(
+        run_batches = graph_loop.loop_in_graph(
             run_batch, self.get_metrics_result, f"again_{self.again}" if self.again else None
         )
-        run_one = _with_metrics(run_batch, self.get_metrics_result)
+        run_one = graph_loop.with_metrics(run_batch, self.get_metrics_result)
         if not self.run_eagerly:
             run_batches = tf.function(run_batches, reduce_retracing=True, autograph=False)
             run_one = tf.function(run_one, reduce_retracing=True, autograph=False)
@@ -438,79 +436,6 @@ def _accepts(model: Any, x: Any) -> bool:
     """Return whether the input names of a model are those of a batch."""
     inputs = getattr(model, "input", None)
     return isinstance(x, dict) and isinstance(inputs, dict) and set(x) == set(inputs)
-
-
-def _with_metrics(
-    run_batch: Callable[..., Any], metrics_result: Callable[[], Any]
-) -> Callable[..., Any]:
-    """Return `run_batch` with the metrics as a third result."""
-
-    def run_one(data: Any, *flags: tf.Tensor) -> tuple[Any, ...]:
-        loss, finite = run_batch(data, *flags)
-        return loss, finite, metrics_result()
-
-    return run_one
-
-
-def _loop_in_graph(
-    run_batch: Callable[..., Any], metrics_result: Callable[[], Any], name: str | None
-) -> Callable[..., Any]:
-    """Build a function that runs at most `limit` batches of an iterator in one graph call.
-
-    Args:
-        run_batch: (batch, *flags) -> loss and whether it is finite.
-        metrics_result: returns the metrics, once at the end.
-        name: of the loop in the graph; None for TensorFlow's default.
-
-    Returns:
-        (iterator, limit, *flags) -> (steps, whether the iterator may have more, loss of the last
-        step, skipped steps, seconds of waiting, metrics).
-    """
-
-    def run_batches(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
-        # Reading the clock calls Python and costs more than a small step. In a long loop only
-        # every eighth step is timed, and counts for all eight.
-        interval = tf.minimum(limit, TIMING_INTERVAL)
-
-        def timed() -> tuple[Any, tf.Tensor]:
-            start = _now()
-            data = iterator.get_next_as_optional()
-            with tf.control_dependencies([data.has_value()]):
-                return data, (_now() - start) * tf.cast(interval, tf.float64)
-
-        def untimed() -> tuple[Any, tf.Tensor]:
-            return iterator.get_next_as_optional(), tf.constant(0.0, tf.float64)
-
-        def body(count: tf.Tensor, _: tf.Tensor, loss: Any, skipped: Any, wait: Any) -> Any:
-            data, seconds = tf.cond(count % interval == 0, timed, untimed)
-            has_data = data.has_value()
-            wait += seconds
-
-            def step() -> tuple[tf.Tensor, ...]:
-                batch_loss, finite = run_batch(data.get_value(), *flags)
-                return count + 1, batch_loss, skipped + tf.cast(~finite, tf.int32)
-
-            new_count, loss, skipped = tf.cond(has_data, step, lambda: (count, loss, skipped))
-            return new_count, has_data, loss, skipped, wait
-
-        zero = tf.constant(0)
-        state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
-        result = tf.while_loop(
-            lambda count, has_data, *_: (count < limit) & has_data,
-            body,
-            state,
-            parallel_iterations=1,
-            name=name,
-        )
-        return *result, metrics_result()
-
-    return run_batches
-
-
-def _now() -> tf.Tensor:
-    """Return the seconds of the clock when the graph runs this op, float64 []."""
-    # `tf.timestamp` raises under op determinism.
-    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
 
 
 def _num_rows(x: Any) -> tf.Tensor:
