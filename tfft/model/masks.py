@@ -278,7 +278,7 @@ def _audit(
         elif rule.origin == "mask" and all(owner[path] is not rule for path in matched[id(rule)]):
             # Rules of the method may be overruled entirely: that is the purpose of `mask`.
             errors.append(
-                "mask: a rule must decide a variable, and earlier rules match all of this one. "
+                "mask: must match a variable that no earlier rule matches. "
                 f"Received: {rule.match!r}"
             )
     uncovered = [path for path, rule in owner.items() if rule is None]
