@@ -95,7 +95,7 @@ WRONG = {
         lambda s: edited(
             s, lambda c: c.update(distribute={"strategy": "one_device", "devices": ["GPU:7"]})
         ),
-        "distribute.devices: must be among CPU:0. Received: GPU:7",
+        "distribute.devices: must exist. Received: GPU:7; the devices are CPU:0",
     ),
     "float16 on a CPU": (
         lambda s: edited(s, lambda c: c.update(distribute={"precision": "mixed_float16"})),

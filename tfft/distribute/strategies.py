@@ -187,7 +187,8 @@ def _check_devices(devices: Sequence[str]) -> list[str]:
     for device, name in zip(devices, names, strict=True):
         if name not in available:
             raise UserError(
-                f"distribute.devices: must be among {', '.join(available)}. Received: {device}"
+                f"distribute.devices: must exist. Received: {device}; the devices are "
+                f"{', '.join(available)}"
             )
     return names
 
