@@ -107,18 +107,18 @@ def _choose_text_epochs(advice: Advice, facts: Facts) -> None:
     rows, batch = facts.rows, 16 if facts.rows < SMALL else 32
     if rows < SMALL:
         epochs = min(30, max(5, math.ceil(MIN_STEPS * batch / rows)))
-        why = (
+        reason = (
             f"at least {MIN_STEPS} steps on small data; too few steps are the main cause of "
             "unstable fine-tuning (Mosbach 2021; Zhang 2021, section 5)"
         )
     elif rows < MEDIUM:
-        epochs, why = 4, "3 to 5 epochs (Devlin 2019, appendix A.3)"
+        epochs, reason = 4, "3 to 5 epochs (Devlin 2019, appendix A.3)"
     elif rows < LARGE:
-        epochs, why = 3, "2 to 4 epochs on large data (Devlin 2019, appendix A.3)"
+        epochs, reason = 3, "2 to 4 epochs on large data (Devlin 2019, appendix A.3)"
     else:
-        epochs, batch, why = 1, 64, "one pass is enough with this many rows"
+        epochs, batch, reason = 1, 64, "one pass is enough with this many rows"
     advice.train |= {"epochs": epochs, "batch_size": batch}
-    advice.explain(f"epochs {epochs}, batch {batch}", why)
+    advice.explain(f"epochs {epochs}, batch {batch}", reason)
 
 
 def _choose_text_method(advice: Advice, facts: Facts) -> None:
@@ -176,7 +176,7 @@ def _choose_image_method(advice: Advice, facts: Facts) -> None:
     advice.rate = rate = 5e-4 if small else 5e-5
     if facts.probe is not None:
         accuracy, chance = facts.probe
-        result = f"a least-squares probe on a few rows per class has {accuracy:.0%} accuracy"
+        result = f"a probe fitted to a few rows per class is right on {accuracy:.0%} of other rows"
         if accuracy >= SOLVED_ACCURACY:
             advice.method = {"name": "head"}
             advice.optimizer = {"learning_rate": 3e-3}
@@ -249,14 +249,14 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
         advice.method = {"name": "top", "stages": num_blocks}
         rate = advice.rate * (5 if is_text else 2)
         advice.optimizer = {"learning_rate": rate}
-        why = f"all blocks would take longer than {limit}; features below them are cached"
+        reason = f"all blocks would take longer than {limit}; features of frozen blocks are cached"
         evidence = (
             "Lee 2019; on TREC with MiniLM 3 points below full on 100 rows, 1.4 on 500, 0.6 on "
             "5,452"
             if is_text
             else "with MobileNetV2 on CIFAR-10 80.0 ± 3.6, full fine-tuning 81.7 ± 2.1"
         )
-        advice.explain(f"method top, {num_blocks} blocks, rate {rate:g}", f"{why} ({evidence})")
+        advice.explain(f"method top, {num_blocks} blocks, rate {rate:g}", f"{reason} ({evidence})")
         return
     advice.method = {"name": "head"}
     advice.optimizer = {"learning_rate": 3e-3}

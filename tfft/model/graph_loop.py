@@ -42,7 +42,7 @@ def loop_in_graph(
 
     def run_batches(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
         # Reading the clock calls Python, which takes longer than a small step. So only the first
-        # step of each interval is timed, and stands for the whole interval.
+        # step of each interval is timed, and represents the whole interval.
         interval = tf.minimum(limit, TIMING_INTERVAL)
 
         def timed() -> tuple[Any, tf.Tensor]:

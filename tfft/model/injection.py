@@ -154,7 +154,7 @@ def attach(
 
 def install(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
     """Set an attribute that a layer reads (a prefix, a prompt), so that `detach` can undo it."""
-    installed = layer.__dict__.setdefault("_tfft_fitted", {})
+    installed = layer.__dict__.setdefault("_tfft_installed", {})
     installed[attribute] = (getattr(layer, attribute), value)
     _set_attribute(layer, attribute, value)
 
@@ -168,7 +168,7 @@ def detach(model: keras.Model) -> "Record":
         hook.track()
     installed = []
     for layer in model._flatten_layers(include_self=False):
-        for attribute, (original, value) in layer.__dict__.pop("_tfft_fitted", {}).items():
+        for attribute, (original, value) in layer.__dict__.pop("_tfft_installed", {}).items():
             installed.append((layer, attribute, value))
             _set_attribute(layer, attribute, original)
     return hooked, installed
