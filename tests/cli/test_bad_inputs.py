@@ -81,11 +81,11 @@ WRONG = {
     ),
     "mask that matches nothing": (
         lambda s: edited(s, lambda c: c.update(mask=[{"match": "blok_1"}])),
-        "mask: 'blok_1' matches nothing; did you mean 'block_1'?",
+        "mask: must match a stage or a variable. Received: 'blok_1'; did you mean 'block_1'?",
     ),
     "too many stages": (
         lambda s: edited(s, lambda c: c.update(method={"name": "top", "stages": 9})),
-        "method.stages: the backbone has 2 blocks; received 9",
+        "method.stages: must be at most 2, the number of blocks",
     ),
     "max_length beyond the positions": (
         lambda s: edited(s, lambda c: c["data"].update(max_length=4000)),
@@ -95,7 +95,7 @@ WRONG = {
         lambda s: edited(
             s, lambda c: c.update(distribute={"strategy": "one_device", "devices": ["GPU:7"]})
         ),
-        "distribute.devices: no GPU:7; there are: CPU:0",
+        "distribute.devices: must exist. Received: GPU:7; the devices are CPU:0",
     ),
     "float16 on a CPU": (
         lambda s: edited(s, lambda c: c.update(distribute={"precision": "mixed_float16"})),
@@ -104,11 +104,11 @@ WRONG = {
     # methods and what goes with them
     "targets that find nothing": (
         lambda s: edited(s, lambda c: c.update(method={"name": "lora", "targets": "querry"})),
-        "method.targets: 'querry' finds nothing in block_0/attention/query, ",
+        "method.targets: must match one of block_0/attention/query, ",
     ),
     "targets that are no expression": (
         lambda s: edited(s, lambda c: c.update(method={"name": "dora", "targets": "("})),
-        "method.targets: '(' is no regular expression",
+        "method.targets: must be a regular expression: ",
     ),
     "a rank of none": (
         lambda s: edited(s, lambda c: c.update(method={"name": "lora", "rank": 0})),
@@ -145,7 +145,7 @@ WRONG = {
     ),
     "rules that leave some out": (
         lambda s: edited(s, lambda c: c.update(method={"name": "mask"}, mask=[{"match": "head"}])),
-        "mask: no rule covers embeddings/token/embeddings",
+        "mask: must cover every variable. Received: no rule for embeddings/token/embeddings",
     ),
     "a prompt beyond the positions": (
         lambda s: edited(s, lambda c: c.update(method={"name": "prompt", "length": 20})),
@@ -337,7 +337,7 @@ def test_other_verbs(arguments, expected, tmp_path):
         (["--workers=a,b:1"], "--workers: must be HOST:PORT,HOST:PORT,...; received 'a'"),
         (["--worker=-1"], "worker"),
         (["--set=distribute.strategy=multi_worker"], "multi_worker needs TF_CONFIG with two"),
-        (["--set=distribute.strategy=tpu"], "no TPU is seen"),
+        (["--set=distribute.strategy=tpu"], "tpu needs a TPU, and TensorFlow sees none"),
         (["--set=train.remat=[blok_1]"], "train.remat: no stage 'blok_1'; did you mean 'block_1'?"),
         (["--set=train.profile=[3, 1]"], "train.profile: must be two steps in order"),
     ],
@@ -397,7 +397,7 @@ def test_the_verbs_on_a_real_run(setting, tiny, tmp_path):
     code, out, err = tfft("export", f"--workdir={workdir}", "--format=huggingface")
     assert code == 0 and out.strip() == str(workdir / "huggingface"), err
     code, out, _ = tfft("show", f"--config={path}")
-    assert code == 0 and "parameters move" in out and "MiB a device, with" in out
+    assert code == 0 and "parameters are trainable" in out and "MiB a device, with" in out
     page = tmp_path / "rates.html"
     code, out, err = tfft("lr-find", f"--config={path}", "--steps=20", f"--output={page}")
     assert code == 0 and "try --set=optimizer.learning_rate=" in out and page.is_file(), err

@@ -1,4 +1,4 @@
-"""Real processes: several workers over loopback, killed, started again; a run killed many times."""
+"""Tests with real processes: workers that are killed and restarted, and runs killed many times."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STEPS = 6 * EPOCHS
 
 @pytest.fixture
 def setting(config, tmp_path):
-    """A config file without dropout, long enough to be interrupted, and its overrides."""
+    """Path of a config file without dropout, for a run long enough to be interrupted."""
     config["model"]["dropout"], config["task"] = 0.0, {"dropout": 0.0}
     config["train"] |= {"epochs": EPOCHS, "checkpoint": {"every": "7 steps"}}
     path = tmp_path / "config.yaml"
@@ -32,10 +32,10 @@ def setting(config, tmp_path):
     return path
 
 
-class Started:
-    """A process of tfft from scratch, its standard error read as it comes.
+class FreshProcess:
+    """A tfft process with its own interpreter, whose standard error is read in a thread.
 
-    For what happens when an interpreter ends; the other tests use `Command`.
+    For tests of what happens at the exit of the interpreter; the other tests use `Command`.
     """
 
     def __init__(self, *arguments, environment=None):
@@ -58,50 +58,50 @@ class Started:
         return code, "".join(self.lines)
 
 
-def workers_of(launcher):
-    """Process ids of a launcher's workers (Linux)."""
+def worker_pids(launcher):
+    """Return the process ids of a launcher's workers (Linux)."""
     with open(f"/proc/{launcher.pid}/task/{launcher.pid}/children") as file:
         return [int(pid) for pid in file.read().split()]
 
 
-def steps(workdir):
-    """The step of the newest checkpoint."""
+def last_step(workdir):
+    """Return the step of the newest checkpoint."""
     names = [path.name for path in workdir.glob("checkpoints/step_*")]
     return max((int(name.removeprefix("step_")) for name in names), default=0)
 
 
 def wait_for(condition, process):
-    until = time.monotonic() + LIMIT
+    deadline = time.monotonic() + LIMIT
     while not condition():
-        assert process.poll() is None and time.monotonic() < until, "ended too soon, or hangs"
+        assert process.poll() is None and time.monotonic() < deadline, "ended too soon, or hangs"
         time.sleep(0.05)
 
 
-def weights(workdir):
+def load_weights(workdir):
     return load_file(workdir / "best" / "weights.safetensors")
 
 
 def assert_close(a, b, bound):
-    a, b = weights(a), weights(b)
+    a, b = load_weights(a), load_weights(b)
     for path, value in a.items():
         assert np.abs(value - b[path]).max() <= bound, path
 
 
-def test_two_workers_killed_and_started_again(setting, tmp_path):
-    """One of them is killed; the launcher starts both again; the result is that of one process."""
+def test_launcher_restarts_the_workers_after_a_kill(setting, tmp_path):
+    """Kill one of two workers; after the restart the result equals that of one process."""
     command = ["train", f"--config={setting}"]
-    alone = Command(*command, f"--workdir={tmp_path / 'one'}")
+    reference = Command(*command, f"--workdir={tmp_path / 'one'}")
     workdir = tmp_path / "two"
     launcher = Command("launch", "--workers=2", "--restarts=1", *command, f"--workdir={workdir}")
-    launcher.wait_for(lambda: steps(workdir) >= 20)
-    os.kill(random.Random(0).choice(workers_of(launcher)), signal.SIGKILL)
+    launcher.wait_for(lambda: last_step(workdir) >= 20)
+    os.kill(random.Random(0).choice(worker_pids(launcher)), signal.SIGKILL)
     code, text = launcher.wait()
     assert code == 0, text
-    assert re.search(r"launch: worker [01] was ended by SIGKILL; ending the others", text), text
-    assert "launch: starting all 2 workers again (1 of 1 times)" in text
+    assert re.search(r"launch: worker [01] was killed by SIGKILL; stopping the others", text), text
+    assert "launch: restarting all 2 workers (1 of 1 times)" in text
     assert re.search(rf"resuming at step \d+ of {STEPS}", text)
     assert "Traceback" not in text
-    assert alone.wait()[0] == 0
+    assert reference.wait()[0] == 0
     one, two = (json.loads((d / "metrics.json").read_text()) for d in (tmp_path / "one", workdir))
     assert two["test/accuracy"] == one["test/accuracy"]
     if one["best_step"] == two["best_step"]:
@@ -109,55 +109,55 @@ def test_two_workers_killed_and_started_again(setting, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("victim", "by"), [(0, "TF_CONFIG"), pytest.param(1, "flags", marks=pytest.mark.slow)]
+    ("victim", "source"), [(0, "TF_CONFIG"), pytest.param(1, "flags", marks=pytest.mark.slow)]
 )
-def test_without_a_launcher_the_other_worker_ends_by_itself(setting, tmp_path, victim, by):
+def test_worker_without_launcher_ends_when_another_is_lost(setting, tmp_path, victim, source):
     workdir = tmp_path / "run"
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
-    started = []
+    workers = []
     for index in range(2):
         task = {"type": "worker", "index": index}
         cluster = json.dumps({"cluster": {"worker": addresses}, "task": task})
         command = ["train", f"--config={setting}", f"--workdir={workdir}"]
-        if by == "flags":
+        if source == "flags":
             command += [f"--workers={','.join(addresses)}", f"--worker={index}"]
             cluster = ""
-        started.append(Started(*command, environment={"TF_CONFIG": cluster}))
-    wait_for(lambda: steps(workdir) >= 14, started[0].process)
-    started[victim].process.kill()
-    began = time.monotonic()
-    code, text = started[1 - victim].wait()
-    assert time.monotonic() - began < 30
-    started[victim].wait()
+        workers.append(FreshProcess(*command, environment={"TF_CONFIG": cluster}))
+    wait_for(lambda: last_step(workdir) >= 14, workers[0].process)
+    workers[victim].process.kill()
+    start = time.monotonic()
+    code, text = workers[1 - victim].wait()
+    assert time.monotonic() - start < 30
+    workers[victim].wait()
     assert code == 3, text
-    last = text.strip().split("\n")[-1]
-    assert last.startswith("tfft: another worker was lost; the last checkpoint is kept")
-    assert f"--workdir={workdir} goes on from it" in last
+    last_line = text.strip().split("\n")[-1]
+    assert last_line.startswith("tfft: another worker was lost; the last checkpoint is kept")
+    assert f"--workdir={workdir} resumes from it" in last_line
     assert "Traceback" not in text
 
 
-def test_a_signal_to_the_launcher_saves(setting, tmp_path):
+def test_signal_to_the_launcher_saves_the_state(setting, tmp_path):
     workdir = tmp_path / "run"
     command = ["train", f"--config={setting}", f"--workdir={workdir}"]
     launcher = Command("launch", "--workers=2", "--restarts=5", *command)
-    launcher.wait_for(lambda: steps(workdir) >= 7)
-    pids = workers_of(launcher)
+    launcher.wait_for(lambda: last_step(workdir) >= 7)
+    pids = worker_pids(launcher)
     launcher.send_signal(signal.SIGINT)
     code, text = launcher.wait()
     assert code == 3, text
-    at = int(re.search(rf"interrupted at step (\d+) of {STEPS}, which is saved", text)[1])
-    assert steps(workdir) == at
-    assert "again" not in text and "Traceback" not in text
+    step = int(re.search(rf"interrupted at step (\d+) of {STEPS}, which is saved", text)[1])
+    assert last_step(workdir) == step
+    assert "restarting" not in text and "Traceback" not in text
     assert not [pid for pid in pids if os.path.exists(f"/proc/{pid}")]
 
 
-def test_mistakes_are_told_once_and_not_tried_again(setting, tmp_path):
+def test_user_errors_are_printed_once_without_restart(setting, tmp_path):
     workdir = tmp_path / "run"
     command = ["train", f"--config={setting}", f"--workdir={workdir}", "--set=train.epoch=3"]
     code, text = Command("launch", "--workers=2", "--restarts=3", *command).wait()
     assert code == 2
     assert "train.epoch: unknown key; did you mean 'epochs'?" in text
-    assert "again" not in text and not workdir.exists()
+    assert "restarting" not in text and not workdir.exists()
     for arguments, message in (
         (["launch", "--workers=2"], "launch: name the verb to run"),
         (["launch", "predict"], "launch: runs `train` only; received 'predict'"),
@@ -167,55 +167,62 @@ def test_mistakes_are_told_once_and_not_tried_again(setting, tmp_path):
         assert code == 2 and message in text and "Traceback" not in text
 
 
-def half_written(workdir):
-    """Checkpoints that have no name yet."""
+def unfinished_checkpoints(workdir):
+    """Return the temporary names of checkpoints that are being written, or were when killed."""
     return [name for name in os.listdir(workdir / "checkpoints") if name.startswith(".step_")]
 
 
-def killed_again_and_again(setting, tmp_path, times, epochs=EPOCHS):
-    """Kill a run at random moments, resume it each time; returns the two run directories."""
+def train_with_kills(setting, tmp_path, num_kills, epochs=EPOCHS):
+    """Kill a run at random moments and resume it, beside an undisturbed run.
+
+    Returns the run directories: undisturbed, resumed.
+    """
     command = ["train", f"--config={setting}", "--set=model.dropout=0.1"]
     command.append(f"--set=train.epochs={epochs}")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    undisturbed = Command(*command, f"--workdir={whole}")
+    undisturbed, resumed = tmp_path / "undisturbed", tmp_path / "resumed"
+    undisturbed_run = Command(*command, f"--workdir={undisturbed}")
     generator = random.Random(0)
-    torn = 0
-    for kill in range(times):
-        run = Command(*command, f"--workdir={parts}")
-        began = steps(parts)
-        more = generator.randint(1, 3)
-        run.wait_for(lambda b=began, m=more: steps(parts) >= min(6 * epochs - 7, b + m))
+    num_unfinished = 0
+    for kill in range(num_kills):
+        run = Command(*command, f"--workdir={resumed}")
+        first_step = last_step(resumed)
+        num_steps = generator.randint(1, 3)
+        run.wait_for(
+            lambda f=first_step, n=num_steps: last_step(resumed) >= min(6 * epochs - 7, f + n)
+        )
         if kill % 2:  # while a checkpoint is being written
-            until = time.monotonic() + 1
-            while not half_written(parts) and time.monotonic() < until:
+            deadline = time.monotonic() + 1
+            while not unfinished_checkpoints(resumed) and time.monotonic() < deadline:
                 pass
         else:
             time.sleep(generator.uniform(0, 0.1))
         run.kill()
-        torn += len(half_written(parts))
-    code, text = Command(*command, f"--workdir={parts}").wait()
+        num_unfinished += len(unfinished_checkpoints(resumed))
+    code, text = Command(*command, f"--workdir={resumed}").wait()
     assert code == 0, text
-    assert undisturbed.wait()[0] == 0
-    print(f"{times} kills, {torn} of them left a checkpoint half written")
-    return whole, parts
+    assert undisturbed_run.wait()[0] == 0
+    print(f"{num_kills} kills, {num_unfinished} of them left an unfinished checkpoint")
+    return undisturbed, resumed
 
 
-def assert_bit_identical(whole, parts):
-    assert_close(whole, parts, 0)
-    path = f"checkpoints/step_{steps(whole):08d}/state.safetensors"
-    a, b = load_file(whole / path), load_file(parts / path)
+def assert_bit_identical(undisturbed, resumed):
+    assert_close(undisturbed, resumed, 0)
+    path = f"checkpoints/step_{last_step(undisturbed):08d}/state.safetensors"
+    a, b = load_file(undisturbed / path), load_file(resumed / path)
     assert a.keys() == b.keys()
     for name, value in a.items():
         np.testing.assert_array_equal(value, b[name], err_msg=name)
-    one, two = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, parts))
+    one, two = (
+        json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, resumed)
+    )
     assert one == two
-    assert not half_written(parts)
+    assert not unfinished_checkpoints(resumed)
 
 
-def test_killed_twice_it_ends_in_the_same_weights(setting, tmp_path):
-    assert_bit_identical(*killed_again_and_again(setting, tmp_path, 2))
+def test_run_killed_twice_is_bit_identical(setting, tmp_path):
+    assert_bit_identical(*train_with_kills(setting, tmp_path, 2))
 
 
 @pytest.mark.slow
-def test_killed_twenty_times_it_ends_in_the_same_weights(setting, tmp_path):
-    assert_bit_identical(*killed_again_and_again(setting, tmp_path, 20, epochs=50))
+def test_run_killed_twenty_times_is_bit_identical(setting, tmp_path):
+    assert_bit_identical(*train_with_kills(setting, tmp_path, 20, epochs=50))

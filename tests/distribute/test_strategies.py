@@ -1,4 +1,4 @@
-"""What a strategy is chosen by, and what is refused."""
+"""Tests of TF_CONFIG, the choice of a strategy, and unsupported devices."""
 
 import json
 
@@ -11,12 +11,12 @@ from tfft.distribute.strategies import Workers
 from tfft.utils.errors import UserError
 
 
-def cluster(monkeypatch, value):
+def set_tf_config(monkeypatch, value):
     monkeypatch.setenv("TF_CONFIG", value if isinstance(value, str) else json.dumps(value))
 
 
 @pytest.mark.parametrize(
-    ("given", "expected"),
+    ("tf_config", "expected"),
     [
         ("", Workers(1, 0)),
         ({}, Workers(1, 0)),
@@ -41,29 +41,29 @@ def cluster(monkeypatch, value):
         ),
     ],
 )
-def test_workers_of_tf_config(monkeypatch, given, expected):
-    cluster(monkeypatch, given)
+def test_workers_are_parsed_from_tf_config(monkeypatch, tf_config, expected):
+    set_tf_config(monkeypatch, tf_config)
     assert strategies.workers() == expected
     assert strategies.workers().first == (expected.index == 0)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("tf_config", "message"),
     [
-        ("{", "TF_CONFIG: cannot be read"),
-        ("[1]", "TF_CONFIG: cannot be read"),
+        ("{", "TF_CONFIG: must be JSON with cluster and task"),
+        ("[1]", "TF_CONFIG: must be JSON with cluster and task"),
         (
             {"cluster": {"worker": ["a:1"], "ps": ["b:1"]}, "task": {"type": "worker", "index": 0}},
-            "chief and worker tasks only; received ps",
+            "chief and worker tasks only. Received: ps",
         ),
         (
             {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}},
-            "has no task worker 2",
+            "the task must be in the cluster .*. Received: worker 2",
         ),
     ],
 )
-def test_tf_config_with_a_mistake(monkeypatch, given, message):
-    cluster(monkeypatch, given)
+def test_invalid_tf_config_is_refused(monkeypatch, tf_config, message):
+    set_tf_config(monkeypatch, tf_config)
     with pytest.raises(UserError, match=message):
         strategies.workers()
 
@@ -72,19 +72,21 @@ def setup(**config):
     return strategies.setup(DistributeConfig(**config), 0, False)
 
 
-def test_what_is_not_there_is_refused(monkeypatch):
+def test_missing_workers_and_devices_are_refused(monkeypatch):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     with pytest.raises(UserError, match=r"multi_worker needs TF_CONFIG.*tfft launch --workers=2"):
         setup(strategy="multi_worker")
-    with pytest.raises(UserError, match=r"no TPU is seen; .* tensorflow-tpu==2\.20\.0"):
+    with pytest.raises(
+        UserError, match=r"tpu needs a TPU, and TensorFlow sees none; .* tensorflow-tpu==2\.20\.0"
+    ):
         setup(strategy="tpu")
-    with pytest.raises(UserError, match="no GPU:0; there are: CPU:0"):
+    with pytest.raises(UserError, match=r"must exist\. Received: GPU:0; the devices are CPU:0"):
         setup(strategy="mirrored", devices=["GPU:0", "CPU:0"])
     with pytest.raises(UserError, match="mixed_float16 needs a GPU"):
         setup(precision="mixed_float16")
 
 
-def test_a_gpu_too_old_for_bfloat16_is_refused(monkeypatch):
+def test_gpu_without_bfloat16_is_refused(monkeypatch):
     gpu = tf.config.PhysicalDevice("/physical_device:GPU:0", "GPU")
     monkeypatch.setattr(
         tf.config, "list_physical_devices", lambda kind=None: [gpu] if kind == "GPU" else []
@@ -95,16 +97,16 @@ def test_a_gpu_too_old_for_bfloat16_is_refused(monkeypatch):
         setup(precision="mixed_bfloat16")
 
 
-def test_one_worker_sums_alone():
+def test_sum_over_one_worker_is_its_value():
     assert strategies.sum_over_workers(tf.distribute.get_strategy(), [1, 2]).tolist() == [1, 2]
 
 
-def test_a_lost_worker_is_told(monkeypatch, tmp_path):
+def test_lost_worker_error_says_how_to_resume(monkeypatch, tmp_path):
     error = tf.errors.UnavailableError(None, None, "Socket closed")
     with pytest.raises(tf.errors.UnavailableError), strategies.lost_worker_errors(tmp_path):
         raise error
-    given = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
-    cluster(monkeypatch, given)
+    tf_config = {"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 1}}
+    set_tf_config(monkeypatch, tf_config)
     with (
         pytest.raises(strategies.Interrupted, match="another worker was lost; the last checkpoint"),
         strategies.lost_worker_errors(tmp_path),

@@ -92,4 +92,4 @@ def test_a_run_on_pictures_is_advised(tmp_path):
     }
     run = tfft.train(config, tmp_path / "run")
     assert run.config.method.name in ("full", "lp_ft", "head")
-    assert "least squares on a few rows" in (run.workdir / "advice.txt").read_text()
+    assert "a probe fitted to a few rows" in (run.workdir / "advice.txt").read_text()

@@ -1,4 +1,4 @@
-"""Which config `auto` stands for: the rules, and that a run is that of the plain config."""
+"""Tests of `method: auto`: its rules, and that its run equals the run of the plain config."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ RAW = {"data": {"train": "a.csv"}, "model": {"backbone": "hf:x"}, "method": {"na
 FACTS = Facts(5000, 6, 12.0, 22_000_000, 6, "CPU", 16 * 2**30, 0.002)
 
 
-def advised(raw=None, **facts):
+def advise_with(raw=None, **facts):
     return advise(parse({**RAW, **(raw or {})}), dataclasses.replace(FACTS, **facts))
 
 
@@ -32,37 +32,37 @@ def advised(raw=None, **facts):
         ({"seconds": 20.0}, "head", 20, 32),
     ],
 )
-def test_rules(facts, method, epochs, batch):
-    config, reasons = advised(**facts)
+def test_rules_for_text(facts, method, epochs, batch):
+    config, reasons = advise_with(**facts)
     assert config.method.name == method
     assert (config.train.epochs, config.train.batch_size) == (epochs, batch)
     assert len(reasons) >= 3 and all(": " in line or ";" in line for line in reasons)
 
 
 def test_rates_by_size_and_method():
-    def found(**facts):
-        optimizer = advised(**facts)[0].optimizer
+    def rates(**facts):
+        optimizer = advise_with(**facts)[0].optimizer
         return optimizer.learning_rate, optimizer.layer_decay
 
     large = {"parameters": 110_000_000}
-    assert found(rows=300) == found() == (2e-4, 0.8)
-    assert found(rows=50_000) == (1e-4, 1.0)
-    assert found(rows=300, **large) == (6e-5, 0.8)
-    assert found(**large) == (3e-5, 0.9)
-    assert found(rows=50_000, **large) == (3e-5, 1.0)
-    assert found(memory=2**28) == (pytest.approx(1e-3), 1.0)
-    assert found(seconds=52.0) == (pytest.approx(5e-4), 1.0)
-    assert found(seconds=20.0) == (3e-3, 1.0)
+    assert rates(rows=300) == rates() == (2e-4, 0.8)
+    assert rates(rows=50_000) == (1e-4, 1.0)
+    assert rates(rows=300, **large) == (6e-5, 0.8)
+    assert rates(**large) == (3e-5, 0.9)
+    assert rates(rows=50_000, **large) == (3e-5, 1.0)
+    assert rates(memory=2**28) == (pytest.approx(1e-3), 1.0)
+    assert rates(seconds=52.0) == (pytest.approx(5e-4), 1.0)
+    assert rates(seconds=20.0) == (3e-3, 1.0)
 
 
-def test_what_is_given_is_kept():
-    config, reasons = advised({"train": {"epochs": 7}, "optimizer": {"learning_rate": 1e-5}})
+def test_values_of_the_config_are_kept():
+    config, reasons = advise_with({"train": {"epochs": 7}, "optimizer": {"learning_rate": 1e-5}})
     assert config.train.epochs == 7 and config.optimizer.learning_rate == 1e-5
-    assert "kept as given: train.epochs" in reasons
-    assert "kept as given: optimizer.learning_rate" in reasons
+    assert "kept from the config: train.epochs" in reasons
+    assert "kept from the config: optimizer.learning_rate" in reasons
 
 
-def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
+def test_run_equals_that_of_the_plain_config(config, tmp_path, capfd):
     config["method"] = {"name": "auto", "time": "5 minutes"}
     config["train"] = {"epochs": 2}
     run = tfft.train(config, workdir=tmp_path / "auto")
@@ -70,8 +70,9 @@ def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
     assert run.config.method.name == "full"
     for name in ("advice.txt", "config.given.yaml", "config.yaml"):
         assert (run.workdir / name).is_file()
-    again = tfft.train(config, workdir=tmp_path / "auto")  # finished: the same command returns it
-    assert again.metrics == run.metrics
+    # The run is finished, so the same command returns it.
+    repeated = tfft.train(config, workdir=tmp_path / "auto")
+    assert repeated.metrics == run.metrics
     plain = tfft.train(run.workdir / "config.yaml", workdir=tmp_path / "plain")
     for a, b in zip(run.model.weights, plain.model.weights, strict=True):
         assert (a.numpy() == b.numpy()).all()
@@ -79,7 +80,7 @@ def test_a_run_is_that_of_the_plain_config(config, tmp_path, capfd):
         tfft.train({**config, "train": {"epochs": 3}}, workdir=tmp_path / "auto")
 
 
-def test_advice_that_was_not_followed_is_forgotten(config, tmp_path):
+def test_advice_of_a_failed_start_is_deleted(config, tmp_path):
     config["data"]["validation"] = config["data"]["test"] = None
     config["train"] = {"epochs": 1, "cache_features": True}
     with pytest.raises(UserError, match=r"train\.cache_features"):
@@ -92,6 +93,6 @@ def test_advice_that_was_not_followed_is_forgotten(config, tmp_path):
     assert not (run.workdir / "advice.txt").exists()
 
 
-def test_time_is_in_minutes():
+def test_time_must_be_in_minutes():
     with pytest.raises(UserError, match="must be minutes"):
         parse({**RAW, "method": {"name": "auto", "time": "3 epochs"}})

@@ -1,4 +1,4 @@
-"""What every method of the table promises: the same tests for each, new ones included."""
+"""Contract tests of all methods in the table; a new method is tested without changes here."""
 
 import json
 
@@ -18,7 +18,7 @@ from tfft.model import assemble, masks, stages
 from tfft.tasks import TASKS
 from tfft.training import phases
 
-# What a method cannot do without.
+# Options without a default.
 REQUIRED = {
     "top": {"stages": 1},
     "prompt": {"length": 4},
@@ -28,125 +28,133 @@ MASK = [{"match": "block_0"}, {"match": "head"}, {"match": "*", "trainable": Fal
 MERGED = {"lora", "dora", "ia3"}
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 ROWS = ["a red sky", "the blue apple like grass", "green"]
-STEPS, KILLED = 54, 10  # the checkpoint is before most changes of phase, within an epoch
+STEPS, KILLED = 54, 10  # the last checkpoint is within an epoch, before most changes of phase
 
 
-def section(name, **more):
-    return {"name": name, **REQUIRED.get(name, {}), **more}
+def section(name, **options):
+    return {"name": name, **REQUIRED.get(name, {}), **options}
 
 
-def changed(config, name, **more):
-    """The config with a method."""
-    config["method"] = section(name, **more)
+def with_method(config, name, **options):
+    """Set the method of a config, in place, and return the config."""
+    config["method"] = section(name, **options)
     if name == "mask":
         config["mask"] = MASK
     return config
 
 
-def built(tiny, name, **more):
-    """(model, its stages, phases, output before `apply`, output after it, inputs)."""
+def built(tiny, name, **options):
+    """Return (model, stages, phases, output before `apply`, output after `apply`, inputs)."""
     keras.utils.set_random_seed(0)
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
     model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
-    every = stages(backbone, model)
+    model_stages = stages(backbone, model)
     ids = np.random.default_rng(0).integers(5, 60, (3, 9)).astype(np.int32)
     inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
-    before = np.asarray(model(inputs, training=False))
-    config = TypeAdapter(MethodConfig).validate_python(section(name, **more))
-    found = METHODS[name].apply(model, every, config)
-    return model, every, found, before, np.asarray(model(inputs, training=False)), inputs
+    initial_output = np.asarray(model(inputs, training=False))
+    config = TypeAdapter(MethodConfig).validate_python(section(name, **options))
+    method_phases = METHODS[name].apply(model, model_stages, config)
+    return (
+        model,
+        model_stages,
+        method_phases,
+        initial_output,
+        np.asarray(model(inputs, training=False)),
+        inputs,
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_identity_at_first(tiny, name):
-    *_, before, after, _ = built(tiny, name)
+def test_method_is_the_identity_at_first(tiny, name):
+    *_, initial_output, output, _ = built(tiny, name)
     if METHODS[name].identity:
-        np.testing.assert_allclose(after, before, atol=1e-6)
+        np.testing.assert_allclose(output, initial_output, atol=1e-6)
     else:
-        assert np.abs(after - before).max() > 0
+        assert np.abs(output - initial_output).max() > 0
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_what_is_frozen_has_no_gradient_and_no_slot(tiny, name):
-    model, every, found, *_ = built(tiny, name)
-    own = [phases.Rule(r["match"], r.get("trainable", True)) for r in MASK if name == "mask"]
-    course = phases.resolve(model, every, found, own, OptimizerConfig(), 10, 100)
-    masks.set_trainable(model, course.at(0).mask)
-    moving = {e.path for e in course.at(0).mask.entries if e.trainable}
-    assert {v.path for v in model.trainable_variables} == moving
+def test_frozen_variables_have_no_gradient_and_no_slot(tiny, name):
+    model, model_stages, method_phases, *_ = built(tiny, name)
+    rules = [phases.Rule(r["match"], r.get("trainable", True)) for r in MASK if name == "mask"]
+    schedule = phases.resolve(model, model_stages, method_phases, rules, OptimizerConfig(), 10, 100)
+    masks.set_trainable(model, schedule.at(0).mask)
+    trainable = {e.path for e in schedule.at(0).mask.entries if e.trainable}
+    assert {v.path for v in model.trainable_variables} == trainable
     optimizer = keras.optimizers.Adam()
     optimizer.build(model.trainable_variables)
-    assert len(optimizer.variables) == 2 + 2 * len(moving)
+    assert len(optimizer.variables) == 2 + 2 * len(trainable)
 
 
 @pytest.mark.parametrize("name", sorted(MERGED))
-def test_merged_exactly_and_put_back(tiny, name):
-    more = {} if name == "ia3" else {"targets": "query|value|up|down", "rank": 3}
-    model, *_, inputs = built(tiny, name, **more)
+def test_merge_is_exact_and_undone_to_the_bit(tiny, name):
+    options = {} if name == "ia3" else {"targets": "query|value|up|down", "rank": 3}
+    model, *_, inputs = built(tiny, name, **options)
     generator = np.random.default_rng(1)
     for variable in model.weights:
         if f"/{name}/" in variable.path:
             noise = generator.normal(0, 0.2, variable.shape)
             variable.assign(np.asarray(variable.value) + noise.astype(np.float32))
-    kept = {v.path: np.array(v.value) for v in model.weights}
-    live = np.asarray(model(inputs, training=False))
+    original = {v.path: np.array(v.value) for v in model.weights}
+    expected = np.asarray(model(inputs, training=False))
     with model.merged() as layers:
         assert layers
         assert not [v.path for v in model.weights if f"/{name}/" in v.path]
-        np.testing.assert_allclose(model(inputs, training=False), live, atol=1e-5)
+        np.testing.assert_allclose(model(inputs, training=False), expected, atol=1e-5)
     for variable in model.weights:
-        np.testing.assert_array_equal(kept[variable.path], variable.value, err_msg=variable.path)
-    np.testing.assert_array_equal(model(inputs, training=False), live)
+        np.testing.assert_array_equal(
+            original[variable.path], variable.value, err_msg=variable.path
+        )
+    np.testing.assert_array_equal(model(inputs, training=False), expected)
 
 
-def pretrained(tiny):
+def pretrained_weights(tiny):
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
     return {v.path: np.array(v.value) for v in backbone.model.weights}
 
 
-# One of each kind: a mask with a cached prefix, phases, an addition that is merged, other keys,
-# other kernels. Of the others, those of a kind repeat the contract; `full` is what
-# tests/test_train.py runs.
+# One method of each kind: a mask with cached features, phases, an adapter that is merged, added
+# keys, replaced kernels. The others repeat one of these; tests/test_train.py runs `full`.
 KINDS = ("head", "gradual", "lora", "prefix", "qlora")
 
 
 def methods(quick):
-    """All methods, those that are not quick behind `slow`."""
+    """Return all methods as parameters; those not in `quick` are marked slow."""
     return [pytest.param(n, marks=() if n in quick else pytest.mark.slow) for n in METHODS]
 
 
 @pytest.mark.parametrize("name", methods(quick=KINDS))
-def test_frozen_saved_loaded_resumed(config, tiny, tmp_path, name):
-    config = changed(config, name)
+def test_freeze_save_load_and_resume(config, tiny, tmp_path, name):
+    config = with_method(config, name)
     config["train"] |= {"epochs": STEPS // 6, "checkpoint": {"every": "10 steps", "keep": 9}}
-    whole = tfft.train(config, workdir=tmp_path / "whole")
-    assert whole.metrics["steps"] == STEPS
+    run = tfft.train(config, workdir=tmp_path / "undisturbed")
+    assert run.metrics["steps"] == STEPS
 
     # Frozen means bit-equal.
-    values = {v.path: np.array(v.value) for v in whole.model.weights}
-    description = json.loads((whole.workdir / "best" / "model.json").read_text())
+    values = {v.path: np.array(v.value) for v in run.model.weights}
+    description = json.loads((run.workdir / "best" / "model.json").read_text())
     trained = set(values) if description["trained"] is None else set(description["trained"])
-    at_first = pretrained(tiny)
-    for path in set(at_first) & set(values) - trained:
-        np.testing.assert_array_equal(values[path], at_first[path], err_msg=path)
-    moved = [p for p in trained & set(at_first) if not np.array_equal(values[p], at_first[p])]
-    new = trained - set(at_first)
-    assert moved or new
+    initial = pretrained_weights(tiny)
+    for path in set(initial) & set(values) - trained:
+        np.testing.assert_array_equal(values[path], initial[path], err_msg=path)
+    changed = [p for p in trained & set(initial) if not np.array_equal(values[p], initial[p])]
+    new = trained - set(initial)
+    assert changed or new
 
-    # Only what was trained is saved, and all that is needed.
-    assert set(load_file(whole.workdir / "best" / "weights.safetensors")) == trained
-    again = tfft.load(whole.workdir)
-    np.testing.assert_allclose(again.logits(ROWS), whole.logits(ROWS), atol=1e-6)
+    # The file holds the trained variables only, and they are enough to load the model.
+    assert set(load_file(run.workdir / "best" / "weights.safetensors")) == trained
+    loaded = tfft.load(run.workdir)
+    np.testing.assert_allclose(loaded.logits(ROWS), run.logits(ROWS), atol=1e-6)
 
-    # A resumed run goes on learning: it ends as if it had not been interrupted.
-    parts = tfft.train(config, workdir=copy_killed(whole.workdir, tmp_path / "parts", KILLED))
-    for variable in parts.model.weights:
+    # A resumed run ends with the weights of the undisturbed run, to the bit.
+    resumed = tfft.train(config, workdir=copy_killed(run.workdir, tmp_path / "resumed", KILLED))
+    for variable in resumed.model.weights:
         np.testing.assert_array_equal(variable.value, values[variable.path], variable.path)
 
 
 @pytest.mark.parametrize("name", methods(quick=("lora", "qlora")))
 def test_two_replicas(config, tmp_path, name):
-    config = changed(config, name)
+    config = with_method(config, name)
     config["model"]["dropout"] = 0.0
     config["task"] = {"dropout": 0.0}
     config["train"]["cache_features"] = False
@@ -158,9 +166,9 @@ def test_two_replicas(config, tmp_path, name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
-def test_exported_in_bfloat16(config, tmp_path, name):
-    """Trained in mixed precision, exported, and the export verified in a fresh process."""
-    config = changed(config, name)
+def test_export_after_bfloat16(config, tmp_path, name):
+    """A model trained in mixed precision is exported, and the export verified."""
+    config = with_method(config, name)
     config["export"] = {"enabled": True}
     run = tfft.train(config, workdir=tmp_path / "run", distribute={"precision": "mixed_bfloat16"})
     assert (run.workdir / "export" / "1" / "saved_model.pb").is_file()
@@ -174,9 +182,9 @@ def test_exported_in_bfloat16(config, tmp_path, name):
         *("prefix", "qlora"),
     ],
 )
-def test_exported(config, tmp_path, name):
-    """One of each kind: merged, left as it is, with other keys, with other kernels."""
-    config = changed(config, name)
+def test_export(config, tmp_path, name):
+    """One method of each kind: merged, kept, with additional keys, with replaced kernels."""
+    config = with_method(config, name)
     config["export"] = {"enabled": True}
     run = tfft.train(config, workdir=tmp_path / "run")
     served = tf.saved_model.load(str(run.workdir / "export" / "1"))

@@ -1,4 +1,4 @@
-"""Methods against the `peft` package (PyTorch) on the same tiny weights: features and gradients."""
+"""Tests of methods against the `peft` package (PyTorch): features and gradients of a tiny BERT."""
 
 from pathlib import Path
 
@@ -31,8 +31,8 @@ CASES = {
 }
 
 
-def attached(name):
-    """The encoder with the method's additions at the values of the golden file."""
+def build_with_golden_values(name):
+    """Return the encoder with a method's variables at the values of the golden file."""
     golden = np.load(GOLDEN / "methods" / f"{name}.npz")
     backbone = backbones.load(ModelConfig(backbone=f"hf:{GOLDEN / 'encoders' / 'bert'}"))
     encoder = backbone.model
@@ -49,19 +49,19 @@ def attached(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_features_and_first_gradients(name):
-    model, variables, golden = attached(name)
+def test_features_and_gradients_equal_peft(name):
+    model, variables, golden = build_with_golden_values(name)
     expected = np.load(GOLDEN / "encoders" / "bert" / "expected.npz")
     inputs = {n: expected[n] for n in ("token_ids", "padding_mask", "segment_ids")}
-    if name == "prompt":  # peft leaves segments out
+    if name == "prompt":  # peft does not use segments
         inputs["segment_ids"] = np.zeros_like(inputs["segment_ids"])
     with tf.GradientTape() as tape:
         features = model(inputs)
         total = tf.reduce_sum(features * golden["weights"])
-    real = expected["padding_mask"] == 1
-    assert np.abs(features.numpy() - golden["sequence"])[real].max() < 1e-5
-    found = tape.gradient(total, [v.value for v in variables.values()])
-    for path, gradient in zip(variables, found, strict=True):
-        theirs = golden[f"gradient|{path}"]
-        assert np.abs(theirs).max() > 0, path
-        np.testing.assert_allclose(gradient, theirs, atol=1e-4, rtol=1e-4, err_msg=path)
+    is_token = expected["padding_mask"] == 1
+    assert np.abs(features.numpy() - golden["sequence"])[is_token].max() < 1e-5
+    gradients = tape.gradient(total, [v.value for v in variables.values()])
+    for path, gradient in zip(variables, gradients, strict=True):
+        expected_gradient = golden[f"gradient|{path}"]
+        assert np.abs(expected_gradient).max() > 0, path
+        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-4, rtol=1e-4, err_msg=path)

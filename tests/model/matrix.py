@@ -1,9 +1,9 @@
-"""Trains one model in many settings, on the replicas or workers it is started with.
+"""Train a tiny model in many settings, on several replicas or workers.
 
     python -m tests.model.matrix --checkpoint=FOLDER --out=FILE [--replicas=2] [--steps=20]
 
-Started with TF_CONFIG it is one of several workers. `test_matrix.py` compares what it writes: the
-weights after the steps, the loss of every epoch and the figures of `evaluate`.
+With TF_CONFIG it is one of several workers. It writes the final weights, losses and accuracies of
+the epochs, metrics of `evaluate` and predictions. `test_matrix.py` compares them.
 """
 
 import argparse
@@ -32,12 +32,12 @@ BATCH, TOKENS, EPOCHS = 16, 12, 2
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """One cell's row: what differs from plain AdamW."""
+    """Differences of a setting from plain AdamW."""
 
     optimizer: dict = dataclasses.field(default_factory=dict)
     compile: dict = dataclasses.field(default_factory=dict)
     rules: tuple = (Rule("*", True),)
-    rows: int = 0  # of the last batch; 0: it is full
+    rows: int = 0  # in the last batch; 0: a full batch
     lora: bool = False
     remat: bool = False
     xla: bool = False
@@ -89,18 +89,18 @@ def build(checkpoint: str, setting: Setting) -> keras.Model:
     model_config = ModelConfig(backbone=f"hf:{checkpoint}", dropout=setting.dropout)
     backbone = backbones.load(model_config, setting.precision)
     model = assemble(backbone, task, config, list("abc"))
-    every = stages(backbone, model)
-    mask = masks.apply(model, every, setting.rules)
-    if setting.lora:  # variables that were not in the checkpoint
+    model_stages = stages(backbone, model)
+    mask = masks.apply(model, model_stages, setting.rules)
+    if setting.lora:  # adds variables that are not in the checkpoint
         for layer in model._flatten_layers():
             if layer.name == "qkv":
                 layer.enable_lora(4)
     if setting.remat:
-        assert rematerialise(model, [s for s in every if s.name.startswith("block")])
-    optimizer = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
-    made = optimizers.build(optimizer, single(mask, 20), 10, setting.precision)
+        assert rematerialise(model, [s for s in model_stages if s.name.startswith("block")])
+    optimizer_config = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
+    optimizer = optimizers.build(optimizer_config, single(mask, 20), 10, setting.precision)
     options = {"jit_compile": False, **setting.compile}
-    model.compile(made, task.loss(config), metrics=["accuracy"], **options)
+    model.compile(optimizer, task.loss(config), metrics=["accuracy"], **options)
     model.xla = setting.xla
     return model
 
@@ -111,12 +111,12 @@ def run(checkpoint: str, setting: Setting, steps: int, strategy) -> dict[str, np
         model = build(checkpoint, setting)
     x, y = data(setting, steps)
     history = model.fit(x, y, batch_size=BATCH, epochs=EPOCHS, shuffle=False, verbose=0).history
-    figures = model.evaluate(x, y, batch_size=BATCH, verbose=0)
-    found = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
-    found["history"] = np.array([history["loss"], history["accuracy"]])
-    found["figures"] = np.array(figures)
-    found["predicted"] = model.predict(x, batch_size=BATCH, verbose=0)
-    return found
+    metrics = model.evaluate(x, y, batch_size=BATCH, verbose=0)
+    arrays = {v.path: keras.ops.convert_to_numpy(v) for v in model.weights}
+    arrays["history"] = np.array([history["loss"], history["accuracy"]])
+    arrays["metrics"] = np.array(metrics)
+    arrays["predictions"] = model.predict(x, batch_size=BATCH, verbose=0)
+    return arrays
 
 
 def main() -> None:
@@ -133,10 +133,10 @@ def main() -> None:
     strategy = strategies.setup(DistributeConfig(**config), 0, True)
     arrays = {}
     for name, setting in SETTINGS.items():
-        found = run(flags.checkpoint, setting, flags.steps, strategy)
-        arrays |= {f"{name}|{path}": value for path, value in found.items()}
+        results = run(flags.checkpoint, setting, flags.steps, strategy)
+        arrays |= {f"{name}|{path}": value for path, value in results.items()}
         keras.backend.clear_session()
-        gc.collect()  # a model and its functions hold each other
+        gc.collect()  # a model and its traced functions reference each other
         print(name, flush=True)
     if strategies.workers().first:
         np.savez(flags.out, **arrays)

@@ -1,4 +1,4 @@
-"""Rules -> a total, audited decision; frozen means frozen."""
+"""Tests of masks: decision, audit, and that frozen variables do not change."""
 
 import keras
 import numpy as np
@@ -31,34 +31,43 @@ class Config:
     stages = 1
 
 
-def moving(mask):
+def trainable_paths(mask):
     return {entry.path for entry in mask.entries if entry.trainable}
 
 
 def test_first_match_wins():
     rules = (Rule("*/bias", False), Rule("block_1", True, 0.5), Rule("*", False))
     mask = masks.decide(VARIABLES, STAGES, rules)
-    assert moving(mask) == {"block_1/kernel"}
+    assert trainable_paths(mask) == {"block_1/kernel"}
     assert mask.learning_rates == {"block_1/kernel": 0.5}
 
 
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
-        ((Rule("blok_0", True), Rule("*", True)), "'blok_0' matches nothing; did you mean 'block_"),
-        ((Rule("head", True),), "no rule covers embeddings/token"),
-        ((Rule("*", True), Rule("head", False)), "'head' never decides"),
-        ((Rule("*", False),), "nothing would move"),
-        ((Rule("re:(", True),), "not a regular expression"),
+        (
+            (Rule("blok_0", True), Rule("*", True)),
+            "must match a stage or a variable. Received: 'blok_0'; did you mean 'block_",
+        ),
+        (
+            (Rule("head", True),),
+            "must cover every variable. Received: no rule for embeddings/token",
+        ),
+        (
+            (Rule("*", True), Rule("head", False)),
+            "must match a variable that no earlier rule matches. Received: 'head'",
+        ),
+        ((Rule("*", False),), "must leave a variable trainable"),
+        ((Rule("re:(", True),), "must be a regular expression after `re:`"),
     ],
 )
-def test_audit(rules, message):
+def test_incomplete_and_dead_rules_are_errors(rules, message):
     with pytest.raises(UserError) as error:
         masks.decide(VARIABLES, STAGES, rules)
     assert message in str(error.value)
 
 
-def test_a_variable_of_no_stage_is_a_fault_of_the_backbone():
+def test_variable_without_stage_is_an_error():
     with pytest.raises(ValueError, match="exactly one stage"):
         masks.decide([("other/kernel", 1)], STAGES, (Rule("*", True),))
 
@@ -71,21 +80,21 @@ def test_a_variable_of_no_stage_is_a_fault_of_the_backbone():
         ("top", {"block_1/kernel", "block_1/bias", "pooler/kernel", "head/kernel"}),
     ],
 )
-def test_methods(method, expected):
+def test_methods_train_the_expected_variables(method, expected):
     (phase,) = METHODS[method].apply(None, STAGES, Config())
-    assert moving(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
+    assert trainable_paths(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
 
 
-def test_too_many_stages():
+def test_more_stages_than_blocks_is_an_error():
     config = Config()
     config.stages = 3
-    with pytest.raises(UserError, match="2 blocks; received 3"):
+    with pytest.raises(UserError, match=r"must be at most 2, .*Received: 3"):
         METHODS["top"].apply(None, STAGES, config)
 
 
-def test_table_counts():
+def test_table_counts_parameters():
     text = masks.table(masks.decide(VARIABLES, STAGES, (Rule("head", True), Rule("*", False))))
-    assert "3 of 29 parameters move (10.34%)" in text
+    assert "3 of 29 parameters are trainable (10.34%)" in text
     assert "frozen" in text.split("\n")[1]
 
 
@@ -96,7 +105,7 @@ def small_model():
     return keras.Model(inputs, keras.layers.Dense(2, name="head")(x))
 
 
-def test_frozen_is_bit_equal_after_training():
+def test_frozen_variables_are_bit_equal_after_training():
     keras.utils.set_random_seed(0)
     model = small_model()
     stages = (Stage("block_0", "block_0/"), Stage("head", "head/"))
@@ -109,7 +118,7 @@ def test_frozen_is_bit_equal_after_training():
     assert [v.path for v in model.optimizer._trainable_variables] == ["head/kernel"]
 
 
-def test_apply_again_unfreezes():
+def test_second_apply_unfreezes():
     model = small_model()
     stages = (Stage("block_0", "block_0/"), Stage("head", "head/"))
     masks.apply(model, stages, (Rule("head", True), Rule("*", False)))

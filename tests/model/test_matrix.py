@@ -1,4 +1,4 @@
-"""The same config gives the same model on one device, on several replicas, on several workers."""
+"""Tests that training is equal on one device, on several replicas and on several workers."""
 
 import json
 import os
@@ -12,13 +12,13 @@ from tests.conftest import GOLDEN, ROOT
 from tests.model.matrix import SETTINGS
 from tfft.distribute.launcher import _free_ports
 
-# Largest difference of any weight after 20 steps; that of the figures is looked at beside it.
+# Largest difference of any weight after 20 steps. Metrics may differ by ten times as much.
 BOUNDS = {"bfloat16": 2e-3, "float16": 2e-3}
 BOUND = 1e-5
 
 
 def train(checkpoint, out, replicas=1, workers=1):
-    """Run the matrix; the arrays of the first worker, and of the others."""
+    """Run `tests.model.matrix`; return the arrays of each worker, the first worker first."""
     command = [sys.executable, "-m", "tests.model.matrix"]
     command += [f"--checkpoint={checkpoint}", f"--out={out}", f"--replicas={replicas}"]
     addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
@@ -48,57 +48,57 @@ def train(checkpoint, out, replicas=1, workers=1):
     return [np.load(out), *(np.load(f"{out}.{i}.npz") for i in range(1, workers))]
 
 
-def assert_equal(one, other):
-    """Every weight of every setting, the losses and accuracies, the predictions."""
-    assert set(one.files) == set(other.files)
-    assert {key.split("|")[0] for key in one.files} == set(SETTINGS)
-    for key in one.files:
+def assert_equal(reference, actual):
+    """Compare weights, losses, accuracies and predictions of every setting."""
+    assert set(reference.files) == set(actual.files)
+    assert {key.split("|")[0] for key in reference.files} == set(SETTINGS)
+    for key in reference.files:
         setting, path = key.split("|")
         bound = BOUNDS.get(setting, BOUND)
-        found = {"history": 10 * bound, "figures": 10 * bound, "predicted": 10 * bound}
-        expected = one[key].astype(np.float64)
-        assert np.abs(expected - other[key]).max() <= found.get(path, bound), key
+        bounds = {"history": 10 * bound, "metrics": 10 * bound, "predictions": 10 * bound}
+        expected = reference[key].astype(np.float64)
+        assert np.abs(expected - actual[key]).max() <= bounds.get(path, bound), key
         assert np.isfinite(expected).all()
 
 
-pytestmark = pytest.mark.slow  # minutes; test_step and test_loop are the quick ones
+pytestmark = pytest.mark.slow  # minutes; test_train_step and test_loop are the quick tests
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
-    """What one device makes of a tiny BERT."""
+def one_device(tmp_path_factory):
+    """Arrays of a tiny BERT that was trained on one device."""
     out = tmp_path_factory.mktemp("matrix") / "one.npz"
     return train(GOLDEN / "encoders" / "bert", out)[0]
 
 
-def test_the_settings_differ(alone):
-    """Each does something: none of the weights are those of plain AdamW."""
+def test_settings_change_the_training(one_device):
+    """The final weights of a setting differ from those of plain AdamW."""
     key = "block_1/up/kernel"
-    plain = alone[f"adamw|{key}"]
-    same = [n for n in SETTINGS if (alone.get(f"{n}|{key}", np.zeros(0)) == plain).all()]
-    # Several steps at once, recomputing and averages aside are the same training.
+    plain = one_device[f"adamw|{key}"]
+    same = [n for n in SETTINGS if (one_device.get(f"{n}|{key}", np.zeros(0)) == plain).all()]
+    # These run the same training: more steps per call, recomputed activations, averages aside.
     assert set(same) <= {"adamw", "steps_per_execution", "remat", "lora", "ema", "xla"}
 
 
-def test_two_replicas(alone, tmp_path):
-    assert_equal(alone, train(GOLDEN / "encoders" / "bert", tmp_path / "two.npz", 2)[0])
+def test_two_replicas(one_device, tmp_path):
+    assert_equal(one_device, train(GOLDEN / "encoders" / "bert", tmp_path / "two.npz", 2)[0])
 
 
-def test_two_workers(alone, tmp_path):
-    found = train(GOLDEN / "encoders" / "bert", tmp_path / "workers.npz", workers=2)
-    for worker in found:
-        assert_equal(alone, worker)
-    for key in found[0].files:  # and they agree to the bit
-        np.testing.assert_array_equal(found[0][key], found[1][key], err_msg=key)
+def test_two_workers(one_device, tmp_path):
+    results = train(GOLDEN / "encoders" / "bert", tmp_path / "workers.npz", workers=2)
+    for arrays in results:
+        assert_equal(one_device, arrays)
+    for key in results[0].files:  # the workers agree to the bit
+        np.testing.assert_array_equal(results[0][key], results[1][key], err_msg=key)
 
 
-def test_four_replicas(alone, tmp_path):
-    assert_equal(alone, train(GOLDEN / "encoders" / "bert", tmp_path / "four.npz", 4)[0])
+def test_four_replicas(one_device, tmp_path):
+    assert_equal(one_device, train(GOLDEN / "encoders" / "bert", tmp_path / "four.npz", 4)[0])
 
 
 def test_minilm(minilm, tmp_path):
-    """The same at full size: 1, 2 and 4 replicas, 2 workers."""
-    one = train(minilm, tmp_path / "one.npz")[0]
+    """Compare 1, 2 and 4 replicas and 2 workers with a model of full size."""
+    reference = train(minilm, tmp_path / "one.npz")[0]
     for replicas in (2, 4):
-        assert_equal(one, train(minilm, tmp_path / f"{replicas}.npz", replicas)[0])
-    assert_equal(one, train(minilm, tmp_path / "workers.npz", workers=2)[0])
+        assert_equal(reference, train(minilm, tmp_path / f"{replicas}.npz", replicas)[0])
+    assert_equal(reference, train(minilm, tmp_path / "workers.npz", workers=2)[0])

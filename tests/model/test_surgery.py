@@ -1,4 +1,4 @@
-"""Blocks that begin anew, blocks that are taken out, weights that shrink."""
+"""Tests of layer surgery: reinitialized and dropped blocks, shrunk weights."""
 
 import numpy as np
 import pytest
@@ -18,45 +18,48 @@ def tiny(tiny_two_blocks):
     return tiny_two_blocks
 
 
-def built(tiny, **section):
+def apply_surgery(tiny, **section):
+    """Return the changed paths, and the weights before and after the surgery."""
     config = ModelConfig(backbone=f"hf:{tiny}", surgery=section)
     backbone = backbones.load(config)
     model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
-    before = {v.path: np.array(v.value) for v in model.weights}
+    weights_before = {v.path: np.array(v.value) for v in model.weights}
     changed = surgery.apply(model, stages(backbone, model), config.surgery, seed=3)
-    after = {v.path: np.array(v.value) for v in model.weights}
-    return changed, before, after
+    weights_after = {v.path: np.array(v.value) for v in model.weights}
+    return changed, weights_before, weights_after
 
 
-def test_top_blocks_and_pooler_begin_anew(tiny):
-    changed, before, after = built(tiny, reinitialize=1)
-    assert changed == {p for p in before if p.startswith(("block_1/", "pooler/"))}
-    for path in set(before) - changed:
-        np.testing.assert_array_equal(before[path], after[path])
-    assert (after["block_1/attention/qkv/bias"] == 0).all()
-    assert (after["block_1/output_norm/gamma"] == 1).all()
-    kernel = after["block_1/attention/qkv/kernel"]
+def test_top_blocks_and_pooler_are_reinitialized(tiny):
+    changed, weights_before, weights_after = apply_surgery(tiny, reinitialize=1)
+    assert changed == {p for p in weights_before if p.startswith(("block_1/", "pooler/"))}
+    for path in set(weights_before) - changed:
+        np.testing.assert_array_equal(weights_before[path], weights_after[path])
+    assert (weights_after["block_1/attention/qkv/bias"] == 0).all()
+    assert (weights_after["block_1/output_norm/gamma"] == 1).all()
+    kernel = weights_after["block_1/attention/qkv/kernel"]
     assert 0.01 < kernel.std() < 0.025 and np.abs(kernel).max() <= 0.04
-    again = built(tiny, reinitialize=1)[2]
-    for path, value in after.items():
+    repeated = apply_surgery(tiny, reinitialize=1)[2]
+    for path, value in weights_after.items():
         if not path.startswith("head/"):
-            np.testing.assert_array_equal(value, again[path])
+            np.testing.assert_array_equal(value, repeated[path])
 
 
-def test_the_pooler_alone(tiny):
-    changed, *_ = built(tiny, pooler="new")
+def test_pooler_only(tiny):
+    changed, *_ = apply_surgery(tiny, pooler="new")
     assert changed == {"pooler/kernel", "pooler/bias"}
 
 
 def test_shrink_and_perturb(tiny):
-    changed, before, after = built(tiny, shrink=0.5, perturb=0.0)
+    changed, weights_before, weights_after = apply_surgery(tiny, shrink=0.5, perturb=0.0)
     assert "block_0/up/kernel" in changed and not any(p.startswith("head/") for p in changed)
-    np.testing.assert_allclose(after["block_0/up/kernel"], 0.5 * before["block_0/up/kernel"])
-    perturbed = built(tiny, shrink=0.5, perturb=1.0)[2]["block_0/up/kernel"]
-    assert 0.01 < (perturbed - after["block_0/up/kernel"]).std() < 0.025
+    np.testing.assert_allclose(
+        weights_after["block_0/up/kernel"], 0.5 * weights_before["block_0/up/kernel"]
+    )
+    perturbed = apply_surgery(tiny, shrink=0.5, perturb=1.0)[2]["block_0/up/kernel"]
+    assert 0.01 < (perturbed - weights_after["block_0/up/kernel"]).std() < 0.025
 
 
-def test_a_dropped_block_is_as_if_it_were_not_there(tiny, config, tmp_path):
+def test_dropped_block_leaves_the_other_blocks_unchanged(tiny, config, tmp_path):
     full = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
     short = backbones.load(ModelConfig(backbone=f"hf:{tiny}", surgery={"drop": ["block_0"]}))
     assert [s.name for s in short.stages] == ["embeddings", "block_1", "pooler"]
@@ -76,14 +79,14 @@ def test_a_dropped_block_is_as_if_it_were_not_there(tiny, config, tmp_path):
 @pytest.mark.parametrize(
     ("section", "message"),
     [
-        ({"reinitialize": 3}, "the backbone has 2 blocks; received 3"),
+        ({"reinitialize": 3}, "the backbone has 2 blocks. Received: 3"),
         ({"drop": ["blok_1"]}, "no block 'blok_1'; did you mean 'block_"),
         ({"drop": ["block_0", "block_1"]}, "at least one block must remain"),
     ],
 )
-def test_mistakes(tiny, section, message):
+def test_invalid_sections_are_refused(tiny, section, message):
     with pytest.raises(UserError, match=message):
-        built(tiny, **section)
+        apply_surgery(tiny, **section)
 
 
 def test_perturb_needs_shrink():

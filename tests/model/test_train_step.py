@@ -1,4 +1,4 @@
-"""The train step beside Keras' own, and what it does that Keras' cannot."""
+"""Tests of the train step: equal to Keras' step, and features that Keras' step lacks."""
 
 import keras
 import numpy as np
@@ -24,7 +24,7 @@ def data():
 
 
 class OneHot(keras.layers.Layer):
-    """An embedding whose gradient is dense: Keras' optimizers are right for it."""
+    """An embedding with a dense gradient, which Keras' optimizers clip correctly."""
 
     def build(self, _):
         self.table = self.add_weight(shape=(50, 16), initializer="uniform", name="embeddings")
@@ -52,22 +52,22 @@ def cross_entropy(**options):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
 
 
-def weights(model):
+def get_weights(model):
     return {v.path: np.array(v.numpy()) for v in model.weights}
 
 
-def trained(model, optimizer, weighted=False, loss=None, evaluated=False, **options):
-    """Weights and history after three epochs, and what `evaluate` gives if that is asked for."""
+def train(model, optimizer, weighted=False, loss=None, evaluate=False, **options):
+    """Return weights and history after three epochs, and the metrics of `evaluate` or None."""
     options = {"jit_compile": False, **options}
     model.compile(optimizer, loss or cross_entropy(), metrics=["accuracy"], **options)
     with model.distribute_strategy.scope():
-        # Keras builds it while tracing, where ScheduleFreeAdamW begins anew in every step.
+        # Keras builds it while tracing, where ScheduleFreeAdamW would be reset in every step.
         model.optimizer.build(model.trainable_variables)
     x, y, weight = data()
     weight = weight if weighted else None
     fit = model.fit(x, y, sample_weight=weight, batch_size=16, epochs=3, shuffle=False, verbose=0)
-    figures = model.evaluate(x, y, batch_size=16, verbose=0) if evaluated else None
-    return weights(model), fit.history, figures
+    metrics = model.evaluate(x, y, batch_size=16, verbose=0) if evaluate else None
+    return get_weights(model), fit.history, metrics
 
 
 @pytest.fixture(scope="module")
@@ -88,168 +88,168 @@ OPTIMIZERS = {
 }
 
 
-# Another clipping, other optimizers: what they are to equal is what the others show.
+# These vary the clipping or the optimizer; the quick cases test the same equality.
 SLOW = ("clipvalue", "muon", "schedule-free")
 
 
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[pytest.mark.slow] if n in SLOW else []) for n in OPTIMIZERS]
 )
-def test_as_keras_on_one_device_and_so_on_two(name, mirrored):
-    """Keras' own step on one device is the reference, its embedding's gradient being dense."""
-    found = []
+def test_equals_keras_on_one_device_and_on_two(name, mirrored):
+    """The reference is Keras' step on one device, with a dense gradient of the embedding."""
+    results = []
     for cls in (keras.Model, Model):
         keras.utils.set_random_seed(0)
-        found.append(trained(build(cls), OPTIMIZERS[name](), evaluated=True))
+        results.append(train(build(cls), OPTIMIZERS[name](), evaluate=True))
     keras.utils.set_random_seed(0)
     with mirrored.scope():
         model, optimizer = build(), OPTIMIZERS[name]()
-    found.append(trained(model, optimizer, evaluated=True))
-    (expected, history, figures), *others = found
-    for weights_, history_, figures_ in others:
+    results.append(train(model, optimizer, evaluate=True))
+    (expected, expected_history, expected_metrics), *others = results
+    for weights, history, metrics in others:
         for path, value in expected.items():
-            np.testing.assert_allclose(weights_[path], value, atol=3e-6, err_msg=path)
-        np.testing.assert_allclose(history_["loss"], history["loss"], rtol=1e-5)
-        np.testing.assert_allclose(history_["accuracy"], history["accuracy"], rtol=1e-6)
-        np.testing.assert_allclose(figures_, figures, rtol=1e-5)
+            np.testing.assert_allclose(weights[path], value, atol=3e-6, err_msg=path)
+        np.testing.assert_allclose(history["loss"], expected_history["loss"], rtol=1e-5)
+        np.testing.assert_allclose(history["accuracy"], expected_history["accuracy"], rtol=1e-6)
+        np.testing.assert_allclose(metrics, expected_metrics, rtol=1e-5)
 
 
 @pytest.mark.parametrize("reduction", ["sum_over_batch_size", "sum", "mean_with_sample_weight"])
-def test_losses_are_weighted_by_what_they_average_over(reduction, mirrored):
-    """With sample weights, in micro-batches of unequal size, on two replicas: as in one piece."""
-    found = []
-    for scope, micro in ((None, None), (None, 5), (mirrored, 3)):
+def test_micro_batches_and_replicas_give_the_same_mean_loss(reduction, mirrored):
+    """Sample weights, unequal micro-batches and two replicas train like one batch in Keras."""
+    results = []
+    for scope, micro_batch in ((None, None), (None, 5), (mirrored, 3)):
         keras.utils.set_random_seed(0)
         with (scope or tf.distribute.get_strategy()).scope():
             model, optimizer = build(), keras.optimizers.SGD(0.01)
-        options = {"loss": cross_entropy(reduction=reduction), "micro_batch": micro}
-        found.append(trained(model, optimizer, weighted=True, **options))
+        options = {"loss": cross_entropy(reduction=reduction), "micro_batch": micro_batch}
+        results.append(train(model, optimizer, weighted=True, **options))
     keras.utils.set_random_seed(0)
-    by_keras = build(keras.Model)
+    keras_model = build(keras.Model)
     loss = cross_entropy(reduction=reduction)
-    expected = trained(by_keras, keras.optimizers.SGD(0.01), weighted=True, loss=loss)[0]
-    for weights_, *_ in found:
+    expected = train(keras_model, keras.optimizers.SGD(0.01), weighted=True, loss=loss)[0]
+    for weights, *_ in results:
         for path, value in expected.items():
-            np.testing.assert_allclose(weights_[path], value, atol=1e-6, err_msg=path)
+            np.testing.assert_allclose(weights[path], value, atol=1e-6, err_msg=path)
 
 
-def test_a_loss_by_token_is_weighted_by_token(mirrored):
-    """The replicas have unequal numbers of real tokens."""
+def test_token_loss_is_weighted_by_tokens(mirrored):
+    """The replicas have unequal numbers of tokens that are not padding."""
     x, _, _ = data()
     y = np.random.default_rng(1).integers(0, CLASSES, (ROWS, TOKENS))
-    real = x["mask"].astype(np.float32) * (np.arange(ROWS)[:, None] % 16 < 9)
-    found = []
+    token_weights = x["mask"].astype(np.float32) * (np.arange(ROWS)[:, None] % 16 < 9)
+    results = []
     for scope in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(0)
         with scope.scope():
             model, optimizer = build(by_token=True), keras.optimizers.SGD(0.1)
         model.compile(optimizer, cross_entropy(reduction="mean_with_sample_weight"))
-        model.fit(x, y, sample_weight=real, batch_size=16, shuffle=False, verbose=0)
-        found.append(weights(model))
-    for path, value in found[0].items():
-        np.testing.assert_allclose(found[1][path], value, atol=1e-6, err_msg=path)
+        model.fit(x, y, sample_weight=token_weights, batch_size=16, shuffle=False, verbose=0)
+        results.append(get_weights(model))
+    for path, value in results[0].items():
+        np.testing.assert_allclose(results[1][path], value, atol=1e-6, err_msg=path)
 
 
-class Draws(keras.layers.Layer):
-    """Adds nothing, and keeps what its generator drew in each replica."""
+class RecordsNoise(keras.layers.Layer):
+    """Returns its input, and stores the noise of its generator in each replica."""
 
     def __init__(self):
         super().__init__(name="draws")
         self.seed_generator = keras.random.SeedGenerator(1)
-        self.seen = self.add_weight(shape=(4,), trainable=False, name="seen")
+        self.noise = self.add_weight(shape=(4,), trainable=False, name="noise")
 
     def call(self, x, training=False):
         if training:
-            self.seen.assign(keras.random.uniform((4,), seed=self.seed_generator))
+            self.noise.assign(keras.random.uniform((4,), seed=self.seed_generator))
         return x
 
 
 def test_replicas_draw_different_dropout(mirrored):
     with mirrored.scope():
         x = keras.Input([4])
-        model = Model(x, keras.layers.Dense(1)(Draws()(x)))
+        model = Model(x, keras.layers.Dense(1)(RecordsNoise()(x)))
         model.compile("sgd", "mse", jit_compile=False)
     model.fit(np.ones((8, 4)), np.ones((8, 1)), batch_size=8, verbose=0)
-    drawn = [v.numpy() for v in model.get_layer("draws").seen.value.values]
-    assert (drawn[0] != drawn[1]).all()
-    plain = Draws()
-    plain(np.ones((8, 4), np.float32), training=True)
-    np.testing.assert_array_equal(drawn[0], plain.seen.numpy())  # the first as without a strategy
+    noise = [v.numpy() for v in model.get_layer("draws").noise.value.values]
+    assert (noise[0] != noise[1]).all()
+    layer = RecordsNoise()
+    layer(np.ones((8, 4), np.float32), training=True)
+    # The first replica draws the same as without a strategy.
+    np.testing.assert_array_equal(noise[0], layer.noise.numpy())
     states = [v.numpy() for v in generators(model)[0].state.value.values]
     np.testing.assert_array_equal(*states)
 
 
 @pytest.mark.parametrize("xla", [False, True])
-def test_rematerialised_it_learns_the_same(xla):
-    """Dropout included: the mask of the second computation is that of the first."""
-    found = []
+def test_rematerialised_model_learns_the_same(xla):
+    results = []
     for remat in (False, True):
         keras.utils.set_random_seed(0)
         model = build(dropout=0.5)
         if remat:
             assert rematerialise(model, [Stage("dense", "dense/")]) == ["dense"]
         optimizer = keras.optimizers.SGD(0.1)
-        found.append(trained(model, optimizer, jit_compile=xla)[0])
-    for path, value in found[0].items():
-        np.testing.assert_allclose(found[1][path], value, atol=1e-6, err_msg=path)
+        results.append(train(model, optimizer, jit_compile=xla)[0])
+    for path, value in results[0].items():
+        np.testing.assert_allclose(results[1][path], value, atol=1e-6, err_msg=path)
 
 
-class Noisy(keras.layers.Layer):
-    """A dense layer and dropout as one layer, so that both are computed again."""
+class DenseDropout(keras.layers.Layer):
+    """A dense layer and dropout as one layer, so that both are recomputed."""
 
     def __init__(self):
         super().__init__(name="noisy")
         self.dense = keras.layers.Dense(16, activation="tanh", name="dense")
         self.drop = keras.layers.Dropout(0.5, name="drop")
-        self.again = 0
+        self.num_calls = 0
 
     def build(self, shape):
         self.dense.build(shape)
 
     def call(self, x, training=False):
-        self.again += 1
+        self.num_calls += 1
         return self.drop(self.dense(x), training=training)
 
 
-def test_dropout_is_the_same_when_computed_again():
-    found, calls = [], []
+def test_recomputed_dropout_has_the_same_mask():
+    results, calls = [], []
     for remat in (False, True):
         keras.utils.set_random_seed(0)
         x = keras.Input([8])
-        noisy = Noisy()
-        model = Model(x, keras.layers.Dense(1, name="out")(noisy(x)))
+        layer = DenseDropout()
+        model = Model(x, keras.layers.Dense(1, name="out")(layer(x)))
         model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
         if remat:
             assert rematerialise(model, [Stage("all", "noisy/")]) == ["noisy"]
         generator = np.random.default_rng(0)
         x, y = generator.normal(size=(64, 8)), generator.normal(size=(64, 1))
-        noisy.again = 0
+        layer.num_calls = 0
         model.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0)
-        found.append(weights(model))
-        calls.append(noisy.again)
-    assert calls[1] > calls[0]  # it was computed again
-    for path, value in found[0].items():  # with another mask the gradients would be others
-        np.testing.assert_allclose(found[1][path], value, atol=1e-6, err_msg=path)
+        results.append(get_weights(model))
+        calls.append(layer.num_calls)
+    assert calls[1] > calls[0]  # recomputed
+    for path, value in results[0].items():  # another mask would give other gradients
+        np.testing.assert_allclose(results[1][path], value, atol=1e-6, err_msg=path)
 
 
-def test_a_step_that_is_not_finite_changes_nothing():
+def test_step_with_nan_loss_changes_nothing():
     x, y, _ = data()
     model = build()
     model.compile(keras.optimizers.AdamW(1e-2), cross_entropy(), jit_compile=False)
     model.train_on_batch(x, y)
     assert (model.report.steps, model.report.skipped) == (1, 0)
-    before = weights(model)
+    initial = get_weights(model)
     slots = [np.array(v.numpy()) for v in model.optimizer.variables]
     model.train_on_batch(x, y, sample_weight=np.full(ROWS, np.nan))
     assert model.report.skipped == 1
-    for path, value in weights(model).items():
-        np.testing.assert_array_equal(value, before[path])
+    for path, value in get_weights(model).items():
+        np.testing.assert_array_equal(value, initial[path])
     for old, new in zip(slots, model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(old, new.numpy())
 
 
-def test_several_steps_at_once_stop_where_the_data_ends(mirrored):
-    """21 batches, 8 at once: 8, 8 and 5."""
+def test_steps_per_execution_stop_at_the_end_of_the_data(mirrored):
+    """21 batches with 8 per call are calls of 8, 8 and 5 steps."""
     x, y, _ = data()
     for scope in (tf.distribute.get_strategy(), mirrored):
         keras.utils.set_random_seed(0)
@@ -261,7 +261,7 @@ def test_several_steps_at_once_stop_where_the_data_ends(mirrored):
         assert model.report.steps == 5
 
 
-def test_predict_on_batch_shares_the_rows_among_replicas(mirrored):
+def test_predict_on_batch_splits_the_rows_over_replicas(mirrored):
     x, _, _ = data()
     keras.utils.set_random_seed(0)
     expected = build().predict_on_batch(x)
@@ -270,21 +270,23 @@ def test_predict_on_batch_shares_the_rows_among_replicas(mirrored):
         model = build()
     np.testing.assert_allclose(model.predict_on_batch(x), expected, atol=1e-6)
     np.testing.assert_allclose(model.predict(x, batch_size=16, verbose=0), expected, atol=1e-6)
-    one = {name: value[:1] for name, value in x.items()}  # one replica gets no row
-    np.testing.assert_allclose(model.predict_on_batch(one), expected[:1], atol=1e-6)
+    single_row = {name: value[:1] for name, value in x.items()}  # one replica gets no row
+    np.testing.assert_allclose(model.predict_on_batch(single_row), expected[:1], atol=1e-6)
 
 
-def test_keras_tuner_searches_over_it(tmp_path):
+def test_keras_tuner_can_search_over_the_model(tmp_path):
     import keras_tuner
 
-    def make(hp):
+    def build_compiled(hp):
         model = build()
         optimizer = keras.optimizers.SGD(hp.Float("rate", 1e-3, 1e-1))
         model.compile(optimizer, cross_entropy(), metrics=["accuracy"], jit_compile=False)
         return model
 
     pytest.importorskip("tensorboard")  # KerasTuner's loop imports it
-    tuner = keras_tuner.RandomSearch(make, "accuracy", max_trials=2, directory=str(tmp_path))
+    tuner = keras_tuner.RandomSearch(
+        build_compiled, "accuracy", max_trials=2, directory=str(tmp_path)
+    )
     x, y, _ = data()
     tuner.search(x, y, epochs=1, batch_size=16, verbose=0)
     assert len(tuner.oracle.get_best_trials(2)) == 2

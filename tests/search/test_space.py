@@ -160,7 +160,7 @@ def test_show_tells_of_a_search_and_of_the_middle_of_it(tiny, tmp_path):
     assert code == 0, err
     assert "# method: one of full, lora\n" in out
     assert "# optimizer.learning_rate: loguniform from 0.0001 to 0.01\n" in out
-    assert "learning_rate: 0.001\n" in out and "parameters move" in out
+    assert "learning_rate: 0.001\n" in out and "parameters are trainable" in out
 
 
 def test_a_config_without_a_space_is_no_search_and_one_with_it_no_run():

@@ -22,23 +22,23 @@ from tfft.config import DistributeConfig
 from tfft.utils import console
 from tfft.utils.errors import Interrupted, UserError
 
-# What a collective says when a worker at its other end is gone.
-_LOST = (
+# Errors of a collective operation when another worker is gone.
+_LOST_WORKER_ERRORS = (
     tf.errors.UnavailableError,
     tf.errors.AbortedError,
     tf.errors.CancelledError,
     tf.errors.DeadlineExceededError,
 )
-BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA's Ampere is the first that computes in it
+BFLOAT16_CAPABILITY = (8, 0)  # NVIDIA Ampere, the first generation that computes in bfloat16
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes that train together.
+    """Number of worker processes, and the index of this one.
 
     Attributes:
-        count: how many.
-        index: which of them this one is; the first writes the run directory.
+        count: number of workers.
+        index: index of this process, from 0.
     """
 
     count: int = 1
@@ -46,49 +46,59 @@ class Workers:
 
     @property
     def first(self) -> bool:
-        """Whether this process writes."""
+        """Whether this is the first worker, which writes the run directory."""
         return self.index == 0
 
 
 def workers() -> Workers:
-    """The workers that TF_CONFIG names; one, where it is not set.
+    """Parse TF_CONFIG; without it, there is one worker.
 
     Raises:
-        UserError: TF_CONFIG cannot be understood, or names something that tfft does not run.
+        UserError: TF_CONFIG is not valid, or has tasks other than chief and worker.
     """
     text = os.environ.get("TF_CONFIG", "").strip()
     if not text:
         return Workers()
     try:
-        given = json.loads(text)
-        cluster, task = given.get("cluster", {}), given.get("task", {})
+        tf_config = json.loads(text)
+        cluster, task = tf_config.get("cluster", {}), tf_config.get("task", {})
         kind, index = task.get("type", "worker"), int(task.get("index", 0))
         sizes = {name: len(addresses) for name, addresses in cluster.items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(f"TF_CONFIG: cannot be read: {error}; received {text[:200]!r}") from None
+        raise UserError(
+            f"TF_CONFIG: must be JSON with cluster and task: {error}. Received: {text[:200]!r}"
+        ) from None
     if not cluster:
         return Workers()
-    strange = set(sizes) - {"chief", "worker"}
-    if strange:
-        names = ", ".join(sorted(strange))
-        raise UserError(f"TF_CONFIG: tfft runs chief and worker tasks only; received {names}")
+    unsupported = set(sizes) - {"chief", "worker"}
+    if unsupported:
+        names = ", ".join(sorted(unsupported))
+        raise UserError(f"TF_CONFIG: tfft runs chief and worker tasks only. Received: {names}")
     if kind not in sizes or not 0 <= index < sizes[kind]:
-        raise UserError(f"TF_CONFIG: the cluster {sizes} has no task {kind} {index}")
-    before = sizes.get("chief", 0) if kind == "worker" else 0
-    return Workers(sum(sizes.values()), before + index)
+        raise UserError(
+            f"TF_CONFIG: the task must be in the cluster {sizes}. Received: {kind} {index}"
+        )
+    # The chief counts as the first worker.
+    num_chiefs = sizes.get("chief", 0) if kind == "worker" else 0
+    return Workers(sum(sizes.values()), num_chiefs + index)
 
 
 def setup(config: DistributeConfig, seed: int, deterministic: bool) -> tf.distribute.Strategy:
-    """Seed every generator, choose the devices, make the strategy.
+    """Set the random seeds, choose the devices and create the strategy.
+
+    Args:
+        config: section `distribute`.
+        seed: of Python, NumPy and TensorFlow.
+        deterministic: whether TensorFlow's ops are deterministic; some are slower then.
 
     Raises:
-        UserError: there is no such device, or it cannot compute in the wanted precision.
+        UserError: a device does not exist, or does not support the precision.
     """
     keras.utils.set_random_seed(seed)
     if deterministic:
-        # Without this, sums of gradients over threads do not repeat themselves exactly.
+        # By default the order of additions depends on the threads, and so does the rounding.
         tf.config.experimental.enable_op_determinism()
-    kind = config.strategy if config.strategy != "auto" else _automatic()
+    kind = config.strategy if config.strategy != "auto" else _detect_strategy()
     strategy = _STRATEGIES[kind](config)
     _check_precision(config.precision, kind)
     if strategy.num_replicas_in_sync > 1:
@@ -96,7 +106,8 @@ def setup(config: DistributeConfig, seed: int, deterministic: bool) -> tf.distri
     return strategy
 
 
-def _automatic() -> str:
+def _detect_strategy() -> str:
+    """Return the name of the strategy for the available workers and devices."""
     if workers().count > 1:
         return "multi_worker"
     if tf.config.list_physical_devices("TPU"):
@@ -106,17 +117,18 @@ def _automatic() -> str:
 
 def _one_device(config: DistributeConfig) -> tf.distribute.Strategy:
     if config.devices is None:
-        return tf.distribute.get_strategy()  # the default: TensorFlow prefers the first GPU
-    return tf.distribute.OneDeviceStrategy(f"/{_named(config.devices)[0].lower()}")
+        return tf.distribute.get_strategy()  # the default strategy: TensorFlow uses the first GPU
+    return tf.distribute.OneDeviceStrategy(f"/{_check_devices(config.devices)[0].lower()}")
 
 
 def _mirrored(config: DistributeConfig) -> tf.distribute.Strategy:
-    return _mirrored_on(None if config.devices is None else tuple(_named(config.devices)))
+    return _mirrored_on(None if config.devices is None else tuple(_check_devices(config.devices)))
 
 
 @lru_cache
 def _mirrored_on(devices: tuple[str, ...] | None) -> tf.distribute.Strategy:
-    # One for all runs of a process: the collectives of a second one would get the first one's keys.
+    # One strategy for all runs of a process, since a second one would use the collective keys of
+    # the first.
     return tf.distribute.MirroredStrategy(devices)
 
 
@@ -124,18 +136,19 @@ def _multi_worker(config: DistributeConfig) -> tf.distribute.Strategy:
     if workers().count < 2:
         raise UserError(
             "distribute.strategy: multi_worker needs TF_CONFIG with two workers or more; "
-            "`tfft launch --workers=2 train ...` starts some on this machine"
+            "`tfft launch --workers=2 train ...` starts two on this machine. Received: "
+            f"{workers().count} worker"
         )
     return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _tpu(config: DistributeConfig) -> tf.distribute.Strategy:
-    found = tf.config.list_physical_devices("TPU")
-    if config.tpu is None and not found and not os.environ.get("TPU_NAME"):
+    tpus = tf.config.list_physical_devices("TPU")
+    if config.tpu is None and not tpus and not os.environ.get("TPU_NAME"):
         raise UserError(
-            "distribute.strategy: no TPU is seen; on a TPU machine install the wheel "
-            "tensorflow-tpu==2.20.0 in place of tensorflow (there is none for 2.21), or give "
-            "distribute.tpu its name"
+            "distribute.strategy: tpu needs a TPU, and TensorFlow sees none; on a TPU machine "
+            "install tensorflow-tpu==2.20.0 in place of tensorflow (2.21 has none), or set "
+            "distribute.tpu to the name of the TPU"
         )
     try:
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(config.tpu or "local")
@@ -145,8 +158,8 @@ def _tpu(config: DistributeConfig) -> tf.distribute.Strategy:
     except (ValueError, tf.errors.OpError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"distribute.tpu: cannot be used: {reason}. TPUs need the wheel tensorflow-tpu==2.20.0 "
-            "in place of tensorflow"
+            f"distribute.tpu: the TPU cannot be initialized: {reason}. TPUs need the wheel "
+            f"tensorflow-tpu==2.20.0 in place of tensorflow. Received: {config.tpu or 'local'}"
         ) from None
 
 
@@ -158,19 +171,25 @@ _STRATEGIES = {
 }
 
 
-def _named(devices: Sequence[str]) -> list[str]:
-    """Devices as TensorFlow writes them, each checked to be there.
+def _check_devices(devices: Sequence[str]) -> list[str]:
+    """Return TensorFlow's names of devices, such as `GPU:0`, and check that they exist.
 
-    Several CPUs (`CPU:1`) are logical devices on the one that there is, for trying a strategy out.
+    For tests of a strategy, `CPU:1` and above are logical devices of the physical CPU.
+
+    Raises:
+        UserError: a device does not exist.
     """
     names = [_full_name(device) for device in devices]
     cpus = [int(name.removeprefix("CPU:")) for name in names if name.startswith("CPU:")]
     if cpus and max(cpus) > 0:
         _split_cpu(max(cpus) + 1)
-    there = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()]
-    for given, name in zip(devices, names, strict=True):
-        if name not in there:
-            raise UserError(f"distribute.devices: no {given}; there are: {', '.join(there)}")
+    available = [d.name.removeprefix("/device:") for d in tf.config.list_logical_devices()]
+    for device, name in zip(devices, names, strict=True):
+        if name not in available:
+            raise UserError(
+                f"distribute.devices: must exist. Received: {device}; the devices are "
+                f"{', '.join(available)}"
+            )
     return names
 
 
@@ -182,12 +201,14 @@ def _full_name(device: str) -> str:
 def _split_cpu(count: int) -> None:
     cpu = tf.config.list_physical_devices("CPU")[0]
     if count > 64:
-        raise UserError(f"distribute.devices: at most 64 CPUs (CPU:0 to CPU:63); received {count}")
+        raise UserError(
+            f"distribute.devices: must be among CPU:0 to CPU:63. Received: CPU:{count - 1}"
+        )
     try:
-        wanted = [tf.config.LogicalDeviceConfiguration()] * count
-        tf.config.set_logical_device_configuration(cpu, wanted)
+        logical_devices = [tf.config.LogicalDeviceConfiguration()] * count
+        tf.config.set_logical_device_configuration(cpu, logical_devices)
     except RuntimeError:
-        return  # devices are in use already: the caller says which there are
+        return  # TensorFlow is already initialized; the caller checks which devices exist
 
 
 def _check_precision(precision: str, kind: str) -> None:
@@ -196,8 +217,8 @@ def _check_precision(precision: str, kind: str) -> None:
     gpus = tf.config.list_physical_devices("GPU")
     if precision == "mixed_float16" and not gpus:
         raise UserError(
-            "distribute.precision: mixed_float16 needs a GPU; on a CPU use float32 or "
-            "mixed_bfloat16"
+            "distribute.precision: mixed_float16 needs a GPU; use float32 or mixed_bfloat16 on a "
+            "CPU. Received: mixed_float16"
         )
     for gpu in gpus if precision == "mixed_bfloat16" else ():
         details = tf.config.experimental.get_device_details(gpu)
@@ -206,53 +227,64 @@ def _check_precision(precision: str, kind: str) -> None:
             raise UserError(
                 f"distribute.precision: {details.get('device_name', gpu.name)} (compute capability "
                 f"{capability[0]}.{capability[1]}) does not compute in bfloat16, which needs 8.0; "
-                "use mixed_float16 or float32"
+                "use mixed_float16 or float32. Received: mixed_bfloat16"
             )
 
 
 def accelerated() -> bool:
-    """Whether there is a GPU or TPU, where XLA is worth its compilation."""
+    """Return whether TensorFlow has a GPU or TPU, on which XLA is worth its compile time."""
     return any(tf.config.list_physical_devices(kind) for kind in ("GPU", "TPU"))
 
 
 def sum_over_workers(strategy: tf.distribute.Strategy, value: Any) -> np.ndarray:
-    """The sum of what the workers hold, the same on all; every worker must call it alike."""
+    """Return the sum of an array over the workers.
+
+    Every worker must call it, with the same shape, in the same order of calls.
+
+    Args:
+        strategy: strategy of the run.
+        value: number or array of this worker.
+    """
     value = np.asarray(value)
     if workers().count == 1:
         return value
-    local = len(strategy.extended.worker_devices)
+    num_local = len(strategy.extended.worker_devices)
 
-    def of_replica(context: Any) -> np.ndarray:
-        # One of a worker's replicas carries its value.
-        return value * (context.replica_id_in_sync_group % local == 0)
+    def replica_value(context: Any) -> np.ndarray:
+        # The sum is over replicas: only the first replica of each worker contributes.
+        return value * (context.replica_id_in_sync_group % num_local == 0)
 
-    values = strategy.experimental_distribute_values_from_function(of_replica)
+    values = strategy.experimental_distribute_values_from_function(replica_value)
     return np.asarray(strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None))
 
 
 @contextmanager
 def lost_worker_errors(workdir: Path) -> Iterator[None]:
-    """Turn the failure of a collective into the line that resumes.
+    """Turn the failure of a collective operation into an error that says how to resume.
+
+    Args:
+        workdir: run directory, for the message.
 
     Raises:
-        Interrupted: another worker is gone.
+        Interrupted: another worker was lost.
     """
     try:
         yield
-    except _LOST as error:
+    except _LOST_WORKER_ERRORS as error:
         if workers().count == 1:
             raise
-        # TensorFlow leaves the thread pool of the failed collective running in a frame of this
-        # traceback. It must go now: at the interpreter's exit it would write to a closed file.
+        # A frame of this traceback holds the thread pool of the failed collective, which still
+        # runs. It must be freed now: at the exit of the interpreter it would write to a closed
+        # file.
         traceback.clear_frames(error.__traceback__)
         raise Interrupted(
             "another worker was lost; the last checkpoint is kept, and the same command on all "
-            f"workers with --workdir={workdir} goes on from it"
+            f"workers with --workdir={workdir} resumes from it"
         ) from None
 
 
 def report(strategy: tf.distribute.Strategy | None = None) -> dict[str, object]:
-    """What this process computes on."""
+    """Return the devices of this process and the number of replicas and workers, for run.json."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
     return {

@@ -1,4 +1,4 @@
-"""Ways of fine-tuning: a method's name in the YAML -> its `Method`."""
+"""Fine-tuning methods: `METHODS` maps the name in the YAML to its `Method`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -22,6 +22,6 @@ from tfft.methods import (
 )
 from tfft.spec import Method
 
-_ROOMS = (full, head, top, mask, gradual, lp_ft, lora, dora, qlora)
-_ROOMS += (adapter, prefix, prompt, ia3, bitfit, norm)
-METHODS: Mapping[str, Method] = MappingProxyType({room.METHOD.name: room.METHOD for room in _ROOMS})
+_MODULES = (full, head, top, mask, gradual, lp_ft, lora, dora, qlora)
+_MODULES += (adapter, prefix, prompt, ia3, bitfit, norm)
+METHODS: Mapping[str, Method] = MappingProxyType({m.METHOD.name: m.METHOD for m in _MODULES})

@@ -1,9 +1,9 @@
-"""Bottleneck adapters: y + up(act(down(y))) behind the sublayers of each block.
+"""Bottleneck adapters: y + up(act(down(y))) after the sublayers of each block.
 
-Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", figure 2: behind the
-projections of attention and feed-forward, before the sum with the residual. Pfeiffer et al. 2021,
-"AdapterFusion": behind the feed-forward alone. Here they stand before the sublayer's dropout.
-`up` starts at zero, so that the model starts as it was.
+Houlsby et al. 2019, "Parameter-Efficient Transfer Learning for NLP", figure 2: after the
+projections of attention and feed-forward, before the residual sum. Pfeiffer et al. 2021,
+"AdapterFusion": after the feed-forward only. Here they come before the dropout of the sublayer.
+`up` starts at zero, so the model starts with its pretrained outputs.
 """
 
 import keras
@@ -19,11 +19,12 @@ _FEEDFORWARD = r"(^|/)(down|feedforward_output_dense)$"
 
 
 class Bottleneck(Adapter):
-    """Two dense layers with an activation between them, added to what they read.
+    """Two dense layers with an activation between them, and a residual connection.
 
     Args:
-        width: between them.
-        activation: its name; `gelu` is the exact one.
+        width: width of the bottleneck.
+        activation: Keras name of the activation; `gelu` is the exact one, without tanh.
+        **kwargs: of the Keras layer.
     """
 
     def __init__(self, width: int, activation: str, **kwargs):
@@ -31,34 +32,36 @@ class Bottleneck(Adapter):
         self._width = width
         self._activation = keras.activations.get(activation)
 
-    def create(self, projection: LinearTarget) -> None:
-        """Houlsby et al. start near zero, with a deviation of 0.01; `up` at zero is exact."""
-        width, inner = projection.outputs, self._width
-        small = keras.initializers.TruncatedNormal(stddev=0.01)
-        self.down = self.add_weight(name="down", shape=(width, inner), initializer=small)
-        self.down_bias = self.add_weight(name="down_bias", shape=(inner,), initializer="zeros")
-        self.up = self.add_weight(name="up", shape=(inner, width), initializer="zeros")
+    def create(self, target: LinearTarget) -> None:
+        """Create `down` [outputs, width], `up` [width, outputs] and their biases."""
+        width, bottleneck = target.outputs, self._width
+        # Houlsby et al. draw both kernels with a standard deviation of 0.01, so that the adapter
+        # starts near the identity. With `up` at zero it starts at the identity.
+        initializer = keras.initializers.TruncatedNormal(stddev=0.01)
+        self.down = self.add_weight(name="down", shape=(width, bottleneck), initializer=initializer)
+        self.down_bias = self.add_weight(name="down_bias", shape=(bottleneck,), initializer="zeros")
+        self.up = self.add_weight(name="up", shape=(bottleneck, width), initializer="zeros")
         self.up_bias = self.add_weight(name="up_bias", shape=(width,), initializer="zeros")
 
-    def after(self, x, y, training):
-        """[..., outputs] -> the same."""
-        inner = self._activation(ops.matmul(y, self.down) + self.down_bias)
-        return y + ops.matmul(inner, self.up) + self.up_bias
+    def transform_output(self, x, y, training):
+        """Return y + up(act(down(y))), [..., outputs]."""
+        hidden = self._activation(ops.matmul(y, self.down) + self.down_bias)
+        return y + ops.matmul(hidden, self.up) + self.up_bias
 
 
 def apply(
     model: keras.Model, stages: tuple[Stage, ...], config: AdapterMethod
 ) -> tuple[Phase, ...]:
-    """Attach an adapter behind each sublayer that `placement` means."""
+    """Attach an adapter after each sublayer of `placement`; train the adapters and the head."""
     patterns = [_FEEDFORWARD, *([_ATTENTION] if config.placement == "houlsby" else [])]
     for pattern in patterns:
         injection.attach(
-            injection.chosen(model, pattern, "method"),
+            injection.select_targets(model, pattern, "method"),
             lambda target: Bottleneck(
                 config.width, config.activation, dtype=target.policy, name="adapter"
             ),
         )
-    return masks.head_and(stages, "re:/adapter/[^/]+$", "adapter")
+    return masks.head_and_matches(stages, "re:/adapter/[^/]+$", "adapter")
 
 
 METHOD = Method("adapter", apply)

@@ -1,8 +1,8 @@
-"""`method: {name: auto}`: method, rates, epochs and batch from the data, the backbone and the time.
+"""`method: {name: auto}`: choose method, learning rates, epochs and batch size.
 
-The rules are published ones where there are such, and measured ones (README, "Which method") where
-those were tried on small data. Whatever the config sets itself is kept. The outcome is a plain
-config: a run that was advised is the run of that config.
+The rules are published ones where they exist, and otherwise follow measurements on small data
+(docs/methods.md). Values that the config sets itself are kept. The result is a plain config, and
+the run is exactly the run of that config.
 """
 
 import math
@@ -12,29 +12,29 @@ from typing import Any
 
 from tfft.config import Config, parse
 
-# Rows of the training split.
+# Sizes of the training split, in rows.
 FEW, SMALL, MEDIUM, LARGE = 200, 1_000, 20_000, 500_000
-KNOWN = 0.98  # share of rows from which a probe leaves nothing to train below the head
-STEPS = 300  # optimizer steps that little data gets at least
-SMALL_BACKBONE = 50_000_000  # parameters; below it rates are higher
+SOLVED_ACCURACY = 0.98  # accuracy of the probe from which training the head alone is enough
+MIN_STEPS = 300  # optimizer steps on small data
+SMALL_BACKBONE = 50_000_000  # parameters; smaller backbones get higher learning rates
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the advice rests on.
+    """Properties of data, backbone and device that the advice depends on.
 
     Attributes:
-        rows: of the training split, after validation is held out.
-        classes: C.
-        tokens: a row, in the mean; None where rows are pictures.
-        parameters: of the backbone.
-        blocks: that it has.
+        rows: number of training rows, after validation is held out.
+        classes: number of classes.
+        tokens: mean number of tokens per row; None for images.
+        parameters: number of parameters of the backbone.
+        blocks: number of blocks of the backbone.
         device: `CPU`, `GPU` or `TPU`.
-        memory: bytes free on it, None where that is not known.
-        row_seconds: a forward pass of one row takes.
-        seconds: allowed for the training, None for any.
-        probe: of pictures, what a least-squares probe of a few rows of each class gets right, and
-            what the commonest class alone would; None where there was none.
+        memory: free memory of the device in bytes, None if unknown.
+        row_seconds: seconds of a forward pass per row.
+        seconds: time limit of the training in seconds, None for no limit.
+        probe: accuracy of a least-squares probe on a few images per class, and accuracy of always
+            predicting the most frequent class; None without a probe.
     """
 
     rows: int
@@ -51,7 +51,16 @@ class Facts:
 
 @dataclass
 class Advice:
-    """Changes to a config and why; `rate` is that of full fine-tuning without layer decay."""
+    """Changes to a config, and their reasons.
+
+    Attributes:
+        rate: learning rate of full fine-tuning without layer decay.
+        method: the new section `method`.
+        optimizer: changes to the section `optimizer`.
+        train: changes to the section `train`.
+        augmentation: changes to the section `augmentation`.
+        reasons: one line each.
+    """
 
     rate: float = 0.0
     method: dict[str, Any] = field(default_factory=dict)
@@ -60,210 +69,224 @@ class Advice:
     augmentation: dict[str, Any] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
-    def because(self, what: str, why: str) -> None:
-        """One reason, `what` it led to first."""
-        self.reasons.append(f"{what}: {why}")
+    def explain(self, decision: str, reason: str) -> None:
+        """Append a decision with its reason."""
+        self.reasons.append(f"{decision}: {reason}")
 
 
 def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
-    """The plain config that `auto` stands for, and its reasons, a line each."""
+    """Choose the values that a config with `method: auto` leaves open.
+
+    Args:
+        config: values that it sets are kept.
+        facts: properties of data, backbone and device.
+
+    Returns:
+        The plain config, and the reasons for it, one line each.
+    """
     advice = Advice()
-    of_tokens = f" of {facts.tokens:.0f} tokens" if facts.tokens is not None else ""
+    tokens = f" of {facts.tokens:.0f} tokens" if facts.tokens is not None else ""
     advice.reasons.append(
-        f"{facts.rows:,} training rows{of_tokens}, {facts.classes} classes; a "
+        f"{facts.rows:,} training rows{tokens}, {facts.classes} classes; a "
         f"backbone of {facts.parameters / 1e6:.1f} M parameters in {facts.blocks} blocks; "
-        f"{facts.device}, {1000 * facts.row_seconds:.1f} ms forward a row"
+        f"{facts.device}, {1000 * facts.row_seconds:.1f} ms per row and forward pass"
     )
     if facts.tokens is not None:
-        _length(advice, facts)
-        _method(advice, facts)
+        _choose_text_epochs(advice, facts)
+        _choose_text_method(advice, facts)
     else:
-        _length_of_pictures(advice, facts, config)
-        _method_of_pictures(advice, facts)
-    _memory(advice, facts)
-    _time(advice, facts, config)
-    return _applied(config, advice)
+        _choose_image_epochs(advice, facts, config)
+        _choose_image_method(advice, facts)
+    _fit_memory(advice, facts)
+    _fit_time(advice, facts, config)
+    return _apply_advice(config, advice)
 
 
-def _length(advice: Advice, facts: Facts) -> None:
-    """Batch and epochs, by the number of rows."""
+def _choose_text_epochs(advice: Advice, facts: Facts) -> None:
+    """Choose batch size and epochs by the number of rows."""
     rows, batch = facts.rows, 16 if facts.rows < SMALL else 32
     if rows < SMALL:
-        epochs = min(30, max(5, math.ceil(STEPS * batch / rows)))
-        why = (
-            f"at least {STEPS} steps on little data; instability of fine-tuning is mostly too few "
-            "steps (Mosbach 2021; Zhang 2021, section 5)"
+        epochs = min(30, max(5, math.ceil(MIN_STEPS * batch / rows)))
+        reason = (
+            f"at least {MIN_STEPS} steps on small data; too few steps are the main cause of "
+            "unstable fine-tuning (Mosbach 2021; Zhang 2021, section 5)"
         )
     elif rows < MEDIUM:
-        epochs, why = 4, "3 to 5 epochs (Devlin 2019, appendix A.3)"
+        epochs, reason = 4, "3 to 5 epochs (Devlin 2019, appendix A.3)"
     elif rows < LARGE:
-        epochs, why = 3, "2 to 4 epochs on large data (Devlin 2019, appendix A.3)"
+        epochs, reason = 3, "2 to 4 epochs on large data (Devlin 2019, appendix A.3)"
     else:
-        epochs, batch, why = 1, 64, "one pass over this many rows"
+        epochs, batch, reason = 1, 64, "one pass is enough with this many rows"
     advice.train |= {"epochs": epochs, "batch_size": batch}
-    advice.because(f"epochs {epochs}, batch {batch}", why)
+    advice.explain(f"epochs {epochs}, batch {batch}", reason)
 
 
-def _method(advice: Advice, facts: Facts) -> None:
-    """Method and rate, by the number of rows and the size of the backbone."""
+def _choose_text_method(advice: Advice, facts: Facts) -> None:
+    """Choose method and learning rate by the number of rows and the size of the backbone."""
     small = facts.parameters < SMALL_BACKBONE
     advice.rate = rate = 1e-4 if small else 3e-5
     advice.method = {"name": "full"}
-    advice.because(
+    advice.explain(
         "method full",
-        "on 100, 500 and 5,452 rows of TREC with MiniLM no other beat it by more than its "
-        "interval; cheaper ones come in where memory or time demands it (README, Which method)",
+        "on 100, 500 and 5,452 rows of TREC with MiniLM no other method was better by more than "
+        "its interval; cheaper methods are for tight memory or time (docs/methods.md)",
     )
     if facts.rows < (MEDIUM if small else SMALL):
         advice.optimizer = {"learning_rate": 2 * rate, "layer_decay": 0.8}
-        advice.because(
+        advice.explain(
             f"learning rate {2 * rate:g}, layer decay 0.8",
-            "beside half the rate without decay 1.1 ± 1.6 points on 100 rows of TREC, 0.2 ± 0.6 on "
-            "500, 0.2 ± 0.6 on 5,452 (README, Which method; Zhang 2021)",
+            "against half the rate without decay it gains 1.1 ± 1.6 points on 100 rows of TREC, "
+            "0.2 ± 0.6 on 500, 0.2 ± 0.6 on 5,452 (docs/methods.md; Zhang 2021)",
         )
         return
     advice.optimizer = {"learning_rate": rate}
-    advice.because(
+    advice.explain(
         f"learning rate {rate:g}",
         "best of 5e-5 to 4e-4 on MiniLM and 500 rows of TREC (benchmarks/methods.py --sweep)"
         if small
-        else "2e-5 to 5e-5 for backbones of BERT-base's size and more (Devlin 2019, appendix A.3)",
+        else "2e-5 to 5e-5 for backbones from BERT-base's size (Devlin 2019, appendix A.3)",
     )
     if facts.rows < MEDIUM:
         advice.optimizer["layer_decay"] = 0.9
-        advice.because("layer decay 0.9", "below 20,000 rows (AutoGluon's default)")
+        advice.explain("layer decay 0.9", "below 20,000 rows (AutoGluon's default)")
 
 
-def _length_of_pictures(advice: Advice, facts: Facts, config: Config) -> None:
-    """Steps by the number of rows alone, and MixUp from many rows on: BiT's rule."""
+def _choose_image_epochs(advice: Advice, facts: Facts, config: Config) -> None:
+    """Choose batch size, epochs and MixUp by the number of rows alone (BiT's rule)."""
     rows = facts.rows
     steps = 500 if rows < MEDIUM else 10_000 if rows < LARGE else 20_000
     batch = 32 if facts.device == "CPU" else 128
     epochs = max(5, math.ceil(steps * batch / rows))
-    if rows < SMALL:  # little data is not seen more often than this
+    if rows < SMALL:  # without a bound, 20 rows would be repeated 800 times
         epochs = min(epochs, 30)
     advice.train = {"epochs": epochs, "batch_size": batch}
-    advice.because(
+    advice.explain(
         f"epochs {epochs}, batch {batch}",
         f"{steps:,} steps or 5 epochs, by the number of rows alone (BiT's rule: Kolesnikov 2020, "
-        "section 3.3; its batch of 512 asks for more memory than this)",
+        "section 3.3; its batch of 512 needs more memory)",
     )
     if rows >= MEDIUM and not config.task.multi_label and not config.augmentation.cutmix:
         advice.augmentation = {"mixup": 0.1}
-        advice.because("mixup 0.1", "from 20,000 rows on (BiT's rule)")
+        advice.explain("mixup 0.1", "for 20,000 rows and more (BiT's rule)")
 
 
-def _method_of_pictures(advice: Advice, facts: Facts) -> None:
-    """By what the features know of the classes before any training."""
+def _choose_image_method(advice: Advice, facts: Facts) -> None:
+    """Choose the method by how well the pretrained features separate the classes."""
     small = facts.parameters < SMALL_BACKBONE
     advice.rate = rate = 5e-4 if small else 5e-5
     if facts.probe is not None:
-        right, chance = facts.probe
-        found = f"least squares on a few rows of each class gets {right:.0%} of others right"
-        if right >= KNOWN:
+        accuracy, chance = facts.probe
+        result = f"a probe fitted to a few rows per class is right on {accuracy:.0%} of other rows"
+        if accuracy >= SOLVED_ACCURACY:
             advice.method = {"name": "head"}
             advice.optimizer = {"learning_rate": 3e-3}
             advice.train["epochs"] = max(20, advice.train["epochs"])
-            advice.because("method head", f"{found}: the features know the classes already")
+            advice.explain("method head", f"{result}: the features separate the classes")
             return
-        if right < chance + 0.05:
+        if accuracy < chance + 0.05:
             advice.method, advice.optimizer = {"name": "full"}, {"learning_rate": rate}
-            advice.because(
+            advice.explain(
                 f"method full, learning rate {rate:g}",
-                f"{found}, the commonest class alone {chance:.0%}: a head on these features has "
-                "nothing to begin with",
+                f"{result}, the most frequent class {chance:.0%}: a head alone cannot learn from "
+                "these features",
             )
             return
-        advice.reasons.append(found)
+        advice.reasons.append(result)
     advice.method, advice.optimizer = {"name": "lp_ft"}, {"learning_rate": rate}
-    advice.because(
+    advice.explain(
         f"method lp_ft, learning rate {rate:g}",
-        "a head first, then all (Kumar 2022); with MobileNetV2 on 4,500 pictures of CIFAR-10 "
-        "81.9 ± 0.5, all at once 81.7 ± 2.1 (README, Pictures)",
+        "first the head, then all stages (Kumar 2022); with MobileNetV2 on 4,500 images of "
+        "CIFAR-10 81.9 ± 0.5, full fine-tuning 81.7 ± 2.1",
     )
 
 
-def _memory(advice: Advice, facts: Facts) -> None:
-    """LoRA where weights, gradients and Adam's moments would take most of the memory."""
+def _fit_memory(advice: Advice, facts: Facts) -> None:
+    """Choose LoRA where weights, gradients and Adam's moments would take most of the memory."""
     if facts.memory is None:
         return
-    needed = 16 * facts.parameters
+    needed = 16 * facts.parameters  # bytes: four float32 values per parameter
     if needed <= 0.6 * facts.memory:
         return
     advice.method = {"name": "lora"}
     rate = 10 * advice.rate
     advice.optimizer = {"learning_rate": rate}
-    advice.because(
+    advice.explain(
         f"method lora, learning rate {rate:g}",
-        f"weights, gradients and moments of all need {needed / 2**30:.1f} GiB, more than 60 % of "
-        f"the {facts.memory / 2**30:.1f} GiB that are free (Hu 2022; ten times the rate of full; "
-        "on TREC a point below full)",
+        f"weights, gradients and moments need {needed / 2**30:.1f} GiB for method full, more than "
+        f"60 % of the free {facts.memory / 2**30:.1f} GiB (Hu 2022; ten times the rate of full; "
+        "on TREC one point below full)",
     )
 
 
-def _time(advice: Advice, facts: Facts, config: Config) -> None:
-    """Fewer epochs, then fewer moving blocks with a cached prefix, until the time suffices."""
+def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
+    """Reduce the cost to the time limit: fewer epochs, then fewer trainable blocks, then the head.
+
+    Frozen lower blocks cost one forward pass over the data, since their features are cached.
+    """
     if facts.seconds is None:
         return
     epochs = config.train.epochs if "epochs" in config.train.model_fields_set else None
     epochs = epochs or advice.train["epochs"]
-    one_pass = facts.rows * facts.row_seconds
-    allowed = f"{facts.seconds / 60:g} minutes"
-    # Forward and backward cost three times the forward pass (Kaplan 2020, section 2.1).
-    if 3 * one_pass * epochs <= facts.seconds:
-        advice.because(f"about {_minutes(3 * one_pass * epochs)}", f"within the {allowed} allowed")
+    forward_seconds = facts.rows * facts.row_seconds
+    limit = f"{facts.seconds / 60:g} minutes"
+    # Forward and backward pass cost three times the forward pass (Kaplan 2020, section 2.1).
+    if 3 * forward_seconds * epochs <= facts.seconds:
+        advice.explain(
+            f"about {_format_duration(3 * forward_seconds * epochs)}",
+            f"within the limit of {limit}",
+        )
         return
-    least = max(1, epochs // 2)
-    fitting = int(facts.seconds / (3 * one_pass))
-    if fitting >= least and advice.method["name"] != "lora":
-        advice.train["epochs"] = fitting
-        advice.because(f"epochs {fitting}", f"{epochs} would take longer than {allowed}")
+    min_epochs = max(1, epochs // 2)
+    max_epochs = int(facts.seconds / (3 * forward_seconds))
+    if max_epochs >= min_epochs and advice.method["name"] != "lora":
+        advice.train["epochs"] = max_epochs
+        advice.explain(f"epochs {max_epochs}", f"{epochs} would take longer than {limit}")
         return
-    texts = facts.tokens is not None
-    top = min(2 if texts else 4, facts.blocks)
-    share = top / max(1, facts.blocks)
-    if one_pass * (1 + 3 * share * epochs) <= facts.seconds and facts.blocks > top:
-        advice.method = {"name": "top", "stages": top}
-        rate = advice.rate * (5 if texts else 2)
+    is_text = facts.tokens is not None
+    num_blocks = min(2 if is_text else 4, facts.blocks)
+    share = num_blocks / max(1, facts.blocks)
+    if forward_seconds * (1 + 3 * share * epochs) <= facts.seconds and facts.blocks > num_blocks:
+        advice.method = {"name": "top", "stages": num_blocks}
+        rate = advice.rate * (5 if is_text else 2)
         advice.optimizer = {"learning_rate": rate}
-        why = f"all blocks would take longer than {allowed}; the rest is computed once and cached"
-        measured = (
+        reason = f"all blocks would take longer than {limit}; features of frozen blocks are cached"
+        evidence = (
             "Lee 2019; on TREC with MiniLM 3 points below full on 100 rows, 1.4 on 500, 0.6 on "
             "5,452"
-            if texts
-            else "with MobileNetV2 on CIFAR-10 80.0 ± 3.6, all of it 81.7 ± 2.1"
+            if is_text
+            else "with MobileNetV2 on CIFAR-10 80.0 ± 3.6, full fine-tuning 81.7 ± 2.1"
         )
-        advice.because(f"method top, {top} blocks, rate {rate:g}", f"{why} ({measured})")
+        advice.explain(f"method top, {num_blocks} blocks, rate {rate:g}", f"{reason} ({evidence})")
         return
     advice.method = {"name": "head"}
     advice.optimizer = {"learning_rate": 3e-3}
     advice.train["epochs"] = max(20, epochs)
-    advice.because(
+    advice.explain(
         "method head, 20 epochs or more",
-        f"nothing else fits in {allowed}: one pass over the rows takes {_minutes(one_pass)}, and "
-        "the epochs after it read its cached features "
+        f"nothing else fits in {limit}: one pass over the rows takes "
+        f"{_format_duration(forward_seconds)}, and later epochs read cached features "
         + (
             "(on TREC 8 to 25 points below full)"
-            if texts
+            if is_text
             else "(on CIFAR-10 with MobileNetV2 15 points below full)"
         ),
     )
 
 
-def _minutes(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} minutes" if seconds >= 60 else f"{seconds:.0f} s"
 
 
-def _applied(config: Config, advice: Advice) -> tuple[Config, list[str]]:
-    """The config with the advice where it sets nothing itself."""
+def _apply_advice(config: Config, advice: Advice) -> tuple[Config, list[str]]:
+    """Return the config with the advice for values that it does not set, and all reasons."""
     raw = config.model_dump(mode="json")
     raw["method"] = advice.method
     reasons = list(advice.reasons)
     for name in ("optimizer", "train", "augmentation"):
-        own: set[str] = getattr(config, name).model_fields_set
+        explicit: set[str] = getattr(config, name).model_fields_set
         changes: Mapping[str, Any] = getattr(advice, name)
-        kept = sorted(own & set(changes))
-        if kept:
-            reasons.append(f"kept as given: {', '.join(f'{name}.{key}' for key in kept)}")
-        raw[name] |= {key: value for key, value in changes.items() if key not in own}
+        keys = sorted(explicit & set(changes))
+        if keys:
+            reasons.append(f"kept from the config: {', '.join(f'{name}.{key}' for key in keys)}")
+        raw[name] |= {key: value for key, value in changes.items() if key not in explicit}
     return parse(raw), reasons

@@ -1,7 +1,7 @@
-"""Biases and the head move.
+"""BitFit: biases and the head are trainable.
 
 Ben Zaken, Ravfogel & Goldberg 2022, "BitFit: Simple Parameter-efficient Fine-tuning for
-Transformer-based Masked Language-models". The offsets of norms are biases too.
+Transformer-based Masked Language-models". The beta of a normalization counts as a bias.
 """
 
 from typing import Any
@@ -11,8 +11,8 @@ from tfft.spec import Method, Phase, Stage
 
 
 def apply(_: Any, stages: tuple[Stage, ...], *__: Any) -> tuple[Phase, ...]:
-    """One rule for the biases, one for the head."""
-    return masks.head_and(stages, "re:/(bias|beta)$", "bitfit")
+    """Return one phase that trains the biases and the head."""
+    return masks.head_and_matches(stages, "re:/(bias|beta)$", "bitfit")
 
 
 METHOD = Method("bitfit", apply)

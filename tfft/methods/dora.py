@@ -1,6 +1,6 @@
 """Weight-decomposed low-rank adaptation: W' = m (W + s A B) / |W + s A B|, by column.
 
-Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5; the norm counts as a
+Liu et al. 2024, "DoRA: Weight-Decomposed Low-Rank Adaptation", equation 5. The norm is treated as a
 constant in the gradient (section 4.3).
 """
 
@@ -14,51 +14,52 @@ from tfft.model import injection, masks
 from tfft.model.injection import LinearTarget
 from tfft.spec import Method, Phase, Stage
 
-_TINY = 1e-12  # the norm of a column of zeros counts as this
+_EPSILON = 1e-12  # lower bound of a column's norm, for columns of zeros
 
 
-class Decomposed(lora.LowRank):
-    """LoRA of the direction, with a magnitude for each output."""
+class DoraAdapter(lora.LowRank):
+    """LoRA on the direction of each column, with a trainable magnitude per output."""
 
-    def create(self, projection: LinearTarget) -> None:
-        """`magnitude` [outputs] starts as the norms of the pretrained columns."""
-        super().create(projection)
-        self._kernel_of, self._bias_of = projection.kernel, projection.bias
-        norms = np.linalg.norm(ops.convert_to_numpy(projection.kernel()), axis=0)
+    def create(self, target: LinearTarget) -> None:
+        """Create LoRA's variables and `magnitude` [outputs], at first the pretrained norms."""
+        super().create(target)
+        # Bound methods, so that each call reads the kernel in use.
+        self._get_kernel, self._get_bias = target.kernel, target.bias
+        norms = np.linalg.norm(ops.convert_to_numpy(target.kernel()), axis=0)
         self.magnitude = self.add_weight(
             name="magnitude",
-            shape=(projection.outputs,),
+            shape=(target.outputs,),
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(norms, dtype),
         )
 
-    def after(self, x, y, training):
-        """[..., inputs] and [..., outputs] -> [..., outputs]."""
-        kernel = ops.cast(self._kernel_of(), "float32")
+    def transform_output(self, x, y, training):
+        """Scale the adapted product to the magnitudes; the bias is left out of the scaling."""
+        kernel = ops.cast(self._get_kernel(), "float32")
         product = ops.matmul(ops.cast(self.a, "float32"), ops.cast(self.b, "float32"))
-        whole = kernel + self.scale * product
-        norms = ops.stop_gradient(ops.sqrt(ops.sum(ops.square(whole), axis=0)))
-        norms = ops.maximum(norms, _TINY)
-        share = ops.cast(ops.cast(self.magnitude, "float32") / norms, self.compute_dtype)
-        bias = ops.cast(self._bias_of(), self.compute_dtype)
-        return share * (y - bias + self.product(x, training)) + bias
+        adapted = kernel + self.scale * product
+        norms = ops.stop_gradient(ops.sqrt(ops.sum(ops.square(adapted), axis=0)))
+        norms = ops.maximum(norms, _EPSILON)
+        factor = ops.cast(ops.cast(self.magnitude, "float32") / norms, self.compute_dtype)
+        bias = ops.cast(self._get_bias(), self.compute_dtype)
+        return factor * (y - bias + self.product(x, training)) + bias
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """m (W + s A B) / |W + s A B|; the bias stays."""
-        whole = (kernel + self.delta()).astype(np.float64)
-        norms = np.maximum(np.linalg.norm(whole, axis=0), _TINY)
-        share = ops.convert_to_numpy(self.magnitude) / norms
-        return (whole * share).astype(np.float32), bias
+        """Return m (W + s A B) / |W + s A B| and the unchanged bias."""
+        adapted = (kernel + self.delta()).astype(np.float64)
+        norms = np.maximum(np.linalg.norm(adapted, axis=0), _EPSILON)
+        factor = ops.convert_to_numpy(self.magnitude) / norms
+        return (adapted * factor).astype(np.float32), bias
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: DoraMethod) -> tuple[Phase, ...]:
-    """Attach an addition to every target."""
+    """Attach an adapter to every target; train the adapters and the head."""
     injection.attach(
-        injection.chosen(model, config.targets, "method.targets"),
-        lambda target: Decomposed(
+        injection.select_targets(model, config.targets, "method.targets"),
+        lambda target: DoraAdapter(
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="dora"
         ),
     )
-    return masks.head_and(stages, "re:/dora/[^/]+$", "dora")
+    return masks.head_and_matches(stages, "re:/dora/[^/]+$", "dora")
 
 
 METHOD = Method("dora", apply)

@@ -1,4 +1,4 @@
-"""Every variable moves (Howard & Ruder 2018 call it full fine-tuning)."""
+"""Full fine-tuning: every variable is trainable (Howard & Ruder 2018)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tfft.spec import Method, Phase, Rule
 
 
 def apply(*_: Any) -> tuple[Phase, ...]:
-    """One rule for all."""
+    """Return one phase that trains every variable."""
     return (Phase((Rule("*", trainable=True, origin="method full"),)),)
 
 

@@ -1,8 +1,8 @@
-"""Gradual unfreezing: the head first, then stage after stage from the top.
+"""Gradual unfreezing: train the head first, then add stage after stage from the top.
 
 Howard & Ruder 2018, "Universal Language Model Fine-tuning for Text Classification", section 3.3:
-one more layer each epoch, so that the lower ones are not disturbed by a head that knows nothing
-yet. `factor` is their discriminative fine-tuning (section 3.2, 1 / 2.6 there).
+one more layer each epoch, so that gradients of a random head do not disturb the lower layers.
+`factor` is their discriminative fine-tuning (section 3.2; they use 1 / 2.6).
 """
 
 from typing import Any
@@ -16,41 +16,46 @@ _ORIGIN = "method gradual"
 
 
 def apply(_: Any, stages: tuple[Stage, ...], config: GradualMethod) -> tuple[Phase, ...]:
-    """One phase for each unfreezing; what moves goes on moving."""
+    """Return one phase per unfreezing; stages stay trainable once unfrozen."""
     if config.plan is not None:
-        given = [(entry.at, entry.stages, entry.learning_rate) for entry in config.plan]
+        plan = [(entry.at, entry.stages, entry.learning_rate) for entry in config.plan]
     else:
-        given = _top_down(stages, config)
-    phases, moving = [], []
-    for start, names, rate in given:
-        moving = [Rule(name, True, rate, _ORIGIN) for name in names] + moving
+        plan = _top_down_plan(stages, config)
+    phases, trainable = [], []
+    for start, names, rate in plan:
+        trainable = [Rule(name, True, rate, _ORIGIN) for name in names] + trainable
         frozen = Rule("*", trainable=False, origin=_ORIGIN)
-        covered = len(names) > 0 and _all_named(moving, stages)
-        phases.append(Phase((*moving, *(() if covered else (frozen,))), start))
+        # Once every stage has a rule, a rule for the rest would be dead, which is an error.
+        covered = len(names) > 0 and _covers_all(trainable, stages)
+        phases.append(Phase((*trainable, *(() if covered else (frozen,))), start))
     return tuple(phases)
 
 
-def _top_down(
+def _top_down_plan(
     stages: tuple[Stage, ...], config: GradualMethod
 ) -> list[tuple[Duration, list[str], float]]:
-    """The head; then groups of blocks, the pooler with the first, the embeddings at last."""
-    counted = masks.blocks(stages)
-    above = [stage.name for stage in stages[counted[-1] + 1 : -1]]
-    below = [stage.name for stage in stages[: counted[0]]]
-    names = [stages[i].name for i in reversed(counted)]
+    """Return (start, stages to unfreeze, learning rate factor) of each phase.
+
+    The head is first, then groups of blocks from the top. Stages above the blocks (a pooler) join
+    the first group; stages below (embeddings) are the last group.
+    """
+    blocks = masks.block_indices(stages)
+    above = [stage.name for stage in stages[blocks[-1] + 1 : -1]]
+    below = [stage.name for stage in stages[: blocks[0]]]
+    names = [stages[i].name for i in reversed(blocks)]
     groups = [names[i : i + config.stages] for i in range(0, len(names), config.stages)]
     groups[0] = [*above, *groups[0]]
     if below:
         groups.append(below)
     plan = [(Duration(0, "steps"), [stages[-1].name], 1.0)]
-    every = config.every
+    interval = config.every
     for i, group in enumerate(groups, 1):
-        start = Duration(every.value * i, every.unit)
+        start = Duration(interval.value * i, interval.unit)
         plan.append((start, group, config.factor ** (i * config.stages)))
     return plan
 
 
-def _all_named(rules: list[Rule], stages: tuple[Stage, ...]) -> bool:
+def _covers_all(rules: list[Rule], stages: tuple[Stage, ...]) -> bool:
     return {stage.name for stage in stages} <= {rule.match for rule in rules}
 
 

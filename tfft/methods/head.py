@@ -1,4 +1,4 @@
-"""The head alone moves: a linear probe of the pretrained features (Alain & Bengio 2016)."""
+"""Head only: a linear probe of the pretrained features (Alain & Bengio 2016)."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from tfft.spec import Method, Phase, Rule, Stage
 
 
 def apply(_: Any, stages: tuple[Stage, ...], *__: Any) -> tuple[Phase, ...]:
-    """The last stage moves, the rest is frozen."""
+    """Return one phase that trains the head, the last stage, and freezes the rest."""
     return (
         Phase(
             (

@@ -1,4 +1,4 @@
-"""Learned vectors that scale keys, values and the inner activations.
+"""IA3: learned vectors that scale keys, values and the inner activations of the feed-forward.
 
 Liu et al. 2022, "Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
 Learning", section 3.3. All vectors start at one.
@@ -16,53 +16,60 @@ from tfft.utils.errors import UserError
 
 
 class OutputScale(Adapter):
-    """Scales the output of a projection."""
+    """An adapter that scales the output of its target."""
 
-    def create(self, projection: LinearTarget) -> None:
-        """`scale` [outputs], ones."""
-        self.scale = self.add_weight(name="scale", shape=(projection.outputs,), initializer="ones")
+    def create(self, target: LinearTarget) -> None:
+        """Create `scale` [outputs], ones."""
+        self.scale = self.add_weight(name="scale", shape=(target.outputs,), initializer="ones")
 
-    def after(self, x, y, training):
-        """[..., outputs], scaled."""
+    def transform_output(self, x, y, training):
+        """Return y * scale, [..., outputs]."""
         return y * ops.cast(self.scale, self.compute_dtype)
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Columns and bias, scaled."""
+        """Return the kernel with scaled columns, and the scaled bias."""
         scale = ops.convert_to_numpy(self.scale)
         return kernel * scale, bias * scale
 
 
 class InputScale(Adapter):
-    """Scales the input of a projection."""
+    """An adapter that scales the input of its target."""
 
-    def create(self, projection: LinearTarget) -> None:
-        """`scale` [inputs], ones."""
-        self.scale = self.add_weight(name="scale", shape=(projection.inputs,), initializer="ones")
+    def create(self, target: LinearTarget) -> None:
+        """Create `scale` [inputs], ones."""
+        self.scale = self.add_weight(name="scale", shape=(target.inputs,), initializer="ones")
 
-    def before(self, x, training):
-        """[..., inputs], scaled."""
+    def transform_input(self, x, training):
+        """Return x * scale, [..., inputs]."""
         return x * ops.cast(self.scale, self.compute_dtype)
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows, scaled."""
+        """Return the kernel with scaled rows, and the unchanged bias."""
         return kernel * ops.convert_to_numpy(self.scale)[:, None], bias
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: Ia3Method) -> tuple[Phase, ...]:
-    """Attach a vector to every target; where both expressions match, the input is scaled."""
-    inner = injection.chosen(model, config.feedforward, "method.feedforward")
-    for target in inner:
-        if not target.whole:
+    """Attach a vector to every target; train the vectors and the head.
+
+    Targets of `feedforward` are scaled at the input, those of `targets` at the output. A target
+    that both match is scaled at the input.
+
+    Raises:
+        UserError: a pattern matches nothing, or a target of `feedforward` is part of a fused layer.
+    """
+    input_targets = injection.select_targets(model, config.feedforward, "method.feedforward")
+    for target in input_targets:
+        if not target.is_whole_layer:
             raise UserError(
-                f"method.feedforward: {target.name} shares its input with others: it cannot be "
-                "scaled alone"
+                "method.feedforward: must match layers that share their input with no other. "
+                f"Received: {target.name}"
             )
-    names = {target.name for target in inner}
-    outer = injection.chosen(model, config.targets, "method.targets")
-    outer = [target for target in outer if target.name not in names]
-    injection.attach(outer, lambda target: OutputScale(dtype=target.policy, name="ia3"))
-    injection.attach(inner, lambda target: InputScale(dtype=target.policy, name="ia3"))
-    return masks.head_and(stages, "re:/ia3/[^/]+$", "ia3")
+    names = {target.name for target in input_targets}
+    output_targets = injection.select_targets(model, config.targets, "method.targets")
+    output_targets = [target for target in output_targets if target.name not in names]
+    injection.attach(output_targets, lambda target: OutputScale(dtype=target.policy, name="ia3"))
+    injection.attach(input_targets, lambda target: InputScale(dtype=target.policy, name="ia3"))
+    return masks.head_and_matches(stages, "re:/ia3/[^/]+$", "ia3")
 
 
 METHOD = Method("ia3", apply)

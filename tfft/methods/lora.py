@@ -1,7 +1,8 @@
-"""Low-rank additions to frozen projections: y = x W + s (x A) B.
+"""LoRA: low-rank updates of frozen linear layers, y = x W + s (x A) B.
 
-Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1: A starts
-random, B at zero, s = alpha / rank. Rank-stabilized: Kalajdzievski 2023, s = alpha / sqrt(rank).
+Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1: A is
+random at first, B is zero, s = alpha / rank. Rank-stabilized (Kalajdzievski 2023):
+s = alpha / sqrt(rank).
 """
 
 import keras
@@ -15,12 +16,13 @@ from tfft.spec import Method, Phase, Stage
 
 
 class LowRank(Adapter):
-    """A product of two thin matrices beside a projection.
+    """An adapter that adds the product of two thin matrices to a linear layer.
 
     Args:
-        rank: the width between them.
-        scale: factor on the product.
-        dropout: rate on its input.
+        rank: inner width of the product.
+        scale: factor of the product.
+        dropout: dropout rate of its input.
+        **kwargs: of the Keras layer.
     """
 
     def __init__(self, rank: int, scale: float, dropout: float, **kwargs):
@@ -28,53 +30,51 @@ class LowRank(Adapter):
         self.rank, self.scale = rank, scale
         self.dropout = keras.layers.Dropout(dropout, dtype=self.dtype_policy, name="dropout")
 
-    def create(self, projection: LinearTarget) -> None:
-        """`a` [inputs, rank], uniform as in a fresh dense layer of PyTorch, which the authors'
-        code starts from; `b` [rank, outputs], zeros."""
-        bound = projection.inputs**-0.5
+    def create(self, target: LinearTarget) -> None:
+        """Create `a` [inputs, rank], uniform, and `b` [rank, outputs], zeros."""
+        # The authors' code draws A like a new `torch.nn.Linear`.
+        bound = target.inputs**-0.5
         self.a = self.add_weight(
             name="a",
-            shape=(projection.inputs, self.rank),
+            shape=(target.inputs, self.rank),
             initializer=keras.initializers.RandomUniform(-bound, bound),
         )
-        self.b = self.add_weight(
-            name="b", shape=(self.rank, projection.outputs), initializer="zeros"
-        )
+        self.b = self.add_weight(name="b", shape=(self.rank, target.outputs), initializer="zeros")
 
-    def after(self, x, y, training):
-        """[..., inputs] and [..., outputs] -> [..., outputs]."""
+    def transform_output(self, x, y, training):
+        """Return y + s (x A) B, [..., outputs]."""
         return y + self.product(x, training)
 
     def product(self, x, training):
-        """The addition alone."""
+        """Return s (x A) B, [..., outputs]."""
         x = self.dropout(x, training=training)
         return ops.matmul(ops.matmul(x, self.a), self.b) * self.scale
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """W + s A B; the bias stays."""
+        """Return W + s A B and the unchanged bias."""
         return kernel + self.delta(), bias
 
     def delta(self) -> np.ndarray:
-        """s A B, [inputs, outputs]."""
+        """Return s A B, float32 [inputs, outputs]."""
         a, b = ops.convert_to_numpy(self.a), ops.convert_to_numpy(self.b)
         return (self.scale * (a.astype(np.float64) @ b)).astype(np.float32)
 
 
 def scale(config: LoraMethod) -> float:
-    """The factor on the addition."""
-    root = config.scaling == "rank_stabilized"
-    return config.alpha / (config.rank**0.5 if root else config.rank)
+    """Return s: alpha / rank, or alpha / sqrt(rank) where the scaling is rank-stabilized."""
+    rank_stabilized = config.scaling == "rank_stabilized"
+    return config.alpha / (config.rank**0.5 if rank_stabilized else config.rank)
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: LoraMethod) -> tuple[Phase, ...]:
-    """Attach an addition to every target."""
+    """Attach an adapter to every target; train the adapters and the head."""
     injection.attach(
-        injection.chosen(model, config.targets, "method.targets"),
+        injection.select_targets(model, config.targets, "method.targets"),
         lambda target: LowRank(
             config.rank, scale(config), config.dropout, dtype=target.policy, name="lora"
         ),
     )
-    return masks.head_and(stages, "re:/lora/[^/]+$", "lora")
+    return masks.head_and_matches(stages, "re:/lora/[^/]+$", "lora")
 
 
 METHOD = Method("lora", apply)

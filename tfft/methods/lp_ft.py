@@ -1,7 +1,7 @@
-"""A linear probe, then full fine-tuning from there.
+"""LP-FT: a linear probe, then full fine-tuning from it.
 
 Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-
-Distribution": a random head's gradient distorts the features; one that was fitted first does not.
+Distribution": gradients of a random head distort the features, those of a fitted head do not.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ _ORIGIN = "method lp_ft"
 
 
 def apply(_: Any, stages: tuple[Stage, ...], config: LpFtMethod) -> tuple[Phase, ...]:
-    """Two phases, each with the whole schedule over its own length."""
+    """Return two phases; the learning rate schedule restarts in each, over its length."""
     probe = (
         Rule(stages[-1].name, trainable=True, origin=_ORIGIN),
         Rule("*", trainable=False, origin=_ORIGIN),

@@ -1,6 +1,6 @@
-"""The section `mask` alone decides what moves: nothing is added to its rules.
+"""Mask only: the section `mask` alone decides which variables are trainable.
 
-A variable that no rule covers is an error, so that none moves, or is frozen, by oversight.
+A variable that no rule covers is an error, so none is trained or frozen by oversight.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from tfft.spec import Method, Phase
 
 
 def apply(*_: Any) -> tuple[Phase, ...]:
-    """No rule of its own."""
+    """Return one phase without rules."""
     return (Phase(()),)
 
 

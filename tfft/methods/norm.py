@@ -1,4 +1,4 @@
-"""Norms and the head move.
+"""Normalization layers and the head are trainable.
 
 Frankle, Schwab & Morcos 2021, "Training BatchNorm and Only BatchNorm"; for transformers Qi et al.
 2022, "Parameter-Efficient Tuning on Layer Normalization for Pre-trained Language Models".
@@ -11,8 +11,8 @@ from tfft.spec import Method, Phase, Stage
 
 
 def apply(_: Any, stages: tuple[Stage, ...], *__: Any) -> tuple[Phase, ...]:
-    """One rule for the norms, one for the head."""
-    return masks.head_and(stages, "re:/(gamma|beta)$", "norm")
+    """Return one phase that trains gamma, beta and the head."""
+    return masks.head_and_matches(stages, "re:/(gamma|beta)$", "norm")
 
 
 METHOD = Method("norm", apply)

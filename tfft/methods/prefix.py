@@ -1,4 +1,4 @@
-"""Prefix tuning: trained keys and values in every attention, before those of the text.
+"""Prefix tuning: trainable keys and values in every attention layer, before those of the text.
 
 Li & Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation"; for encoders and
 without reparametrization Liu et al. 2022, "P-Tuning v2".
@@ -15,40 +15,61 @@ from tfft.utils.errors import UserError
 
 
 class Prefix(keras.layers.Layer):
-    """Keys and values of `length` positions, [H, P, d] each."""
+    """Trainable keys and values of a prefix, [H, P, d] each.
+
+    Args:
+        length: P, positions of the prefix.
+        heads: H, attention heads.
+        size: d, width of a head.
+        **kwargs: of the Keras layer.
+    """
 
     def __init__(self, length: int, heads: int, size: int, **kwargs):
         super().__init__(**kwargs)
         self._length = length
         shape = (heads, length, size)
-        small = keras.initializers.RandomNormal(stddev=0.02)
-        self.key = self.add_weight(name="key", shape=shape, initializer=small)
-        self.value = self.add_weight(name="value", shape=shape, initializer=small)
+        initializer = keras.initializers.RandomNormal(stddev=0.02)
+        self.key = self.add_weight(name="key", shape=shape, initializer=initializer)
+        self.value = self.add_weight(name="value", shape=shape, initializer=initializer)
         self.built = True
 
     def call(self, key, value, bias=None):
-        """[B, H, T, d] twice and a bias [B, 1, 1, T] or None -> the same with P + T positions."""
+        """Prepend the prefix.
+
+        Args:
+            key: [B, H, T, d].
+            value: [B, H, T, d].
+            bias: attention bias [B, 1, 1, T], or None.
+
+        Returns:
+            The three with P + T positions.
+        """
         return (
-            ops.concatenate([_for_each_row(self.key, key), key], axis=2),
-            ops.concatenate([_for_each_row(self.value, value), value], axis=2),
+            ops.concatenate([_repeat_for_rows(self.key, key), key], axis=2),
+            ops.concatenate([_repeat_for_rows(self.value, value), value], axis=2),
+            # A bias of 0: every token attends to the prefix.
             None if bias is None else ops.pad(bias, [*[(0, 0)] * 3, (self._length, 0)]),
         )
 
 
-def _for_each_row(prefix, like):
-    """[H, P, d] -> [B, H, P, d]."""
-    prefix = ops.cast(prefix, like.dtype)[None]
-    return ops.tile(prefix, [ops.shape(like)[0], 1, 1, 1])
+def _repeat_for_rows(prefix, tokens):
+    """Repeat a prefix [H, P, d] for each row of `tokens`: [B, H, P, d] in their dtype."""
+    prefix = ops.cast(prefix, tokens.dtype)[None]
+    return ops.tile(prefix, [ops.shape(tokens)[0], 1, 1, 1])
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -> tuple[Phase, ...]:
-    """Give every attention a prefix."""
-    found = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
-    if not found:
-        raise UserError("method: prefix is for hf: backbones only, and of them for transformers")
-    for attention in found:
+    """Install a prefix in every attention layer; train the prefixes and the head.
+
+    Raises:
+        UserError: the model has no attention layer of tfft's own architectures.
+    """
+    attentions = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
+    if not attentions:
+        raise UserError("method: needs a transformer loaded with hf:. Received: prefix")
+    for attention in attentions:
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
-        with injection.scoped(path):
+        with injection.variable_scope(path):
             prefix = Prefix(
                 config.length,
                 attention.heads,
@@ -56,8 +77,8 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
                 dtype=attention.dtype_policy,
                 name="prefix",
             )
-        injection.fit(attention, "prefix", prefix)
-    return masks.head_and(stages, "re:/prefix/[^/]+$", "prefix")
+        injection.install(attention, "prefix", prefix)
+    return masks.head_and_matches(stages, "re:/prefix/[^/]+$", "prefix")
 
 
 METHOD = Method("prefix", apply, identity=False)

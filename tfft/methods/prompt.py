@@ -1,8 +1,8 @@
-"""Prompt tuning: trained vectors before the embedded text.
+"""Prompt tuning: trainable vectors before the embedded text.
 
 Lester, Al-Rfou & Constant 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning". The
-vectors take the first positions; what the blocks make of them is left out of the features, so
-that the first token is still the first of the text.
+vectors take the first positions. The features leave out the outputs at these positions, so their
+first token is still the first of the text.
 """
 
 import keras
@@ -17,44 +17,55 @@ from tfft.utils.errors import UserError
 
 
 class Prompt(keras.layers.Layer):
-    """`length` vectors of the embeddings' width D.
+    """Trainable vectors [P, D] of a prompt.
 
     Args:
-        start: their first values, an initializer.
+        length: P, number of vectors.
+        width: D, width of the embeddings.
+        initializer: Keras initializer of the vectors.
+        **kwargs: of the Keras layer.
     """
 
-    def __init__(self, length: int, width: int, start, **kwargs):
+    def __init__(self, length: int, width: int, initializer, **kwargs):
         super().__init__(**kwargs)
-        self.vectors = self.add_weight(name="vectors", shape=(length, width), initializer=start)
+        self.vectors = self.add_weight(
+            name="vectors", shape=(length, width), initializer=initializer
+        )
         self.built = True
 
     def call(self, x):
-        """Embedded text [B, T, D] -> the prompt for each row, [B, P, D]."""
+        """Repeat the prompt for each row of the embedded text [B, T, D]: [B, P, D]."""
         return ops.tile(ops.cast(self.vectors, x.dtype)[None], [ops.shape(x)[0], 1, 1])
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -> tuple[Phase, ...]:
-    """Give the embeddings a prompt."""
+    """Install a prompt in the embeddings; train the prompt and the head.
+
+    Raises:
+        UserError: the model has no embeddings of tfft's own architectures.
+    """
     layers = list(model._flatten_layers())
-    found = [x for x in layers if isinstance(x, Embeddings)]
-    if not found:
-        raise UserError("method: prompt is for hf: backbones only, and of them for texts")
-    embeddings = found[0]
+    embedding_layers = [x for x in layers if isinstance(x, Embeddings)]
+    if not embedding_layers:
+        raise UserError("method: needs a text backbone loaded with hf:. Received: prompt")
+    embeddings = embedding_layers[0]
     vocabulary, width = embeddings.token.embeddings.shape
-    start = keras.initializers.RandomNormal(stddev=0.02)
+    initializer = keras.initializers.RandomNormal(stddev=0.02)
     if config.start == "vocabulary":
 
-        def start(shape, dtype=None):
+        def initializer(shape, dtype=None):
             ids = keras.random.randint([config.length], 0, vocabulary)
             return ops.cast(ops.take(embeddings.token.embeddings, ids, axis=0), dtype)
 
-    with injection.scoped("embeddings"):
-        prompt = Prompt(config.length, width, start, dtype=embeddings.dtype_policy, name="prompt")
-    injection.fit(embeddings, "prompt", prompt)
+    with injection.variable_scope("embeddings"):
+        prompt = Prompt(
+            config.length, width, initializer, dtype=embeddings.dtype_policy, name="prompt"
+        )
+    injection.install(embeddings, "prompt", prompt)
     for layer in layers:
         if isinstance(layer, AttentionBias | WithoutPrompt):
-            injection.fit(layer, "prompt", config.length)
-    return masks.head_and(stages, "re:/prompt/[^/]+$", "prompt")
+            injection.install(layer, "prompt", config.length)
+    return masks.head_and_matches(stages, "re:/prompt/[^/]+$", "prompt")
 
 
 METHOD = Method("prompt", apply, identity=False, positions=lambda config: config.length)

@@ -1,9 +1,9 @@
-"""LoRA on frozen kernels of 8 or 4 bits.
+"""QLoRA: LoRA on frozen kernels that are quantized to 8 or 4 bits.
 
-Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs". 8 bits: one scale for each
-output, symmetric; 4 bits: two codes a byte, one scale for each output and group of inputs (uniform
-levels; the authors' are those of a normal distribution). The kernel is made anew from its codes in
-the forward and in the backward pass, and is never kept in full.
+Dettmers et al. 2023, "QLoRA: Efficient Finetuning of Quantized LLMs". 8 bits: one scale per output,
+symmetric. 4 bits: two codes per byte, one scale per output and group of inputs, with uniform levels
+where the authors use quantiles of a normal distribution. The kernel is decoded from its codes in
+the forward pass and again in the backward pass, and is never stored.
 """
 
 import keras
@@ -17,8 +17,15 @@ from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
 
 
-class Codes(keras.layers.Layer):
-    """A kernel [inputs, outputs] in few bits."""
+class QuantizedKernel(keras.layers.Layer):
+    """A frozen kernel [inputs, outputs] in 8 or 4 bits.
+
+    Args:
+        kernel: float32 [inputs, outputs].
+        bits: 8 or 4.
+        group: inputs per scale with 4 bits; unused with 8, which have one scale per output.
+        **kwargs: of the Keras layer.
+    """
 
     def __init__(self, kernel: np.ndarray, bits: int, group: int, **kwargs):
         super().__init__(**kwargs)
@@ -38,29 +45,29 @@ class Codes(keras.layers.Layer):
             dtype="float32",
             initializer=lambda shape, dtype=None: ops.convert_to_tensor(scales, dtype),
             trainable=False,
-            autocast=False,  # in mixed precision the codes are of no use with rounded scales
+            autocast=False,  # rounding the scales in mixed precision would distort the kernel
         )
         self.built = True
 
     def kernel(self):
-        """The kernel that the codes stand for, float32 [inputs, outputs]."""
+        """Decode the kernel, float32 [inputs, outputs]."""
         return decode(
             ops.convert_to_tensor(self.codes), self.scales, self._bits, self._group, self._shape
         )
 
     def product(self, x, training):
-        """[..., inputs] -> [..., outputs]; its gradient decodes the kernel anew."""
+        """Return x W for [..., inputs]; the gradient decodes the kernel a second time."""
         codes, scales = ops.convert_to_tensor(self.codes), ops.convert_to_tensor(self.scales)
         settings = self._bits, self._group, self._shape
 
         @ops.custom_gradient
         def product(x):
-            kernel = ops.cast(decode(_after(x, codes), scales, *settings), x.dtype)
+            kernel = ops.cast(decode(_read_after(x, codes), scales, *settings), x.dtype)
 
             def gradient(*args, upstream=None):
                 upstream = args[0] if upstream is None else upstream
                 kernel = ops.cast(
-                    decode(_after(upstream, codes), scales, *settings), upstream.dtype
+                    decode(_read_after(upstream, codes), scales, *settings), upstream.dtype
                 )
                 return tf.linalg.matmul(upstream, kernel, transpose_b=True)
 
@@ -69,32 +76,39 @@ class Codes(keras.layers.Layer):
         return product(x)
 
 
-def _after(needed, codes):
-    """The codes, read once `needed` is there.
+def _read_after(tensor, codes):
+    """Return the codes with a control dependency on `tensor`.
 
-    Else TensorFlow decodes every kernel as the step begins, since nothing keeps it from that, and
-    takes the forward pass's kernel in the backward pass, since it is the same computation: all
-    kernels would be there in full.
+    Without it TensorFlow may decode every kernel when the step begins. It would also reuse the
+    kernel of the forward pass in the backward pass, as a common subexpression. Either way all
+    decoded kernels would be in memory at once.
     """
-    with tf.control_dependencies([needed]):
+    with tf.control_dependencies([tensor]):
         return tf.identity(codes)
 
 
 def encode(kernel: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes and scales: int8 [inputs, outputs] for 8 bits; for 4, uint8 [inputs / 2, outputs].
+    """Quantize a kernel.
 
-    Scales are float32 [groups, outputs]; the last group may be shorter. With 4 bits an odd number
-    of inputs is filled up with a row of zeros.
+    Args:
+        kernel: float32 [inputs, outputs].
+        bits: 8 or 4.
+        group: inputs per scale; the last group may be shorter.
+
+    Returns:
+        Codes and scales. Codes are int8 [inputs, outputs] with 8 bits, and uint8
+        [ceil(inputs / 2), outputs] with 4; an odd number of inputs is padded by a row of zeros.
+        Scales are float32 [groups, outputs].
     """
     levels = 127 if bits == 8 else 7
     inputs, outputs = kernel.shape
     groups = -(-inputs // group)
     padded = np.zeros((groups * group, outputs), np.float32)
     padded[:inputs] = kernel
-    parts = padded.reshape(groups, group, outputs)
-    scales = np.abs(parts).max(axis=1) / levels
-    safe = np.where(scales == 0, 1, scales)[:, None, :]
-    codes = np.rint(parts / safe).reshape(-1, outputs)[:inputs].astype(np.int8)
+    grouped = padded.reshape(groups, group, outputs)
+    scales = np.abs(grouped).max(axis=1) / levels
+    divisors = np.where(scales == 0, 1, scales)[:, None, :]
+    codes = np.rint(grouped / divisors).reshape(-1, outputs)[:inputs].astype(np.int8)
     if bits == 8:
         return codes, scales.astype(np.float32)
     if inputs % 2:
@@ -104,10 +118,10 @@ def encode(kernel: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.nd
 
 
 def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
-    """`encode`, backwards, as float32 [inputs, outputs]."""
+    """Return the kernel of the codes and scales of `encode`, float32 [inputs, outputs]."""
     inputs, outputs = shape
     if bits == 4:
-        # As bytes for as long as can be: what is decoded here is there beside the kernel.
+        # Unpacked as bytes and cast last: this array is in memory together with the kernel.
         pair = ops.stack([ops.bitwise_and(codes, 15), ops.right_shift(codes, 4)], axis=1)
         codes = ops.reshape(pair, [-1, outputs])[:inputs]
     values = ops.cast(codes, "float32")
@@ -120,19 +134,20 @@ def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
 
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) -> tuple[Phase, ...]:
-    """Quantize, then attach LoRA to every target."""
-    targets = injection.chosen(model, config.quantize, "method.quantize")
+    """Quantize kernels, attach LoRA to every target; train the adapters and the head."""
+    targets = injection.select_targets(model, config.quantize, "method.quantize")
     for layer in {id(t.layer): t.layer for t in targets}.values():
         injection.replace_kernel(
-            layer, lambda kernel: Codes(kernel, config.bits, config.group, name="quantized")
+            layer,
+            lambda kernel: QuantizedKernel(kernel, config.bits, config.group, name="quantized"),
         )
     injection.attach(
-        injection.chosen(model, config.targets, "method.targets"),
+        injection.select_targets(model, config.targets, "method.targets"),
         lambda target: lora.LowRank(
             config.rank, lora.scale(config), config.dropout, dtype=target.policy, name="lora"
         ),
     )
-    return masks.head_and(stages, "re:/lora/[^/]+$", "qlora")
+    return masks.head_and_matches(stages, "re:/lora/[^/]+$", "qlora")
 
 
 METHOD = Method("qlora", apply, identity=False)

@@ -1,4 +1,7 @@
-"""The head and the top of the backbone move (Lee, Tang & Lin 2019, "What Would Elsa Do?")."""
+"""Top stages: the top blocks and the head are trainable.
+
+Lee, Tang & Lin 2019, "What Would Elsa Do?".
+"""
 
 from typing import Any
 
@@ -9,19 +12,22 @@ from tfft.utils.errors import UserError
 
 
 def apply(_: Any, stages: tuple[Stage, ...], config: TopMethod) -> tuple[Phase, ...]:
-    """The top `config.stages` blocks move, and what stands above them: pooler and head.
+    """Return one phase that trains the top `config.stages` blocks and the stages above them.
 
-    A pooler is not counted: it is part of how the features are read, not a block.
+    A pooler does not count as a block: it is part of how the features are read.
+
+    Raises:
+        UserError: the backbone has fewer blocks.
     """
-    counted = masks.blocks(stages)
-    if config.stages > len(counted):
+    blocks = masks.block_indices(stages)
+    if config.stages > len(blocks):
         raise UserError(
-            f"method.stages: the backbone has {len(counted)} blocks; received {config.stages}; "
-            "method: {name: full} moves all"
+            f"method.stages: must be at most {len(blocks)}, the number of blocks; method: "
+            f"{{name: full}} trains all. Received: {config.stages}"
         )
-    lowest = counted[-config.stages]
-    moving = (Rule(s.name, trainable=True, origin="method top") for s in stages[lowest:])
-    return (Phase((*moving, Rule("*", trainable=False, origin="method top"))),)
+    lowest = blocks[-config.stages]
+    trainable = (Rule(s.name, trainable=True, origin="method top") for s in stages[lowest:])
+    return (Phase((*trainable, Rule("*", trainable=False, origin="method top"))),)
 
 
 METHOD = Method("top", apply)

@@ -1,5 +1,4 @@
-"""The `keras.Model` that is trained: backbone and head joined, with a train step that is right
-under every strategy."""
+"""The `keras.Model` of a run: backbone and head, with a train step for every strategy."""
 
 from tfft.model.assembly import assemble, stages
 from tfft.model.remat import rematerialise

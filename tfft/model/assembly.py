@@ -1,4 +1,4 @@
-"""Joins a backbone and a task's head into the `keras.Model` that is trained."""
+"""Assembly of a backbone and the head of a task into one `keras.Model`."""
 
 import re
 from collections.abc import Sequence
@@ -11,11 +11,21 @@ from tfft.spec import Backbone, Stage, Task
 
 
 def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequence[str]) -> Model:
-    """Backbone and head: the backbone's inputs -> logits [B, C]."""
+    """Build the model of a run, from the inputs of the backbone to logits [B, C].
+
+    A classification head that the checkpoint carries gives the head its first values.
+
+    Args:
+        backbone: pretrained model and its features.
+        task: builds the head.
+        config: section `task`.
+        labels: class names in output order.
+    """
     inputs = {tensor.name: tensor for tensor in backbone.model.inputs}
     head = task.head(backbone, config, labels)
-    # One flat graph of the layers that the logits need: a pooler that nothing reads would have no
-    # gradient, and a graph can be cut where it begins to move (`prefix`).
+    # One flat graph of the layers that the logits need. A pooler that the head does not read would
+    # have no gradient, and only a flat graph can be split at the lowest trainable layer
+    # (`feature_cache`).
     logits = head(backbone.model.output, inputs.get("padding_mask"))
     model = Model(inputs, logits, name=task.name)
     if backbone.head is not None:
@@ -26,7 +36,7 @@ def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequenc
 
 
 def stages(backbone: Backbone, model: keras.Model) -> tuple[Stage, ...]:
-    """Those of the whole model: the backbone's that are part of it, then the head."""
-    declared = (*backbone.stages, Stage("head", "head/"))
+    """Return the stages of a model, bottom to top: those of the backbone in use, then the head."""
+    candidates = (*backbone.stages, Stage("head", "head/"))
     paths = [variable.path for variable in model.weights]
-    return tuple(s for s in declared if any(re.match(s.pattern, path) for path in paths))
+    return tuple(s for s in candidates if any(re.match(s.pattern, path) for path in paths))

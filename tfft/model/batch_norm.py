@@ -1,8 +1,9 @@
-"""BatchNorm while fine-tuning: whether its statistics are kept, trained, or set anew.
+"""BatchNorm in fine-tuning: frozen statistics, or statistics computed from the new data.
 
-A pretrained model's statistics are part of what it knows; batches of another kind or size spoil
-them within a few steps (Kornblith et al. 2019, appendix; "BatchNorm" in Keras' transfer-learning
-guide). So they are frozen by default: the layers normalise as in inference, whatever moves.
+The statistics of a pretrained model are part of its function. Batches of another kind or size
+spoil them within a few steps (Kornblith et al. 2019, appendix; "BatchNorm" in Keras'
+transfer-learning guide). So they are frozen by default: the layers normalise as in inference, also
+where gamma and beta are trainable.
 """
 
 from collections.abc import Iterable
@@ -16,13 +17,16 @@ from tfft.utils.errors import UserError
 
 
 def layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """All BatchNorm layers of a model."""
-    kind = keras.layers.BatchNormalization
-    return [layer for layer in model._flatten_layers() if isinstance(layer, kind)]
+    """Return all BatchNorm layers of a model."""
+    layer_type = keras.layers.BatchNormalization
+    return [layer for layer in model._flatten_layers() if isinstance(layer, layer_type)]
 
 
 def freeze(model: keras.Model) -> None:
-    """Let every BatchNorm normalise as in inference; gamma and beta move as the mask says."""
+    """Make every BatchNorm layer normalise with its stored statistics, also in training mode.
+
+    Gamma and beta stay as trainable as the mask makes them.
+    """
     for layer in layers(model):
         original = layer.call
 
@@ -31,65 +35,71 @@ def freeze(model: keras.Model) -> None:
 
         layer.call = call
     for layer in model._flatten_layers():
-        if hasattr(layer, "keep_statistics"):  # a SavedModel has its BatchNorm inside
+        if hasattr(layer, "keep_statistics"):  # a SavedModel layer has its BatchNorm inside
             layer.keep_statistics = True
 
 
 def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
-    """Set the statistics to those of some data, and gamma and beta so that the function stays.
+    """Set the statistics to those of `batches`, and adjust gamma and beta to keep the function.
 
-    With mean m and variance v of a layer's inputs, gamma' = gamma sqrt((v + e) / (v0 + e)) and
-    beta' = beta + gamma (m - m0) / sqrt(v0 + e), so that what it puts out in inference is the same,
-    and in training mode, on like batches, nearly so.
+    With mean m and variance v of a layer's inputs, old statistics m0 and v0, and epsilon e:
+    gamma' = gamma sqrt((v + e) / (v0 + e)) and beta' = beta + gamma (m - m0) / sqrt(v0 + e). The
+    output in inference does not change, and that in training mode on similar batches barely does.
+
+    Args:
+        model: changed in place. Layers without gamma or beta are left as they are.
+        batches: inputs of the model.
 
     Raises:
-        UserError: the model has no such layer.
+        UserError: the model has no BatchNorm layer.
     """
-    found = {id(layer): _Moments(layer) for layer in layers(model)}
-    if not found:
+    recorders = {id(layer): _MomentRecorder(layer) for layer in layers(model)}
+    if not recorders:
         raise UserError(
-            "train.batch_norm: adapt needs BatchNorm layers of Keras; the model has none (those "
-            "inside of a SavedModel can be frozen or train)"
+            "train.batch_norm: adapt needs BatchNorm layers of Keras, and the model has none; "
+            "those inside a SavedModel support frozen and train. Received: adapt"
         )
     for batch in batches:
         model(batch, training=False)
-    for moments in found.values():
-        moments.set()
+    for recorder in recorders.values():
+        recorder.assign()
 
 
-class _Moments:
-    """Sums up a layer's inputs while it is called, for each channel."""
+class _MomentRecorder:
+    """Replacement for a layer's `call` that sums its inputs and their squares by channel."""
 
     def __init__(self, layer: keras.layers.BatchNormalization):
-        self._layer, self._original = layer, layer.call
+        self._layer, self._original_call = layer, layer.call
         self._count, self._sum, self._squares = 0, 0.0, 0.0
         layer.call = self
 
     def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        # float64, since the variance below is a difference of large sums.
         x = np.asarray(ops.convert_to_numpy(inputs), np.float64)
         axis = self._layer.axis % x.ndim
         x = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
         self._count += len(x)
         self._sum, self._squares = self._sum + x.sum(0), self._squares + (x**2).sum(0)
-        return self._original(inputs, training=training, mask=mask)
+        return self._original_call(inputs, training=training, mask=mask)
 
-    def set(self) -> None:
+    def assign(self) -> None:
+        """Restore the layer's `call`, and assign statistics, gamma and beta."""
         layer = self._layer
-        layer.call = self._original
+        layer.call = self._original_call
         if not self._count:
             return
         mean = self._sum / self._count
         variance = np.maximum(self._squares / self._count - mean**2, 0)
-        before_mean = np.asarray(ops.convert_to_numpy(layer.moving_mean), np.float64)
-        before = np.asarray(ops.convert_to_numpy(layer.moving_variance), np.float64)
+        old_mean = np.asarray(ops.convert_to_numpy(layer.moving_mean), np.float64)
+        old_variance = np.asarray(ops.convert_to_numpy(layer.moving_variance), np.float64)
         epsilon = layer.epsilon
         gamma = np.ones_like(mean) if layer.gamma is None else ops.convert_to_numpy(layer.gamma)
         if layer.gamma is None or layer.beta is None:
-            return  # without both the function could not stay
+            return  # only with both can the function be kept
         layer.beta.assign(
             ops.convert_to_numpy(layer.beta)
-            + gamma * (mean - before_mean) / np.sqrt(before + epsilon)
+            + gamma * (mean - old_mean) / np.sqrt(old_variance + epsilon)
         )
-        layer.gamma.assign(gamma * np.sqrt((variance + epsilon) / (before + epsilon)))
+        layer.gamma.assign(gamma * np.sqrt((variance + epsilon) / (old_variance + epsilon)))
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(variance)

@@ -1,9 +1,9 @@
-"""Additions to the linear maps of a built model: what LoRA, adapters and IA3 are made of.
+"""Adapters on the linear layers of a built model: the mechanism behind LoRA, bottlenecks and IA3.
 
-A `LinearTarget` is a linear map that can be named and changed by itself: a Dense or EinsumDense
-layer, or one part of a fused product (query, key and value are one layer). An `Adapter` sees the
-projection's input and output. The pretrained layers stay where they are, with their variables and
-paths: additions are attached to them and can be detached again, merged, or exchanged for others.
+A `LinearTarget` is a linear map that a config can name: a Dense or EinsumDense layer, or one part
+of a fused layer (query, key and value in one product). An `Adapter` transforms the input and the
+output of its target. The pretrained layers keep their variables and paths: adapters are attached
+to them, and can be detached, merged into the kernels, or replaced by other adapters.
 """
 
 import re
@@ -21,255 +21,295 @@ from tfft.utils.errors import UserError
 
 @dataclass(frozen=True)
 class LinearTarget:
-    """A linear map [..., inputs] -> [..., outputs] within a model.
+    """A linear map [..., inputs] -> [..., outputs] of a model.
 
     Attributes:
-        name: path of the layer, or of the part of it: `block_0/attention/query`.
-        layer: whose product it is.
-        first: its first column among the layer's outputs.
+        name: path of the layer, or of the part of a fused layer: `block_0/attention/query`.
+        layer: the Dense or EinsumDense layer that computes it.
+        inputs: width of the input.
+        outputs: width of the output.
+        start: its first column among the outputs of the layer.
     """
 
     name: str
     layer: keras.layers.Layer
     inputs: int
     outputs: int
-    first: int = 0
+    start: int = 0
 
     @property
     def columns(self) -> slice:
-        """Its columns among the layer's outputs."""
-        return slice(self.first, self.first + self.outputs)
+        """Columns of the target among the outputs of its layer."""
+        return slice(self.start, self.start + self.outputs)
 
     @property
-    def whole(self) -> bool:
-        """Whether it is all of its layer."""
+    def is_whole_layer(self) -> bool:
+        """Whether the target is its entire layer, not a part of a fused one."""
         return self.outputs == _hook(self.layer).outputs
 
     @property
     def policy(self) -> keras.DTypePolicy:
-        """In what precision its layer computes."""
+        """Dtype policy of the layer."""
         return self.layer.dtype_policy
 
     def kernel(self) -> Any:
-        """The pretrained kernel, [inputs, outputs]."""
+        """Return the pretrained kernel, [inputs, outputs]."""
         return _hook(self.layer).kernel()[:, self.columns]
 
     def bias(self) -> Any:
-        """The bias, [outputs], or 0 where there is none."""
+        """Return the bias, [outputs], or 0.0 for a layer without a bias."""
         bias = self.layer.bias
         return 0.0 if bias is None else ops.reshape(bias, [-1])[self.columns]
 
 
 class Adapter(keras.layers.Layer):
-    """What is added to a projection; subclasses create their variables in `create`."""
+    """Base class of the layers that change the input or output of a `LinearTarget`."""
 
-    def create(self, projection: LinearTarget) -> None:
-        """Create the variables for a projection."""
+    def create(self, target: LinearTarget) -> None:
+        """Create the variables for a target; subclasses implement this."""
         raise NotImplementedError
 
-    def before(self, x: Any, training: bool) -> Any:
-        """The projection's input, [..., inputs], perhaps changed (whole layers only)."""
+    def transform_input(self, x: Any, training: bool) -> Any:
+        """Return the new input of the layer, [..., inputs]; for targets that are whole layers."""
         return x
 
-    def after(self, x: Any, y: Any, training: bool) -> Any:
-        """The projection's output, [..., outputs], perhaps changed; no activation was applied."""
+    def transform_output(self, x: Any, y: Any, training: bool) -> Any:
+        """Return the new output of the target, before the activation of its layer.
+
+        Args:
+            x: input of the layer, [..., inputs].
+            y: output of the target, [..., outputs], with the bias.
+            training: whether the model is called in training mode.
+        """
         return y
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """Kernel and bias that give the same output alone; None where there are none such."""
+        """Return the kernel and bias that alone compute the same, or None where none do."""
         return None
 
 
 def linear_targets(model: keras.Model) -> list[LinearTarget]:
-    """Every linear map of a model, bottom to top, heads included; each layer once."""
-    place = {variable.path: at for at, variable in enumerate(model.weights)}
-    linear = [
+    """Return every linear map of a model, bottom to top, heads included; each layer once."""
+    index = {variable.path: i for i, variable in enumerate(model.weights)}
+    layers = [
         layer
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense) and layer.built
     ]
-    linear.sort(key=lambda layer: place.get(layer.variables[0].path, len(place)))
-    return [projection for layer in linear for projection in _of_layer(layer)]
+    layers.sort(key=lambda layer: index.get(layer.variables[0].path, len(index)))
+    return [target for layer in layers for target in _targets_of_layer(layer)]
 
 
-def chosen(model: keras.Model, pattern: str, key: str) -> list[LinearTarget]:
-    """The backbone's projections whose names a regular expression finds something in.
+def select_targets(model: keras.Model, pattern: str, key: str) -> list[LinearTarget]:
+    """Return the linear targets of the backbone whose names match a regular expression.
+
+    Args:
+        model: backbone and head; targets of the head are never selected.
+        pattern: regular expression, searched anywhere in the name.
+        key: config key of the pattern, for error messages.
 
     Raises:
-        UserError: naming the config's `key`: the expression is none, or finds nothing.
+        UserError: `pattern` is not a regular expression, or matches no target.
     """
-    every = [p for p in linear_targets(model) if not p.name.startswith("head/")]
+    targets = [t for t in linear_targets(model) if not t.name.startswith("head/")]
     try:
-        found = [p for p in every if re.search(pattern, p.name)]
+        selected = [t for t in targets if re.search(pattern, t.name)]
     except re.error as error:
-        raise UserError(f"{key}: {pattern!r} is no regular expression: {error}") from None
-    if not every:
-        raise UserError(f"{key}: {pattern!r} finds nothing: the backbone has no dense layers")
-    if not found:
-        names = dict.fromkeys(re.sub(r"\d+", "0", p.name) for p in every)
-        raise UserError(f"{key}: {pattern!r} finds nothing in {', '.join(names)}")
-    return found
+        raise UserError(
+            f"{key}: must be a regular expression: {error}. Received: {pattern!r}"
+        ) from None
+    if not targets:
+        raise UserError(
+            f"{key}: must match a dense layer, and the backbone has none. Received: {pattern!r}"
+        )
+    if not selected:
+        names = dict.fromkeys(re.sub(r"\d+", "0", t.name) for t in targets)
+        raise UserError(f"{key}: must match one of {', '.join(names)}. Received: {pattern!r}")
+    return selected
 
 
 def attach(
-    targets: Sequence[LinearTarget], make: Callable[[LinearTarget], Adapter]
+    targets: Sequence[LinearTarget], make_adapter: Callable[[LinearTarget], Adapter]
 ) -> list[Adapter]:
-    """Attach an addition to each projection; its variables are `<projection>/<its name>/...`.
+    """Attach an adapter to each target; its variables are `<target>/<adapter>/...`.
 
-    Returns the additions, in order. Those attached later see the output of those before.
+    Adapters on one target apply in the order in which they are attached: each transforms the
+    output of the previous ones.
+
+    Returns:
+        The adapters, in the order of the targets.
     """
-    made = []
+    adapters = []
     for target in targets:
-        addition = make(target)
-        with scoped(target.name):
-            addition.create(target)
-        addition.built = True
+        adapter = make_adapter(target)
+        with variable_scope(target.name):
+            adapter.create(target)
+        adapter.built = True
         hook = _hook(target.layer)
-        hook.additions.append((target, addition))
+        hook.adapters.append((target, adapter))
         hook.track()
-        made.append(addition)
-    return made
+        adapters.append(adapter)
+    return adapters
 
 
-def fit(layer: keras.layers.Layer, attribute: str, part: Any) -> None:
-    """Set an attribute that a layer looks at (a prefix, a prompt), so that `detach` finds it."""
-    fitted = layer.__dict__.setdefault("_tfft_fitted", {})
-    fitted[attribute] = (getattr(layer, attribute), part)
-    _set(layer, attribute, part)
+def install(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
+    """Set an attribute that a layer reads (a prefix, a prompt), so that `detach` can undo it."""
+    installed = layer.__dict__.setdefault("_tfft_installed", {})
+    installed[attribute] = (getattr(layer, attribute), value)
+    _set_attribute(layer, attribute, value)
 
 
 def detach(model: keras.Model) -> "Record":
-    """Take every addition and fitted part off; `reattach` puts them back."""
+    """Remove every adapter and installed attribute, and return them for `reattach`."""
     hooked = []
     for hook in _hooks(model):
-        hooked.append((hook, hook.additions))
-        hook.additions = []
+        hooked.append((hook, hook.adapters))
+        hook.adapters = []
         hook.track()
-    fitted = []
+    installed = []
     for layer in model._flatten_layers(include_self=False):
-        for attribute, (before, part) in layer.__dict__.pop("_tfft_fitted", {}).items():
-            fitted.append((layer, attribute, part))
-            _set(layer, attribute, before)
-    return hooked, fitted
+        for attribute, (original, value) in layer.__dict__.pop("_tfft_installed", {}).items():
+            installed.append((layer, attribute, value))
+            _set_attribute(layer, attribute, original)
+    return hooked, installed
 
 
 def reattach(record: "Record") -> None:
-    """Put back what `detach` took off."""
-    hooked, fitted = record
-    for hook, additions in hooked:
-        hook.additions = additions
+    """Attach again what `detach` removed."""
+    hooked, installed = record
+    for hook, adapters in hooked:
+        hook.adapters = adapters
         hook.track()
-    for layer, attribute, part in fitted:
-        fit(layer, attribute, part)
+    for layer, attribute, value in installed:
+        install(layer, attribute, value)
 
 
-def _set(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
-    """Set an attribute; the layer owns it if it is a layer, and no longer owns what was there."""
-    before = getattr(layer, attribute)
-    if isinstance(before, keras.layers.Layer):
-        layer._layers.remove(before)
+def _set_attribute(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
+    """Set an attribute; a layer as its value is tracked, and the previous one no longer is."""
+    previous = getattr(layer, attribute)
+    if isinstance(previous, keras.layers.Layer):
+        layer._layers.remove(previous)
     if isinstance(value, keras.layers.Layer):
         layer._layers.append(value)
+    # Keras refuses new layers and variables through `setattr` once a layer is built.
     layer.__dict__[attribute] = value
 
 
 @contextmanager
 def merged(model: keras.Model) -> Iterator[list[str]]:
-    """Within: additions that can be are part of the kernels, and are not attached.
+    """Merge adapters into the kernels within the context, where that is exact.
 
-    Gives the paths of the layers. Afterwards kernels, biases and additions are what they were, to
-    the bit. Functions that were traced outside are wrong within, and the other way round.
+    Yields the paths of the merged layers. On exit the kernels, biases and adapters are restored to
+    the bit. A function traced outside of the context must not be called inside, nor the reverse.
     """
-    kept = []
+    saved = []
     for hook in _hooks(model):
-        if hook.additions and (values := hook.merged_values()) is not None:
-            kept.append((hook, hook.additions, hook.exchange(*values)))
-            hook.additions = []
+        if hook.adapters and (values := hook.merged_values()) is not None:
+            saved.append((hook, hook.adapters, hook.exchange(*values)))
+            hook.adapters = []
             hook.track()
     try:
-        yield [hook.layer.path for hook, _, _ in kept]
+        yield [hook.layer.path for hook, _, _ in saved]
     finally:
-        for hook, additions, values in kept:
+        for hook, adapters, values in saved:
             hook.exchange(*values)
-            hook.additions = additions
+            hook.adapters = adapters
             hook.track()
 
 
-def path(layer: keras.layers.Layer) -> str:
-    """Of a layer's variables, without their own names."""
+def layer_path(layer: keras.layers.Layer) -> str:
+    """Return the common path of a layer's variables, without their own names."""
     return layer.variables[0].path.rsplit("/", 1)[0]
 
 
-def replace_kernel(layer: keras.layers.Layer, make: Callable[[np.ndarray], Any]) -> None:
-    """Let another layer, with `kernel()` and `product(x, training)`, be a layer's kernel.
+def replace_kernel(
+    layer: keras.layers.Layer, make_replacement: Callable[[np.ndarray], Any]
+) -> None:
+    """Replace a layer's kernel by another layer, and delete the kernel variable.
 
-    `make` is given the kernel [inputs, outputs]. The new variables are `<layer>/<its name>/...`;
-    the kernel's own is gone.
+    Args:
+        layer: Dense or EinsumDense layer.
+        make_replacement: kernel [inputs, outputs], float32 -> a layer with `kernel()` and
+            `product(x, training)`. Its variables are `<layer>/<replacement>/...`.
     """
     hook = _hook(layer)
-    with scoped(path(layer)):
-        hook.replace_matmul(make(np.array(ops.convert_to_numpy(hook.kernel()), np.float32)))
+    with variable_scope(layer_path(layer)):
+        hook.replace_matmul(
+            make_replacement(np.array(ops.convert_to_numpy(hook.kernel()), np.float32))
+        )
     layer._untrack_variable(layer._kernel)
-    layer._delete_tracking("_kernel")  # TensorFlow's own list, which would keep it in memory
+    layer._delete_tracking("_kernel")  # TensorFlow tracks it separately and would keep its memory
     layer._kernel = None
 
 
 def replace_matmul(
-    layer: keras.layers.Layer, make: Callable[[Callable[[], Any], np.ndarray], Any]
+    layer: keras.layers.Layer,
+    make_replacement: Callable[[Callable[[], Any], np.ndarray], Any],
 ) -> None:
-    """As `replace_kernel`, the kernel staying: `make` is given what gives it, and its value."""
+    """Replace the product of a layer by that of another layer; the kernel variable stays.
+
+    Args:
+        layer: Dense or EinsumDense layer.
+        make_replacement: (function that returns the kernel variable as [inputs, outputs], its
+            present value) -> a layer as in `replace_kernel`.
+    """
     hook = _hook(layer)
-    with scoped(path(layer)):
+    with variable_scope(layer_path(layer)):
         value = np.array(ops.convert_to_numpy(hook.kernel()), np.float32)
-        hook.replace_matmul(make(hook.own_kernel, value))
+        hook.replace_matmul(make_replacement(hook.layer_kernel, value))
 
 
-class Hook:
-    """Stands in for the `call` of a Dense or EinsumDense layer that has additions.
+class LinearHook:
+    """Replacement for the `call` of a Dense or EinsumDense layer that has adapters.
 
-    The layer's own call computes the product and the bias; its activation is applied here, after
-    the additions.
+    The original call computes the product and the bias. The activation is applied here, after the
+    adapters.
     """
 
     def __init__(self, layer: keras.layers.Layer):
         self.layer = layer
         self.inputs, self.outputs = _widths(layer)
-        self.additions: list[tuple[LinearTarget, Adapter]] = []
-        self._other: Any = None  # has the product in place of the layer
-        self._original = layer.call
+        self.adapters: list[tuple[LinearTarget, Adapter]] = []
+        self._replacement: Any = None  # layer that computes the product instead
+        self._original_call = layer.call
         self.activation = layer.activation
         layer.activation = keras.activations.linear
         layer.call = self
-        layer.__dict__["_tfft_hook"] = self  # `call` may be replaced once more (remat)
+        # In the dictionary too, since remat may replace `call` once more. Not through `setattr`:
+        # Keras would track the hook.
+        layer.__dict__["_tfft_hook"] = self
         self._tracked: list[Adapter] = []
 
     def __call__(self, inputs: Any, training: Any = None) -> Any:
-        """As the layer's own call."""
+        """Compute the layer's output with its adapters; same shapes as the original call."""
         training = bool(training)
-        if not self.additions:
+        if not self.adapters:
             return self.activation(self._product(inputs, training))
-        x = self._flat(inputs, self.inputs)
-        for _, addition in self.additions:
-            x = addition.before(x, training)
-        y = self._product(self._shaped_like(x, inputs), training)
+        x = self._flatten(inputs, self.inputs)
+        for _, adapter in self.adapters:
+            x = adapter.transform_input(x, training)
+        y = self._product(self._restore_shape(x, inputs), training)
         shape = ops.shape(y)
-        parts = self._cut(self._flat(y, self.outputs))
-        for target, addition in self.additions:
-            at = next(i for i, (first, _) in enumerate(parts) if first == target.first)
-            parts[at] = (target.first, addition.after(x, parts[at][1], training))
+        parts = self._split(self._flatten(y, self.outputs))
+        for target, adapter in self.adapters:
+            index = next(i for i, (start, _) in enumerate(parts) if start == target.start)
+            parts[index] = (
+                target.start,
+                adapter.transform_output(x, parts[index][1], training),
+            )
         y = ops.concatenate([p for _, p in parts], -1) if len(parts) > 1 else parts[0][1]
         return self.activation(ops.reshape(y, shape))
 
-    def replace_matmul(self, other: Any) -> None:
-        """Use the product of `other` in place of the layer's."""
-        self.layer._layers.append(other)
-        self._other = other
+    def replace_matmul(self, replacement: Any) -> None:
+        """Use `replacement.product` for the product, and track the replacement layer."""
+        self.layer._layers.append(replacement)
+        self._replacement = replacement
 
     def _product(self, inputs: Any, training: bool) -> Any:
-        """The layer's own call, without its activation."""
-        if self._other is None:
-            return self._original(inputs)
-        y = self._other.product(self._flat(inputs, self.inputs), training)
+        """Compute product and bias, without activation and adapters."""
+        if self._replacement is None:
+            return self._original_call(inputs)
+        y = self._replacement.product(self._flatten(inputs, self.inputs), training)
         bias = self.layer.bias
         if bias is not None:
             y = y + ops.cast(ops.reshape(bias, [-1]), y.dtype)
@@ -277,88 +317,91 @@ class Hook:
         return ops.reshape(y, [*ops.shape(y)[:-1], *tail])
 
     def kernel(self) -> Any:
-        """The kernel as [inputs, outputs]."""
-        return self.own_kernel() if self._other is None else self._other.kernel()
+        """Return the kernel in use, [inputs, outputs]."""
+        return self.layer_kernel() if self._replacement is None else self._replacement.kernel()
 
-    def own_kernel(self) -> Any:
-        """The layer's own."""
+    def layer_kernel(self) -> Any:
+        """Return the layer's kernel variable as [inputs, outputs]."""
         return ops.reshape(self.layer.kernel, [self.inputs, self.outputs])
 
     def track(self) -> None:
-        """Let the layer own the additions that are attached now, and those alone."""
-        for addition in self._tracked:
-            self.layer._layers.remove(addition)
-        self._tracked = [addition for _, addition in self.additions]
+        """Make the layer track exactly the adapters that are attached now."""
+        for adapter in self._tracked:
+            self.layer._layers.remove(adapter)
+        self._tracked = [adapter for _, adapter in self.adapters]
         self.layer._layers.extend(self._tracked)
 
     def merged_values(self) -> tuple[np.ndarray, np.ndarray | None] | None:
-        """Kernel and bias with all additions merged; None if one of them cannot be."""
+        """Return kernel and bias with all adapters merged; None if an adapter cannot be merged."""
         if self.layer._kernel is None:
             return None
         kernel = np.array(ops.convert_to_numpy(self.kernel()), np.float32)
-        own = self.layer.bias
+        layer_bias = self.layer.bias
         bias = np.zeros(self.outputs, np.float32)
-        if own is not None:
-            bias = np.array(ops.convert_to_numpy(own), np.float32).reshape(-1)
-        for target, addition in self.additions:
-            values = addition.merge(kernel[:, target.columns], bias[target.columns])
+        if layer_bias is not None:
+            bias = np.array(ops.convert_to_numpy(layer_bias), np.float32).reshape(-1)
+        for target, adapter in self.adapters:
+            values = adapter.merge(kernel[:, target.columns], bias[target.columns])
             if values is None:
                 return None
             kernel[:, target.columns], bias[target.columns] = values
-        if own is None and bias.any():
-            return None
-        return kernel, None if own is None else bias
+        if layer_bias is None and bias.any():
+            return None  # the merged bias needs a variable that the layer does not have
+        return kernel, None if layer_bias is None else bias
 
     def exchange(
         self, kernel: np.ndarray, bias: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Set kernel and bias; returns what was there."""
+        """Assign kernel and bias, and return their previous values in the layer's shapes."""
         layer = self.layer
-        before = (
+        previous = (
             np.array(ops.convert_to_numpy(layer.kernel)),
             None if layer.bias is None else np.array(ops.convert_to_numpy(layer.bias)),
         )
         layer.kernel.assign(kernel.reshape(layer.kernel.shape))
         if bias is not None:
             layer.bias.assign(bias.reshape(layer.bias.shape))
-        return before
+        return previous
 
-    def _cut(self, y: Any) -> list[tuple[int, Any]]:
-        """The output at the borders of the parts: (first column, values)."""
-        firsts = sorted({0, *(p.first for p, _ in self.additions)})
-        ends = {p.first + p.outputs for p, _ in self.additions}
-        borders = sorted({*firsts, *ends} - {self.outputs})
-        values = ops.split(y, borders[1:], axis=-1) if len(borders) > 1 else [y]
-        return list(zip(borders, values, strict=True))
+    def _split(self, y: Any) -> list[tuple[int, Any]]:
+        """Split the output at the boundaries of the targets into (first column, values)."""
+        starts = sorted({0, *(t.start for t, _ in self.adapters)})
+        ends = {t.start + t.outputs for t, _ in self.adapters}
+        boundaries = sorted({*starts, *ends} - {self.outputs})
+        values = ops.split(y, boundaries[1:], axis=-1) if len(boundaries) > 1 else [y]
+        return list(zip(boundaries, values, strict=True))
 
-    def _flat(self, x: Any, width: int) -> Any:
+    def _flatten(self, x: Any, width: int) -> Any:
+        """Join the last axes of an EinsumDense layer ([B, T, H, d]) into one of `width`."""
         return x if x.shape[-1] == width else ops.reshape(x, [*ops.shape(x)[:2], width])
 
-    def _shaped_like(self, x: Any, inputs: Any) -> Any:
+    def _restore_shape(self, x: Any, inputs: Any) -> Any:
+        """Undo `_flatten`: give `x` the shape of `inputs`."""
         return x if x.shape[-1] == inputs.shape[-1] else ops.reshape(x, ops.shape(inputs))
 
 
-def _of_layer(layer: keras.layers.Layer) -> list[LinearTarget]:
-    where = path(layer)
+def _targets_of_layer(layer: keras.layers.Layer) -> list[LinearTarget]:
+    """Return the target of a layer, or one per part of a fused layer; none if it is not linear."""
+    path = layer_path(layer)
     try:
         inputs, outputs = _widths(layer)
     except ValueError:
         return []
     parts = getattr(layer, "parts", None)
     if not parts:
-        return [LinearTarget(where, layer, inputs, outputs)]
-    base, width = where.rsplit("/", 1)[0], outputs // len(parts)
+        return [LinearTarget(path, layer, inputs, outputs)]
+    parent, width = path.rsplit("/", 1)[0], outputs // len(parts)
     return [
-        LinearTarget(f"{base}/{part}", layer, inputs, width, i * width)
+        LinearTarget(f"{parent}/{part}", layer, inputs, width, i * width)
         for i, part in enumerate(parts)
     ]
 
 
 def _widths(layer: keras.layers.Layer) -> tuple[int, int]:
-    """Inputs and outputs of the kernel as a matrix.
+    """Return the inputs and outputs of the kernel seen as a matrix.
 
     Raises:
-        ValueError: an EinsumDense that is no linear map of the last axes.
+        ValueError: the layer is an EinsumDense that is no linear map of the last axes.
     """
     hook = layer.__dict__.get("_tfft_hook")
     if hook is not None:
@@ -366,36 +409,42 @@ def _widths(layer: keras.layers.Layer) -> tuple[int, int]:
     shape = tuple(layer.kernel.shape)
     if isinstance(layer, keras.layers.Dense):
         return shape[0], shape[1]
-    given, rest = layer.equation.replace(" ", "").split(",")
-    kernel, made = rest.split("->")
-    summed = [c for c in kernel if c not in made]
-    out = kernel[len(summed) :]
-    if not (kernel.startswith("".join(summed)) and given.endswith("".join(summed))):
+    input_axes, rest = layer.equation.replace(" ", "").split(",")
+    kernel_axes, output_axes = rest.split("->")
+    # A linear map of the last axes reads like "abc,cde->abde": the kernel's first axes are summed
+    # and end the input, its other axes end the output.
+    summed_axes = [c for c in kernel_axes if c not in output_axes]
+    new_axes = kernel_axes[len(summed_axes) :]
+    if not (
+        kernel_axes.startswith("".join(summed_axes)) and input_axes.endswith("".join(summed_axes))
+    ):
         raise ValueError(f"not a linear map of the last axes: {layer.equation}")
-    if not made.endswith(out):
+    if not output_axes.endswith(new_axes):
         raise ValueError(f"not a linear map of the last axes: {layer.equation}")
-    return int(np.prod(shape[: len(summed)])), int(np.prod(shape[len(summed) :]))
+    return int(np.prod(shape[: len(summed_axes)])), int(np.prod(shape[len(summed_axes) :]))
 
 
-def _hook(layer: keras.layers.Layer) -> Hook:
-    return layer.__dict__.get("_tfft_hook") or Hook(layer)
+def _hook(layer: keras.layers.Layer) -> LinearHook:
+    """Return the hook of a layer; create it on first use."""
+    return layer.__dict__.get("_tfft_hook") or LinearHook(layer)
 
 
-def _hooks(model: keras.Model) -> list[Hook]:
+def _hooks(model: keras.Model) -> list[LinearHook]:
     layers = model._flatten_layers(include_self=False)
     return [h for layer in layers if (h := layer.__dict__.get("_tfft_hook")) is not None]
 
 
 @contextmanager
-def scoped(where: str) -> Iterator[None]:
-    """Variables created within have paths below `where`."""
+def variable_scope(path: str) -> Iterator[None]:
+    """Create variables below `path` within the context; `/` separates nested name scopes."""
     with ExitStack() as stack:
-        for part in where.split("/"):
-            stack.enter_context(keras.name_scope(part))
+        for name in path.split("/"):
+            stack.enter_context(keras.name_scope(name))
         yield
 
 
+# Each hook with its adapters, and each installed attribute: (layer, attribute, value).
 Record = tuple[
-    list[tuple[Hook, list[tuple[LinearTarget, Adapter]]]],
+    list[tuple[LinearHook, list[tuple[LinearTarget, Adapter]]]],
     list[tuple[keras.layers.Layer, str, Any]],
 ]

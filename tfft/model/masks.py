@@ -1,12 +1,12 @@
-"""Rules over variables -> a total, audited decision of what moves.
+"""Masks: a total, audited decision of which variables are trainable, from a list of rules.
 
-The first rule that matches a variable decides it. A rule that matches no variable is an error
-(it is a typo, or the model is not what its author thought), and so is a variable that no rule
-covers. The decision is made once, after every layer exists, and set in one pass from parents to
-leaves to variables, because in Keras a layer's `trainable` overwrites that of all below it.
+The first rule that matches a variable decides it. A rule that matches no variable is an error (a
+typo, or the model differs from what its author expected), and so is a variable that no rule covers.
+The mask is decided once, after every layer exists. It is set in one pass from parents to leaves to
+variables, because setting `trainable` of a Keras layer overwrites it in all layers below.
 
-A stage in which nothing moves is frozen whole: its layers run as in inference, so its dropout
-is off too, and what it puts out does not change from step to step.
+The layers of a stage without trainable variables run as in inference. Their dropout is off too, so
+the output of a frozen stage is the same in every step.
 """
 
 import fnmatch
@@ -22,10 +22,16 @@ from tfft.utils.errors import UserError, nearest
 
 
 def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) -> Mask:
-    """Decide every variable of `model`, set `trainable` on layers and variables, and report.
+    """Decide the mask of `model`, and set `trainable` on its layers and variables.
+
+    Args:
+        model: changed in place.
+        stages: stages of the model; each variable belongs to exactly one.
+        rules: the first match decides.
 
     Raises:
-        UserError: a rule matches nothing, a variable is covered by none, or nothing would move.
+        UserError: a rule matches no variable, a variable is covered by no rule, or no variable is
+            trainable.
     """
     mask = decide(variables(model), stages, rules, statistics(model))
     set_trainable(model, mask)
@@ -33,35 +39,38 @@ def apply(model: keras.Model, stages: Sequence[Stage], rules: Sequence[Rule]) ->
 
 
 def variables(model: keras.Model) -> list[tuple[str, int]]:
-    """Path and size of every variable, in the model's order."""
-    return [(v.path, _size(v)) for v in model.weights]
+    """Return path and size of every variable, in the model's order."""
+    return [(v.path, _num_elements(v)) for v in model.weights]
 
 
 def statistics(model: keras.Model) -> frozenset[str]:
-    """Paths of the variables that no gradient ever moves: BatchNorm's statistics, and codes."""
+    """Return paths of the variables that are never trainable.
+
+    These are the statistics of BatchNorm and the codes of quantized kernels.
+    """
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Layer)]
     return frozenset(v.path for layer in layers for v in layer._non_trainable_variables)
 
 
 def set_trainable(model: keras.Model, mask: Mask) -> None:
-    """Let `model` be as a mask says: parents, leaves and variables in one pass."""
-    moving = {entry.path for entry in mask.entries if entry.trainable}
+    """Set `trainable` on the layers and variables of `model` as the mask says."""
+    trainable = {entry.path for entry in mask.entries if entry.trainable}
     model.trainable = True
-    _set_layers(model, moving)
+    _set_layers(model, trainable)
     for variable in model.weights:
-        if variable.path not in moving:
+        if variable.path not in trainable:
             variable.trainable = False
 
 
 def layer_decay(mask: Mask, stages: Sequence[Stage], decay: float) -> Mask:
-    """Lower rates for lower stages: `decay` to the power of the distance from the head.
+    """Multiply the learning rates of each stage by `decay` to the power of its depth.
 
-    The head and what stands between it and the top block keep their rate; the top block has
-    `decay`, the embeddings decay ** (blocks + 1). Sun et al. 2019, "How to Fine-Tune BERT for
-    Text Classification?", section 5.3.4; counted as in Bao et al. 2022 (BEiT).
+    The depth of the head and of the stages between it and the top block is 0, that of the top block
+    1, that of the embeddings blocks + 1. Sun et al. 2019, "How to Fine-Tune BERT for Text
+    Classification?", section 5.3.4; depths as in Bao et al. 2022 (BEiT).
     """
-    at = blocks(stages)
-    depth = {stage.name: max(0, at[-1] + 1 - i) for i, stage in enumerate(stages)}
+    indices = block_indices(stages)
+    depth = {stage.name: max(0, indices[-1] + 1 - i) for i, stage in enumerate(stages)}
     entries = tuple(
         replace(entry, learning_rate=entry.learning_rate * decay ** depth[entry.stage])
         for entry in mask.entries
@@ -70,11 +79,11 @@ def layer_decay(mask: Mask, stages: Sequence[Stage], decay: float) -> Mask:
 
 
 def union(masks: Sequence[Mask]) -> Mask:
-    """What moves in any of the masks, at its last rate."""
+    """Return a mask of all variables that are trainable in any mask, with their last rates."""
     entries = []
-    for found in zip(*(mask.entries for mask in masks), strict=True):
-        moving = [entry for entry in found if entry.trainable]
-        entries.append((moving or found)[-1])
+    for candidates in zip(*(mask.entries for mask in masks), strict=True):
+        trainable = [entry for entry in candidates if entry.trainable]
+        entries.append((trainable or candidates)[-1])
     return Mask(tuple(entries), _rates(entries))
 
 
@@ -84,7 +93,18 @@ def decide(
     rules: Sequence[Rule],
     fixed: frozenset[str] = frozenset(),
 ) -> Mask:
-    """The same decision for (path, size) pairs, setting nothing; what is `fixed` never moves."""
+    """Decide the mask of variables given as (path, size), without a model.
+
+    Args:
+        variables: path and number of elements of each variable.
+        stages: stages of the model; each variable belongs to exactly one.
+        rules: the first match decides.
+        fixed: paths that are never trainable, whatever the rules say.
+
+    Raises:
+        UserError: as in `apply`.
+        ValueError: a variable belongs to no stage, or to several.
+    """
     paths = [path for path, _ in variables]
     stage_of = _assign_stages(paths, stages)
     matched = {id(rule): _matches(rule, paths, stages) for rule in rules}
@@ -103,7 +123,9 @@ def decide(
         if (rule := owner[path]) is not None
     )
     if not any(entry.trainable for entry in entries):
-        raise UserError("mask: nothing would move: every variable is frozen")
+        raise UserError(
+            "mask: must leave a variable trainable. Received: rules that freeze every variable"
+        )
     return Mask(entries, _rates(entries))
 
 
@@ -112,31 +134,33 @@ def _rates(entries: Sequence[MaskEntry]) -> dict[str, float]:
 
 
 def table(mask: Mask, starts: Mapping[str, int] | None = None) -> str:
-    """The mask as text: a line for each stage, then the totals.
+    """Format a mask as a text table: a line per stage, then the totals.
 
-    `starts` maps a variable's path to the step at which it begins to move, where that is not the
-    first; the stage's line shows the first of them.
+    Args:
+        mask: the mask to format.
+        starts: path -> first step in which the variable is trainable, where that is not step 0.
+            The line of a stage shows the lowest one.
     """
     starts = starts or {}
     rows = [("stage", "variables", "parameters", "trainable", "lr factor")]
     for stage in dict.fromkeys(entry.stage for entry in mask.entries):
         entries = [e for e in mask.entries if e.stage == stage]
-        moving = [e for e in entries if e.trainable]
-        rates = sorted({e.learning_rate for e in moving})
-        shown = ", ".join(f"{rate:.3g}" for rate in rates) or "frozen"
-        if start := min((starts.get(e.path, 0) for e in moving), default=0):
-            shown += f" from step {start:,}"
+        trainable = [e for e in entries if e.trainable]
+        rates = sorted({e.learning_rate for e in trainable})
+        rate_text = ", ".join(f"{rate:.3g}" for rate in rates) or "frozen"
+        if start := min((starts.get(e.path, 0) for e in trainable), default=0):
+            rate_text += f" from step {start:,}"
         rows.append(
             (
                 stage,
                 str(len(entries)),
                 f"{sum(e.size for e in entries):,}",
-                f"{sum(e.size for e in moving):,}",
-                shown,
+                f"{sum(e.size for e in trainable):,}",
+                rate_text,
             )
         )
-    total, moving = parameters(mask)
-    rows.append(("total", str(len(mask.entries)), f"{total:,}", f"{moving:,}", ""))
+    total, num_trainable = parameters(mask)
+    rows.append(("total", str(len(mask.entries)), f"{total:,}", f"{num_trainable:,}", ""))
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     lines = [
         "  ".join(
@@ -147,11 +171,20 @@ def table(mask: Mask, starts: Mapping[str, int] | None = None) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join([*lines, f"{moving:,} of {total:,} parameters move ({moving / total:.2%})"])
+    summary = (
+        f"{num_trainable:,} of {total:,} parameters are trainable ({num_trainable / total:.2%})"
+    )
+    return "\n".join([*lines, summary])
 
 
-def head_and(stages: Sequence[Stage], match: str, method: str) -> tuple[Phase, ...]:
-    """One phase: the head moves and what `match` finds; the rest is frozen."""
+def head_and_matches(stages: Sequence[Stage], match: str, method: str) -> tuple[Phase, ...]:
+    """Return one phase that trains the head and the variables of a rule, and freezes the rest.
+
+    Args:
+        stages: stages of the model, the head last.
+        match: as in `Rule`.
+        method: name of the method, for error messages.
+    """
     origin = f"method {method}"
     rules = (
         Rule(stages[-1].name, trainable=True, origin=origin),
@@ -161,27 +194,32 @@ def head_and(stages: Sequence[Stage], match: str, method: str) -> tuple[Phase, .
     return (Phase(rules),)
 
 
-def by_stage(model: keras.Model, stages: Sequence[Stage]) -> dict[str, list[keras.Variable]]:
-    """The variables of each stage, in the model's order."""
+def variables_by_stage(
+    model: keras.Model, stages: Sequence[Stage]
+) -> dict[str, list[keras.Variable]]:
+    """Return the variables of each stage by its name, in the model's order."""
     patterns = {stage.name: re.compile(stage.pattern) for stage in stages}
     return {n: [v for v in model.weights if p.match(v.path)] for n, p in patterns.items()}
 
 
-def blocks(stages: Sequence[Stage]) -> list[int]:
-    """Places of the backbone's blocks, bottom to top; of all its stages where it has none."""
-    found = [i for i, stage in enumerate(stages[:-1]) if stage.name.startswith("block_")]
-    return found or list(range(len(stages) - 1))
+def block_indices(stages: Sequence[Stage]) -> list[int]:
+    """Return the indices of the blocks among the stages, bottom to top.
+
+    In a backbone without stages named `block_...`, every stage counts as a block.
+    """
+    indices = [i for i, stage in enumerate(stages[:-1]) if stage.name.startswith("block_")]
+    return indices or list(range(len(stages) - 1))
 
 
 def parameters(mask: Mask) -> tuple[int, int]:
-    """How many parameters there are, and how many of them move."""
+    """Return the number of parameters, and the number of trainable ones."""
     return (
         sum(entry.size for entry in mask.entries),
         sum(entry.size for entry in mask.entries if entry.trainable),
     )
 
 
-def _size(variable: keras.Variable) -> int:
+def _num_elements(variable: keras.Variable) -> int:
     size = 1
     for dimension in variable.shape:
         size *= dimension
@@ -189,19 +227,24 @@ def _size(variable: keras.Variable) -> int:
 
 
 def _assign_stages(paths: Sequence[str], stages: Sequence[Stage]) -> dict[str, str]:
-    """Each path's stage. Two or none for one path is a fault of the backbone's declaration."""
-    found = {}
+    """Return path -> stage name.
+
+    Raises:
+        ValueError: a path belongs to no stage or to several, an error in the backbone's stages.
+    """
+    stage_of = {}
     for path in paths:
         names = [stage.name for stage in stages if re.match(stage.pattern, path)]
         if len(names) != 1:
             raise ValueError(
                 f"Every variable must belong to exactly one stage. Received: {path} in {names}"
             )
-        found[path] = names[0]
-    return found
+        stage_of[path] = names[0]
+    return stage_of
 
 
 def _matches(rule: Rule, paths: Sequence[str], stages: Sequence[Stage]) -> set[str]:
+    """Return the paths that a rule matches: by stage name, `re:` expression or glob."""
     by_name = {stage.name: stage.pattern for stage in stages}
     if rule.match in by_name:
         pattern = re.compile(by_name[rule.match])
@@ -210,7 +253,9 @@ def _matches(rule: Rule, paths: Sequence[str], stages: Sequence[Stage]) -> set[s
         try:
             pattern = re.compile(rule.match.removeprefix("re:"))
         except re.error as error:
-            raise UserError(f"mask: {rule.match}: not a regular expression: {error}") from None
+            raise UserError(
+                f"mask: must be a regular expression after `re:`: {error}. Received: {rule.match!r}"
+            ) from None
         return {path for path in paths if pattern.search(path)}
     return {path for path in paths if fnmatch.fnmatchcase(path, rule.match)}
 
@@ -221,48 +266,60 @@ def _audit(
     owner: dict[str, Rule | None],
     stages: Sequence[Stage],
 ) -> None:
+    """Raise one error that names every dead rule and every variable without a rule."""
     names = [*(stage.name for stage in stages), *owner]
     errors = []
     for rule in rules:
         if not matched[id(rule)]:
             errors.append(
-                f"{rule.origin}: {rule.match!r} matches nothing{nearest(rule.match, names)}"
+                f"{rule.origin}: must match a stage or a variable. Received: {rule.match!r}"
+                f"{nearest(rule.match, names)}"
             )
         elif rule.origin == "mask" and all(owner[path] is not rule for path in matched[id(rule)]):
-            # The method's own rules may be wholly overruled: that is what `mask` is for.
-            errors.append(f"mask: {rule.match!r} never decides: earlier rules match all it does")
+            # Rules of the method may be overruled entirely: that is the purpose of `mask`.
+            errors.append(
+                "mask: must match a variable that no earlier rule matches. "
+                f"Received: {rule.match!r}"
+            )
     uncovered = [path for path, rule in owner.items() if rule is None]
     if uncovered:
-        errors.append(f"mask: no rule covers {', '.join(uncovered)}")
+        errors.append(
+            f"mask: must cover every variable. Received: no rule for {', '.join(uncovered)}"
+        )
     if errors:
         raise UserError("\n".join(errors))
 
 
-def _set_layers(parent: keras.layers.Layer, moving: set[str]) -> None:
+def _set_layers(parent: keras.layers.Layer, trainable: set[str]) -> None:
     """Set `trainable` from parents to leaves; a layer without weights follows its parent."""
-    for child in parent._layers:
-        if child.weights:
-            child.trainable = any(variable.path in moving for variable in child.weights)
+    for layer in parent._layers:
+        if layer.weights:
+            layer.trainable = any(variable.path in trainable for variable in layer.weights)
         else:
-            child.trainable = parent.trainable
-        if isinstance(child, keras.layers.Dropout) or (child._seed_generators and _simple(child)):
-            _off_where_frozen(child)
-        _set_layers(child, moving)
+            layer.trainable = parent.trainable
+        if isinstance(layer, keras.layers.Dropout) or (
+            layer._seed_generators and _is_like_dropout(layer)
+        ):
+            _disable_when_frozen(layer)
+        _set_layers(layer, trainable)
 
 
-def _simple(layer: keras.layers.Layer) -> bool:
-    """Whether a layer is of the kind of dropout: no weights, one input, `training`."""
+def _is_like_dropout(layer: keras.layers.Layer) -> bool:
+    """Return whether a layer has no weights, no sublayers, and a `training` argument."""
     return not layer.weights and not layer._layers and layer._call_has_training_arg
 
 
-def _off_where_frozen(dropout: keras.layers.Layer) -> None:
-    """Keras' own dropout goes on where nothing moves; here it is as in inference."""
+def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
+    """Make a dropout layer run as in inference while its `trainable` is False.
+
+    Keras' dropout depends on `training` alone, and stays on in a frozen stage.
+    """
     if "off_where_frozen" in dropout.__dict__:
         return
-    original = dropout.call
+    original_call = dropout.call
 
     def call(inputs: Any, training: bool = False) -> Any:
-        return original(inputs, training=training and dropout.trainable)
+        return original_call(inputs, training=training and dropout.trainable)
 
     dropout.call = call
     dropout.__dict__["off_where_frozen"] = True

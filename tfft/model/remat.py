@@ -1,8 +1,8 @@
-"""Rematerialisation: activations of some layers are computed again instead of kept.
+"""Rematerialisation: recompute activations in the backward pass instead of storing them.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost". `keras.RematScope` fails within
-`fit` on TensorFlow (its gradient takes keyword arguments in a graph), and a layer with dropout
-would draw another mask the second time; here the seeds are drawn once and handed in.
+`fit` on TensorFlow (its gradient takes keyword arguments in a graph), and its dropout would draw
+another mask when recomputed. Here the seeds are drawn once and passed to both computations.
 """
 
 import re
@@ -18,47 +18,52 @@ from tfft.spec import Stage
 
 
 def rematerialise(model: keras.Model, stages: Sequence[Stage]) -> list[str]:
-    """Let every layer whose variables all lie in one of `stages` forget its activations.
+    """Rematerialise every layer whose variables all belong to one of `stages`.
 
-    Of nested layers the outermost does. Returns the layers' names, in order.
+    Of nested layers only the outermost is wrapped, so that its output alone is stored.
+
+    Returns:
+        The names of the wrapped layers, in order.
     """
-    found: list[str] = []
-    for layer in _outermost(model, [re.compile(stage.pattern) for stage in stages]):
-        layer.call = _recomputing(layer)
-        found.append(layer.name)
-    return found
+    names: list[str] = []
+    for layer in _outermost_layers(model, [re.compile(stage.pattern) for stage in stages]):
+        layer.call = _rematerialised_call(layer)
+        names.append(layer.name)
+    return names
 
 
-def _outermost(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]) -> list[Any]:
+def _outermost_layers(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]) -> list[Any]:
     layers = []
     for child in parent._layers:
         paths = [v.path for v in child.weights]
         if paths and any(all(p.match(path) for path in paths) for p in patterns):
             layers.append(child)
         else:
-            layers += _outermost(child, patterns)
+            layers += _outermost_layers(child, patterns)
     return layers
 
 
-def _recomputing(layer: keras.layers.Layer) -> Any:
-    original = layer.call
+def _rematerialised_call(layer: keras.layers.Layer) -> Any:
+    """Return the layer's `call` with its activations recomputed in the backward pass."""
+    original_call = layer.call
 
     def call(*args: Any, training: bool = False, **kwargs: Any) -> Any:
         if not training:
-            return original(*args, training=training, **kwargs)
+            return original_call(*args, training=training, **kwargs)
         flat = tree.flatten((args, kwargs))
-        at = [i for i, value in enumerate(flat) if tf.is_tensor(value)]
-        drawn = seeds.draw(layer)
+        tensor_indices = [i for i, value in enumerate(flat) if tf.is_tensor(value)]
+        # Drawn outside of `forward`, which runs twice and must drop the same units both times.
+        layer_seeds = seeds.draw(layer)
 
         def forward(*inputs: tf.Tensor) -> Any:
-            tensors, given = inputs[: len(at)], inputs[len(at) :]
+            tensors, drawn = inputs[: len(tensor_indices)], inputs[len(tensor_indices) :]
             values = list(flat)
-            for i, tensor in zip(at, tensors, strict=True):
+            for i, tensor in zip(tensor_indices, tensors, strict=True):
                 values[i] = tensor
             inner_args, inner_kwargs = tree.pack_sequence_as((args, kwargs), values)
-            with seeds.given(layer, given):
-                return original(*inner_args, training=True, **inner_kwargs)
+            with seeds.use(layer, drawn):
+                return original_call(*inner_args, training=True, **inner_kwargs)
 
-        return tf.recompute_grad(forward)(*(flat[i] for i in at), *drawn)
+        return tf.recompute_grad(forward)(*(flat[i] for i in tensor_indices), *layer_seeds)
 
     return call

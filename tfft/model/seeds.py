@@ -1,7 +1,7 @@
-"""Random seeds within a traced step: another for each replica, the same one when recomputing.
+"""Random seeds within a traced step: different in each replica, equal when recomputed.
 
-Keras keeps the state of each random layer in a `SeedGenerator`, whose variable is mirrored: left
-alone, every replica of a strategy would draw the same dropout mask.
+Keras keeps the state of each random layer in a `SeedGenerator`, whose variable is mirrored. By
+default every replica of a strategy would draw the same dropout mask.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,74 +13,79 @@ import tensorflow as tf
 
 
 def generators(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
-    """The seed generators of a layer and of all layers below it, each once, in a fixed order."""
-    found: dict[int, keras.random.SeedGenerator] = {}
+    """Return the seed generators of a layer and its sublayers, each once, in a fixed order."""
+    unique: dict[int, keras.random.SeedGenerator] = {}
     for inner in layer._flatten_layers():
         for generator in getattr(inner, "_seed_generators", ()):
-            found.setdefault(id(generator), generator)
-    return list(found.values())
+            unique.setdefault(id(generator), generator)
+    return list(unique.values())
 
 
 @contextmanager
-def of_replica(model: keras.Model) -> Iterator[None]:
-    """While tracing in a replica: fold the replica's number into what the generators give.
+def fold_in_replica(model: keras.Model) -> Iterator[None]:
+    """Fold the index of the replica into every seed, while tracing in a replica.
 
-    The first replica's seeds stay as they are, so that one replica equals no strategy. Nothing
-    within may be a collective: at one, the trace of another replica goes on.
+    The seeds of the first replica are unchanged, so one replica equals no strategy. The context
+    must not contain a collective operation: there TensorFlow switches to the trace of another
+    replica, which would find the generators of this one replaced.
     """
     context = tf.distribute.get_replica_context()
     if context is None or context.num_replicas_in_sync == 1:
         yield
         return
 
-    def folded(seed: Any) -> tf.Tensor:
-        here = tf.distribute.get_replica_context()
-        replica = tf.cast(here.replica_id_in_sync_group, tf.int32)
-        other = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), replica)
-        return tf.where(replica == 0, seed, tf.cast(other, seed.dtype))
+    def fold(seed: Any) -> tf.Tensor:
+        replica_context = tf.distribute.get_replica_context()
+        replica = tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
+        folded = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), replica)
+        return tf.where(replica == 0, seed, tf.cast(folded, seed.dtype))
 
-    every = generators(model)
-    with _replaced(every, [_then(generator.next, folded) for generator in every]):
+    all_generators = generators(model)
+    with _replace_next(all_generators, [_compose(g.next, fold) for g in all_generators]):
         yield
 
 
 def draw(layer: keras.layers.Layer) -> list[tf.Tensor]:
-    """One seed from each generator of a layer, for `given`."""
+    """Draw one seed from each generator of a layer, for `use`."""
     return [generator.next() for generator in generators(layer)]
 
 
 @contextmanager
-def given(layer: keras.layers.Layer, seeds: Sequence[tf.Tensor]) -> Iterator[None]:
-    """While tracing: the layer's generators give these seeds instead of new ones."""
-    with _replaced(generators(layer), [_constantly(seed) for seed in seeds]):
+def use(layer: keras.layers.Layer, seeds: Sequence[tf.Tensor]) -> Iterator[None]:
+    """Make the layer's generators return the seeds of `draw`, while tracing within the context."""
+    with _replace_next(generators(layer), [_seed_sequence(seed) for seed in seeds]):
         yield
 
 
-def _then(first: Any, second: Any) -> Any:
-    return lambda ordered=True: second(first(ordered))
+def _compose(next_seed: Any, transform: Any) -> Any:
+    return lambda ordered=True: transform(next_seed(ordered))
 
 
-def _constantly(seed: tf.Tensor) -> Any:
-    # A layer may draw more than once in a call: the draws must differ.
+def _seed_sequence(seed: tf.Tensor) -> Any:
+    """Return a `next` that begins at `seed` and changes it by a constant in each call."""
+    # A layer may draw more than once in a call, and the draws must differ.
     count = iter(range(1 << 30))
 
     def next_(ordered: bool = True) -> tf.Tensor:
-        at = next(count)
-        return seed if at == 0 else seed + tf.constant([at << 16, 0], seed.dtype)
+        index = next(count)
+        return seed if index == 0 else seed + tf.constant([index << 16, 0], seed.dtype)
 
     return next_
 
 
 @contextmanager
-def _replaced(every: Sequence[keras.random.SeedGenerator], nexts: Sequence[Any]) -> Iterator[None]:
-    before = [generator.__dict__.get("next") for generator in every]
-    for generator, next_ in zip(every, nexts, strict=True):
+def _replace_next(
+    seed_generators: Sequence[keras.random.SeedGenerator], nexts: Sequence[Any]
+) -> Iterator[None]:
+    """Replace `next` of each generator within the context; contexts may be nested."""
+    previous = [generator.__dict__.get("next") for generator in seed_generators]
+    for generator, next_ in zip(seed_generators, nexts, strict=True):
         generator.next = next_
     try:
         yield
     finally:
-        for generator, old in zip(every, before, strict=True):
-            if old is None:
-                del generator.next
+        for generator, previous_next in zip(seed_generators, previous, strict=True):
+            if previous_next is None:
+                del generator.next  # the method of the class is visible again
             else:
-                generator.next = old
+                generator.next = previous_next

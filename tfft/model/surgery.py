@@ -1,6 +1,6 @@
-"""Changes to a pretrained model before any method: blocks that begin anew, weights that shrink.
+"""Layer surgery before any method: reinitialized blocks, shrunk and perturbed weights.
 
-Blocks are dropped where the backbone is built (`model.surgery.drop`); the rest is here. All of it
+Blocks are dropped where the backbone is built (`model.surgery.drop`). Everything else is here, and
 is a function of the seed.
 """
 
@@ -15,66 +15,76 @@ from tfft.model import masks
 from tfft.spec import Stage
 from tfft.utils.errors import UserError
 
-DEVIATION = 0.02  # of the BERT kind's own initialization (Devlin et al. 2019)
+STANDARD_DEVIATION = 0.02  # initializer_range of BERT (Devlin et al. 2019)
 
 
 def apply(
     model: keras.Model, stages: Sequence[Stage], config: SurgeryConfig, seed: int
 ) -> set[str]:
-    """Do what the section says; returns the paths of the variables that were changed.
+    """Reinitialize, shrink and perturb variables of the backbone, as the config section asks.
+
+    Args:
+        model: changed in place.
+        stages: stages of the model, bottom to top, the head last.
+        config: section `model.surgery`.
+        seed: determines the new values.
+
+    Returns:
+        The paths of the changed variables.
 
     Raises:
-        UserError: there are not that many blocks, or there is no pooler.
+        UserError: the backbone has fewer blocks than `reinitialize`, or no pooler.
     """
     generator = np.random.default_rng([seed, 0x5A])
     changed: set[str] = set()
-    fixed = masks.statistics(model)  # of the data, not learned: they stay
+    fixed = masks.statistics(model)  # statistics of the data, which a random value would spoil
     backbone = {
         name: [v for v in variables if v.path not in fixed]
-        for name, variables in masks.by_stage(model, stages[:-1]).items()
+        for name, variables in masks.variables_by_stage(model, stages[:-1]).items()
     }
     if config.shrink is not None:
         # Ash & Adams 2020, "On Warm-Starting Neural Network Training", section 4.1.
         for variables in backbone.values():
             for variable in variables:
                 value = np.asarray(ops.convert_to_numpy(variable), np.float32)
-                fresh = _fresh(variable, generator)
-                variable.assign(config.shrink * value + config.perturb * fresh)
+                noise = _initial_value(variable, generator)
+                variable.assign(config.shrink * value + config.perturb * noise)
                 changed.add(variable.path)
-    for name in _anew(stages, config):
+    for name in _reinitialized_stages(stages, config):
         # Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning", section 4.
         for variable in backbone[name]:
-            variable.assign(_fresh(variable, generator))
+            variable.assign(_initial_value(variable, generator))
             changed.add(variable.path)
     return changed
 
 
-def _anew(stages: Sequence[Stage], config: SurgeryConfig) -> list[str]:
-    counted = masks.blocks(stages)
-    if config.reinitialize > len(counted):
+def _reinitialized_stages(stages: Sequence[Stage], config: SurgeryConfig) -> list[str]:
+    """Return the names of the top blocks and of the stages between them and the head."""
+    blocks = masks.block_indices(stages)
+    if config.reinitialize > len(blocks):
         raise UserError(
-            f"model.surgery.reinitialize: the backbone has {len(counted)} blocks; received "
+            f"model.surgery.reinitialize: the backbone has {len(blocks)} blocks. Received: "
             f"{config.reinitialize}"
         )
-    lowest = counted[-config.reinitialize] if config.reinitialize else counted[-1] + 1
+    lowest = blocks[-config.reinitialize] if config.reinitialize else blocks[-1] + 1
     names = [stage.name for stage in stages[lowest:-1]] if config.reinitialize else []
     if config.pooler == "new" and "pooler" not in names:
         if all(stage.name != "pooler" for stage in stages):
-            raise UserError("model.surgery.pooler: the model has no pooler")
+            raise UserError("model.surgery.pooler: the model has no pooler. Received: new")
         names.append("pooler")
     return names
 
 
-def _fresh(variable: keras.Variable, generator: np.random.Generator) -> np.ndarray:
-    """A first value as its authors' code draws it: kernels and tables normal, norms one, else 0."""
+def _initial_value(variable: keras.Variable, generator: np.random.Generator) -> np.ndarray:
+    """Draw an initial value as BERT does: kernels and tables normal, scales 1, all others 0."""
     shape = tuple(variable.shape)
     name = variable.path.rsplit("/", 1)[-1]
     if name in ("gamma", "scale"):
         return np.ones(shape, np.float32)
     if len(shape) < 2 or name in ("bias", "beta"):
         return np.zeros(shape, np.float32)
-    # Truncated at two deviations.
-    drawn = generator.standard_normal(shape)
-    while (far := np.abs(drawn) > 2).any():
-        drawn[far] = generator.standard_normal(int(far.sum()))
-    return (DEVIATION * drawn).astype(np.float32)
+    # A normal distribution truncated at two standard deviations.
+    values = generator.standard_normal(shape)
+    while (outliers := np.abs(values) > 2).any():
+        values[outliers] = generator.standard_normal(int(outliers.sum()))
+    return (STANDARD_DEVIATION * values).astype(np.float32)

@@ -1,17 +1,17 @@
-"""The train step: right on one device, on several replicas, on several workers.
+"""The train step, equal on one device, on several replicas and on several workers.
 
     micro-batches -> all-reduce -> clip -> apply -> average
 
-Losses are weighted by what they average over (examples, or sample weights where the loss divides
-by those), over all replicas and micro-batches, so a partial or uneven batch counts rightly. The
-gradients are summed over the replicas before the optimizer sees them; each replica then makes the
-same update of its own copy (`updates`). Metrics are summed over replicas and workers.
+A loss is weighted by what it averages over: the number of examples, or the sum of sample weights
+where it divides by that. The weights count all replicas and micro-batches, so partial and uneven
+batches give the same mean as one device would. Gradients are summed over the replicas before the
+optimizer sees them; each replica then applies the same update to its copy of the variables
+(`replica_optimizer`). Metrics are summed over replicas and workers.
 
-Everything public of `keras.Model` keeps working: `fit`, `evaluate`, `predict`, callbacks, any
-Keras optimizer.
+The public methods of `keras.Model` work as usual: `fit`, `evaluate`, `predict`, callbacks, and
+every Keras optimizer.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,20 +23,18 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfft.model import injection, replica_optimizer, seeds
-
-TIMED = 8  # steps between two of which the wait for input is timed, at most
+from tfft.model import graph_loop, injection, replica_optimizer, seeds
 
 
 @dataclass
 class StepReport:
-    """What the last call of the train function did.
+    """Result of one call of the train function.
 
     Attributes:
-        steps: optimizer steps that were run, skipped ones included.
-        loss: of the last batch, over all replicas.
-        skipped: steps whose loss or gradient was not finite: nothing was changed by them.
-        wait: seconds in which the step waited for its input.
+        steps: number of steps, skipped ones included.
+        loss: loss of the last batch, over all replicas.
+        skipped: number of steps that changed nothing, since loss or gradients were not finite.
+        wait: estimated seconds in which the steps waited for input.
     """
 
     steps: int = 0
@@ -49,22 +47,25 @@ class Model(keras.Model):
     """A `keras.Model` with tfft's train step.
 
     Attributes:
-        micro_batch: rows that a replica works on at once; a larger batch is cut into such pieces,
-            whose gradients are added up. None: no cutting. It may be changed between steps; from
-            or to None, `make_train_function(force=True)` must follow.
-        xla: whether the gradients are compiled; Keras' own `jit_compile` does too, but it refuses
-            while op determinism is on.
-        again: how often a step failed and left something behind that bears the names of its graph;
-            a function made afterwards has names of its own.
-        dry: the steps compute everything and change no weight and no optimizer variable.
-        report: what the last call of the train function did.
-        above: the part of the model above its cached prefix (`prefix.ModelSplit`), or None. The model then
-            takes the stored tensors in place of the tokens, wherever it takes inputs.
-        consistency: gives the loss of a batch in place of the plain one (`regularizers.r_drop`).
-        adversary: makes several passes over a batch (`regularizers.adversarial`).
-        penalties: what is added to the gradients (`regularizers.penalties`).
+        micro_batch: rows per micro-batch of a replica. A larger batch is split, and the gradients
+            of its micro-batches are summed. None: batches are not split. The number may change
+            between steps; after a change from or to None call `make_train_function(force=True)`.
+        xla: whether XLA compiles the gradient computation. Keras' `jit_compile` does too, but
+            fails under op determinism.
+        again: number of failed attempts at a step. Their graphs leave state behind under their
+            names, so the loop of a function built later takes another name.
+        dry: whether steps compute everything but update no weight and no optimizer variable.
+        report: result of the last call of the train function.
+        above: trainable upper part of the model above the cached features
+            (`feature_cache.ModelSplit`), or None. With it, every method that takes inputs also
+            takes the cached features in place of the tokens.
+        consistency: computes the loss of a batch in place of the plain loss
+            (`regularizers.r_drop`), or None.
+        adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.
+        penalties: functions whose values are added to the gradients (`regularizers.penalties`).
 
-    All of these are read while a function is traced.
+    `xla`, `again`, `above`, `consistency`, `adversary` and `penalties` are read while a function is
+    traced, not in each step; so is whether `micro_batch` is None.
     """
 
     micro_batch: int | None = None
@@ -73,18 +74,18 @@ class Model(keras.Model):
     dry: bool = False
     consistency: Any = None
     adversary: Any = None
-    _share: Any = 1.0  # of the rows at hand in the batch, while a step is traced
+    _batch_share: Any = 1.0  # share of the current rows in the global batch, while tracing
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.report = StepReport()
-        # Not attributes that Keras tracks: the layers are the model's own already.
+        # Past Keras' attribute tracking: the layers of `above` are already layers of this model.
         self.__dict__["above"] = None
         self.__dict__["penalties"] = []
-        self.__dict__["_forward"] = {}  # names of inputs -> the function that takes them
+        self.__dict__["_forward"] = {}  # input names -> forward function of `predict_on_batch`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model`'s; the inputs may be those of `above`."""
+        """Call the model like `keras.Model`; the inputs may be those of `above`."""
         inputs = args[0] if args else None
         above = self.above
         if above is not None and isinstance(inputs, dict) and set(inputs) >= set(above.input):
@@ -92,81 +93,103 @@ class Model(keras.Model):
         return super().__call__(*args, **kwargs)
 
     def compile(self, *args: Any, micro_batch: int | None = None, **kwargs: Any) -> None:
-        """As `keras.Model.compile`; `micro_batch` as in the class."""
+        """Compile like `keras.Model.compile`.
+
+        Args:
+            *args: as of `keras.Model.compile`.
+            micro_batch: rows per micro-batch of a replica; None does not split batches.
+            **kwargs: as of `keras.Model.compile`.
+        """
         super().compile(*args, **kwargs)
         self.micro_batch = micro_batch
         if self.optimizer is not None:
             replica_optimizer.make_local(self.optimizer)
 
     def start_above(self, above: keras.Model | None) -> None:
-        """Let the model take the inputs of its upper part, or (None) its own alone."""
+        """Accept the inputs of `above` from now on; with None only the inputs of the full model."""
         self.__dict__["above"] = above
-        self.forget_functions()
+        self.reset_functions()
 
-    def forget_functions(self) -> None:
-        """Have every function traced anew: the layers compute something else now."""
+    def reset_functions(self) -> None:
+        """Discard the traced functions, after a change of what the layers compute."""
         self.train_function = self.test_function = self.predict_function = None
         self._forward.clear()
 
     @contextmanager
     def merged(self) -> Iterator[list[str]]:
-        """As `inject.merged`, with functions of its own."""
+        """Merge adapters as `injection.merged` does, with separate traced functions inside.
+
+        Yields the paths of the merged layers.
+        """
         names = ("train_function", "test_function", "predict_function")
-        kept, forward = {name: getattr(self, name) for name in names}, dict(self._forward)
+        functions, forward = {name: getattr(self, name) for name in names}, dict(self._forward)
         try:
             with injection.merged(self) as layers:
-                self.forget_functions()
+                self.reset_functions()
                 yield layers
-        finally:  # those of before are right again
-            self.forget_functions()
+        finally:  # the previous functions are valid again, and need no second trace
+            self.reset_functions()
             self._forward.update(forward)
-            for name, function in kept.items():
+            for name, function in functions.items():
                 setattr(self, name, function)
 
     # --- the step, in a replica ---
 
     def _replica_step(
-        self, data: Any, dry: tf.Tensor, micro: tf.Tensor
+        self, data: Any, dry: tf.Tensor, micro_batch: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One optimizer step; the loss over all replicas, and whether all was finite."""
+        """Run one optimizer step in a replica.
+
+        Args:
+            data: one batch: inputs, targets and perhaps sample weights.
+            dry: whether to leave weights and optimizer unchanged, bool [].
+            micro_batch: rows per micro-batch, int32 [].
+
+        Returns:
+            The loss over all replicas, float32 [], and whether loss and gradients are finite,
+            bool [].
+        """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
-        total = self._all_reduce([self._units(x, weight)])[0]
-        with seeds.of_replica(self):
-            loss, gradients = self._micro_batches(x, y, weight, total, micro)
+        # Reduced before the forward pass, since each micro-batch needs its share of the total.
+        total_weight = self._all_reduce([self._loss_weight(x, weight)])[0]
+        with seeds.fold_in_replica(self):
+            loss, gradients = self._micro_batches(x, y, weight, total_weight, micro_batch)
         loss, *gradients = self._all_reduce([loss, *gradients])
-        gradients = self._penalised(gradients)
+        gradients = self._add_penalties(gradients)
         norm, finite = replica_optimizer.global_norm(gradients), tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-            # A loss scaler looks at the gradients itself, and lowers the scale.
+            # A loss scaler must see gradients that are not finite: it skips the step and lowers
+            # its scale.
             finite &= tf.math.is_finite(norm)
         tf.cond(finite & ~dry, lambda: self._apply(gradients, norm), lambda: tf.constant(False))
         return loss, finite
 
     def _apply(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> tf.Tensor:
-        with replica_optimizer.norm_known(self.optimizer, gradients, norm):
+        with replica_optimizer.known_norm(self.optimizer, gradients, norm):
             self.optimizer.apply(gradients, self.trainable_variables)
         return tf.constant(True)
 
     def _micro_batches(
-        self, x: Any, y: Any, weight: Any, total: tf.Tensor, size: tf.Tensor
+        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor, size: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """This replica's share of the loss and of the gradients, summed over micro-batches."""
+        """Return this replica's share of loss and gradients, summed over micro-batches."""
         compute = self._gradient_function()
         if self.micro_batch is None:
-            return compute(x, y, weight, total)
-        rows = _rows(x)
+            return compute(x, y, weight, total_weight)
+        num_rows = _num_rows(x)
 
         def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
-            part = tree.map_structure(
+            micro_batch = tree.map_structure(
                 lambda t: None if t is None else t[start : start + size], (x, y, weight)
             )
-            more, found = compute(*part, total)
-            return start + size, loss + more, [a + b for a, b in zip(gradients, found, strict=True)]
+            loss_part, gradient_parts = compute(*micro_batch, total_weight)
+            sums = [a + b for a, b in zip(gradients, gradient_parts, strict=True)]
+            return start + size, loss + loss_part, sums
 
         zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
-        # At least one turn: a replica without a row still gives a gradient of zeros.
+        # At least one iteration: a replica without rows must still return gradients, of zeros.
         _, loss, gradients = tf.while_loop(
-            lambda start, *_: (start < rows) | (start == 0),
+            lambda start, *_: (start < num_rows) | (start == 0),
             body,
             (tf.constant(0), tf.constant(0.0), zeros),
             parallel_iterations=1,
@@ -174,7 +197,8 @@ class Model(keras.Model):
         return loss, gradients
 
     def _gradient_function(self) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
-        # One for each replica: compiled code holds the variables of the replica it was traced in.
+        # One function per replica: compiled code holds the variables of the replica in which it
+        # was traced.
         if self.run_eagerly or not (self.jit_compile or self.xla):
             return self._gradients
         return tf.function(
@@ -182,84 +206,100 @@ class Model(keras.Model):
         )
 
     def _gradients(
-        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """The share in the loss and in the gradients of some rows, dense."""
+        """Return the share of these rows in the loss and in the gradients, as dense tensors."""
         variables = [v.value for v in self.trainable_variables]
 
-        def loss_of() -> tuple[tf.Tensor, tf.Tensor]:
-            return self._loss_of(x, y, weight, total)
+        def compute_loss() -> tuple[tf.Tensor, tf.Tensor]:
+            return self._loss_and_output(x, y, weight, total_weight)
 
         if self.adversary is not None:
-            loss, gradients, y_pred = self.adversary.gradients(self, loss_of, variables)
+            loss, gradients, y_pred = self.adversary.gradients(self, compute_loss, variables)
         else:
-            # Watching what moves, and that alone, ends the backward pass at the lowest of it.
+            # With only trainable variables watched, the backward pass ends at the lowest of them.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
-                loss, y_pred = loss_of()
+                loss, y_pred = compute_loss()
                 scaled = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(
                 scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         if self.metrics:
-            self._update_metrics(x, y, y_pred, weight, loss, total)
-        # Dense: a sparse gradient holds a token that comes twice as two rows, which Keras' clipping
-        # and the second moment of its Adam take for two gradients.
+            self._update_metrics(x, y, y_pred, weight, loss, total_weight)
+        # A sparse gradient holds a token that occurs twice as two rows. Keras' clipping and the
+        # second moment of its Adam would treat them as two gradients, so they are summed here.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
-    def _loss_of(
-        self, x: Any, y: Any, weight: Any, total: tf.Tensor
+    def _loss_and_output(
+        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """The share of some rows in the loss, and the output for them."""
+        """Return the share of these rows in the loss, and the model's output for them."""
         if self.consistency is not None:
-            return self.consistency.loss(self, x, y, weight, total)
+            return self.consistency.loss(self, x, y, weight, total_weight)
         y_pred = self(x, training=True)
-        return self._share_of_loss(x, y, y_pred, weight, total), y_pred
+        return self._loss_share(x, y, y_pred, weight, total_weight), y_pred
 
-    def _penalised(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
-        """The gradients with those of the penalties, scaled as they are."""
+    def _add_penalties(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+        """Add the gradients of the penalties, multiplied by the loss scale like the others."""
         for penalty in self.penalties:
             for i, variable in enumerate(self.trainable_variables):
-                more = penalty(variable.path, tf.convert_to_tensor(variable.value))
-                if more is not None:
-                    gradients[i] = gradients[i] + self.optimizer.scale_loss(more)
+                term = penalty(variable.path, tf.convert_to_tensor(variable.value))
+                if term is not None:
+                    gradients[i] = gradients[i] + self.optimizer.scale_loss(term)
         return gradients
 
-    def _share_of_loss(
-        self, x: Any, y: Any, y_pred: Any, weight: Any, total: tf.Tensor, training: bool = True
+    def _loss_share(
+        self,
+        x: Any,
+        y: Any,
+        y_pred: Any,
+        weight: Any,
+        total_weight: tf.Tensor,
+        training: bool = True,
     ) -> tf.Tensor:
-        """The part that these rows have in the loss of the whole batch, over all replicas."""
-        share = tf.math.divide_no_nan(self._units(x, weight), total)
-        self._share = share
+        """Return the summand that these rows contribute to the loss of the global batch.
+
+        Args:
+            x: inputs of the rows.
+            y: targets of the rows.
+            y_pred: outputs of the rows.
+            weight: sample weights of the rows, or None.
+            total_weight: `_loss_weight` of the global batch, float32 [].
+            training: whether losses of layers are those of training mode.
+        """
+        share = tf.math.divide_no_nan(self._loss_weight(x, weight), total_weight)
+        self._batch_share = share
         loss = self._compute_loss(x, y, y_pred, weight, training=training)
-        if self._sums_loss():
+        if self._is_sum_loss():
             return loss
-        return _nothing_of_nothing(loss * _replicas() * share, share)
+        # Keras divides the mean by the number of replicas; the share replaces that.
+        return _zero_without_rows(loss * _num_replicas() * share, share)
 
     def _aggregate_additional_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        # Keras' own divides by the replicas, as it does every mean; a sum is not divided, so there
-        # the regularisation must be.
-        if self._sums_loss():
-            return tf.reduce_sum(loss) * self._share
+        # Keras divides regularisation losses by the number of replicas, like every mean. With a
+        # sum as the loss nothing is divided, so each share of the batch adds its share of them.
+        if self._is_sum_loss():
+            return tf.reduce_sum(loss) * self._batch_share
         return super()._aggregate_additional_loss(loss)
 
-    def _units(self, x: Any, weight: Any) -> tf.Tensor:
-        """What the loss is an average over: sample weights where it divides by them, else rows."""
+    def _loss_weight(self, x: Any, weight: Any) -> tf.Tensor:
+        """Return the denominator of the mean loss: sum of sample weights, or number of rows."""
         if weight is not None and _reductions(self.loss) == {"mean_with_sample_weight"}:
             return tf.reduce_sum(tf.cast(weight, tf.float32))
-        return tf.cast(_rows(x), tf.float32)
+        return tf.cast(_num_rows(x), tf.float32)
 
-    def _sums_loss(self) -> bool:
+    def _is_sum_loss(self) -> bool:
         return _reductions(self.loss) == {"sum"}
 
     def _update_metrics(
-        self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, total: tf.Tensor
+        self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, total_weight: tf.Tensor
     ) -> None:
-        share = self._share
-        mean = loss if self._sums_loss() else tf.math.divide_no_nan(loss, share)
-        finite = tf.math.is_finite(mean)  # a batch that is left out leaves the mean alone too
-        units = tf.where(finite, share * total, 0.0)
-        self._loss_tracker.update_state(tf.where(finite, mean, 0.0), sample_weight=units)
+        share = self._batch_share
+        mean = loss if self._is_sum_loss() else tf.math.divide_no_nan(loss, share)
+        finite = tf.math.is_finite(mean)  # a skipped step must not spoil the mean loss either
+        loss_weight = tf.where(finite, share * total_weight, 0.0)
+        self._loss_tracker.update_state(tf.where(finite, mean, 0.0), sample_weight=loss_weight)
         self.compute_metrics(x, y, y_pred, weight)
 
     def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
@@ -273,15 +313,15 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
-        units = self._units(x, weight)
-        loss = self._share_of_loss(x, y, y_pred, weight, units, training=False)
-        self._update_metrics(x, y, y_pred, weight, loss, units)
+        loss_weight = self._loss_weight(x, weight)
+        loss = self._loss_share(x, y, y_pred, weight, loss_weight, training=False)
+        self._update_metrics(x, y, y_pred, weight, loss, loss_weight)
         return loss, tf.constant(True)
 
     # --- what Keras' loops call ---
 
     def make_train_function(self, force: bool = False) -> Any:
-        """The function that `fit` calls for every `steps_per_execution` batches."""
+        """Build the function that `fit` calls for every `steps_per_execution` batches."""
         if self.train_function is None or force:
             if not self.optimizer.built:
                 with self.distribute_strategy.scope():
@@ -290,34 +330,38 @@ class Model(keras.Model):
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
-        """The function that `evaluate` calls for every `steps_per_execution` batches."""
+        """Build the function that `evaluate` calls for every `steps_per_execution` batches."""
         if self.test_function is None or force:
             self.test_function = self._loop(self._replica_test)
         return self.test_function
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         # Keras takes a batch from the data and reduces it over the replicas, which fails for bool
-        # inputs and with several workers. The shapes are all that is needed.
+        # inputs and with several workers. Building needs the shapes only.
         if self._distribute_strategy is None:
             return
         if iterator is not None:
-            data_batch = tree.map_structure(_one_spec, iterator._distributed_dataset.element_spec)
+            data_batch = tree.map_structure(
+                _replica_spec, iterator._distributed_dataset.element_spec
+            )
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
 
     def predict_on_batch(self, x: Any) -> Any:
-        """As `keras.Model`'s, the rows shared among this worker's replicas; no worker waits for
-        another."""
+        """Predict like `keras.Model.predict_on_batch`, with the rows split over the replicas.
+
+        Only the replicas of this worker take part, so workers may call it independently.
+        """
         strategy = self.distribute_strategy
         if strategy.num_replicas_in_sync == 1:
-            return self._predict_on_one(x)
-        local = len(strategy.extended.worker_devices)
+            return self._predict_on_one_replica(x)
+        num_local = len(strategy.extended.worker_devices)
         parts = [
-            tree.map_structure(lambda t, at=at: np.array_split(np.asarray(t), local)[at], x)
-            for at in range(local)
+            tree.map_structure(lambda t, i=i: np.array_split(np.asarray(t), num_local)[i], x)
+            for i in range(num_local)
         ]
-        shared = strategy.experimental_distribute_values_from_function(
-            lambda context: parts[context.replica_id_in_sync_group % local]
+        distributed = strategy.experimental_distribute_values_from_function(
+            lambda context: parts[context.replica_id_in_sync_group % num_local]
         )
         if "" not in self._forward:
             self._forward[""] = tf.function(
@@ -325,55 +369,61 @@ class Model(keras.Model):
                 reduce_retracing=True,
                 autograph=False,
             )
-        results = strategy.experimental_local_results(self._forward[""](shared))
+        results = strategy.experimental_local_results(self._forward[""](distributed))
         return tree.map_structure(lambda *ts: np.concatenate([t.numpy() for t in ts]), *results)
 
-    def _predict_on_one(self, x: Any) -> Any:
-        """On one replica, by a function that is traced once for all widths and numbers of rows."""
-        takers = [model for model in (self.above, self) if _takes(model, x)]
-        if not takers or self.run_eagerly or self.jit_compile:
+    def _predict_on_one_replica(self, x: Any) -> Any:
+        """Predict on one replica, with one trace for all batch sizes and sequence lengths."""
+        models = [model for model in (self.above, self) if _accepts(model, x)]
+        if not models or self.run_eagerly or self.jit_compile:
             return super().predict_on_batch(x)
-        inputs = takers[0].input
+        inputs = models[0].input
         key = " ".join(sorted(inputs))
         if key not in self._forward:
             specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
             self._forward[key] = tf.function(
                 lambda values: self(values, training=False), [specs], autograph=False
             )
-        given = {n: keras.ops.convert_to_tensor(x[n], t.dtype) for n, t in inputs.items()}
-        return tree.map_structure(lambda t: t.numpy(), self._forward[key](given))
+        tensors = {n: keras.ops.convert_to_tensor(x[n], t.dtype) for n, t in inputs.items()}
+        return tree.map_structure(lambda t: t.numpy(), self._forward[key](tensors))
 
     def _loop(self, replica_function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
-        """`replica_function` over the batches of an iterator, on every replica."""
+        """Build the function that runs `replica_function` on every replica, batch after batch.
+
+        The result takes an iterator and at most how many of its batches to consume, and returns
+        the metrics. It sets `report`.
+        """
         strategy = self.distribute_strategy
 
-        def one(data: Any, *flags: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def run_batch(data: Any, *flags: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             loss, finite = strategy.run(replica_function, args=(data, *flags))
-            # All replicas hold the same.
-            first = strategy.experimental_local_results
-            return first(loss)[0], first(finite)[0]
+            # The values are all-reduced, so those of the first replica are everyone's.
+            local_results = strategy.experimental_local_results
+            return local_results(loss)[0], local_results(finite)[0]
 
-        several = _looped(
-            one, self.get_metrics_result, f"again_{self.again}" if self.again else None
+        run_batches = graph_loop.loop_in_graph(
+            run_batch, self.get_metrics_result, f"again_{self.again}" if self.again else None
         )
-        single = _once(one, self.get_metrics_result)
+        run_one = graph_loop.with_metrics(run_batch, self.get_metrics_result)
         if not self.run_eagerly:
-            several = tf.function(several, reduce_retracing=True, autograph=False)
-            single = tf.function(single, reduce_retracing=True, autograph=False)
+            run_batches = tf.function(run_batches, reduce_retracing=True, autograph=False)
+            run_one = tf.function(run_one, reduce_retracing=True, autograph=False)
 
         def function(iterator: Any, limit: int | None = None) -> dict[str, Any]:
             limit = self.steps_per_execution if limit is None else limit
             flags = tf.constant(self.dry), tf.constant(self.micro_batch or 0)
             if hasattr(iterator, "get_next_as_optional"):
-                steps, _, loss, bad, wait, logs = several(iterator, tf.constant(limit), *flags)
+                steps, _, loss, skipped, wait, logs = run_batches(
+                    iterator, tf.constant(limit), *flags
+                )
                 if int(steps) == 0:
                     raise StopIteration
-                self.report = StepReport(int(steps), float(loss), int(bad), float(wait))
+                self.report = StepReport(int(steps), float(loss), int(skipped), float(wait))
                 return logs
             self.report = StepReport()
             logs: dict[str, Any] = {}
             for data in islice(iterator, limit):
-                loss, finite, logs = single(data, *flags)
+                loss, finite, logs = run_one(data, *flags)
                 report = self.report
                 report.steps, report.loss = report.steps + 1, float(loss)
                 report.skipped += not bool(finite)
@@ -382,96 +432,38 @@ class Model(keras.Model):
         return function
 
 
-def _takes(model: Any, x: Any) -> bool:
-    """Whether a model's inputs are those of a batch, by name."""
+def _accepts(model: Any, x: Any) -> bool:
+    """Return whether the input names of a model are those of a batch."""
     inputs = getattr(model, "input", None)
     return isinstance(x, dict) and isinstance(inputs, dict) and set(x) == set(inputs)
 
 
-def _once(one: Callable[..., Any], result: Callable[[], Any]) -> Callable[..., Any]:
-    """One batch, handed over as it is."""
-
-    def single(data: Any, *flags: tf.Tensor) -> tuple[Any, ...]:
-        loss, finite = one(data, *flags)
-        return loss, finite, result()
-
-    return single
-
-
-def _looped(
-    one: Callable[..., Any], result: Callable[[], Any], name: str | None
-) -> Callable[..., Any]:
-    """At most `limit` batches of an iterator, without going back to Python between them."""
-
-    def several(iterator: Any, limit: tf.Tensor, *flags: tf.Tensor) -> tuple[Any, ...]:
-        # Asking for the time costs more than a small step: of many, every eighth is timed.
-        every = tf.minimum(limit, TIMED)
-
-        def timed() -> tuple[Any, tf.Tensor]:
-            began = _now()
-            data = iterator.get_next_as_optional()
-            with tf.control_dependencies([data.has_value()]):
-                return data, (_now() - began) * tf.cast(every, tf.float64)
-
-        def untimed() -> tuple[Any, tf.Tensor]:
-            return iterator.get_next_as_optional(), tf.constant(0.0, tf.float64)
-
-        def body(count: tf.Tensor, _: tf.Tensor, loss: Any, bad: Any, wait: Any) -> Any:
-            data, waited = tf.cond(count % every == 0, timed, untimed)
-            more = data.has_value()
-            wait += waited
-
-            def step() -> tuple[tf.Tensor, ...]:
-                found, finite = one(data.get_value(), *flags)
-                return count + 1, found, bad + tf.cast(~finite, tf.int32)
-
-            done, loss, bad = tf.cond(more, step, lambda: (count, loss, bad))
-            return done, more, loss, bad, wait
-
-        zero = tf.constant(0)
-        state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
-        out = tf.while_loop(
-            lambda count, more, *_: (count < limit) & more,
-            body,
-            state,
-            parallel_iterations=1,
-            name=name,
-        )
-        return *out, result()
-
-    return several
-
-
-def _now() -> tf.Tensor:
-    """Seconds, when the graph gets here; `tf.timestamp` refuses to run deterministically."""
-    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
-
-
-def _rows(x: Any) -> tf.Tensor:
+def _num_rows(x: Any) -> tf.Tensor:
     return tf.shape(next(t for t in tree.flatten(x) if t is not None))[0]
 
 
-def _replicas() -> int:
+def _num_replicas() -> int:
     context = tf.distribute.get_replica_context()
     return context.num_replicas_in_sync if context else 1
 
 
 def _reductions(loss: Any) -> set[str]:
-    """How the losses given to `compile` reduce; names stand for Keras' default."""
-    return {getattr(one, "reduction", "sum_over_batch_size") for one in tree.flatten(loss)}
+    """Return the reductions of the losses given to `compile`; a loss by name has Keras' default."""
+    return {getattr(fn, "reduction", "sum_over_batch_size") for fn in tree.flatten(loss)}
 
 
-def _nothing_of_nothing(loss: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """0, and no gradient, where a replica has no row: the mean over none is not a number."""
+def _zero_without_rows(loss: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
+    """Return 0 without a gradient for a replica without rows, whose mean loss is NaN."""
     return tf.where(share > 0, loss, tf.zeros_like(loss))
 
 
 def _without_optionals(data: Any) -> Any:
+    """Replace empty `tf.experimental.Optional` values, which Keras passes for None, by None."""
     return tree.map_structure(
         lambda t: None if isinstance(t, tf.experimental.Optional) else t, data
     )
 
 
-def _one_spec(spec: Any) -> Any:
-    """What one replica gets, of the spec for all of them."""
+def _replica_spec(spec: Any) -> Any:
+    """Return the spec of the first replica's values, of a spec for all replicas."""
     return getattr(spec, "_value_specs", (spec,))[0]

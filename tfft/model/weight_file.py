@@ -1,4 +1,4 @@
-"""Weights of a model in a safetensors file, by their variable paths."""
+"""Weights of a model in a safetensors file, keyed by variable path."""
 
 import os
 import shutil
@@ -19,16 +19,22 @@ def save(
     model: keras.Model,
     path: Path,
     metadata: Mapping[str, str],
-    kept: Collection[str] | None = None,
+    variable_paths: Collection[str] | None = None,
 ) -> None:
-    """Write weights by their variable paths as safetensors; `kept` as in `Checkpoints`.
+    """Write weights to a safetensors file, atomically.
+
+    Args:
+        model: holds the weights.
+        path: of the file; its folder is created.
+        metadata: strings for the header of the file.
+        variable_paths: paths of the variables to write; None writes all.
 
     Raises:
-        UserError: they cannot be written, as where the disk is full.
+        UserError: the file cannot be written, for example because the disk is full.
     """
     temporary = unused(path)
-    chosen = [v for v in model.weights if kept is None or v.path in kept]
-    values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in chosen}
+    variables = [v for v in model.weights if variable_paths is None or v.path in variable_paths]
+    values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in variables}
     with write_errors(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(values, temporary, metadata=dict(metadata))
@@ -37,10 +43,10 @@ def save(
 
 @contextmanager
 def write_errors(temporary: Path) -> Iterator[None]:
-    """Remove what was begun where it cannot be written, and say why.
+    """Remove a temporary file or folder if writing it fails, and raise an actionable error.
 
     Raises:
-        UserError: it cannot.
+        UserError: writing failed within the context.
     """
     try:
         yield
@@ -51,22 +57,27 @@ def write_errors(temporary: Path) -> Iterator[None]:
         raise UserError(f"{temporary.parent}: cannot be written: {reason}") from None
 
 
-def load(model: keras.Model, path: Path, kept: Collection[str] | None = None) -> None:
-    """What `save` wrote, with the same `kept`.
+def load(model: keras.Model, path: Path, variable_paths: Collection[str] | None = None) -> None:
+    """Assign the weights that `save` wrote.
+
+    Args:
+        model: changed in place.
+        path: of the file.
+        variable_paths: as given to `save`; other variables stay as they are.
 
     Raises:
-        UserError: the file is missing or torn, or is of another model.
+        UserError: the file is missing or incomplete, or belongs to another model.
     """
     try:
         values = read(path)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
     for variable in model.weights:
-        if kept is not None and variable.path not in kept:
+        if variable_paths is not None and variable.path not in variable_paths:
             continue
         value = values.get(variable.path)
         if value is None or value.shape != tuple(variable.shape):
-            raise UserError(f"{path}: does not fit the model at {variable.path}")
+            raise UserError(f"{path}: has no weights of the model's shape for {variable.path}")
         variable.assign(value)
 
 

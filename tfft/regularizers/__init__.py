@@ -1,8 +1,8 @@
-"""What keeps a model from fitting its training rows too well, from the section `regularization`.
+"""Regularizers of the config section `regularization`, one file each.
 
-Each technique is one file; `attach` gives a compiled model those that the section asks for, at the
-places that its train step has for them: the loss (`consistency`), the passes of a step
-(`adversary`), the gradients (`penalties`), and the kernels (mixout).
+`attach` adds the configured ones to a compiled model. They change the train step in one of four
+ways: its loss (`Model.consistency`), its forward and backward passes (`Model.adversary`), its
+gradients (`Model.penalties`), or the kernels of the model (mixout).
 """
 
 from collections.abc import Collection
@@ -21,14 +21,16 @@ def attach(
     changed: Collection[str],
     config: RegularizationConfig,
 ) -> None:
-    """Give the model the techniques of the section.
+    """Attach the regularizers of the config to a model.
 
     Args:
-        mask: what moves at any time.
-        changed: paths of variables whose values are not the pretrained ones.
+        model: compiled; changed in place.
+        mask: variables that are trainable in any phase.
+        changed: paths of variables that do not have their pretrained values.
+        config: section `regularization`.
 
     Raises:
-        UserError: the model has no place for one.
+        UserError: a regularizer does not apply to the model.
     """
     if config.mixout:
         mixout.attach(model, mask, config.mixout)

@@ -1,9 +1,9 @@
-"""Adversarial training on the embedded text: FGM and FreeLB.
+"""Adversarial training on token embeddings: FGM and FreeLB.
 
 Miyato, Dai & Goodfellow 2017, "Adversarial Training Methods for Semi-Supervised Text
-Classification", equation 4: each row's embeddings are moved by epsilon along the gradient. Zhu et
+Classification", equation 4: shift the embeddings of each row by epsilon along the gradient. Zhu et
 al. 2020, "FreeLB: Enhanced Adversarial Training for Natural Language Understanding", algorithm 1:
-several such steps, of which every one gives a gradient; dropout draws the same masks in all.
+take several such steps and average their gradients, with the same dropout masks in all.
 """
 
 from collections.abc import Callable
@@ -17,130 +17,174 @@ from tfft.config.regularization import Fgm, FreeLb
 from tfft.model import seeds
 from tfft.utils.errors import UserError
 
-# (offset of the embeddings or None) -> (loss, gradients of variables and of the offset, output)
+# (function of the embeddings that returns their offset, or None) -> (loss, gradients of the
+# variables, output, gradient of the offset)
 Pass = Callable[[Any], tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]]
 
 
 def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
-    """The adversary of a model, which looks at its largest embedding table.
+    """Build the adversary of a model, on its embedding table with the most rows.
 
     Raises:
-        UserError: the model embeds no tokens.
+        UserError: the model has no token embeddings.
     """
     tables = [x for x in model._flatten_layers() if isinstance(x, keras.layers.Embedding)]
     if not tables:
-        raise UserError("regularization.adversarial: the model has no token embeddings")
-    seam = EmbeddingHook(max(tables, key=lambda table: table.input_dim))
+        raise UserError(
+            "regularization.adversarial: needs a text backbone; this model has no token embeddings"
+        )
+    hook = EmbeddingHook(max(tables, key=lambda table: table.input_dim))
     if isinstance(config, Fgm):
-        return FastGradient(seam, config.epsilon, config.weight)
-    return FreeLarge(model, seam, config.steps, config.step_size, config.epsilon)
+        return FgmAdversary(hook, config.epsilon, config.weight)
+    return FreeLbAdversary(model, hook, config.steps, config.step_size, config.epsilon)
 
 
 class EmbeddingHook:
-    """Adds an offset to what an embedding layer puts out, while one is set."""
+    """Replacement for the `call` of an embedding layer that adds an offset to its output.
+
+    Attributes:
+        offset: the offset of the last call within a context, watched by the tape.
+    """
 
     def __init__(self, layer: keras.layers.Embedding):
-        self._original = layer.call
+        self._original_call = layer.call
         self._tape: tf.GradientTape | None = None
-        self._given: Any = None
+        self._make_offset: Any = None
         self.offset: Any = None
         layer.call = self
 
     def __call__(self, inputs: Any) -> Any:
-        """As the layer's own call."""
-        y = self._original(inputs)
+        """Return the embeddings, with the offset within a context of `add_offset`."""
+        y = self._original_call(inputs)
         if self._tape is None:
             return y
-        given = tf.zeros_like(y) if self._given is None else tf.cast(self._given(y), y.dtype)
-        self._tape.watch(given)
-        self.offset = given
-        return y + given
+        make_offset = self._make_offset
+        offset = tf.zeros_like(y) if make_offset is None else tf.cast(make_offset(y), y.dtype)
+        self._tape.watch(offset)
+        self.offset = offset
+        return y + offset
 
-    def within(self, tape: tf.GradientTape, given: Any) -> "EmbeddingHook":
-        """Use `given` (embedded tokens [B, T, D] -> an offset; None: zeros) while in the block."""
-        self._tape, self._given = tape, given
+    def add_offset(self, tape: tf.GradientTape, make_offset: Any) -> "EmbeddingHook":
+        """Return a context in which calls add an offset.
+
+        Args:
+            tape: watches the offset.
+            make_offset: embeddings [B, T, D] -> offset of the same shape; None: zeros.
+        """
+        self._tape, self._make_offset = tape, make_offset
         return self
 
     def __enter__(self) -> "EmbeddingHook":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._tape = self._given = None
+        self._tape = self._make_offset = None
 
 
 class Adversary:
-    """Several passes over a batch, for `model.step.Model.adversary`."""
+    """Base class of what computes gradients in several passes, for `Model.adversary`."""
 
-    def __init__(self, seam: EmbeddingHook):
-        self._seam = seam
+    def __init__(self, hook: EmbeddingHook):
+        self._hook = hook
 
     def gradients(
-        self, model: Any, loss_of: Callable[[], tuple[tf.Tensor, tf.Tensor]], variables: Any
+        self, model: Any, compute_loss: Callable[[], tuple[tf.Tensor, tf.Tensor]], variables: Any
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor]:
-        """Loss, gradients of the (scaled) loss and output of the first pass."""
+        """Compute the gradients of a batch.
+
+        Args:
+            model: the `Model`; its optimizer scales the loss.
+            compute_loss: runs the model, and returns loss and output.
+            variables: to differentiate by.
+
+        Returns:
+            Loss of the first pass, gradients of the scaled loss, output of the first pass.
+        """
         raise NotImplementedError
 
     def _pass(
-        self, model: Any, loss_of: Any, variables: Any, given: Any = None
+        self, model: Any, compute_loss: Any, variables: Any, make_offset: Any = None
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        watching = tf.GradientTape(watch_accessed_variables=False)
-        with watching as tape, self._seam.within(tape, given) as seam:
+        """Run one forward and backward pass; a `Pass` with its model and loss."""
+        new_tape = tf.GradientTape(watch_accessed_variables=False)
+        with new_tape as tape, self._hook.add_offset(tape, make_offset) as hook:
             tape.watch(variables)
-            loss, y_pred = loss_of()
+            loss, y_pred = compute_loss()
             scaled = model.optimizer.scale_loss(loss)
-            offset = seam.offset
+            offset = hook.offset
         zero = tf.UnconnectedGradients.ZERO
-        *found, by_offset = tape.gradient(scaled, [*variables, offset], unconnected_gradients=zero)
-        return loss, [tf.convert_to_tensor(g) for g in found], y_pred, by_offset
+        *gradients, offset_gradient = tape.gradient(
+            scaled, [*variables, offset], unconnected_gradients=zero
+        )
+        return loss, [tf.convert_to_tensor(g) for g in gradients], y_pred, offset_gradient
 
 
-class FastGradient(Adversary):
-    """FGM: one clean pass, one with the embeddings moved by `epsilon`; see the module."""
+class FgmAdversary(Adversary):
+    """FGM: one clean pass, and one with shifted embeddings.
 
-    def __init__(self, seam: EmbeddingHook, epsilon: float, weight: float):
-        super().__init__(seam)
+    Args:
+        hook: of the embedding layer.
+        epsilon: length of the shift of a row.
+        weight: of the gradients of the second pass.
+    """
+
+    def __init__(self, hook: EmbeddingHook, epsilon: float, weight: float):
+        super().__init__(hook)
         self.epsilon, self.weight = epsilon, weight
 
-    def gradients(self, model, loss_of, variables):
-        """See the class."""
-        loss, clean, y_pred, by_offset = self._pass(model, loss_of, variables)
-        step = self.epsilon * direction(by_offset)
-        _, moved, *_ = self._pass(model, loss_of, variables, lambda y: step)
-        total = [a + self.weight * b for a, b in zip(clean, moved, strict=True)]
+    def gradients(self, model, compute_loss, variables):
+        """Return loss and output of the clean pass, and the weighted sum of both gradients."""
+        loss, clean, y_pred, offset_gradient = self._pass(model, compute_loss, variables)
+        offset = self.epsilon * direction(offset_gradient)
+        _, adversarial, *_ = self._pass(model, compute_loss, variables, lambda y: offset)
+        total = [a + self.weight * b for a, b in zip(clean, adversarial, strict=True)]
         return loss, total, y_pred
 
 
-class FreeLarge(Adversary):
-    """FreeLB; see the module."""
+class FreeLbAdversary(Adversary):
+    """FreeLB: several passes, each with the offset that the gradient of the previous one gives.
+
+    Args:
+        model: its seed generators and its optimizer's iterations determine the noise.
+        hook: of the embedding layer.
+        steps: number of passes.
+        step_size: length of an offset's change.
+        epsilon: bound of an offset's length.
+    """
 
     def __init__(
-        self, model: keras.Model, seam: EmbeddingHook, steps: int, step_size: float, epsilon: float
+        self, model: keras.Model, hook: EmbeddingHook, steps: int, step_size: float, epsilon: float
     ):
-        super().__init__(seam)
+        super().__init__(hook)
         self._model = model
         self.steps, self.step_size, self.epsilon = steps, step_size, epsilon
 
-    def gradients(self, model, loss_of, variables):
-        """The mean over the steps; loss and output are those of the first."""
-        drawn = seeds.draw(model)
-        offset = self._first
+    def gradients(self, model, compute_loss, variables):
+        """Return loss and output of the first pass, and the mean gradients of all passes."""
+        drawn_seeds = seeds.draw(model)
+        make_offset = self._initial_offset
         sums: list[tf.Tensor] | None = None
-        for at in range(self.steps):
-            with seeds.given(model, drawn):
-                loss, found, y_pred, by_offset = self._pass(model, loss_of, variables, offset)
-            used = self._seam.offset
-            if at == 0:
+        for step in range(self.steps):
+            with seeds.use(model, drawn_seeds):
+                loss, gradients, y_pred, offset_gradient = self._pass(
+                    model, compute_loss, variables, make_offset
+                )
+            offset = self._hook.offset
+            if step == 0:
                 first = loss, y_pred
-            sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
-            moved = self._within_ball(used + self.step_size * direction(by_offset))
-            offset = _always(moved)
+            sums = (
+                gradients if sums is None else [a + b for a, b in zip(sums, gradients, strict=True)]
+            )
+            new_offset = self._project(offset + self.step_size * direction(offset_gradient))
+            make_offset = _constant(new_offset)
         return first[0], [g / self.steps for g in sums], first[1]
 
-    def _first(self, y: Any) -> Any:
-        """Uniform, of the length epsilon at most: epsilon / sqrt(T D) * U(-1, 1)."""
+    def _initial_offset(self, y: Any) -> Any:
+        """Draw epsilon / sqrt(T D) * U(-1, 1), whose length is at most epsilon."""
         shape = tf.shape(y)
         size = tf.cast(shape[1] * shape[2], y.dtype)
-        # By the step, so that a resumed run draws the same; by the replica, so that they differ.
+        # The seed contains the step, so that a resumed run draws the same noise, and the replica,
+        # so that replicas draw different noise.
         step = tf.cast(tf.convert_to_tensor(self._model.optimizer.iterations), tf.int32)
         context = tf.distribute.get_replica_context()
         replica = context.replica_id_in_sync_group if context else 0
@@ -148,20 +192,21 @@ class FreeLarge(Adversary):
         uniform = tf.random.stateless_uniform(shape, seed, -1.0, 1.0, tf.float32)
         return tf.cast(uniform, y.dtype) * self.epsilon * tf.math.rsqrt(size)
 
-    def _within_ball(self, offset: tf.Tensor) -> tf.Tensor:
+    def _project(self, offset: tf.Tensor) -> tf.Tensor:
+        """Shorten the offset of each row to at most `epsilon`."""
         length = norm(offset)
         return offset * tf.minimum(1.0, self.epsilon / tf.maximum(length, 1e-12))
 
 
-def _always(offset: tf.Tensor) -> Callable[[Any], tf.Tensor]:
+def _constant(offset: tf.Tensor) -> Callable[[Any], tf.Tensor]:
     return lambda _: offset
 
 
 def norm(offset: tf.Tensor) -> tf.Tensor:
-    """Of each row's [T, D], as [B, 1, 1]."""
+    """Return the L2 norm of each row of [B, T, D], as [B, 1, 1]."""
     return tf.sqrt(tf.reduce_sum(tf.square(offset), axis=[1, 2], keepdims=True))
 
 
 def direction(gradient: tf.Tensor) -> tf.Tensor:
-    """The gradient of each row at length 1; zero where it is zero."""
+    """Return the gradient [B, T, D] with each row scaled to norm 1; rows of zeros stay zero."""
     return ops.stop_gradient(tf.math.divide_no_nan(gradient, norm(gradient)))

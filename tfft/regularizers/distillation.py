@@ -1,7 +1,7 @@
-"""Knowledge distillation: the answers of a bigger tfft model are targets beside the labels.
+"""Knowledge distillation: the logits of a teacher model are targets in addition to the labels.
 
-Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2: the
-teacher's part of the loss is multiplied by the temperature's square.
+Hinton, Vinyals & Dean 2015, "Distilling the Knowledge in a Neural Network", section 2: the loss
+against the teacher is multiplied by the square of the temperature.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,9 @@ class Distilled(keras.losses.Loss):
     """(1 - weight) * loss(labels) + weight * T^2 * KL(teacher | student), both at temperature T.
 
     Args:
-        loss: of the labels, one value a row.
+        loss: loss of the labels, one value per row; its reduction is kept.
+        temperature: T.
+        weight: weight of the teacher, from 0 to 1.
     """
 
     def __init__(self, loss: keras.losses.Loss, temperature: float, weight: float):
@@ -26,31 +28,48 @@ class Distilled(keras.losses.Loss):
 
     @staticmethod
     def target_width(classes: int) -> int:
-        """Numbers of a row's target: the class id, and the teacher's logits."""
+        """Return the width of a row's target: the class id and the teacher's logits."""
         return 1 + classes
 
     def call(self, y_true, y_pred):
-        """Class id and the teacher's logits [B, 1 + C], logits [B, C] -> [B]."""
+        """Compute the loss of each row, [B].
+
+        Args:
+            y_true: class id and the teacher's logits, [B, 1 + C].
+            y_pred: logits [B, C].
+        """
         labels, teacher = y_true[:, 0], y_true[:, 1:]
         p = ops.log_softmax(teacher / self.temperature, axis=-1)
         q = ops.log_softmax(ops.cast(y_pred, "float32") / self.temperature, axis=-1)
-        apart = ops.sum(ops.exp(p) * (p - q), axis=-1) * self.temperature**2
-        return (1 - self.weight) * self.loss.call(labels, y_pred) + self.weight * apart
+        divergence = ops.sum(ops.exp(p) * (p - q), axis=-1) * self.temperature**2
+        return (1 - self.weight) * self.loss.call(labels, y_pred) + self.weight * divergence
 
 
 def targets(
-    ids: np.ndarray, logits: np.ndarray, theirs: Sequence[str], ours: Sequence[str]
+    ids: np.ndarray,
+    logits: np.ndarray,
+    teacher_labels: Sequence[str],
+    student_labels: Sequence[str],
 ) -> np.ndarray:
-    """Class ids [N] and the teacher's logits [N, C], in our order of classes: float32 [N, 1 + C].
+    """Join class ids and the teacher's logits into the targets of `Distilled`.
+
+    Args:
+        ids: class ids of the student, [N].
+        logits: of the teacher, [N, C], in the order of its labels.
+        teacher_labels: class names of the teacher.
+        student_labels: class names of the student, the same set.
+
+    Returns:
+        float32 [N, 1 + C], the logits in the order of the student's labels.
 
     Raises:
-        UserError: the teacher knows other classes.
+        UserError: the teacher has other classes than the student.
     """
-    if set(theirs) != set(ours):
-        only = sorted(set(theirs) ^ set(ours))
+    if set(teacher_labels) != set(student_labels):
+        unmatched = sorted(set(teacher_labels) ^ set(student_labels))
         raise UserError(
-            "regularization.distillation.teacher: has other classes: "
-            f"{', '.join(map(repr, only[:5]))} on one side only"
+            "regularization.distillation.teacher: must have the classes of the data. Received: "
+            f"{', '.join(map(repr, unmatched[:5]))} on one side only"
         )
-    order = [list(theirs).index(name) for name in ours]
+    order = [list(teacher_labels).index(name) for name in student_labels]
     return np.concatenate([ids[:, None], logits[:, order]], axis=1).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Mixout: in each step a random share of every kernel is the pretrained one.
+"""Mixout: replace random elements of every kernel by the pretrained ones, in each step.
 
 Lee, Cho & Kang 2020, "Mixout: Effective Regularization to Finetune Large-scale Pretrained Language
-Models", equation 3: the mixture is corrected so that its mean is the trained kernel.
+Models", equation 3: the mixture is corrected so that its expectation is the trained kernel.
 """
 
 import keras
@@ -13,54 +13,62 @@ from tfft.spec import Mask
 from tfft.utils.errors import UserError
 
 
-class Mixed(keras.layers.Layer):
-    """Stands in for the product of a layer.
+class MixoutKernel(keras.layers.Layer):
+    """A product with a mixture of trained and pretrained kernel, for `injection.replace_matmul`.
 
     Args:
-        hooked: gives the trained kernel, [inputs, outputs].
-        pretrained: the kernel that is mixed in.
-        share: of it.
+        get_kernel: returns the trained kernel, [inputs, outputs].
+        pretrained: the pretrained kernel, [inputs, outputs].
+        rate: probability of a pretrained element.
+        **kwargs: of the Keras layer.
     """
 
-    def __init__(self, trained, pretrained: np.ndarray, share: float, **kwargs):
+    def __init__(self, get_kernel, pretrained: np.ndarray, rate: float, **kwargs):
         super().__init__(**kwargs)
-        self._trained, self._share = trained, share
-        # A constant, not a variable: it is in the backbone's files.
+        self._get_kernel, self._rate = get_kernel, rate
+        # A constant, not a variable: checkpoints need not repeat the backbone's files.
         self._pretrained = ops.convert_to_tensor(pretrained)
         self.seed_generator = keras.random.SeedGenerator()
         self.built = True
 
     def kernel(self):
-        """The trained kernel."""
-        return self._trained()
+        """Return the trained kernel, [inputs, outputs]."""
+        return self._get_kernel()
 
     def product(self, x, training):
-        """[..., inputs] -> [..., outputs]."""
-        kernel = self._trained()
+        """Return x W for [..., inputs], with a mixed kernel in training mode."""
+        kernel = self._get_kernel()
         if training:
             draws = keras.random.uniform(ops.shape(kernel), seed=self.seed_generator)
-            start = ops.cast(self._pretrained, kernel.dtype)
-            mixed = ops.where(draws < self._share, start, kernel)
-            kernel = (mixed - self._share * start) / (1 - self._share)
+            pretrained = ops.cast(self._pretrained, kernel.dtype)
+            mixed = ops.where(draws < self._rate, pretrained, kernel)
+            kernel = (mixed - self._rate * pretrained) / (1 - self._rate)
         return ops.matmul(x, ops.cast(kernel, x.dtype))
 
 
-def attach(model: keras.Model, mask: Mask, share: float) -> None:
-    """Mix every kernel of the backbone that moves.
+def attach(model: keras.Model, mask: Mask, rate: float) -> None:
+    """Apply mixout to every trainable kernel of the backbone.
+
+    Args:
+        model: changed in place; its present kernels are the pretrained ones.
+        mask: variables that are trainable in any phase.
+        rate: probability of a pretrained element.
 
     Raises:
-        UserError: none does.
+        UserError: no kernel of the backbone is trainable.
     """
-    moving = {entry.path for entry in mask.entries if entry.trainable}
+    trainable = {entry.path for entry in mask.entries if entry.trainable}
     layers = {
-        id(p.layer): p.layer
-        for p in injection.linear_targets(model)
-        if not p.name.startswith("head/") and f"{injection.path(p.layer)}/kernel" in moving
+        id(t.layer): t.layer
+        for t in injection.linear_targets(model)
+        if not t.name.startswith("head/") and f"{injection.layer_path(t.layer)}/kernel" in trainable
     }
     if not layers:
-        raise UserError("regularization.mixout: no kernel of the backbone moves: nothing to mix")
+        raise UserError(
+            "regularization.mixout: needs a trainable kernel in the backbone, and all are frozen"
+        )
     for layer in layers.values():
         injection.replace_matmul(
             layer,
-            lambda trained, value: Mixed(trained, value, share, name="mixout"),
+            lambda get_kernel, value: MixoutKernel(get_kernel, value, rate, name="mixout"),
         )

@@ -1,7 +1,7 @@
-"""L1, L2 and L2-SP, added to the gradient once for each step, before it is clipped.
+"""L1, L2 and L2-SP penalties, added to the gradients once per step, before clipping.
 
 L2-SP: Li, Grandvalet & Davoine 2018, "Explicit Inductive Bias for Transfer Learning with
-Convolutional Networks", equation 3. The reported loss is that of the data alone.
+Convolutional Networks", equation 3. The reported loss does not include penalties.
 """
 
 from collections.abc import Callable, Collection
@@ -13,7 +13,7 @@ import tensorflow as tf
 from tfft.config import RegularizationConfig
 from tfft.spec import Mask
 
-# (variable's path, its value) -> what is added to its gradient, or None
+# (path of a variable, its value) -> term to add to its gradient, or None
 Penalty = Callable[[str, tf.Tensor], Any]
 
 
@@ -23,19 +23,26 @@ def build(
     changed: Collection[str],
     config: RegularizationConfig,
 ) -> list[Penalty]:
-    """The penalties that the section asks for; `changed` paths have no pretrained value."""
-    found: list[Penalty] = []
+    """Build the penalties of the config.
+
+    Args:
+        model: its present values are the starting point of L2-SP.
+        mask: variables that are trainable in any phase.
+        changed: paths of variables without pretrained values; L2-SP pulls them towards 0.
+        config: section `regularization`. L1 and L2 leave out vectors: biases and norms.
+    """
+    penalties: list[Penalty] = []
     if config.l1:
-        found.append(lambda _, w: config.l1 * tf.sign(w) if len(w.shape) > 1 else None)
+        penalties.append(lambda _, w: config.l1 * tf.sign(w) if len(w.shape) > 1 else None)
     if config.l2:
-        found.append(lambda _, w: config.l2 * w if len(w.shape) > 1 else None)
+        penalties.append(lambda _, w: config.l2 * w if len(w.shape) > 1 else None)
     if config.l2_sp is not None:
-        moving = {entry.path for entry in mask.entries if entry.trainable}
+        trainable = {entry.path for entry in mask.entries if entry.trainable}
         start = {
             v.path: tf.constant(keras.ops.convert_to_numpy(v))
             for v in model.weights
-            if v.path in moving and v.path not in changed
+            if v.path in trainable and v.path not in changed
         }
         alpha, beta = config.l2_sp.alpha, config.l2_sp.beta
-        found.append(lambda path, w: alpha * (w - start[path]) if path in start else beta * w)
-    return found
+        penalties.append(lambda path, w: alpha * (w - start[path]) if path in start else beta * w)
+    return penalties

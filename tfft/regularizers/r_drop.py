@@ -1,7 +1,7 @@
-"""R-Drop: two passes with different dropout must agree.
+"""R-Drop: penalize the divergence of two forward passes with different dropout masks.
 
 Liang et al. 2021, "R-Drop: Regularized Dropout for Neural Networks", equation 4, with the mean of
-the two losses as in the authors' code: both passes are one, of a batch that is there twice.
+the two losses. As in the authors' code, both passes are one pass over the batch repeated twice.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from keras import ops, tree
 
 
 class RDrop:
-    """The loss of a batch, for `model.step.Model.consistency`.
+    """Loss of a batch with R-Drop, for `Model.consistency`.
 
     Args:
         alpha: weight of the divergence.
@@ -22,21 +22,29 @@ class RDrop:
         self.alpha = alpha
 
     def loss(
-        self, model: Any, x: Any, y: Any, weight: Any, total: tf.Tensor
+        self, model: Any, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """This replica's share of the loss, and the first pass's output."""
+        """Compute the share of these rows in the loss, and the output of the first pass.
+
+        Args:
+            model: the `Model`.
+            x: inputs of the rows.
+            y: targets of the rows.
+            weight: sample weights [B], or None.
+            total_weight: denominator of the mean loss over the global batch, float32 [].
+        """
         doubled = tree.map_structure(lambda t: ops.concatenate([t, t], axis=0), x)
         first, second = ops.split(model(doubled, training=True), 2, axis=0)
-        losses = [model._share_of_loss(x, y, out, weight, total) for out in (first, second)]
-        rows = divergence(first, second)
+        losses = [model._loss_share(x, y, out, weight, total_weight) for out in (first, second)]
+        divergences = divergence(first, second)
         if weight is not None:
-            rows = rows * ops.cast(weight, rows.dtype)
-        apart = tf.math.divide_no_nan(ops.sum(rows), total)
-        return 0.5 * (losses[0] + losses[1]) + self.alpha * apart, first
+            divergences = divergences * ops.cast(weight, divergences.dtype)
+        mean_divergence = tf.math.divide_no_nan(ops.sum(divergences), total_weight)
+        return 0.5 * (losses[0] + losses[1]) + self.alpha * mean_divergence, first
 
 
 def divergence(first: keras.KerasTensor, second: keras.KerasTensor) -> keras.KerasTensor:
-    """(KL(p | q) + KL(q | p)) / 2 of two sets of logits [B, C], for each row [B]."""
+    """Return (KL(p | q) + KL(q | p)) / 2 per row, [B], of two arrays of logits [B, C]."""
     p = ops.log_softmax(ops.cast(first, "float32"), axis=-1)
     q = ops.log_softmax(ops.cast(second, "float32"), axis=-1)
     return 0.5 * ops.sum((ops.exp(p) - ops.exp(q)) * (p - q), axis=-1)
