@@ -102,22 +102,22 @@ def test_one_that_cannot_answer_is_told(verifier, tmp_path):
 PROBE = """
 import os, sys, time
 sys.path.insert(0, {folder!r})
-import probe
+import verify as module
 
 def verify(folder):
     with open(folder + "/ids", "w") as file:
         file.write(f"{{os.getppid()}} {{os.getpid()}}\\n")
     time.sleep(600)
 
-probe.prepare, probe.verify = (lambda: None), verify
-probe.serve(int(sys.argv[2]))
+module.prepare, module.verify = (lambda: None), verify
+module.serve(int(sys.argv[2]))
 """
 EXPORT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-import verifier
-verifier.Verifier(Path(sys.argv[2])).run(Path(sys.argv[3]))
+import verify_process
+verify_process.Verifier(Path(sys.argv[2])).run(Path(sys.argv[3]))
 """
 
 

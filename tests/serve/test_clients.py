@@ -154,7 +154,7 @@ def test_grpc_metadata_and_status(server, stub):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     reply = stub.GetModelMetadata(request_for(server, request), timeout=10)
     told = get_model_metadata_pb2.SignatureDefMap()
-    assert reply.metadata["signature_def"].Repad(told)
+    assert reply.metadata["signature_def"].Unpack(told)
     assert "classify" in told.signature_def
     with grpc.insecure_channel(server.grpc) as channel:
         models = model_service_pb2_grpc.ModelServiceStub(channel)

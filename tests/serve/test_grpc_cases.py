@@ -230,7 +230,7 @@ def test_grpc_metadata(one):
     assert (response.model_spec.name, response.model_spec.version.value) == (NAME, 123)
     assert response.model_spec.signature_name == ""
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    assert response.metadata["signature_def"].Repad(signatures)
+    assert response.metadata["signature_def"].Unpack(signatures)
     assert {"serving_default", "regress_x_to_y"} <= signatures.signature_def.keys()
 
 

@@ -154,7 +154,7 @@ def test_version_policies(half_plus_two, tmp_path, serve, policy, expected):
 def lines(monkeypatch):
     """What is logged."""
     lines = []
-    monkeypatch.setattr(versions.log, "say", lines.append)
+    monkeypatch.setattr(versions.console, "log", lines.append)
     return lines
 
 

@@ -80,7 +80,7 @@ class ExportedModel:
         older = ["text", "text_pair"][: 1 + description.get("pair", False)]
         self.columns: list[str] = description.get("columns", older)
         limits = description.get("thresholds")
-        if limits is None and str(description["task"]).endswith("_tagging"):
+        if limits is None and str(description["task"]).endswith("_multilabel"):
             limits = [0.5] * len(self.labels)
         self.thresholds = None if limits is None else np.array(limits)
         import tensorflow as tf

@@ -99,7 +99,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         response.model_spec.name = request.model_spec.name
         response.model_spec.version.value = loaded.version
         signatures = any_pb2.Any()
-        signatures.Unpad(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
+        signatures.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
         response.metadata["signature_def"].CopyFrom(signatures)
         return response
 
