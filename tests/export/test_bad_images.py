@@ -76,8 +76,8 @@ def test_every_signature_that_decodes_answers_the_other_rows(exported, tmp_path)
     assert "status" not in model.signatures["tensors"].structured_outputs
     alone = model.signatures["serving_default"](image=tf.constant(ROWS[1:2]))
     assert alone["status"].numpy() == STATUS[1:2]
-    with pytest.raises(ValueError, match="a row was not answered: not a picture of a known kind"):
-        verify.answers(model.signatures["serving_default"], {"image": ROWS}, 3)
+    with pytest.raises(ValueError, match="a row failed: not a picture of a known kind"):
+        verify.run_signature(model.signatures["serving_default"], {"image": ROWS}, 3)
     again = exported_model.ExportedModel(folder)
     rows = [(ROWS[at],) for at in (0, 3, 4, 0, 1)]
     with pytest.raises(UserError, match=r"^row 5: not a picture of a known kind"):
@@ -103,6 +103,8 @@ def test_in_a_session_as_tf_serving_has_it(exported):
 def test_the_table_of_signatures_says_which_answer_a_status():
     inputs = ImageInputs(ImageSpec((16, 16)))
     servable = Servable(None, inputs, TASKS["image_classification"], LABELS, None, None, None)
-    rows = {row.split("`")[1]: row for row in serving_config._table(servable).splitlines()[2:]}
+    rows = {
+        row.split("`")[1]: row for row in serving_config._signature_table(servable).splitlines()[2:]
+    }
     answering = {name for name, row in rows.items() if "`status` string [B]" in row}
     assert answering == {"serving_default", "serialized"}

@@ -28,7 +28,7 @@ def run(exported):
 def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     run, kind, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(compact, "LEAST", 64)  # the network is tiny
+    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)  # the network is tiny
     before, live = weights(run), run.task.probabilities(run.logits(ROWS))
     code, out, err = command(
         "export",
@@ -49,7 +49,7 @@ def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
 
 @pytest.mark.parametrize("kind", list(STEP))
 def test_rounding_is_within_half_a_step(run, kind, monkeypatch):
-    monkeypatch.setattr(compact, "LEAST", 64)
+    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)
     before = weights(run)
     with compact.rounded(run.model, kind) as stored:
         assert stored
@@ -71,7 +71,7 @@ def test_float32_is_what_it_was(run):
 def test_a_saved_model_inside_keeps_its_own(run, monkeypatch):
     monkeypatch.setattr(type(run.model.layers[-1]), "saved", None, raising=False)
     with (
-        pytest.raises(UserError, match="float16 does not go with hub: backbones"),
+        pytest.raises(UserError, match="must be float32 with a hub: backbone. Received: float16"),
         compact.rounded(run.model, "float16"),
     ):
         pass
@@ -80,7 +80,7 @@ def test_a_saved_model_inside_keeps_its_own(run, monkeypatch):
 @pytest.mark.slow
 def test_the_size_on_the_disk(tiny_two_blocks, tmp_path, monkeypatch):
     """Of two blocks: in one, the vectors, which stay as they are, are too large a part."""
-    monkeypatch.setattr(compact, "LEAST", 64)
+    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)
     config = one_epoch(tiny_two_blocks, tmp_path, export={"enabled": False})
     run, sizes = tfft.train(config, workdir=tmp_path / "run"), {}
     for kind in ("float32", "int8"):
@@ -93,6 +93,6 @@ def test_the_size_on_the_disk(tiny_two_blocks, tmp_path, monkeypatch):
 
 
 def test_a_form_that_there_is_not(run, tmp_path):
-    with pytest.raises(UserError, match=r"must be one of float32, float16, .*; received 'int4'"):
+    with pytest.raises(UserError, match=r"must be one of float32, float16, .*. Received: 'int4'"):
         run.export(tmp_path / "export", "int4")
     assert list(tmp_path.iterdir()) == []

@@ -98,7 +98,7 @@ def test_different_tokens_are_not_published(exported, monkeypatch, tmp_path):
         return {k: v[:, :-1] for k, v in real(text, text_pair).items()}
 
     monkeypatch.setattr(type(exported.inputs), "graph", lambda self: drops_the_last)
-    with pytest.raises(UserError, match=r"host and graph prepare .* differently; not published"):
+    with pytest.raises(UserError, match=r"host and graph prepare .* differently. Not published"):
         exported.export(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
 
@@ -119,7 +119,7 @@ def test_a_model_that_does_not_run_alone_is_not_published(exported, monkeypatch,
 
 
 def test_not_an_export(tmp_path):
-    with pytest.raises(UserError, match="holds no SavedModel"):
+    with pytest.raises(UserError, match="must contain a SavedModel"):
         export.ExportedModel(tmp_path)
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(UserError, match="was not exported by tfft"):

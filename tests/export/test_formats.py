@@ -68,7 +68,7 @@ def test_the_command_offers_what_there_is():
     """It lists them itself, so that `--help` loads no TensorFlow."""
     assert set(export_command.FORMATS) == {"saved_model", *formats.FORMATS}
     dtypes = get_args(ExportConfig.model_fields["weight_dtype"].annotation)
-    assert export_command.WEIGHT_DTYPES == dtypes == ("float32", *compact._MADE)
+    assert export_command.WEIGHT_DTYPES == dtypes == ("float32", *compact._ENCODERS)
 
 
 def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
@@ -81,7 +81,7 @@ def test_what_was_written_before_gives_way_and_nothing_else(run, tmp_path):
     assert not [p.name for p in tmp_path.iterdir() if p.name.startswith(".")]
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("do not lose")
-    with pytest.raises(UserError, match="holds something else than an exported model"):
+    with pytest.raises(UserError, match="must be empty or an exported model"):
         run.export_as("keras", tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "do not lose"
 
@@ -93,7 +93,7 @@ def test_a_checkpoint_that_is_not_an_export_stays(run, tiny, tmp_path):
     code, _, err = command(
         "export", f"--workdir={run.workdir}", "--format=huggingface", f"--output={folder}"
     )
-    assert code == 2 and "holds something else than an exported model.safetensors" in err
+    assert code == 2 and "must be empty or an exported model.safetensors" in err
     assert (folder / "model.safetensors").read_bytes() == before
 
 
@@ -161,7 +161,7 @@ def test_pictures_with_tags(form, tmp_path):
 
 def test_what_differs_is_not_published(run, monkeypatch, tmp_path):
     form = formats.FORMATS["keras"]
-    off = replace(form, answer=lambda *given: form.answer(*given) + 2e-5)
+    off = replace(form, run=lambda *given: form.run(*given) + 2e-5)
     monkeypatch.setitem(formats.FORMATS, "keras", off)
     with pytest.raises(
         UserError, match=r"differ by 2.0e-05 .* for float32 is 1e-05. Not published"

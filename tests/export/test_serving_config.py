@@ -22,7 +22,7 @@ def parsed(text):
 
 
 def write(path, config):
-    serving_config._put(path.parent, {path.name: config.text("colours")})
+    serving_config._write_files(path.parent, {path.name: config.text("colours")})
 
 
 def test_versions_and_labels(tmp_path):
@@ -105,9 +105,11 @@ def test_a_config_with_more_than_versions_and_labels_stays(
     serving_config.write(tmp_path, "colours", exported._servable)
     assert path.read_text() == edited
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("stays as it is: have it load version 7")
+    assert line.endswith("is not changed; add version 7 to it")
     readme = (tmp_path / "README.md").read_text()
-    assert "exports leave it as it is. Add version 7" in readme and "sed" not in readme
+    assert (
+        "exports do not change it. Add version\n7 to its versions" in readme and "sed" not in readme
+    )
 
 
 def test_warm_up_batches_are_as_large_as_it_was_worth():
@@ -147,13 +149,13 @@ def test_names(text, name):
 def test_others_files_stay(tmp_path, capsys):
     (tmp_path / "1").mkdir()
     (tmp_path / "README.md").write_text("# my own")
-    serving_config._put(tmp_path, {"README.md": "ours", "models.config": "ours"})
+    serving_config._write_files(tmp_path, {"README.md": "ours", "models.config": "ours"})
     assert (tmp_path / "README.md").read_text() == "# my own"
-    assert "is not tfft's and stays as it is" in capsys.readouterr().err
-    serving_config._put(tmp_path, {"models.config": "newer"})
+    assert "was not written by tfft and is not changed" in capsys.readouterr().err
+    serving_config._write_files(tmp_path, {"models.config": "newer"})
     assert "newer" in (tmp_path / "models.config").read_text()
     (tmp_path / "README.md").write_text(f"# my own\n\nIt was {MARK}.\n")
-    serving_config._put(tmp_path, {"README.md": "ours"})
+    serving_config._write_files(tmp_path, {"README.md": "ours"})
     assert "my own" in (tmp_path / "README.md").read_text()
 
 
@@ -167,7 +169,7 @@ def test_hostile_class_names_in_the_readme(exported):
 def test_the_image_is_one_that_there_is(monkeypatch):
     for version in ("2.20.0", "2.21.0", "2.20.1", "2.21.0-rc1"):
         monkeypatch.setattr(serving_config.tf, "__version__", version)
-        assert serving_config._image() == f"tensorflow/serving:{version[:4]}.0"
+        assert serving_config._docker_image() == f"tensorflow/serving:{version[:4]}.0"
 
 
 def test_a_folder_without_a_run_is_a_line(tmp_path):

@@ -151,7 +151,10 @@ def test_a_label_whose_version_was_deleted(exports, capsys):
     exports.export()
     server.reload()
     assert server.find("stable") == 2 and server.find() == 3
-    assert "version 1 of the label stable is gone; it is now version 2" in capsys.readouterr().err
+    assert (
+        "version 1 of the label stable was deleted; the label is now at version 2"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
@@ -163,7 +166,7 @@ def test_a_label_whose_version_was_deleted_on_a_server_that_missed_a_config(expo
     exports.export()
     with pytest.raises(Refused, match="label stable to version 2, which is not"):
         server.reload()
-    assert "A server that has not loaded that one must be restarted" in capsys.readouterr().err
+    assert "Restart a server that has not loaded that version" in capsys.readouterr().err
     assert Server(exports.folder).find("stable") == 2
 
 
@@ -190,7 +193,7 @@ def test_requests_of_any_size_and_together(exports, exported):
     server = Server(exports.folder)
     for rows in (1, 3, 33, serving_config.MAX_ROWS):
         server.answer({"text": (rows,)})
-    server.answer(*[{"text": (serving_config.MAX_ROWS,)}] * serving_config.WAITING)
+    server.answer(*[{"text": (serving_config.MAX_ROWS,)}] * serving_config.MAX_QUEUED_REQUESTS)
     with pytest.raises(Refused, match="larger than maximum"):
         server.answer({"text": (serving_config.MAX_ROWS + 1,)})
     for inputs in shapes(exported.workdir / "export" / "1").values():

@@ -41,7 +41,7 @@ def verifier(tmp_path):
     script.write_text(ANSWERS)
     verifier = Verifier(script)
     yield verifier
-    verifier._end()
+    verifier._stop()
 
 
 def processes(folder):
@@ -84,7 +84,7 @@ def test_an_interrupt_ends_it_with_what_it_forked(verifier, tmp_path, monkeypatc
         time.sleep(0.2)  # it forks
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Verifier, "_ask", interrupted)
+    monkeypatch.setattr(Verifier, "_request", interrupted)
     began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         verifier.run(tmp_path)
@@ -109,7 +109,7 @@ def verify(folder):
         file.write(f"{{os.getppid()}} {{os.getpid()}}\\n")
     time.sleep(600)
 
-module.prepare, module.verify = (lambda: None), verify
+module.import_packages, module.verify = (lambda: None), verify
 module.serve(int(sys.argv[2]))
 """
 EXPORT = """

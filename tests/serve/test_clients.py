@@ -204,7 +204,7 @@ def test_the_calls_of_the_exports_readme(server, base, live, tmp_path):
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
         assert "0." in done.stdout
-    (commands,) = re.findall(r"## Ask\n\n```sh\n(.*?)```", text, re.DOTALL)
+    (commands,) = re.findall(r"## Send requests\n\n```sh\n(.*?)```", text, re.DOTALL)
     answers = ("model_version_status", "predictions", "results", "metadata")
     for line, expected in zip(commands.splitlines(), answers, strict=True):
         done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)

@@ -157,14 +157,14 @@ def by_cli(folder, columns, rows, scratch):
     text = (folder.parent / "README.md").read_text()
     code = re.findall(r"python -c '(.*?)'", text, re.S)[-1]
     if "image" in columns:
-        assert "--inputs='image=picture.npy'" in text
-        (scratch / "picture.jpg").write_bytes(rows[0][0])
+        assert "--inputs='image=image.npy'" in text
+        (scratch / "image.jpg").write_bytes(rows[0][0])
         saved = re.search(r"python -c '(import numpy.*?)'", text)[1]
         subprocess.run([sys.executable, "-c", saved], cwd=scratch, check=True)
-        (alone,) = np.load(scratch / "picture.npy")
+        (alone,) = np.load(scratch / "image.npy")
         assert alone == rows[0][0]
-        np.save(scratch / "picture.npy", [image_spec for (image_spec,) in rows])
-        inputs = f"--inputs=image={scratch / 'picture.npy'}"
+        np.save(scratch / "image.npy", [image for (image,) in rows])
+        inputs = f"--inputs=image={scratch / 'image.npy'}"
     else:
         given = zip(columns, zip(*rows, strict=True), strict=True)
         inputs = "--input_exprs=" + ";".join(f"{c}={list(values)!r}" for c, values in given)
