@@ -12,7 +12,7 @@ from tensorflow_serving.apis import classification_pb2, regression_pb2
 
 from tfft.serve import examples, json_tensors
 from tfft.serve.failure import Failure
-from tfft.serve.loaded import Info
+from tfft.serve.loaded import TensorInfo
 
 NAN, INF = math.nan, math.inf
 DEEP = "[" * 20_000 + "]" * 20_000
@@ -25,7 +25,7 @@ SIX = [[1, 2], [3, 4], [5, 6]]
 def parsed(body, types):
     request = json_tensors.parse(body.encode())
     json_tensors.signature_name(request)
-    return json_tensors.inputs(request, {n: Info(t, None) for n, t in types.items()})
+    return json_tensors.inputs(request, {n: TensorInfo(t, None) for n, t in types.items()})
 
 
 # body, type of each input, form, arrays

@@ -15,7 +15,7 @@ from tests.serve.conftest import NAME, stop, tfft_server
 from tfft.serve import json_tensors, versions, warmup
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure
-from tfft.serve.loaded import Loaded
+from tfft.serve.loaded import LoadedVersion
 
 
 @pytest.mark.slow
@@ -35,7 +35,7 @@ def test_a_newer_version_is_served_without_a_restart_and_labels_hold(exported, b
             if {one["version"]: one["state"] for one in found}.get("2") == "AVAILABLE":
                 break
             time.sleep(0.3)
-        time.sleep(2 * versions.POLL)
+        time.sleep(2 * versions.POLL_SECONDS)
         told = requests.get(f"{server.model}/labels/stable/metadata", timeout=10).json()
         assert told["model_spec"]["version"] == "1"
         told = requests.get(f"{server.model}/metadata", timeout=10).json()
@@ -46,11 +46,11 @@ def test_a_newer_version_is_served_without_a_restart_and_labels_hold(exported, b
 
 def test_the_warm_up_file_is_read_back_and_replayed(exported, base):
     """Every signature, in batch sizes of the batching parameters."""
-    loaded, asked = Loaded(base / "1", 1), []
+    loaded, asked = LoadedVersion(base / "1", 1), []
 
     def run(signature, inputs):
         asked.append((signature, inputs))
-        return signature.answer(inputs)
+        return signature.run(inputs)
 
     warmup.replay(loaded, run)
     assert {signature.name for signature, _ in asked} == set(loaded.signatures)
@@ -58,7 +58,7 @@ def test_the_warm_up_file_is_read_back_and_replayed(exported, base):
     sizes = {int(line.split()[1]) for line in text.splitlines() if line.startswith("allowed")}
     assert {1} <= {len(next(iter(inputs.values()))) for _, inputs in asked} <= sizes
     for signature, inputs in asked:
-        found = signature.answer(inputs)
+        found = signature.run(inputs)
         scores = found.get("scores", found.get("probabilities"))
         np.testing.assert_allclose(scores.sum(axis=1), 1, atol=1e-5)
     lengths = {v["padding_mask"].sum(axis=1).max() for s, v in asked if s.name == "tensors"}
@@ -68,8 +68,11 @@ def test_the_warm_up_file_is_read_back_and_replayed(exported, base):
 def test_mistakes_of_the_command_are_told(base, tmp_path):
     for flags, message in (
         ([], "--workdir or --model_base_path"),
-        ([f"--model_base_path={tmp_path}"], "holds no version"),
-        ([f"--model_base_path={base}", "--model_name=other"], f"names {NAME}; received 'other'"),
+        ([f"--model_base_path={tmp_path}"], "must contain a version"),
+        (
+            [f"--model_base_path={base}", "--model_name=other"],
+            f"names the model {NAME}. Received: 'other'",
+        ),
     ):
         code, _, err = command("serve", *flags)
         assert code == 2 and message in err, err
@@ -94,7 +97,7 @@ class Doubling:
     def batch_rows(self, inputs):
         return len(inputs["x"])
 
-    def answer(self, inputs):
+    def run(self, inputs):
         assert self.go.wait(10)
         self.batches.append(len(inputs["x"]))
         if (inputs["x"] >= 100).any():
@@ -103,7 +106,7 @@ class Doubling:
 
 
 def test_what_comes_in_meanwhile_is_answered_together():
-    signature, batcher = Doubling(), Batcher(rows=4)
+    signature, batcher = Doubling(), Batcher(max_rows=4)
     asked = [batcher.submit(signature, {"x": np.array([at])}) for at in range(10)]
     signature.go.set()
     assert [int(one.result(10)["y"][0]) for one in asked] == [2 * at for at in range(10)]
@@ -114,7 +117,7 @@ def test_what_comes_in_meanwhile_is_answered_together():
 
 def test_versions_of_a_model_are_not_answered_together():
     """Their signatures have the same name and take the same inputs."""
-    older, newer, batcher = Doubling(), Doubling(factor=3), Batcher(rows=8)
+    older, newer, batcher = Doubling(), Doubling(factor=3), Batcher(max_rows=8)
     waiting = [
         (signature.factor, batcher.submit(signature, {"x": np.array([1])}))
         for signature in (older, newer, older, newer)
@@ -126,7 +129,7 @@ def test_versions_of_a_model_are_not_answered_together():
 
 
 def test_one_bad_request_does_not_spoil_the_others():
-    signature, batcher = Doubling(), Batcher(rows=8)
+    signature, batcher = Doubling(), Batcher(max_rows=8)
     asked = [batcher.submit(signature, {"x": np.array([at])}) for at in (1, 2, 100, 3)]
     signature.go.set()
     for one, value in zip(asked, (2, 4, None, 6), strict=True):
@@ -139,7 +142,7 @@ def test_one_bad_request_does_not_spoil_the_others():
 
 
 def test_too_many_that_wait_are_refused():
-    signature, batcher = Doubling(), Batcher(waiting=2)
+    signature, batcher = Doubling(), Batcher(max_queued=2)
     asked = []
     with pytest.raises(Failure, match="queue to which this task was submitted is full") as error:
         for at in range(5):

@@ -353,7 +353,7 @@ def test_both_parsers_read_the_same():
             at = generator.randrange(len(body))
             body[at : at + generator.randint(0, 2)] = generator.choice(SIGNS)
         results = []
-        for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
+        for parse in (json_text.parse, lambda body: json_text._Parser(body).document()):
             try:
                 results.append(repr(parse(bytes(body))))  # NaN differs from itself
             except Failure as failure:
@@ -406,20 +406,20 @@ BODIES = {
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_reading_takes_no_more_than_the_bound_counts(body):
-    for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
+    for parse in (json_text.parse, lambda body: json_text._Parser(body).document()):
         tracemalloc.start()
         try:
             parse(body)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < json_text.memory(body), parse
+        assert peak < json_text.memory_bound(body), parse
 
 
 def test_large_bodies_are_read_by_the_fast_parser_or_not_at_all(monkeypatch):
     """The other takes seconds for them, in which all other requests would wait."""
-    monkeypatch.setattr(json_text, "_Reader", None)
-    text = "a" * json_text.SLOW_BYTES
+    monkeypatch.setattr(json_text, "_Parser", None)
+    text = "a" * json_text.MAX_FALLBACK_BYTES
     for body, value in (
         (json.dumps([text + EMOJI]).encode(), text + EMOJI),
         (json.dumps([text + "\\ud83d"]).encode(), text + "\\ud83d"),
@@ -436,7 +436,7 @@ def test_a_request_that_takes_long_to_parse_is_given_up():
     def parse(*_):
         go.wait(2)
 
-    go, rest = threading.Event(), Rest(None, None, Limits(body=1 << 20, seconds=0.05))
+    go, rest = threading.Event(), Rest(None, None, Limits(max_body_bytes=1 << 20, timeout=0.05))
     with pytest.raises(TimeoutError):
         asyncio.run(rest._run(parse, ModelSpec("model"), b"{}"))
     go.set()
@@ -445,6 +445,6 @@ def test_a_request_that_takes_long_to_parse_is_given_up():
 def test_a_context_is_not_repeated_without_bound():
     rows = [{}] * 1000
     inputs = examples.from_json({"examples": rows, "context": {"text": "a" * 1000}})
-    assert len(examples.serialized(inputs, 2 << 20)["inputs"]) == 1000
+    assert len(examples.serialize(inputs, 2 << 20)["inputs"]) == 1000
     with pytest.raises(TooLarge, match="context of 1,000 examples"):
-        examples.serialized(inputs, 1_000_000)
+        examples.serialize(inputs, 1_000_000)

@@ -11,8 +11,8 @@ from tests.serve.half_plus_two import CONFIG, NAME
 from tests.serve.test_grpc_cases import infer_request, predict_request, single
 from tfft.serve import versions, warmup
 from tfft.serve.failure import Failure
-from tfft.serve.loaded import Loaded
-from tfft.serve.versions import ModelSpec, Versions, version_number
+from tfft.serve.loaded import LoadedVersion
+from tfft.serve.versions import ModelSpec, VersionManager, version_number
 from tfft.utils.errors import UserError
 
 
@@ -47,7 +47,7 @@ def serve():
     opened = []
 
     def serve(folder, name=NAME):
-        opened.append(Versions(name, folder, warmup.replay))
+        opened.append(VersionManager(name, folder, warmup.replay))
         return opened[-1]
 
     yield serve
@@ -66,7 +66,7 @@ def test_a_strange_folder_or_a_broken_version_does_not_stop_others(
     half_plus_two, tmp_path, serve, monkeypatch
 ):
     """While the server runs: the thread that looks for versions goes through all of them."""
-    monkeypatch.setattr(versions, "POLL", 0.05)
+    monkeypatch.setattr(versions, "POLL_SECONDS", 0.05)
     add(tmp_path, half_plus_two, "00000001")
     served = serve(tmp_path)
     assert served.find(ModelSpec(NAME)).version == 1
@@ -109,9 +109,11 @@ def test_why_a_version_failed_is_said_and_it_is_tried_again_once_it_changed(
     half_plus_two, tmp_path, serve, monkeypatch
 ):
     """As a folder that is being copied, whose variables come last."""
-    monkeypatch.setattr(versions, "POLL", 600)
+    monkeypatch.setattr(versions, "POLL_SECONDS", 600)
     tried = []
-    monkeypatch.setattr(versions, "Loaded", lambda *args: tried.append(args[1]) or Loaded(*args))
+    monkeypatch.setattr(
+        versions, "LoadedVersion", lambda *args: tried.append(args[1]) or LoadedVersion(*args)
+    )
     add(tmp_path, half_plus_two, "1")
     served = serve(tmp_path)
     (tmp_path / "2").mkdir()
@@ -161,7 +163,7 @@ def lines(monkeypatch):
 def test_links_to_nothing_and_folders_that_cannot_be_read(
     half_plus_two, tmp_path, serve, monkeypatch
 ):
-    monkeypatch.setattr(versions, "POLL", 600)
+    monkeypatch.setattr(versions, "POLL_SECONDS", 600)
     long = "x" * 300  # where a link leads there, even the superuser gets an OSError
     (tmp_path / "3").symlink_to(long)
     with pytest.raises(UserError, match=r"3: cannot be loaded: .*name too long"):
@@ -181,7 +183,7 @@ def test_links_to_nothing_and_folders_that_cannot_be_read(
 
 
 def test_what_cannot_be_followed_is_logged_once(half_plus_two, tmp_path, serve, monkeypatch, lines):
-    monkeypatch.setattr(versions, "POLL", 0.02)
+    monkeypatch.setattr(versions, "POLL_SECONDS", 0.02)
     add(tmp_path, half_plus_two, "1")
     served, config = serve(tmp_path), tmp_path / "models.config"
     looks, refresh = [], served.refresh
@@ -202,10 +204,10 @@ def test_what_cannot_be_followed_is_logged_once(half_plus_two, tmp_path, serve, 
     monkeypatch.setattr(served, "refresh", look)
     good = CONFIG.format(policy="")
     for text, message in (
-        ("model_config_list { con", "is no model_config_list"),
-        (good.replace(f'"{NAME}"', '"other"'), f"names other; received {NAME!r}"),
+        ("model_config_list { con", "must be a model_config_list"),
+        (good.replace(f'"{NAME}"', '"other"'), f"names the model other. Received: {NAME!r}"),
         (good, None),
-        ("model_config_list { con", "is no model_config_list"),
+        ("model_config_list { con", "must be a model_config_list"),
     ):
         (tmp_path / "new").write_text(text)
         problems = problems_after(lambda: (tmp_path / "new").rename(config))
@@ -228,7 +230,7 @@ def test_a_file_that_moves_a_label_to_a_version_not_loaded_is_refused_whole(
     half_plus_two, tmp_path, serve, monkeypatch, lines
 ):
     """As by a promotion that came too early; a server that starts takes any label."""
-    monkeypatch.setattr(versions, "POLL", 600)
+    monkeypatch.setattr(versions, "POLL_SECONDS", 600)
     for name in ("123", "124"):
         add(tmp_path, half_plus_two, name)
     config, label = tmp_path / "models.config", ModelSpec(NAME, None, "label")
@@ -259,18 +261,21 @@ def test_a_file_that_moves_a_label_to_a_version_not_loaded_is_refused_whole(
 
 
 def test_configurations_that_are_refused(half_plus_two, tmp_path, serve):
-    with pytest.raises(UserError, match="holds no version"):
+    with pytest.raises(UserError, match="must contain a version"):
         serve(tmp_path)
     add(tmp_path, half_plus_two, "1")
     for text, message in (
-        ("model_config_list { con", "is no model_config_list"),
-        (CONFIG.format(policy="specific { versions: 7 }"), r"Received: \[7\]; there are \[1\]"),
+        ("model_config_list { con", "must be a model_config_list"),
+        (
+            CONFIG.format(policy="specific { versions: 7 }"),
+            r"version of the folder, \[1\]\. Received: \[7\]",
+        ),
     ):
         (tmp_path / "models.config").write_text(text)
         with pytest.raises(UserError, match=message):
             serve(tmp_path)
     (tmp_path / "models.config").write_text(CONFIG.format(policy=""))
-    with pytest.raises(UserError, match="names half_plus_two; received 'other'"):
+    with pytest.raises(UserError, match="names the model half_plus_two. Received: 'other'"):
         serve(tmp_path, "other")
     served = serve(tmp_path)
     config = model_server_config_pb2.ModelServerConfig()
@@ -286,11 +291,11 @@ def test_warm_up_records(half_plus_two, tmp_path):
     from tensorflow_serving.apis import classification_pb2, regression_pb2
 
     shutil.copytree(half_plus_two, tmp_path / "1")
-    loaded, ran = Loaded(tmp_path / "1", 1), []
+    loaded, ran = LoadedVersion(tmp_path / "1", 1), []
 
     def run(signature, inputs):
         ran.append(signature.name)
-        return signature.answer(inputs)
+        return signature.run(inputs)
 
     good = [
         log("predict_log", predict_request(inputs=GOOD)),
@@ -320,8 +325,8 @@ def test_warm_up_records(half_plus_two, tmp_path):
     path = tmp_path / "1" / warmup.FILE
     for data in (b"no record" * 20, path.read_bytes()[:-3]):
         path.write_bytes(data)
-        with pytest.raises(Failure, match="is no TFRecord file, or is cut off") as error:
+        with pytest.raises(Failure, match="must be a complete TFRecord file") as error:
             warmup.replay(loaded)
         assert error.value.code == "DATA_LOSS"
-    with pytest.raises(UserError, match="is no TFRecord file, or is cut off"):
-        Versions("model", tmp_path, warmup.replay)
+    with pytest.raises(UserError, match="must be a complete TFRecord file"):
+        VersionManager("model", tmp_path, warmup.replay)
