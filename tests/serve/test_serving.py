@@ -71,7 +71,7 @@ def test_mistakes_of_the_command_are_told(base, tmp_path):
         ([f"--model_base_path={tmp_path}"], "must contain a version"),
         (
             [f"--model_base_path={base}", "--model_name=other"],
-            f"names the model {NAME}. Received: 'other'",
+            f"the model must be one of {NAME}. Received: 'other'",
         ),
     ):
         code, _, err = command("serve", *flags)

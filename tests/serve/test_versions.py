@@ -205,7 +205,10 @@ def test_what_cannot_be_followed_is_logged_once(half_plus_two, tmp_path, serve, 
     good = CONFIG.format(policy="")
     for text, message in (
         ("model_config_list { con", "must be a model_config_list"),
-        (good.replace(f'"{NAME}"', '"other"'), f"names the model other. Received: {NAME!r}"),
+        (
+            good.replace(f'"{NAME}"', '"other"'),
+            f"the model must be one of other. Received: {NAME!r}",
+        ),
         (good, None),
         ("model_config_list { con", "must be a model_config_list"),
     ):
@@ -275,7 +278,9 @@ def test_configurations_that_are_refused(half_plus_two, tmp_path, serve):
         with pytest.raises(UserError, match=message):
             serve(tmp_path)
     (tmp_path / "models.config").write_text(CONFIG.format(policy=""))
-    with pytest.raises(UserError, match="names the model half_plus_two. Received: 'other'"):
+    with pytest.raises(
+        UserError, match=r"the model must be one of half_plus_two\. Received: 'other'"
+    ):
         serve(tmp_path, "other")
     served = serve(tmp_path)
     config = model_server_config_pb2.ModelServerConfig()

@@ -332,7 +332,7 @@ def read_policy(path: Path, name: str) -> Policy:
     models = {model.name: model for model in _models(path)}
     if name not in models:
         raise UserError(
-            f"{path}: must name the model; it names {', '.join(models) or 'none'}. Received: {name!r}"
+            f"{path}: the model must be one of {', '.join(models) or '(none)'}. Received: {name!r}"
         )
     return _policy(models[name])
 
