@@ -53,7 +53,7 @@ def serve(options: Options, on_ready: Callable[[int, int], None] = lambda rest, 
         UserError: there is no version to serve, or an address is in use.
     """
     versions = VersionManager(options.name, options.base, warmup.replay)
-    batcher = Batcher(options.batch, threads=options.threads)
+    batcher = Batcher(options.batch, num_threads=options.threads)
     try:
         asyncio.run(_serve(options, versions, batcher, on_ready))
     finally:
