@@ -1,4 +1,4 @@
-"""The model that TF Serving's own tests ask, built here, and a server for it in this process."""
+"""The model of TF Serving's own tests, and a server for it in this process."""
 
 import asyncio
 import contextlib
@@ -76,7 +76,7 @@ def save(folder):
 
 @contextlib.contextmanager
 def serving(base, name=NAME, max_bytes=8 << 20):
-    """Both interfaces of `tfft serve` over a folder: the address of REST, a channel of gRPC."""
+    """Serve a folder in this process; yield the REST address, a gRPC channel and the versions."""
     versions, batcher = VersionManager(name, base, warmup.replay), Batcher()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
