@@ -45,7 +45,7 @@ NOT_JSON = {
     "an integer beyond any float": b'{"instances": [' + b"9" * 400 + b"]}",
     "half a surrogate pair": b'{"instances": ["\\ud83d"]}',
 }
-ACCEPTED = {  # accepted by TF Serving's parser though it is not JSON, or shapes that the graph accepts
+ACCEPTED = {  # not JSON but accepted by TF Serving's parser, or shapes that the graph accepts
     "an instance a list": b'{"instances": [["a"]]}',
     "an input a list": b'{"instances": [{"text": ["a"]}]}',
     "inputs a string": b'{"inputs": "a"}',
@@ -292,7 +292,10 @@ def test_slow_clients_are_disconnected(small_server):
     assert (
         send_raw(small_server, b"POST /v1/models/x:predict HTTP/1.1\r\nHost: x\r\n") == b""
     )  # half of the header
-    head = f"POST /v1/models/{small_server.name}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
+    head = (
+        f"POST /v1/models/{small_server.name}:predict HTTP/1.1\r\n"
+        "Host: x\r\nContent-Length: 99\r\n\r\n"
+    )
     assert send_raw(small_server, head.encode() + b'{"inst').startswith(
         b"HTTP/1.1 408 "
     )  # half of the body

@@ -1,7 +1,7 @@
 """The cases of TF Serving's predict_util_test.cc, multi_inference_test.cc, classifier_test.cc,
 regressor_test.cc, get_model_metadata_impl_test.cc, get_model_status_impl_test.cc and, for labels,
-server_core_test.cc: requests, and the answers that those tests expect. They were not compared with a
-TF Serving binary."""
+server_core_test.cc: requests, and the answers that those tests expect. They were not compared with
+a TF Serving binary."""
 
 import shutil
 

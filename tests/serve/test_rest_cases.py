@@ -1,5 +1,8 @@
-"""The cases of TF Serving's http_rest_api_handler_test.cc and http_rest_api_util_test.cc:
-requests, and the answers that those tests expect. They were not compared with a TF Serving binary."""
+"""The cases of TF Serving's http_rest_api_handler_test.cc and http_rest_api_util_test.cc.
+
+Each has a request and the answer that those tests expect. They were not compared with a TF Serving
+binary.
+"""
 
 import pytest
 import requests
