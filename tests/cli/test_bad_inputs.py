@@ -311,7 +311,7 @@ def test_set_is_checked_too(setting):
         (["predict"], "one of --workdir and --export is required"),
         (["predict", "--workdir={}", "--input=none.txt"], "--input: no such file: none.txt"),
         (["predict", "--workdir={}"], "holds no run (no config.yaml)"),
-        (["predict", "--export={}"], "holds no SavedModel"),
+        (["predict", "--export={}"], "must contain a SavedModel"),
         (["predict", "--export={}", "--batch_size=0"], "batch_size"),
         (["evaluate", "--workdir={}"], "holds no run"),
         (["evaluate", "--workdir={}", "--split=tset"], "unknown split 'tset'; did you mean 'test'"),

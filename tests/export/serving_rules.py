@@ -1,6 +1,8 @@
-"""A small model of TF Serving: which configs it accepts, which versions it loads, which requests
-it takes. Written from its sources (server_core.cc, bundle_factory_util.cc, batching_session.cc,
-shared_batch_scheduler.h, saved_model_warmup_util.cc); it computes nothing."""
+"""A simulation of TF Serving: which configs, versions and requests it accepts.
+
+It follows TF Serving's sources (server_core.cc, bundle_factory_util.cc, batching_session.cc,
+shared_batch_scheduler.h, saved_model_warmup_util.cc) and computes nothing.
+"""
 
 import re
 from dataclasses import dataclass, field
@@ -15,8 +17,8 @@ from tensorflow_serving.config import model_server_config_pb2
 MAX_RECORDS = 1000
 
 
-class Refused(Exception):
-    """What TF Serving answers or logs with an error."""
+class RequestRejected(Exception):
+    """An error that TF Serving returns or logs."""
 
 
 @dataclass(frozen=True)
@@ -34,31 +36,35 @@ class Batching:
 
     @classmethod
     def parse(cls, text):
-        """Read the text form; wrappers of numbers are messages with a `value`."""
+        """Parse the text form, in which wrapped numbers are messages with a `value`."""
         values, sizes = {}, []
         for line in filter(None, (re.sub("#.*", "", line).strip() for line in text.splitlines())):
-            wrapped = re.fullmatch(r"(\w+) { value: (\w+) }", line)
-            plain = re.fullmatch(r"(allowed_batch_sizes|pad_variable_length_inputs): (\w+)", line)
-            if not (wrapped or plain):
-                raise Refused(f"INVALID_ARGUMENT: no BatchingParameters: {line}")
-            name, value = (wrapped or plain).groups()
+            wrapper = re.fullmatch(r"(\w+) { value: (\w+) }", line)
+            repeated = re.fullmatch(
+                r"(allowed_batch_sizes|pad_variable_length_inputs): (\w+)", line
+            )
+            if not (wrapper or repeated):
+                raise RequestRejected(f"INVALID_ARGUMENT: no BatchingParameters: {line}")
+            name, value = (wrapper or repeated).groups()
             value = {"true": True, "false": False}.get(value) if value.isalpha() else int(value)
             if name == "allowed_batch_sizes":
                 sizes.append(value)
             elif name in values or name not in cls.__dataclass_fields__:
-                raise Refused(f"INVALID_ARGUMENT: no BatchingParameters: {line}")
+                raise RequestRejected(f"INVALID_ARGUMENT: no BatchingParameters: {line}")
             else:
                 values[name] = value
-        made = cls(**values, allowed_batch_sizes=tuple(sizes))
-        if sizes and (sizes != sorted(set(sizes)) or sizes[-1] != made.max_batch_size):
-            raise Refused("INVALID_ARGUMENT: last entry of allowed_batch_sizes != max_batch_size")
-        if made.execution > made.max_batch_size or made.max_enqueued_batches < 1:
-            raise Refused("INVALID_ARGUMENT: max_execution_batch_size > max_batch_size")
-        return made
+        params = cls(**values, allowed_batch_sizes=tuple(sizes))
+        if sizes and (sizes != sorted(set(sizes)) or sizes[-1] != params.max_batch_size):
+            raise RequestRejected(
+                "INVALID_ARGUMENT: last entry of allowed_batch_sizes != max_batch_size"
+            )
+        if params.execution > params.max_batch_size or params.max_enqueued_batches < 1:
+            raise RequestRejected("INVALID_ARGUMENT: max_execution_batch_size > max_batch_size")
+        return params
 
     @property
     def execution(self):
-        """Rows of a batch at most."""
+        """Largest number of rows that are computed at once."""
         if self.enable_large_batch_splitting and self.max_execution_batch_size:
             return self.max_execution_batch_size
         return self.max_batch_size
@@ -66,11 +72,11 @@ class Batching:
 
 @dataclass
 class Server:
-    """A server over the folder that is mounted at /models/NAME, started as its compose file says.
+    """A server of a folder mounted at /models/NAME, with the flags of its compose file.
 
     Attributes:
         loaded: the versions that are AVAILABLE.
-        failed: version -> why it was not loaded.
+        failed: version -> the error of its load.
         labels: label -> version, as clients can use them.
     """
 
@@ -84,35 +90,35 @@ class Server:
             "services"
         ].values()
         flags = dict(flag.removeprefix("--").split("=", 1) for flag in service["command"])
-        self.new_labels_are_free = flags["allow_version_labels_for_unavailable_models"] == "true"
+        self.allow_new_labels = flags["allow_version_labels_for_unavailable_models"] == "true"
         assert flags["enable_batching"] == "true" and service["volumes"][0].startswith(".:")
-        # Read once: no later export reaches a running server by it.
+        # Read only here: a running server does not see later changes.
         self.batching = Batching.parse(self._path(flags["batching_parameters_file"]).read_text())
         self.config_file = flags["model_config_file"]
         self.reload()
         if not self.loaded:
-            raise Refused(f"the model did not become available: {self.failed}")
+            raise RequestRejected(f"the model did not become available: {self.failed}")
 
-    def _path(self, mounted):
-        """A path in the container as it is on the disk."""
-        _, models, self.name, *rest = mounted.split("/")
+    def _path(self, container_path):
+        """Return the path on disk of a path in the container."""
+        _, models, self.name, *rest = container_path.split("/")
         assert models == "models"
         return self.folder.joinpath(*rest)
 
     def reload(self):
-        """Take the config file: labels first, then versions.
+        """Apply the config file: labels first, then versions.
 
         Raises:
-            Refused: a label may not move; nothing is loaded.
+            Refused: a label cannot move; nothing is loaded.
         """
-        parsed = model_server_config_pb2.ModelServerConfig()
-        text_format.Parse(self._path(self.config_file).read_text(), parsed)
-        (model,) = parsed.model_config_list.config
+        config = model_server_config_pb2.ModelServerConfig()
+        text_format.Parse(self._path(self.config_file).read_text(), config)
+        (model,) = config.model_config_list.config
         assert (model.name, model.base_path) == (self.name, f"/models/{self.name}")
         for label, version in model.version_labels.items():
-            moves = self.labels.get(label, version) != version
-            if version not in self.loaded and (moves or not self.new_labels_are_free):
-                raise Refused(
+            is_moved = self.labels.get(label, version) != version
+            if version not in self.loaded and (is_moved or not self.allow_new_labels):
+                raise RequestRejected(
                     f"FAILED_PRECONDITION: label {label} to version {version}, which is not "
                     "currently available for inference"
                 )
@@ -122,61 +128,65 @@ class Server:
         aspired = {v for v in policy.specific.versions if (self.folder / str(v)).is_dir()}
         for version in sorted(aspired - self.loaded):
             try:
-                self._warm_up(self.folder / str(version))
+                self._run_warmup(self.folder / str(version))
                 self.loaded.add(version)
-            except Refused as error:
+            except RequestRejected as error:
                 self.failed[version] = str(error)
         if aspired & self.loaded:  # availability is preserved
             self.loaded &= aspired
 
     def find(self, label=None, version=None):
-        """The version that answers a request."""
+        """Return the version that answers a request."""
         if label is not None:
             if label not in self.labels:
-                raise Refused(f"INVALID_ARGUMENT: Unrecognized servable version label: {label}")
+                raise RequestRejected(
+                    f"INVALID_ARGUMENT: Unrecognized servable version label: {label}"
+                )
             version = self.labels[label]
         version = max(self.loaded) if version is None else version
         if version not in self.loaded:
-            raise Refused(f"NOT_FOUND: Specific({self.name}, {version})")
+            raise RequestRejected(f"NOT_FOUND: Specific({self.name}, {version})")
         return version
 
     def answer(self, *requests):
-        """Run requests to one signature that come at once; each: input -> shape."""
-        waiting = 0
+        """Check concurrent requests to one signature; each maps input name -> shape."""
+        queued_rows = 0
         for shapes in requests:
-            self._schedule({shape[0] for shape in shapes.values()}, waiting)
-            waiting += next(iter(shapes.values()))[0]
-        if waiting <= self.batching.execution:  # they may share a batch
+            self._schedule({shape[0] for shape in shapes.values()}, queued_rows)
+            queued_rows += next(iter(shapes.values()))[0]
+        if queued_rows <= self.batching.execution:  # they may share a batch
             for name in requests[0]:
                 if len({shapes[name][1:] for shapes in requests}) > 1:
                     padding = self.batching.pad_variable_length_inputs
-                    raise Refused(f"FAILED_PRECONDITION: {name}: different shapes, {padding=}")
+                    raise RequestRejected(
+                        f"FAILED_PRECONDITION: {name}: different shapes, {padding=}"
+                    )
 
-    def _schedule(self, rows, waiting=0):
-        """Put a request into the queue of its signature."""
-        if len(rows) != 1 or 0 in rows:
-            raise Refused(f"INVALID_ARGUMENT: batch sizes {rows}")
-        (size,), batching = rows, self.batching
+    def _schedule(self, row_counts, queued_rows=0):
+        """Check whether a request fits in the queue of its signature."""
+        if len(row_counts) != 1 or 0 in row_counts:
+            raise RequestRejected(f"INVALID_ARGUMENT: batch sizes {row_counts}")
+        (size,), batching = row_counts, self.batching
         if size > batching.max_batch_size:
-            raise Refused(
+            raise RequestRejected(
                 f"INVALID_ARGUMENT: Task size {size} is larger than maximum input batch size "
                 f"{batching.max_batch_size}"
             )
-        if waiting + size > batching.max_enqueued_batches * batching.execution:
-            raise Refused("UNAVAILABLE: the batch scheduling queue is full")
+        if queued_rows + size > batching.max_enqueued_batches * batching.execution:
+            raise RequestRejected("UNAVAILABLE: the batch scheduling queue is full")
 
-    def _warm_up(self, version):
+    def _run_warmup(self, version):
         """Run the recorded requests through the batching session."""
         path = version / "assets.extra" / "tf_serving_warmup_requests"
         records = list(tf.data.TFRecordDataset(str(path)).as_numpy_iterator())
         if len(records) > MAX_RECORDS:
-            raise Refused("INVALID_ARGUMENT: Number of warmup records exceeds the maximum")
+            raise RequestRejected("INVALID_ARGUMENT: Number of warmup records exceeds the maximum")
         for record in records:
-            self._schedule(rows_of(prediction_log_pb2.PredictionLog.FromString(record)))
+            self._schedule(batch_sizes(prediction_log_pb2.PredictionLog.FromString(record)))
 
 
-def rows_of(entry):
-    """The sizes of the first axes of a recorded request's inputs."""
+def batch_sizes(entry):
+    """Return the sizes of the first axes of a recorded request's inputs."""
     if entry.HasField("classify_log"):
         return {len(entry.classify_log.request.input.example_list.examples)}
     inputs = entry.predict_log.request.inputs.values()

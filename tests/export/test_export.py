@@ -1,4 +1,4 @@
-"""The SavedModel: what it answers, when it is refused, that nothing half-made is left."""
+"""The SavedModel: its answers, when it is not published, and that no partial files remain."""
 
 import json
 import os
@@ -25,13 +25,13 @@ from tfft.utils import files
 from tfft.utils.errors import UserError
 
 
-@pytest.mark.parametrize("skip", [True, False])
-def test_padding_is_left_out_unless_it_should_not(exported, skip):
-    """What XLA compiles has no op whose shape follows from the values."""
-    made = Signatures(exported._servable, skip_padding=skip)
-    graph = made.functions["tensors"].get_concrete_function().graph.as_graph_def()
+@pytest.mark.parametrize("skip_padding", [True, False])
+def test_padding_is_skipped_only_on_request(exported, skip_padding):
+    """XLA cannot compile ops whose output shape depends on values, such as Where."""
+    signatures = Signatures(exported._servable, skip_padding=skip_padding)
+    graph = signatures.functions["tensors"].get_concrete_function().graph.as_graph_def()
     nodes = [node for function in graph.library.function for node in function.node_def]
-    assert any(node.op == "Where" for node in nodes) is skip
+    assert any(node.op == "Where" for node in nodes) is skip_padding
 
 
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]
@@ -40,46 +40,46 @@ ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é好\x00"]
 def test_signatures(exported):
     model = tf.saved_model.load(str(exported.workdir / "export" / "1"))
     live = softmax(exported.logits(ROWS))
-    served = model.signatures["serving_default"](text=tf.constant(ROWS))
-    assert set(served) == {"probabilities", "label"}
-    assert served["probabilities"].dtype == tf.float32 and served["label"].dtype == tf.string
-    np.testing.assert_allclose(served["probabilities"], live, atol=1e-5)
-    labels = [v.decode() for v in served["label"].numpy()]
+    outputs = model.signatures["serving_default"](text=tf.constant(ROWS))
+    assert set(outputs) == {"probabilities", "label"}
+    assert outputs["probabilities"].dtype == tf.float32 and outputs["label"].dtype == tf.string
+    np.testing.assert_allclose(outputs["probabilities"], live, atol=1e-5)
+    labels = [v.decode() for v in outputs["label"].numpy()]
     assert labels == [exported.labels[i] for i in live.argmax(1)]
-    for rows in (ROWS, ROWS[:2]):  # of any length, padded to the same
+    for rows in (ROWS, ROWS[:2]):  # padded to the same length
         tokens = padded(exported.inputs, exported.inputs.batch(rows))
         assert tokens["token_ids"].shape == (len(rows), exported.config.data.max_length)
         from_ids = model.signatures["tensors"](**{k: tf.constant(v) for k, v in tokens.items()})
         np.testing.assert_allclose(from_ids["probabilities"], live[: len(rows)], atol=1e-5)
     for size in (1, 3):
-        part = model.signatures["serving_default"](text=tf.constant(ROWS[:size]))
-        np.testing.assert_allclose(part["probabilities"], live[:size], atol=1e-5)
+        batch_outputs = model.signatures["serving_default"](text=tf.constant(ROWS[:size]))
+        np.testing.assert_allclose(batch_outputs["probabilities"], live[:size], atol=1e-5)
 
 
-def test_served_object_and_numbers(exported, tmp_path):
-    served = export.ExportedModel(exported.workdir / "export")
-    found = served.probabilities([(row,) for row in ROWS], 2)
-    np.testing.assert_allclose(found, softmax(exported.logits(ROWS)), atol=1e-5)
+def test_exported_model_and_version_numbers(exported, tmp_path):
+    model = export.ExportedModel(exported.workdir / "export")
+    actual = model.probabilities([(row,) for row in ROWS], 2)
+    np.testing.assert_allclose(actual, softmax(exported.logits(ROWS)), atol=1e-5)
     copy = load_run(shutil.copytree(exported.workdir, tmp_path / "run"))
     assert copy.export().name == "2"
     assert export.latest(copy.workdir / "export").name == "2"
 
 
-def test_a_run_that_was_killed_after_its_export_publishes_no_other_version(exported, tmp_path):
+def test_resumed_run_does_not_publish_its_export_twice(exported, tmp_path):
     workdir = shutil.copytree(exported.workdir, tmp_path / exported.workdir.name)
     folder = workdir / "export"
-    before = {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
-    assert set(before) >= {"models.config", "README.md"}
-    for path in (workdir / "metrics.json", *(folder / name for name in before)):
+    contents = {p.name: p.read_text() for p in folder.iterdir() if p.is_file()}
+    assert set(contents) >= {"models.config", "README.md"}
+    for path in (workdir / "metrics.json", *(folder / name for name in contents)):
         path.unlink()
-    left = folder / f".export-{files.HOST}-00000001"
-    left.mkdir()
-    os.utime(left, (1e9, time.time() - 100))
+    abandoned = folder / f".export-{files.HOST}-00000001"
+    abandoned.mkdir()
+    os.utime(abandoned, (1e9, time.time() - 100))
     run = train.run(load(workdir / "config.yaml"), workdir)
     assert (workdir / "metrics.json").is_file()
-    assert {p.name for p in folder.iterdir()} == {"1", *before}
-    assert {name: (folder / name).read_text() for name in before} == before
-    # Other weights, or stored otherwise, are another version.
+    assert {p.name for p in folder.iterdir()} == {"1", *contents}
+    assert {name: (folder / name).read_text() for name in contents} == contents
+    # Other weights, or another stored form, are another version.
     run.model.weights[0].assign(run.model.weights[0] + 1)
     run.save_weights()
     for kind in ("float32", "int8"):
@@ -91,14 +91,14 @@ def test_no_python_in_the_graph(exported):
     assert b"PyFunc" not in raw and b"EagerPyFunc" not in raw
 
 
-def test_different_tokens_are_not_published(exported, monkeypatch, tmp_path):
-    real = exported.inputs.graph()
+def test_different_preprocessing_is_not_published(exported, monkeypatch, tmp_path):
+    graph = exported.inputs.graph()
 
-    def drops_the_last(text, text_pair=None):
-        return {k: v[:, :-1] for k, v in real(text, text_pair).items()}
+    def drop_last_token(text, text_pair=None):
+        return {k: v[:, :-1] for k, v in graph(text, text_pair).items()}
 
-    monkeypatch.setattr(type(exported.inputs), "graph", lambda self: drops_the_last)
-    with pytest.raises(UserError, match=r"host and graph prepare .* differently; not published"):
+    monkeypatch.setattr(type(exported.inputs), "graph", lambda self: drop_last_token)
+    with pytest.raises(UserError, match=r"host and graph prepare .* differently. Not published"):
         exported.export(tmp_path / "out")
     assert not list((tmp_path / "out").glob("*"))
 
@@ -110,16 +110,16 @@ def test_different_answers_are_not_published(exported, monkeypatch, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_model_that_does_not_run_alone_is_not_published(exported, monkeypatch, tmp_path):
-    probe = tmp_path / "verify.py"
-    probe.write_text("import sys\nsys.exit('no such op')\n")
-    monkeypatch.setattr(saved_model, "_VERIFIER", Verifier(probe))
+def test_model_that_fails_in_a_clean_process_is_not_published(exported, monkeypatch, tmp_path):
+    script = tmp_path / "verify.py"
+    script.write_text("import sys\nsys.exit('no such op')\n")
+    monkeypatch.setattr(saved_model, "_VERIFIER", Verifier(script))
     with pytest.raises(UserError, match="does not run in a fresh process: no such op"):
         exported.export(tmp_path / "out")
 
 
-def test_not_an_export(tmp_path):
-    with pytest.raises(UserError, match="holds no SavedModel"):
+def test_folder_without_an_export_is_rejected(tmp_path):
+    with pytest.raises(UserError, match="must contain a SavedModel"):
         export.ExportedModel(tmp_path)
     (tmp_path / "saved_model.pb").touch()
     with pytest.raises(UserError, match="was not exported by tfft"):
@@ -132,11 +132,11 @@ def test_description(exported):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-def test_an_export_that_is_ended_by_sigterm_leaves_nothing(exported, tmp_path):
+def test_sigterm_leaves_no_files(exported, tmp_path):
     workdir = shutil.copytree(exported.workdir, tmp_path / "run")
     folder = workdir / "export"
-    before = sorted(p.name for p in folder.iterdir())
-    (folder / f".export-{files.HOST}-00000001").mkdir()  # left by one that was killed
+    names = sorted(p.name for p in folder.iterdir())
+    (folder / f".export-{files.HOST}-00000001").mkdir()  # left by a killed export
     script = tmp_path / "script.py"
     script.write_text(
         "import os, sys, time\n"
@@ -144,17 +144,17 @@ def test_an_export_that_is_ended_by_sigterm_leaves_nothing(exported, tmp_path):
         "    print(os.getpid(), file=open(__file__ + '.id', 'w'), flush=True)\n"
         "    time.sleep(600)\n"
     )
-    setup = partial(verify_with, script)
+    setup = partial(set_verifier_script, script)
     command = Command("export", f"--workdir={workdir}", setup=setup)
-    verifier = tmp_path / "script.py.id"
-    command.wait_for(lambda: verifier.is_file() and verifier.read_text())
+    id_file = tmp_path / "script.py.id"
+    command.wait_for(lambda: id_file.is_file() and id_file.read_text())
     command.send_signal(signal.SIGTERM)
     code, err = command.wait()
     assert code == 3 and err.splitlines()[-1].startswith("tfft: interrupted")
     assert "Traceback" not in err
-    assert not running(int(verifier.read_text()))
-    assert sorted(p.name for p in folder.iterdir()) == before
+    assert not running(int(id_file.read_text()))
+    assert sorted(p.name for p in folder.iterdir()) == names
 
 
-def verify_with(script):
+def set_verifier_script(script):
     saved_model._VERIFIER = Verifier(script)

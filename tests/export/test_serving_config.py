@@ -1,4 +1,4 @@
-"""The files beside the versions: they parse, fit the model, and leave others' files alone."""
+"""The serving configuration parses, fits the model, and does not replace the user's files."""
 
 import re
 from dataclasses import replace
@@ -14,37 +14,37 @@ from tfft.export import models_config, serving_config, verify
 from tfft.export.models_config import MARK, Config
 
 
-def parsed(text):
+def parse_config(text):
     config = model_server_config_pb2.ModelServerConfig()
     text_format.Parse(text, config)
-    (one,) = config.model_config_list.config
-    return one
+    (model,) = config.model_config_list.config
+    return model
 
 
-def write(path, config):
-    serving_config._put(path.parent, {path.name: config.text("colours")})
+def write_config(path, config):
+    serving_config._write_files(path.parent, {path.name: config.text("colours")})
 
 
 def test_versions_and_labels(tmp_path):
     path = tmp_path / serving_config.CONFIG
     config = Config.read(path).after_export([1])
-    write(path, config)
-    first = parsed(path.read_text())
+    write_config(path, config)
+    first = parse_config(path.read_text())
     assert (first.name, first.base_path) == ("colours", "/models/colours")
     assert list(first.model_version_policy.specific.versions) == [1]
     assert dict(first.version_labels) == {"stable": 1}
     assert Config.read(path) == config
     third = config.after_export([1, 2, 3])
     assert third == Config([1, 3], {"stable": 1})
-    write(path, third)
+    write_config(path, third)
     path.write_text(path.read_text().replace('"stable" value: 1', '"stable" value: 3'))
     promoted = Config.read(path)
     assert promoted == Config([1, 3], {"stable": 3}, 1)
     assert promoted.after_export([1, 2, 3, 4]) == Config([1, 3, 4], {"stable": 3}, 1)
-    path.write_text(path.read_text().replace("# When", "# "))  # of an older export
+    path.write_text(path.read_text().replace("# When", "# "))  # without the history line
     assert Config.read(path) == promoted
-    gone = config.after_export([2, 3])  # stable was deleted
-    assert gone == Config([3], {"stable": 3})
+    moved = config.after_export([2, 3])  # stable was deleted
+    assert moved == Config([3], {"stable": 3})
 
 
 @pytest.fixture(params=["grammar", "no grammar"])
@@ -65,10 +65,10 @@ FORMS = [
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_config_is_read_as_it_may_be_edited(tmp_path, grammar, form):
-    """What cannot be read is never written again: no label is lost."""
+def test_edited_config_is_read_or_kept(tmp_path, grammar, form):
+    """A config that cannot be read is not overwritten, so that no label is lost."""
     path = tmp_path / serving_config.CONFIG
-    write(path, PLAIN)
+    write_config(path, PLAIN)
     assert Config.read(path) == PLAIN
     text = path.read_text()
     edited = text.replace('version_labels { key: "canary" value: 4 }', form)
@@ -91,86 +91,90 @@ def test_a_config_is_read_as_it_may_be_edited(tmp_path, grammar, form):
         ("model_config_list {", "model_config_list {{"),
     ],
 )
-def test_a_config_with_more_than_versions_and_labels_stays(
-    tmp_path, grammar, exported, capsys, old, new
-):
+def test_config_with_other_settings_is_kept(tmp_path, grammar, exported, capsys, old, new):
     path = tmp_path / serving_config.CONFIG
     (tmp_path / "7").mkdir()
-    write(path, PLAIN)
+    write_config(path, PLAIN)
     edited = path.read_text().replace(old, new)
     if "latest" in new:
         edited = re.sub(r"# \{\n[^}]*\}\n", "\n", edited)
-        assert parsed(edited).model_version_policy.latest.num_versions == 2
+        assert parse_config(edited).model_version_policy.latest.num_versions == 2
     path.write_text(edited)
     serving_config.write(tmp_path, "colours", exported._servable)
     assert path.read_text() == edited
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.endswith("stays as it is: have it load version 7")
+    assert line.endswith("is not changed; add version 7 to it")
     readme = (tmp_path / "README.md").read_text()
-    assert "exports leave it as it is. Add version 7" in readme and "sed" not in readme
+    assert (
+        "exports do not change it. Add version\n7 to its versions" in readme and "sed" not in readme
+    )
 
 
-def test_warm_up_batches_are_as_large_as_it_was_worth():
+def test_warmup_sizes_end_where_throughput_stops_growing():
     rates = {1: 100.0, 2: 190.0, 4: 350.0, 8: 500.0, 16: 540.0, 32: 545.0}
     assert serving_config.warm_up_sizes(rates) == [
         1,
         2,
         4,
         8,
-    ]  # 16 and 32 answer hardly more a second
+    ]  # 16 and 32 raise the throughput by less than 10 %
     assert serving_config.warm_up_sizes({1: 100.0, 2: 90.0, 4: 80.0}) == [1]
     assert serving_config.warm_up_sizes({1: 10.0, 2: 10.5, 4: 30.0}) == [1, 2, 4]
     assert serving_config.SIZES == verify.SIZES
 
 
-def test_containers_read_what_is_there():
+def test_compose_and_kubernetes_files_agree():
     (service,) = yaml.safe_load(serving_config.compose("colours"))["services"].values()
-    deployment, balancer = yaml.safe_load_all(serving_config.kubernetes("colours"))
+    deployment, load_balancer = yaml.safe_load_all(serving_config.kubernetes("colours"))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     assert service["command"] == container["args"]
     assert "--model_config_file=/models/colours/models.config" in container["args"]
     assert service["volumes"] == [".:/models/colours:ro"]
     assert container["volumeMounts"][0]["mountPath"] == "/models/colours"
-    assert {port["port"] for port in balancer["spec"]["ports"]} == {8500, 8501}
-    selected = deployment["spec"]["template"]["metadata"]["labels"]
-    assert balancer["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"] == selected
+    assert {port["port"] for port in load_balancer["spec"]["ports"]} == {8500, 8501}
+    pod_labels = deployment["spec"]["template"]["metadata"]["labels"]
+    assert (
+        load_balancer["spec"]["selector"]
+        == deployment["spec"]["selector"]["matchLabels"]
+        == pod_labels
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [("My Run_2", "my-run-2"), ("---", "model"), ("评论", "model"), ("a" * 80, "a" * 50)],
 )
-def test_names(text, name):
+def test_model_names(text, name):
     assert serving_config.model_name(text) == name
 
 
-def test_others_files_stay(tmp_path, capsys):
+def test_foreign_files_are_kept(tmp_path, capsys):
     (tmp_path / "1").mkdir()
     (tmp_path / "README.md").write_text("# my own")
-    serving_config._put(tmp_path, {"README.md": "ours", "models.config": "ours"})
+    serving_config._write_files(tmp_path, {"README.md": "ours", "models.config": "ours"})
     assert (tmp_path / "README.md").read_text() == "# my own"
-    assert "is not tfft's and stays as it is" in capsys.readouterr().err
-    serving_config._put(tmp_path, {"models.config": "newer"})
+    assert "was not written by tfft and is not changed" in capsys.readouterr().err
+    serving_config._write_files(tmp_path, {"models.config": "newer"})
     assert "newer" in (tmp_path / "models.config").read_text()
     (tmp_path / "README.md").write_text(f"# my own\n\nIt was {MARK}.\n")
-    serving_config._put(tmp_path, {"README.md": "ours"})
+    serving_config._write_files(tmp_path, {"README.md": "ours"})
     assert "my own" in (tmp_path / "README.md").read_text()
 
 
-def test_hostile_class_names_in_the_readme(exported):
+def test_class_names_are_escaped_in_the_readme(exported):
     servable = replace(exported._servable, labels=["a", "<script>\n# Forged"])
     text = serving_config.readme("colours", servable, 1, Config([1], {"stable": 1}))
     assert "Classes: a, &lt;script&gt; \\# Forged.\n" in text
     assert "<script>" not in text and "\n# Forged" not in text
 
 
-def test_the_image_is_one_that_there_is(monkeypatch):
+def test_docker_image_has_patch_number_zero(monkeypatch):
     for version in ("2.20.0", "2.21.0", "2.20.1", "2.21.0-rc1"):
         monkeypatch.setattr(serving_config.tf, "__version__", version)
-        assert serving_config._image() == f"tensorflow/serving:{version[:4]}.0"
+        assert serving_config._docker_image() == f"tensorflow/serving:{version[:4]}.0"
 
 
-def test_a_folder_without_a_run_is_a_line(tmp_path):
+def test_folder_without_a_run_is_a_one_line_error(tmp_path):
     code, _, err = command("export", f"--workdir={tmp_path}")
     assert code == 2 and "Traceback" not in err
     assert np.size(err.splitlines()) == 1

@@ -1,5 +1,8 @@
-"""The files beside the versions, by the rules of TF Serving: ten exports in a row, whatever was
-measured, with promotion, rollback, missed configs and restarts between them."""
+"""The serving configuration works by the rules of TF Serving.
+
+Series of exports with any measured throughput, with promotion, rollback, missed configs and
+restarts between them.
+"""
 
 import random
 import re
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from tensorflow.core.protobuf import saved_model_pb2
 
-from tests.export.serving_rules import Batching, Refused, Server
+from tests.export.serving_rules import Batching, RequestRejected, Server
 from tfft.export import serving_config, warmup
 from tfft.export.models_config import Config
 
@@ -18,7 +21,7 @@ ROWS = [("a red sky",), ("green",), ("the blue grass is like an apple",)]
 
 
 class Exports:
-    """Exports one after another, whose SavedModels nobody loads."""
+    """A series of exports without SavedModels."""
 
     def __init__(self, folder, servable, seed):
         self.folder, self.servable, self.random = folder, servable, random.Random(seed)
@@ -29,22 +32,22 @@ class Exports:
         self.newest += 1
         version = self.folder / str(self.newest)
         version.mkdir()
-        # Whatever was measured: any sizes, rates that rise and fall.
-        measured = serving_config.SIZES[: self.random.randint(1, len(serving_config.SIZES))]
-        rates = {size: self.random.uniform(1, 100) for size in (*measured, 64)}
+        # Any measurement: some of the sizes, with random rates.
+        sizes = serving_config.SIZES[: self.random.randint(1, len(serving_config.SIZES))]
+        rates = {size: self.random.uniform(1, 100) for size in (*sizes, 64)}
         warmup.write(version, self.servable.inputs, ROWS, serving_config.warm_up_sizes(rates))
         serving_config.write(self.folder, "colours", self.servable)
         return self.newest
 
     def commands(self):
-        """The commands of the README's section, in their order: look, promote, roll back."""
+        """Return the commands of the README that promote a version and roll back."""
         text = (self.folder / "README.md").read_text()
         (section,) = re.findall(r"## Promote and roll back\n(.*?)\n## ", text, re.DOTALL)
-        look, promote, roll_back = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
-        assert f"/versions/{self.newest} " in look
+        check, promote, roll_back = re.findall(r"```sh\n(.*?)```", section, re.DOTALL)
+        assert f"/versions/{self.newest} " in check
         return promote, roll_back
 
-    def do(self, command):
+    def run_command(self, command):
         subprocess.run(["bash", "-ec", command], cwd=self.folder, check=True)
 
 
@@ -54,8 +57,8 @@ def exports(exported, tmp_path, request):
 
 
 @pytest.mark.parametrize("exports", range(3), indirect=True)
-def test_ten_exports_in_a_row(exports):
-    """After each step the server takes the config, loads the newest and keeps what was stable."""
+def test_ten_exports_with_promotion_and_rollback(exports):
+    """After each step the server accepts the config and serves the newest and stable versions."""
     stable = exports.export()
     server = Server(exports.folder)
     batching = (exports.folder / serving_config.BATCHING).read_text()
@@ -63,7 +66,7 @@ def test_ten_exports_in_a_row(exports):
     for _ in range(9):
         newest = exports.export()
         assert (exports.folder / serving_config.BATCHING).read_text() == batching
-        if exports.random.random() < 0.3:  # the next export comes before the server looks
+        if exports.random.random() < 0.3:  # the next export precedes the server's next poll
             newest = exports.export()
         server = Server(exports.folder) if exports.random.random() < 0.3 else server
         server.reload()
@@ -72,14 +75,14 @@ def test_ten_exports_in_a_row(exports):
         assert server.find("stable") == stable
         promote, roll_back = exports.commands()
         if exports.random.random() < 0.7:
-            exports.do(promote)
+            exports.run_command(promote)
             server.reload()
             assert server.find("stable") == newest
             if exports.random.random() < 0.5:
                 server = Server(exports.folder)
                 assert server.find("stable") == newest
             if exports.random.random() < 0.5:
-                exports.do(roll_back)
+                exports.run_command(roll_back)
                 server.reload()
                 assert server.find("stable") == stable
             else:
@@ -88,29 +91,29 @@ def test_ten_exports_in_a_row(exports):
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_roll_back_after_another_export(exports):
+def test_rollback_after_later_exports(exports):
     for _ in range(2):
         exports.export()
     server = Server(exports.folder)
-    exports.do(exports.commands()[0])
+    exports.run_command(exports.commands()[0])
     server.reload()
     for _ in range(3):
         exports.export()
         server.reload()
     assert server.loaded == {1, 2, 5} and server.find("stable") == 2
-    exports.do("""sed -i 's/"stable" value: 2/"stable" value: 1/' models.config""")
+    exports.run_command("""sed -i 's/"stable" value: 2/"stable" value: 1/' models.config""")
     server.reload()
     assert server.find("stable") == 1
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_labels_of_the_user_stay(exports):
-    """As README.md says: a line for a new label, which exports leave where it is."""
+def test_user_labels_are_kept(exports):
+    """A label added as README.md says stays at its version."""
     for _ in range(2):
         exports.export()
     server = Server(exports.folder)
     (line,) = re.findall(r"`(version_labels .*)`", (exports.folder / "README.md").read_text())
-    exports.do(f"sed -i '/\"stable\"/a {line}' models.config")
+    exports.run_command(f"sed -i '/\"stable\"/a {line}' models.config")
     server.reload()
     for _ in range(3):
         exports.export()
@@ -119,23 +122,23 @@ def test_labels_of_the_user_stay(exports):
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_roll_back_beside_a_canary(exports):
-    """The version that `stable` had stays, though another one is nearer to what it has."""
+def test_rollback_with_a_canary_label(exports):
+    """The former version of `stable` stays loaded, although another one is nearer to it."""
     for _ in range(3):
         exports.export()
     path = exports.folder / serving_config.CONFIG
-    two = Config([1, 2, 3], {"stable": 1, "canary": 2})
-    path.write_text(f"# {serving_config.MARK}\n{two.text('colours')}")
+    config = Config([1, 2, 3], {"stable": 1, "canary": 2})
+    path.write_text(f"# {serving_config.MARK}\n{config.text('colours')}")
     server = Server(exports.folder)
     promote, roll_back = exports.commands()
     for command in (promote, 'sed -i \'s/"canary" value: 2/"canary" value: 3/\' models.config'):
-        exports.do(command)
+        exports.run_command(command)
         server.reload()
     for _ in range(2):
         exports.export()
         server.reload()
         assert {1, 3} < server.loaded
-    exports.do(roll_back)
+    exports.run_command(roll_back)
     server.reload()
     assert server.find("stable") == 1
     exports.export()
@@ -143,7 +146,7 @@ def test_roll_back_beside_a_canary(exports):
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_a_label_whose_version_was_deleted(exports, capsys):
+def test_label_of_a_deleted_version_moves(exports, capsys):
     for _ in range(2):
         exports.export()
     server = Server(exports.folder)
@@ -151,55 +154,58 @@ def test_a_label_whose_version_was_deleted(exports, capsys):
     exports.export()
     server.reload()
     assert server.find("stable") == 2 and server.find() == 3
-    assert "version 1 of the label stable is gone; it is now version 2" in capsys.readouterr().err
+    assert (
+        "version 1 of the label stable was deleted; the label is now at version 2"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_a_label_whose_version_was_deleted_on_a_server_that_missed_a_config(exports, capsys):
+def test_label_of_a_deleted_version_on_a_server_that_missed_a_config(exports, capsys):
     exports.export()
     server = Server(exports.folder)
-    exports.export()  # the server does not look
+    exports.export()  # the server does not poll
     shutil.rmtree(exports.folder / "1")
     exports.export()
-    with pytest.raises(Refused, match="label stable to version 2, which is not"):
+    with pytest.raises(RequestRejected, match="label stable to version 2, which is not"):
         server.reload()
-    assert "A server that has not loaded that one must be restarted" in capsys.readouterr().err
+    assert "Restart a server that has not loaded that version" in capsys.readouterr().err
     assert Server(exports.folder).find("stable") == 2
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_a_label_that_is_moved_too_early_does_no_harm(exports):
+def test_label_moved_too_early_is_rejected_until_the_version_is_loaded(exports):
     exports.export()
     server = Server(exports.folder)
     exports.export()
     promote, roll_back = exports.commands()
-    exports.do(promote)  # before the server has looked
+    exports.run_command(promote)  # before the server's next poll
     for _ in range(2):
-        with pytest.raises(Refused, match="label stable to version 2, which is not"):
+        with pytest.raises(RequestRejected, match="label stable to version 2, which is not"):
             server.reload()
         assert server.find("stable") == 1
     for command, version in ((roll_back, 1), (promote, 2)):  # as README.md says
-        exports.do(command)
+        exports.run_command(command)
         server.reload()
         assert server.find("stable") == version
 
 
 @pytest.mark.parametrize("exports", [0], indirect=True)
-def test_requests_of_any_size_and_together(exports, exported):
+def test_requests_of_any_size_and_concurrent_requests(exports, exported):
     exports.export()
     server = Server(exports.folder)
     for rows in (1, 3, 33, serving_config.MAX_ROWS):
         server.answer({"text": (rows,)})
-    server.answer(*[{"text": (serving_config.MAX_ROWS,)}] * serving_config.WAITING)
-    with pytest.raises(Refused, match="larger than maximum"):
+    server.answer(*[{"text": (serving_config.MAX_ROWS,)}] * serving_config.MAX_QUEUED_REQUESTS)
+    with pytest.raises(RequestRejected, match="larger than maximum"):
         server.answer({"text": (serving_config.MAX_ROWS + 1,)})
-    for inputs in shapes(exported.workdir / "export" / "1").values():
+    for inputs in input_shapes(exported.workdir / "export" / "1").values():
         # Clients that follow the signature can differ where an axis is not static.
-        server.answer(*[client(inputs, np.random.default_rng(seed)) for seed in range(3)])
+        server.answer(*[client_shapes(inputs, np.random.default_rng(seed)) for seed in range(3)])
 
 
-def shapes(version):
-    """The shapes of each signature's inputs, as the SavedModel has them."""
+def input_shapes(version):
+    """Return the input shapes of each signature in the SavedModel."""
     saved = saved_model_pb2.SavedModel.FromString((version / "saved_model.pb").read_bytes())
     return {
         name: {
@@ -211,7 +217,7 @@ def shapes(version):
     }
 
 
-def client(inputs, generator):
+def client_shapes(inputs, generator):
     rows, width = generator.integers(1, 4), generator.integers(1, 99)
     return {
         name: (rows, *(width if size < 0 else size for size in shape[1:]))
@@ -219,16 +225,16 @@ def client(inputs, generator):
     }
 
 
-def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
-    """Labels that an export moves, sizes as measured, rows of any length."""
+def test_rules_reject_invalid_setups(tmp_path, exported):
+    """Labels moved by an export, batch sizes from measurements, rows of different lengths."""
     exports = Exports(tmp_path / "export", exported._servable, 0)
     for _ in range(3):
         exports.export()
-    two = Config([1, 2], {"stable": 1, "canary": 2})
+    config = Config([1, 2], {"stable": 1, "canary": 2})
     path = exports.folder / serving_config.CONFIG
-    path.write_text(two.text("colours"))
-    measured = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
-    (exports.folder / serving_config.BATCHING).write_text(measured)
+    path.write_text(config.text("colours"))
+    batching = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
+    (exports.folder / serving_config.BATCHING).write_text(batching)
     warmup.write(exports.folder / "2", exported.inputs, ROWS, [32])
     for version in "13":
         warmup.write(exports.folder / version, exported.inputs, ROWS, [8])
@@ -236,12 +242,12 @@ def test_the_rules_refuse_what_does_not_work(tmp_path, exported):
     assert server.loaded == {1}
     assert "Task size 32 is larger than maximum input batch size 8" in server.failed[2]
     path.write_text(Config([1, 3], {"stable": 1, "canary": 3}).text("colours"))
-    with pytest.raises(Refused, match="label canary to version 3"):
+    with pytest.raises(RequestRejected, match="label canary to version 3"):
         server.reload()
     assert server.loaded == {1}
-    with pytest.raises(Refused, match="Task size 9"):
+    with pytest.raises(RequestRejected, match="Task size 9"):
         server.answer({"text": (9,)})
-    with pytest.raises(Refused, match="different shapes"):
+    with pytest.raises(RequestRejected, match="different shapes"):
         server.answer({"token_ids": (1, 5)}, {"token_ids": (1, 7)})
-    with pytest.raises(Refused, match="last entry"):
+    with pytest.raises(RequestRejected, match="last entry"):
         Batching.parse("max_batch_size { value: 8 }\nallowed_batch_sizes: 4\n")

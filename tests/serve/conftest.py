@@ -1,4 +1,4 @@
-"""Servers: over the export of `exported`, and over the model of TF Serving's tests."""
+"""Fixtures: servers of the export of `exported` and of the model of TF Serving's tests."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ NAME = "colours"
 
 @dataclass
 class Server:
-    """A running server."""
+    """A running server process and its addresses."""
 
     process: subprocess.Popen
     name: str
@@ -33,12 +33,12 @@ class Server:
     def model(self):
         return f"{self.rest}/v1/models/{self.name}"
 
-    def ask(self, verb="predict", path="", **options):
-        return requests.post(f"{self.model}{path}:{verb}", timeout=60, **options)
+    def post(self, method="predict", path="", **options):
+        return requests.post(f"{self.model}{path}:{method}", timeout=60, **options)
 
 
 def tfft_server(base, *flags):
-    """`tfft serve` on ports that are free."""
+    """Start `tfft serve` on free ports, and wait until it listens."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "tfft.cli", "serve", f"--model_base_path={base}"),
@@ -48,18 +48,18 @@ def tfft_server(base, *flags):
         stderr=subprocess.PIPE,
         text=True,
     )
-    said = []
+    lines = []
     for line in process.stderr:
-        said.append(line)
-        found = re.search(r"REST (http://\S+)/v1/models/(\S+):predict   gRPC (\S+) ", line)
-        if found:
-            return Server(process, found[2], found[1], found[3])
+        lines.append(line)
+        match = re.search(r"REST (http://\S+)/v1/models/(\S+):predict   gRPC (\S+) ", line)
+        if match:
+            return Server(process, match[2], match[1], match[3])
     process.wait()
-    raise AssertionError("".join(said))
+    raise AssertionError("".join(lines))
 
 
-def serving_server(base):
-    """TF Serving itself."""
+def tf_serving_server(base):
+    """Start TF Serving on free ports, and wait until the model is available."""
     rest, grpc = _free_ports(2)
     process = subprocess.Popen(
         [
@@ -70,8 +70,8 @@ def serving_server(base):
         stderr=subprocess.DEVNULL,
     )
     server = Server(process, NAME, f"http://127.0.0.1:{rest}", f"127.0.0.1:{grpc}")
-    until = time.monotonic() + 60
-    while time.monotonic() < until:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
         try:
             if "AVAILABLE" in requests.get(server.model, timeout=5).text:
                 return server
@@ -96,25 +96,28 @@ def base(exported):
 
 @pytest.fixture(scope="package", params=["tfft", BINARY])
 def server(request, base):
-    """tfft's server; TF Serving's too where its binary is on the PATH. It never was so far."""
+    """tfft's server, and TF Serving if its binary is on the PATH (so far it never was)."""
     if request.param == BINARY and shutil.which(BINARY) is None:
         pytest.skip(f"{BINARY} is not on the PATH: TF Serving itself is not tested")
-    made = serving_server(base) if request.param == BINARY else tfft_server(base)
-    yield made
-    stop(made)
+    server = tf_serving_server(base) if request.param == BINARY else tfft_server(base)
+    yield server
+    stop(server)
 
 
 @pytest.fixture(scope="package")
 def half_plus_two(tmp_path_factory):
-    """A version folder of the model of TF Serving's tests."""
+    """Folder of a version of TF Serving's test model."""
     folder = tmp_path_factory.mktemp("half_plus_two") / "1"
     save(folder)
     return folder
 
 
 @pytest.fixture(scope="package")
-def one(half_plus_two):
-    """A server of that model, whose version is 123 of two in the folder; `label` is its label."""
+def single_version_server(half_plus_two):
+    """A server of version 123 of TF Serving's test model, with the label `label`.
+
+    The folder also has version 124, which the config does not name.
+    """
     base = half_plus_two.parent / "base"
     for version in ("00000123", "00000124"):
         shutil.copytree(half_plus_two, base / version)
@@ -123,7 +126,7 @@ def one(half_plus_two):
         yield server
 
 
-def resident(process):
-    """MiB."""
+def resident_mib(process):
+    """Return the resident memory of a process in MiB."""
     status = Path(f"/proc/{process.pid}/status").read_text()
     return int(re.search(r"VmRSS:\s+(\d+)", status)[1]) / 1024

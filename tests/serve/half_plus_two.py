@@ -1,4 +1,4 @@
-"""The model that TF Serving's own tests ask, built here, and a server for it in this process."""
+"""The model of TF Serving's own tests, and a server for it in this process."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ import tensorflow as tf
 from tfft.serve import grpc_service, warmup
 from tfft.serve.batching import Batcher
 from tfft.serve.http import Limits, Rest
-from tfft.serve.versions import Versions
+from tfft.serve.versions import VersionManager
 
 NAME = "half_plus_two"
 CONFIG = """model_config_list {{ config {{
@@ -75,9 +75,9 @@ def save(folder):
 
 
 @contextlib.contextmanager
-def serving(base, name=NAME, most_bytes=8 << 20):
-    """Both interfaces of `tfft serve` over a folder: the address of REST, a channel of gRPC."""
-    versions, batcher = Versions(name, base, warmup.replay), Batcher()
+def serving(base, name=NAME, max_bytes=8 << 20):
+    """Serve a folder in this process; yield the REST address, a gRPC channel and the versions."""
+    versions, batcher = VersionManager(name, base, warmup.replay), Batcher()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -85,9 +85,9 @@ def serving(base, name=NAME, most_bytes=8 << 20):
     def call(coroutine):
         return asyncio.run_coroutine_threadsafe(coroutine, loop).result(60)
 
-    rest = Rest(versions, batcher, Limits(most_bytes, 30.0))
+    rest = Rest(versions, batcher, Limits(max_bytes, 30.0))
     port = call(rest.start("127.0.0.1", 0))
-    server, grpc_port = grpc_service.start(versions, batcher, "127.0.0.1:0", most_bytes, 30.0)
+    server, grpc_port = grpc_service.start(versions, batcher, "127.0.0.1:0", max_bytes, 30.0)
     try:
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             yield f"http://127.0.0.1:{port}", channel, versions

@@ -1,4 +1,4 @@
-"""A hundred kinds of bad requests: TF Serving's status codes, and the server keeps running."""
+"""A hundred bad requests get TF Serving's status codes, and the server keeps running."""
 
 import base64
 import contextlib
@@ -13,17 +13,17 @@ import grpc
 import pytest
 import requests
 
-from tests.serve.conftest import BINARY, resident, stop, tfft_server
+from tests.serve.conftest import BINARY, resident_mib, stop, tfft_server
 
 GOOD = {"instances": ["a red sky"]}
 TEXT = {"text": "a red sky"}
 
 
-def deep(levels):
+def nested_lists(levels):
     return "[" * levels + '"a"' + "]" * levels
 
 
-# what is wrong -> body
+# name of the mistake -> body
 NOT_JSON = {
     "empty": b"",
     "blank": b"  \n",
@@ -40,12 +40,12 @@ NOT_JSON = {
     "binary": bytes(range(256)),
     "a form": b"instances=a&signature_name=b",
     "XML": b"<instances><a/></instances>",
-    "deep lists": ('{"instances": ' + deep(20_000) + "}").encode(),
+    "deep lists": ('{"instances": ' + nested_lists(20_000) + "}").encode(),
     "a number of many digits": b'{"instances": [' + b"9" * 10_000 + b"]}",
     "an integer beyond any float": b'{"instances": [' + b"9" * 400 + b"]}",
     "half a surrogate pair": b'{"instances": ["\\ud83d"]}',
 }
-ACCEPTED = {  # what TF Serving's parser reads, though it is not JSON, and shapes the graph takes
+ACCEPTED = {  # not JSON but accepted by TF Serving's parser, or shapes that the graph accepts
     "an instance a list": b'{"instances": [["a"]]}',
     "an input a list": b'{"instances": [{"text": ["a"]}]}',
     "inputs a string": b'{"inputs": "a"}',
@@ -55,13 +55,15 @@ ACCEPTED = {  # what TF Serving's parser reads, though it is not JSON, and shape
     "a byte order mark": b'\xef\xbb\xbf{"instances": ["a"]}',
     "invalid UTF-8": b'{"instances": ["\xff\xfe"]}',
     "half a UTF-8 letter": b'{"instances": ["\xe5\xa5"]}',
-    "deep lists that are ignored": b'{"instances": ["a"], "x": ' + deep(5_000).encode() + b"}",
+    "deep lists that are ignored": b'{"instances": ["a"], "x": '
+    + nested_lists(5_000).encode()
+    + b"}",
     "base64 with a blank": b'{"instances": [{"b64": "YSBy ZWQ="}]}',
     "base64 without padding": b'{"instances": [{"b64": "YSByZWQ"}]}',
     "inputs too many": b'{"inputs": {"text": ["a"], "more": ["b"]}}',
 }
 NOT_AN_OBJECT = {f"bare {text}": text.encode() for text in ("[]", '"a"', "1", "null", "true")}
-# Of a good shape, with something wrong in it.
+# Valid JSON objects with a mistake.
 PREDICT = {
     "no key": {},
     "another key": {"instance": ["a"]},
@@ -181,16 +183,16 @@ PATHS = [  # method, path after the host, code
 ]
 
 
-def test_there_are_a_hundred_kinds():
+def test_there_are_a_hundred_bad_requests():
     assert sum(map(len, (NOT_JSON, NOT_AN_OBJECT, PREDICT, CLASSIFY, PATHS))) >= 100
 
 
-def check_up(server):
-    assert server.ask(json=GOOD).status_code == 200
+def check_serving(server):
+    assert server.post(json=GOOD).status_code == 200
 
 
 @pytest.mark.parametrize(
-    ("verb", "bodies"),
+    ("method", "bodies"),
     [
         ("predict", NOT_JSON),
         ("classify", NOT_JSON),
@@ -199,122 +201,131 @@ def check_up(server):
         ("classify", {k: {"signature_name": "classify", **v} for k, v in CLASSIFY.items()}),
     ],
 )
-def test_bodies(server, verb, bodies):
-    if server.process.args[0] == BINARY:  # it recurses into them
+def test_bad_bodies_are_rejected(server, method, bodies):
+    if server.process.args[0] == BINARY:  # TF Serving recurses into them
         bodies = {k: v for k, v in bodies.items() if k != "deep lists"}
-    others = {}
-    for kind, body in bodies.items():
+    failures = {}
+    for name, body in bodies.items():
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        reply = server.ask(verb, data=data)
+        reply = server.post(method, data=data)
         if reply.status_code != 400 or not reply.json()["error"] or "Traceback" in reply.text:
-            others[kind] = (reply.status_code, reply.text)
-    assert not others
-    check_up(server)
+            failures[name] = (reply.status_code, reply.text)
+    assert not failures
+    check_serving(server)
 
 
-def test_bodies_that_are_accepted(server):
-    for kind, body in ACCEPTED.items():
-        reply = server.ask(data=body)
-        assert reply.status_code == 200, (kind, reply.status_code, reply.text)
+def test_unusual_bodies_are_accepted(server):
+    for name, body in ACCEPTED.items():
+        reply = server.post(data=body)
+        assert reply.status_code == 200, (name, reply.status_code, reply.text)
 
 
-def test_paths(server):
+def test_bad_paths_are_rejected(server):
     for method, path, code in PATHS:
         url = server.rest + path.replace("NAME", server.name)
         reply = requests.request(method, url, data=json.dumps(GOOD), timeout=30)
         assert reply.status_code == code, (method, path, reply.status_code, reply.text)
         assert "error" in reply.json()
-    check_up(server)
+    check_serving(server)
 
 
-def test_a_signature_of_another_method(server):
-    reply = server.ask("classify", json={"examples": [TEXT]})
+def test_signature_of_another_method(server):
+    reply = server.post("classify", json={"examples": [TEXT]})
     assert reply.status_code == 400
-    reply = server.ask("regress", json={"signature_name": "classify", "examples": [TEXT]})
+    reply = server.post("regress", json={"signature_name": "classify", "examples": [TEXT]})
     assert reply.status_code == 400
     assert reply.json()["error"] == "Expected one output Tensor."
 
 
-def test_random_bytes_in_good_requests(server):
-    """None of 300 requests with a few bytes changed ends the server, or is a fault of its own."""
+def test_random_bytes_in_valid_requests(server):
+    """300 requests with a few changed bytes get 200 or 400, and the server keeps running."""
     generator = random.Random(0)
     for _ in range(300):
         data = bytearray(json.dumps({**GOOD, "signature_name": "serving_default"}).encode())
         for _ in range(generator.randint(1, 4)):
             data[generator.randrange(len(data))] = generator.randrange(256)
-        assert server.ask(data=bytes(data)).status_code in (200, 400)
-    check_up(server)
+        assert server.post(data=bytes(data)).status_code in (200, 400)
+    check_serving(server)
 
 
 @pytest.fixture(scope="module")
-def small(base):
-    """tfft's server with small limits."""
-    made = tfft_server(base, "--max_body_mib=1", "--timeout=2")
-    yield made
-    assert stop(made) == 0
+def small_server(base):
+    """tfft's server with small limits for size and time."""
+    server = tfft_server(base, "--max_body_mib=1", "--timeout=2")
+    yield server
+    assert stop(server) == 0
 
 
-def test_huge_bodies_are_refused_and_the_memory_stays(small):
-    check_up(small)
-    before = resident(small.process)
+def test_huge_bodies_are_rejected_without_using_memory(small_server):
+    check_serving(small_server)
+    memory = resident_mib(small_server.process)
     body = b'{"instances": ["' + b"a" * (8 << 20) + b'"]}'
     for _ in range(5):
-        with contextlib.suppress(requests.ConnectionError):  # it may close before all was sent
-            assert small.ask(data=body).status_code == 413
-    packed = gzip.compress(body)  # small on the way, large when it is unpacked
-    reply = small.ask(data=packed, headers={"Content-Encoding": "gzip"})
+        with contextlib.suppress(
+            requests.ConnectionError
+        ):  # the server may close before the client has sent all
+            assert small_server.post(data=body).status_code == 413
+    compressed = gzip.compress(body)  # small until it is decompressed
+    reply = small_server.post(data=compressed, headers={"Content-Encoding": "gzip"})
     assert reply.status_code == 413
-    reply = small.ask(data=b"no gzip", headers={"Content-Encoding": "gzip"})
+    reply = small_server.post(data=b"no gzip", headers={"Content-Encoding": "gzip"})
     assert reply.status_code == 400
-    good = gzip.compress(json.dumps(GOOD).encode())
-    assert small.ask(data=good, headers={"Content-Encoding": "gzip"}).status_code == 200
-    assert resident(small.process) - before < 60  # MiB
+    valid = gzip.compress(json.dumps(GOOD).encode())
+    assert small_server.post(data=valid, headers={"Content-Encoding": "gzip"}).status_code == 200
+    assert resident_mib(small_server.process) - memory < 60  # MiB
 
 
-def raw(server, data, seconds=8.0):
-    """What a client gets that sends these bytes and waits."""
+def send_raw(server, data, timeout=8.0):
+    """Send bytes, and return everything that the server replies until it closes."""
     address = urlparse(server.rest)
-    with socket.create_connection((address.hostname, address.port), timeout=seconds) as client:
+    with socket.create_connection((address.hostname, address.port), timeout=timeout) as client:
         client.sendall(data)
         received = b""
-        while part := client.recv(1 << 16):
-            received += part
+        while chunk := client.recv(1 << 16):
+            received += chunk
         return received
 
 
-def test_slow_clients_are_let_go(small):
-    began = time.monotonic()
-    assert raw(small, b"") == b""  # says nothing
-    assert raw(small, b"POST /v1/models/x:predict HTTP/1.1\r\nHost: x\r\n") == b""  # half a head
-    head = f"POST /v1/models/{small.name}:predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n"
-    assert raw(small, head.encode() + b'{"inst').startswith(b"HTTP/1.1 408 ")  # half a body
-    assert time.monotonic() - began < 15
-    assert raw(small, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9).startswith(
+def test_slow_clients_are_disconnected(small_server):
+    start = time.monotonic()
+    assert send_raw(small_server, b"") == b""  # sends nothing
+    assert (
+        send_raw(small_server, b"POST /v1/models/x:predict HTTP/1.1\r\nHost: x\r\n") == b""
+    )  # half of the header
+    head = (
+        f"POST /v1/models/{small_server.name}:predict HTTP/1.1\r\n"
+        "Host: x\r\nContent-Length: 99\r\n\r\n"
+    )
+    assert send_raw(small_server, head.encode() + b'{"inst').startswith(
+        b"HTTP/1.1 408 "
+    )  # half of the body
+    assert time.monotonic() - start < 15
+    assert send_raw(small_server, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9).startswith(
         b"HTTP/1.0 400"
     )
-    address = urlparse(small.rest)
+    address = urlparse(small_server.rest)
     idle = [socket.create_connection((address.hostname, address.port)) for _ in range(200)]
-    check_up(small)  # while two hundred others are silent
+    check_serving(small_server)  # while 200 other clients are idle
     for client in idle:
         client.close()
 
 
-def test_a_large_grpc_message_is_refused(small):
+def test_large_grpc_message_is_rejected(small_server):
     import tensorflow as tf
     from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
     request = predict_pb2.PredictRequest()
-    request.model_spec.name = small.name
+    request.model_spec.name = small_server.name
     request.inputs["text"].CopyFrom(tf.make_tensor_proto([b"a" * (2 << 20)]))
-    with grpc.insecure_channel(small.grpc) as channel:
+    with grpc.insecure_channel(small_server.grpc) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         with pytest.raises(grpc.RpcError) as error:
             stub.Predict(request, timeout=30)
     assert error.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
-    check_up(small)
+    check_serving(small_server)
 
 
-def test_base64_of_bytes_that_are_no_text(server):
-    """Any bytes are taken; the graph replaces what is not UTF-8."""
+def test_base64_of_invalid_utf8(server):
+    """Any bytes are accepted; the graph replaces invalid UTF-8."""
     data = base64.b64encode(b"\xff\xfe red").decode()
-    assert server.ask(json={"instances": [{"b64": data}]}).status_code == 200
+    assert server.post(json={"instances": [{"b64": data}]}).status_code == 200

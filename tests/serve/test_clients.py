@@ -1,4 +1,4 @@
-"""curl, requests and TF Serving's own gRPC stubs get the live model's answers."""
+"""curl, requests and TF Serving's gRPC stubs get the live model's answers."""
 
 import base64
 import json
@@ -22,11 +22,11 @@ from tensorflow_serving.apis import (
     prediction_service_pb2_grpc,
 )
 
-from tests.serve.conftest import BINARY, resident
+from tests.serve.conftest import BINARY, resident_mib
 from tfft.evaluation.metrics import softmax
 from tfft.export.signatures import example, padded
 
-BOUND = 1e-5  # of a probability
+BOUND = 1e-5  # largest difference of a probability
 ROWS = ["a red sky", "", "GREEN grass!", "the blue " * 20, "é 好"]
 
 
@@ -54,19 +54,19 @@ def request_for(server, message, signature=""):
 def test_curl(server, live, tmp_path):
     (tmp_path / "body").write_text(json.dumps({"instances": ROWS}))
     command = ["curl", "-s", "--fail", "-d", f"@{tmp_path / 'body'}", f"{server.model}:predict"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)["predictions"]
-    np.testing.assert_allclose([row["probabilities"] for row in found], live, atol=BOUND)
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    predictions = json.loads(process.stdout)["predictions"]
+    np.testing.assert_allclose([row["probabilities"] for row in predictions], live, atol=BOUND)
 
 
 def test_rows_and_columns(server, exported, live):
-    rows = server.ask(json={"instances": [{"text": row} for row in ROWS]}).json()["predictions"]
+    rows = server.post(json={"instances": [{"text": row} for row in ROWS]}).json()["predictions"]
     np.testing.assert_allclose([row["probabilities"] for row in rows], live, atol=BOUND)
     assert [row["label"] for row in rows] == [exported.labels[i] for i in live.argmax(1)]
     raw = [{"b64": base64.b64encode(row.encode()).decode()} for row in ROWS]
-    assert server.ask(json={"instances": raw}).json()["predictions"] == rows
+    assert server.post(json={"instances": raw}).json()["predictions"] == rows
     for inputs in (ROWS, {"text": ROWS}):
-        columns = server.ask(json={"inputs": inputs}).json()["outputs"]
+        columns = server.post(json={"inputs": inputs}).json()["outputs"]
         assert set(columns) == {"probabilities", "label"}
         np.testing.assert_allclose(columns["probabilities"], live, atol=BOUND)
 
@@ -74,36 +74,38 @@ def test_rows_and_columns(server, exported, live):
 def test_prepared_and_serialized(server, exported, live):
     batch = padded(exported.inputs, exported.inputs.batch(ROWS))
     tensors = {name: array.tolist() for name, array in batch.items()}
-    found = server.ask(json={"inputs": tensors, "signature_name": "tensors"}).json()["outputs"]
-    np.testing.assert_allclose(found["probabilities"], live, atol=BOUND)
-    raw = [{"b64": base64.b64encode(one).decode()} for one in examples(ROWS)]
+    outputs = server.post(json={"inputs": tensors, "signature_name": "tensors"}).json()["outputs"]
+    np.testing.assert_allclose(outputs["probabilities"], live, atol=BOUND)
+    raw = [{"b64": base64.b64encode(serialized).decode()} for serialized in examples(ROWS)]
     body = {"instances": raw, "signature_name": "serialized"}
-    found = server.ask(json=body).json()["predictions"]
-    np.testing.assert_allclose([row["probabilities"] for row in found], live, atol=BOUND)
+    outputs = server.post(json=body).json()["predictions"]
+    np.testing.assert_allclose([row["probabilities"] for row in outputs], live, atol=BOUND)
 
 
 def test_classify(server, exported, live):
     body = {"signature_name": "classify", "examples": [{"text": row} for row in ROWS]}
-    found = server.ask("classify", json=body).json()["results"]
-    assert [[label for label, _ in row] for row in found] == [exported.labels] * len(ROWS)
-    np.testing.assert_allclose([[s for _, s in row] for row in found], live, atol=BOUND)
+    results = server.post("classify", json=body).json()["results"]
+    assert [[label for label, _ in row] for row in results] == [exported.labels] * len(ROWS)
+    np.testing.assert_allclose([[score for _, score in row] for row in results], live, atol=BOUND)
     body = {"signature_name": "classify", "context": {"text": ROWS[0]}, "examples": [{}, {}]}
-    found = server.ask("classify", json=body).json()["results"]
-    np.testing.assert_allclose([[s for _, s in row] for row in found], live[[0, 0]], atol=BOUND)
+    results = server.post("classify", json=body).json()["results"]
+    np.testing.assert_allclose(
+        [[score for _, score in row] for row in results], live[[0, 0]], atol=BOUND
+    )
 
 
 def test_status_and_metadata(server):
     for path in ("", "/versions/1"):
-        found = requests.get(f"{server.model}{path}", timeout=10).json()
-        (one,) = found["model_version_status"]
-        assert (one["version"], one["state"]) == ("1", "AVAILABLE")
-        assert one["status"] == {"error_code": "OK", "error_message": ""}
-    found = requests.get(f"{server.model}/metadata", timeout=10).json()
-    assert found["model_spec"] == {"name": server.name, "signature_name": "", "version": "1"}
-    told = found["metadata"]["signature_def"]["signature_def"]
-    assert set(told) >= {"serving_default", "tensors", "serialized", "classify"}
-    assert told["classify"]["method_name"] == "tensorflow/serving/classify"
-    text = told["serving_default"]["inputs"]["text"]
+        reply = requests.get(f"{server.model}{path}", timeout=10).json()
+        (entry,) = reply["model_version_status"]
+        assert (entry["version"], entry["state"]) == ("1", "AVAILABLE")
+        assert entry["status"] == {"error_code": "OK", "error_message": ""}
+    reply = requests.get(f"{server.model}/metadata", timeout=10).json()
+    assert reply["model_spec"] == {"name": server.name, "signature_name": "", "version": "1"}
+    signatures = reply["metadata"]["signature_def"]["signature_def"]
+    assert set(signatures) >= {"serving_default", "tensors", "serialized", "classify"}
+    assert signatures["classify"]["method_name"] == "tensorflow/serving/classify"
+    text = signatures["serving_default"]["inputs"]["text"]
     assert text["dtype"] == "DT_STRING" and text["tensor_shape"]["dim"][0]["size"] == "-1"
 
 
@@ -112,34 +114,34 @@ def test_grpc_predict(server, stub, exported, live):
     request.inputs["text"].CopyFrom(tf.make_tensor_proto(ROWS))
     reply = stub.Predict(request, timeout=30)
     assert reply.model_spec.version.value == 1
-    found = tf.make_ndarray(reply.outputs["probabilities"])
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, live, atol=BOUND)
+    probabilities = tf.make_ndarray(reply.outputs["probabilities"])
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities, live, atol=BOUND)
     request.output_filter.append("label")
     assert set(stub.Predict(request, timeout=30).outputs) == {"label"}
     tensors = request_for(server, predict_pb2.PredictRequest(), "tensors")
     for name, value in padded(exported.inputs, exported.inputs.batch(ROWS)).items():
         tensors.inputs[name].CopyFrom(tf.make_tensor_proto(value))
-    found = tf.make_ndarray(stub.Predict(tensors, timeout=30).outputs["probabilities"])
-    np.testing.assert_allclose(found, live, atol=BOUND)
+    probabilities = tf.make_ndarray(stub.Predict(tensors, timeout=30).outputs["probabilities"])
+    np.testing.assert_allclose(probabilities, live, atol=BOUND)
 
 
-def test_grpc_classify_and_several_at_once(server, stub, exported, live):
+def test_grpc_classify_and_multi_inference(server, stub, exported, live):
     request = request_for(server, classification_pb2.ClassificationRequest(), "classify")
-    for one in examples(ROWS):
-        request.input.example_list.examples.add().ParseFromString(one)
-    found = stub.Classify(request, timeout=30).result.classifications
-    scores = [[one.score for one in row.classes] for row in found]
+    for entry in examples(ROWS):
+        request.input.example_list.examples.add().ParseFromString(entry)
+    rows = stub.Classify(request, timeout=30).result.classifications
+    scores = [[entry.score for entry in row.classes] for row in rows]
     np.testing.assert_allclose(scores, live, atol=BOUND)
-    assert [one.label for one in found[0].classes] == exported.labels
-    several = inference_pb2.MultiInferenceRequest(input=request.input)
-    task = several.tasks.add(method_name="tensorflow/serving/classify")
+    assert [entry.label for entry in rows[0].classes] == exported.labels
+    multi_request = inference_pb2.MultiInferenceRequest(input=request.input)
+    task = multi_request.tasks.add(method_name="tensorflow/serving/classify")
     task.model_spec.CopyFrom(request.model_spec)
-    (result,) = stub.MultiInference(several, timeout=30).results
-    assert result.classification_result.classifications == found
+    (result,) = stub.MultiInference(multi_request, timeout=30).results
+    assert result.classification_result.classifications == rows
 
 
-def test_grpc_an_example_that_tensorflow_cannot_parse(server, stub):
+def test_grpc_example_that_tensorflow_cannot_parse(server, stub):
     request = request_for(server, classification_pb2.ClassificationRequest(), "classify")
     # A map entry with fields it does not have; TensorFlow quotes the bytes, which are not UTF-8.
     unknown = b"\n\x0f\n\r\x80\x04text\x12\x05\n\x03\n\x01a"
@@ -153,15 +155,15 @@ def test_grpc_an_example_that_tensorflow_cannot_parse(server, stub):
 def test_grpc_metadata_and_status(server, stub):
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=["signature_def"])
     reply = stub.GetModelMetadata(request_for(server, request), timeout=10)
-    told = get_model_metadata_pb2.SignatureDefMap()
-    assert reply.metadata["signature_def"].Repad(told)
-    assert "classify" in told.signature_def
+    signatures = get_model_metadata_pb2.SignatureDefMap()
+    assert reply.metadata["signature_def"].Unpack(signatures)
+    assert "classify" in signatures.signature_def
     with grpc.insecure_channel(server.grpc) as channel:
         models = model_service_pb2_grpc.ModelServiceStub(channel)
-        asked = get_model_status_pb2.GetModelStatusRequest()
-        asked.model_spec.name = server.name
-        (one,) = models.GetModelStatus(asked, timeout=10).model_version_status
-    assert one.version == 1 and one.state == one.AVAILABLE
+        status_request = get_model_status_pb2.GetModelStatusRequest()
+        status_request.model_spec.name = server.name
+        (entry,) = models.GetModelStatus(status_request, timeout=10).model_version_status
+    assert entry.version == 1 and entry.state == entry.AVAILABLE
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_grpc_metadata_and_status(server, stub):
         (lambda r: r.output_filter.append("logits"), "INVALID_ARGUMENT", "logits"),
     ],
 )
-def test_grpc_mistakes(server, stub, change, code, message):
+def test_grpc_invalid_requests(server, stub, change, code, message):
     request = request_for(server, predict_pb2.PredictRequest())
     request.inputs["text"].CopyFrom(tf.make_tensor_proto(ROWS))
     change(request)
@@ -195,44 +197,46 @@ def test_grpc_mistakes(server, stub, change, code, message):
     assert message in error.value.details()
 
 
-def test_the_calls_of_the_exports_readme(server, base, live, tmp_path):
-    """As they stand there, but for the ports."""
+def test_requests_of_the_export_readme(server, base, live, tmp_path):
+    """They run unchanged, except for the ports."""
     text = (base / "README.md").read_text().replace("http://localhost:8501", server.rest)
     text = text.replace("localhost:8500", server.grpc)
     for code in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         )
-        assert "0." in done.stdout
-    (commands,) = re.findall(r"## Ask\n\n```sh\n(.*?)```", text, re.DOTALL)
+        assert "0." in process.stdout
+    (commands,) = re.findall(r"## Send requests\n\n```sh\n(.*?)```", text, re.DOTALL)
     answers = ("model_version_status", "predictions", "results", "metadata")
     for line, expected in zip(commands.splitlines(), answers, strict=True):
-        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
-        # `stable` is a label of the folder's models.config, which the plain binary is not given.
+        process = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        # `stable` is a label of the folder's models.config, which the binary does not get here.
         if server.process.args[0] != BINARY or "/labels/" not in line:
-            assert expected in json.loads(done.stdout), line
+            assert expected in json.loads(process.stdout), line
 
 
-def test_two_thousand_requests_on_eight_connections(server, live):
-    """None is lost, none is mixed up with another; the memory stays."""
-    before, lost = None, []
+def test_two_thousand_concurrent_requests_are_correct(server, live):
+    """Each client gets the answer of its own row, and memory does not grow."""
+    memory, wrong = None, []
 
-    def client(at):
+    def client(client_index):
         with requests.Session() as session:
             for number in range(250):
-                row = (at + number) % len(ROWS)
+                row = (client_index + number) % len(ROWS)
                 reply = session.post(f"{server.model}:predict", json={"instances": [ROWS[row]]})
-                found = reply.json()["predictions"][0]["probabilities"]
-                if not np.allclose(found, live[row], atol=BOUND):
-                    lost.append((at, number, reply.text))
+                probabilities = reply.json()["predictions"][0]["probabilities"]
+                if not np.allclose(probabilities, live[row], atol=BOUND):
+                    wrong.append((client_index, number, reply.text))
 
-    for round_ in range(2):
-        threads = [threading.Thread(target=client, args=(at,)) for at in range(8)]
+    for round_index in range(2):
+        threads = [
+            threading.Thread(target=client, args=(client_index,)) for client_index in range(8)
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
-        if round_ == 0:
-            before = resident(server.process)
-    assert not lost, lost[:3]
-    assert resident(server.process) - before < 30  # MiB
+        if round_index == 0:
+            memory = resident_mib(server.process)
+    assert not wrong, wrong[:3]
+    assert resident_mib(server.process) - memory < 30  # MiB

@@ -1,4 +1,4 @@
-"""Requests that are almost right get an answer or a client's error; the server stays up."""
+"""Mutated requests get an answer or a client error, and the server keeps running."""
 
 import json
 
@@ -24,43 +24,43 @@ CLASSIFY = [{"signature_name": "classify", "examples": [{"text": "a red sky"}]}]
 
 @pytest.fixture(scope="module")
 def batch(exported):
-    """A row as the signature `tensors` takes it."""
+    """A batch of one row for the signature `tensors`."""
     return padded(exported.inputs, exported.inputs.batch(["a red sky"]))
 
 
-def works(server):
-    return server.ask(json=PREDICT[0]).status_code == 200
+def is_serving(server):
+    return server.post(json=PREDICT[0]).status_code == 200
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_rest_bodies(server, batch, examples):
     row = {name: array[0].tolist() for name, array in batch.items()}
     predict = [*PREDICT, {"signature_name": "tensors", "instances": [row]}]
-    for verb, valid in (("predict", predict), ("classify", CLASSIFY)):
+    for method, valid in (("predict", predict), ("classify", CLASSIFY)):
         for body in valid:
-            reply = server.ask(verb, json=body)
+            reply = server.post(method, json=body)
             assert reply.status_code == 200, (body, reply.text)
 
     @st.composite
     def bodies(draw):
-        raw = draw(st.sampled_from(["value", "value", "any", "bytes"]))
-        if raw == "bytes":
+        mutation = draw(st.sampled_from(["value", "value", "any", "bytes"]))
+        if mutation == "bytes":
             return draw(mutated([json.dumps(body).encode() for body in predict]))
         valid = draw(st.sampled_from(predict + CLASSIFY))
-        value = replaced(draw, valid) if raw == "value" else draw(VALUES)
+        value = replaced(draw, valid) if mutation == "value" else draw(VALUES)
         return json.dumps(value).encode("utf-8", "surrogatepass")
 
     with requests.Session() as session:
 
         def check(body):
-            for verb in ("predict", "classify"):
-                reply = session.post(f"{server.model}:{verb}", data=body, timeout=60)
+            for method in ("predict", "classify"):
+                reply = session.post(f"{server.model}:{method}", data=body, timeout=60)
                 if reply.status_code != 200:
                     assert reply.status_code in CLIENT_ERRORS, (reply.status_code, reply.text)
                     assert reply.json()["error"]
 
         fuzz(bodies(), check, examples)
-    assert works(server)
+    assert is_serving(server)
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
@@ -74,13 +74,16 @@ def test_grpc_messages(server, batch, examples):
     tensors.model_spec.name, tensors.model_spec.signature_name = server.name, "tensors"
     for name, array in batch.items():
         tensors.inputs[name].CopyFrom(tf.make_tensor_proto(array))
-    classify = classification_pb2.ClassificationRequest()
-    classify.model_spec.name, classify.model_spec.signature_name = server.name, "classify"
-    classify.input.example_list.examples.add().features.feature["text"].bytes_list.value.append(
-        b"a"
+    classify_request = classification_pb2.ClassificationRequest()
+    classify_request.model_spec.name, classify_request.model_spec.signature_name = (
+        server.name,
+        "classify",
     )
+    classify_request.input.example_list.examples.add().features.feature[
+        "text"
+    ].bytes_list.value.append(b"a")
     service = "/tensorflow.serving.PredictionService"
-    refused = {
+    allowed_codes = {
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.NOT_FOUND,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -88,20 +91,26 @@ def test_grpc_messages(server, batch, examples):
         grpc.StatusCode.RESOURCE_EXHAUSTED,
     }
     with grpc.insecure_channel(server.grpc) as channel:
-        predict = channel.unary_unary(f"{service}/Predict")
-        classified = channel.unary_unary(f"{service}/Classify")
-        for call, message in ((predict, request), (predict, tensors), (classified, classify)):
+        predict_call = channel.unary_unary(f"{service}/Predict")
+        classify_call = channel.unary_unary(f"{service}/Classify")
+        for call, message in (
+            (predict_call, request),
+            (predict_call, tensors),
+            (classify_call, classify_request),
+        ):
             call(message.SerializeToString(), timeout=60)
 
         def check(message):
-            for call in (predict, classified):
+            for call in (predict_call, classify_call):
                 try:
                     call(message, timeout=60)
                 except grpc.RpcError as error:
-                    # What is no protobuf never reaches the server's own code.
+                    # gRPC rejects invalid protobufs before the server's code.
                     parsed = "deserializing" not in error.details()
-                    assert error.code() in refused or not parsed, error
+                    assert error.code() in allowed_codes or not parsed, error
 
-        messages = [one.SerializeToString() for one in (request, tensors, classify)]
+        messages = [
+            message_.SerializeToString() for message_ in (request, tensors, classify_request)
+        ]
         fuzz(mutated(messages), check, examples)
-    assert works(server)
+    assert is_serving(server)

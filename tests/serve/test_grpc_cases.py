@@ -1,7 +1,7 @@
 """The cases of TF Serving's predict_util_test.cc, multi_inference_test.cc, classifier_test.cc,
 regressor_test.cc, get_model_metadata_impl_test.cc, get_model_status_impl_test.cc and, for labels,
-server_core_test.cc: a request, and the answer that those tests demand. No TF Serving binary was
-asked."""
+server_core_test.cc: requests, and the answers that those tests expect. They were not compared with
+a TF Serving binary."""
 
 import shutil
 
@@ -39,7 +39,7 @@ def predict_request(signature="", inputs=(), outputs=(), **spec):
 
 
 X = {"x": tensor(2.0)}
-PREDICT = [  # request, the output
+PREDICT = [  # request, outputs
     (predict_request(inputs=X), {"y": 3.0}),
     (predict_request(inputs=X, outputs=["y"]), {"y": 3.0}),
     (predict_request("regress_x2_to_y3", {"inputs": tensor(2.0)}), {"outputs": 4.0}),
@@ -85,15 +85,17 @@ BAD_PREDICT = [  # request, code, part of the message
 
 
 @pytest.mark.parametrize(("request_", "outputs"), PREDICT)
-def test_grpc_predict(one, request_, outputs):
-    response = prediction_service_pb2_grpc.PredictionServiceStub(one[1]).Predict(request_)
+def test_grpc_predict(single_version_server, request_, outputs):
+    response = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1]).Predict(
+        request_
+    )
     assert {k: tf.make_ndarray(v).tolist() for k, v in response.outputs.items()} == outputs
     assert (response.model_spec.name, response.model_spec.version.value) == (NAME, 123)
     expected = request_.model_spec.signature_name or "serving_default"
     assert response.model_spec.signature_name == expected
 
 
-def refused(call, request, code, message):
+def check_rejected(call, request, code, message):
     with pytest.raises(grpc.RpcError) as error:
         call(request, timeout=30)
     assert error.value.code() == grpc.StatusCode[code], error.value.details()
@@ -101,9 +103,9 @@ def refused(call, request, code, message):
 
 
 @pytest.mark.parametrize(("request_", "code", "message"), BAD_PREDICT)
-def test_grpc_predict_that_is_refused(one, request_, code, message):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
-    refused(stub.Predict, request_, code, message)
+def test_grpc_predict_rejects(single_version_server, request_, code, message):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
+    check_rejected(stub.Predict, request_, code, message)
 
 
 def infer_request(*tasks, values=(2.0,)):
@@ -145,8 +147,8 @@ BAD_INFER = [
 
 
 @pytest.mark.parametrize(("request_", "values"), INFER)
-def test_grpc_multi_inference(one, request_, values):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
+def test_grpc_multi_inference(single_version_server, request_, values):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
     results = stub.MultiInference(request_, timeout=30).results
     assert [
         [row.classes[0].score for row in result.classification_result.classifications]
@@ -159,13 +161,13 @@ def test_grpc_multi_inference(one, request_, values):
 
 
 @pytest.mark.parametrize(("request_", "code", "message"), BAD_INFER)
-def test_grpc_multi_inference_that_is_refused(one, request_, code, message):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
-    refused(stub.MultiInference, request_, code, message)
+def test_grpc_multi_inference_rejects(single_version_server, request_, code, message):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
+    check_rejected(stub.MultiInference, request_, code, message)
 
 
-def single(kind, signature, filled=True):
-    request = kind(input=infer_request(values=(2.0,) if filled else ()).input)
+def single_example_request(message_class, signature, with_example=True):
+    request = message_class(input=infer_request(values=(2.0,) if with_example else ()).input)
     request.model_spec.name, request.model_spec.signature_name = NAME, signature
     return request
 
@@ -174,32 +176,36 @@ BAD_SINGLE = [  # call, request, part of the message
     ("Classify", classification_pb2.ClassificationRequest(), "Missing ModelSpec"),
     (
         "Classify",
-        single(classification_pb2.ClassificationRequest, "nope"),
+        single_example_request(classification_pb2.ClassificationRequest, "nope"),
         "No signature was found with the name: nope",
     ),
     (
         "Classify",
-        single(classification_pb2.ClassificationRequest, "classify_x_to_y", filled=False),
+        single_example_request(
+            classification_pb2.ClassificationRequest, "classify_x_to_y", with_example=False
+        ),
         "Input is empty",
     ),
     ("Regress", regression_pb2.RegressionRequest(), "Missing ModelSpec"),
     (
         "Regress",
-        single(regression_pb2.RegressionRequest, "nope"),
+        single_example_request(regression_pb2.RegressionRequest, "nope"),
         "No signature was found with the name: nope",
     ),
     (
         "Regress",
-        single(regression_pb2.RegressionRequest, "regress_x_to_y", filled=False),
+        single_example_request(
+            regression_pb2.RegressionRequest, "regress_x_to_y", with_example=False
+        ),
         "Input is empty",
     ),
 ]
 
 
 @pytest.mark.parametrize(("call", "request_", "message"), BAD_SINGLE)
-def test_grpc_classify_and_regress_that_are_refused(one, call, request_, message):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
-    refused(getattr(stub, call), request_, "INVALID_ARGUMENT", message)
+def test_grpc_classify_and_regress_reject(single_version_server, call, request_, message):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
+    check_rejected(getattr(stub, call), request_, "INVALID_ARGUMENT", message)
 
 
 def metadata_request(*fields, name=NAME):
@@ -219,23 +225,23 @@ BAD_METADATA = [
 
 
 @pytest.mark.parametrize(("request_", "code", "message"), BAD_METADATA)
-def test_grpc_metadata_that_is_refused(one, request_, code, message):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
-    refused(stub.GetModelMetadata, request_, code, message)
+def test_grpc_metadata_rejects(single_version_server, request_, code, message):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
+    check_rejected(stub.GetModelMetadata, request_, code, message)
 
 
-def test_grpc_metadata(one):
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
+def test_grpc_metadata(single_version_server):
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
     response = stub.GetModelMetadata(metadata_request("signature_def"), timeout=30)
     assert (response.model_spec.name, response.model_spec.version.value) == (NAME, 123)
     assert response.model_spec.signature_name == ""
     signatures = get_model_metadata_pb2.SignatureDefMap()
-    assert response.metadata["signature_def"].Repad(signatures)
+    assert response.metadata["signature_def"].Unpack(signatures)
     assert {"serving_default", "regress_x_to_y"} <= signatures.signature_def.keys()
 
 
 @pytest.fixture
-def two(half_plus_two, tmp_path):
+def two_version_server(half_plus_two, tmp_path):
     for version in ("00000123", "00000124"):
         shutil.copytree(half_plus_two, tmp_path / version)
     policy = "specific { versions: 123 versions: 124 }"
@@ -259,7 +265,7 @@ BAD_STATUS = [
     (status_request(NAME, 125), "NOT_FOUND", "125"),
 ]
 STATUS = [(status_request(NAME), [124, 123]), (status_request(NAME, 123), [123])]
-# of server_core_test.cc, with --allow_version_labels_for_unavailable_models
+# from server_core_test.cc, with --allow_version_labels_for_unavailable_models
 RELOADS = [
     ({"A": 123, "B": 124}, None),
     ({"A": 123, "B": 124, "nice try": 999}, None),
@@ -268,15 +274,17 @@ RELOADS = [
 SERVED_LABELS = {"A": 123, "B": 124, "nonexistent label": None}
 
 
-def test_grpc_status_and_labels(two):
-    models = model_service_pb2_grpc.ModelServiceStub(two[1])
-    predict = prediction_service_pb2_grpc.PredictionServiceStub(two[1]).Predict
+def test_grpc_status_and_labels(two_version_server):
+    models = model_service_pb2_grpc.ModelServiceStub(two_version_server[1])
+    predict = prediction_service_pb2_grpc.PredictionServiceStub(two_version_server[1]).Predict
     for request, code, message in BAD_STATUS:
-        refused(models.GetModelStatus, request, code, message)
+        check_rejected(models.GetModelStatus, request, code, message)
     for request, versions in STATUS:
-        found = models.GetModelStatus(request, timeout=30).model_version_status
-        assert [one.version for one in found] == versions
-        assert {(one.status.error_code, one.status.error_message) for one in found} == {(0, "")}
+        statuses = models.GetModelStatus(request, timeout=30).model_version_status
+        assert [entry.version for entry in statuses] == versions
+        assert {(entry.status.error_code, entry.status.error_message) for entry in statuses} == {
+            (0, "")
+        }
     for labels, message in RELOADS:
         config = model_management_pb2.ReloadConfigRequest()
         text = CONFIG.format(policy="specific { versions: 123 versions: 124 }")
@@ -286,11 +294,13 @@ def test_grpc_status_and_labels(two):
         if message is None:
             assert models.HandleReloadConfigRequest(config, timeout=30).status.error_code == 0
         else:
-            refused(models.HandleReloadConfigRequest, config, "FAILED_PRECONDITION", message)
+            check_rejected(models.HandleReloadConfigRequest, config, "FAILED_PRECONDITION", message)
     for label, version in SERVED_LABELS.items():
         request = predict_request(inputs=X)
         request.model_spec.version_label = label
         if version is None:
-            refused(predict, request, "INVALID_ARGUMENT", "Unrecognized servable version label")
+            check_rejected(
+                predict, request, "INVALID_ARGUMENT", "Unrecognized servable version label"
+            )
         else:
             assert predict(request, timeout=30).model_spec.version.value == version

@@ -1,5 +1,5 @@
-"""The cases of TF Serving's util/json_tensor_test.cc, classifier_test.cc and regressor_test.cc: an
-input, and the answer that those tests demand. No TF Serving binary was asked."""
+"""The cases of TF Serving's util/json_tensor_test.cc, classifier_test.cc and regressor_test.cc:
+inputs, and the results that those tests expect. They were not compared with a TF Serving binary."""
 
 import json
 import math
@@ -12,20 +12,20 @@ from tensorflow_serving.apis import classification_pb2, regression_pb2
 
 from tfft.serve import examples, json_tensors
 from tfft.serve.failure import Failure
-from tfft.serve.loaded import Info
+from tfft.serve.loaded import TensorInfo
 
 NAN, INF = math.nan, math.inf
 DEEP = "[" * 20_000 + "]" * 20_000
-MOST = float(np.finfo(np.float64).max)
-LEAST = float(np.finfo(np.float64).tiny)
+LARGEST = float(np.finfo(np.float64).max)
+SMALLEST = float(np.finfo(np.float64).tiny)
 INT, FLOAT, DOUBLE, STRING = tf.int32, tf.float32, tf.float64, tf.string
 SIX = [[1, 2], [3, 4], [5, 6]]
 
 
-def parsed(body, types):
+def parse_request(body, types):
     request = json_tensors.parse(body.encode())
     json_tensors.signature_name(request)
-    return json_tensors.inputs(request, {n: Info(t, None) for n, t in types.items()})
+    return json_tensors.inputs(request, {n: TensorInfo(t, None) for n, t in types.items()})
 
 
 # body, type of each input, form, arrays
@@ -46,10 +46,10 @@ REQUESTS = [
     ),
     ('{"instances": [1435774380]}', {"x": FLOAT}, "instances", {"x": [1435774380]}),
     ('{"instances": [1435774380.0]}', {"x": FLOAT}, "instances", {"x": [1435774380]}),
-    (f'{{"instances": [{MOST}]}}', {"x": FLOAT}, "instances", {"x": [INF]}),
-    (f'{{"instances": [{-MOST}]}}', {"x": FLOAT}, "instances", {"x": [-INF]}),
-    (f'{{"instances": [{LEAST}]}}', {"x": FLOAT}, "instances", {"x": [0.0]}),
-    (f'{{"instances": [{-LEAST}]}}', {"x": FLOAT}, "instances", {"x": [-0.0]}),
+    (f'{{"instances": [{LARGEST}]}}', {"x": FLOAT}, "instances", {"x": [INF]}),
+    (f'{{"instances": [{-LARGEST}]}}', {"x": FLOAT}, "instances", {"x": [-INF]}),
+    (f'{{"instances": [{SMALLEST}]}}', {"x": FLOAT}, "instances", {"x": [0.0]}),
+    (f'{{"instances": [{-SMALLEST}]}}', {"x": FLOAT}, "instances", {"x": [-0.0]}),
     (
         '{"signature_name": "predict_images", "instances": [[1,2]]}',
         {"x": INT},
@@ -100,15 +100,15 @@ REQUESTS = [
 
 
 @pytest.mark.parametrize(("body", "types", "form", "arrays"), REQUESTS)
-def test_requests_to_tensors(body, types, form, arrays):
-    found, found_form = parsed(body, types)
-    assert found_form == form and found.keys() == arrays.keys()
+def test_requests_are_converted_to_arrays(body, types, form, arrays):
+    actual, actual_form = parse_request(body, types)
+    assert actual_form == form and actual.keys() == arrays.keys()
     for name, dtype in types.items():
         expected = np.array(arrays[name], dtype.as_numpy_dtype)
-        assert found[name].dtype == expected.dtype
-        np.testing.assert_array_equal(found[name], expected)
+        assert actual[name].dtype == expected.dtype
+        np.testing.assert_array_equal(actual[name], expected)
         if dtype != STRING:
-            np.testing.assert_array_equal(np.signbit(found[name]), np.signbit(expected))
+            np.testing.assert_array_equal(np.signbit(actual[name]), np.signbit(expected))
 
 
 ROWS_7_8 = '{"i": [[[7,8],[9,0],[1,2]]], "s": ["baz", "bat"]}'
@@ -148,7 +148,7 @@ BAD_REQUESTS = [  # body, types, part of the message
 ]
 
 
-def refuses(message, function, *arguments):
+def check_failure(message, function, *arguments):
     with pytest.raises(Failure) as error:
         function(*arguments)
     assert (error.value.code, error.value.http) == ("INVALID_ARGUMENT", 400)
@@ -156,8 +156,8 @@ def refuses(message, function, *arguments):
 
 
 @pytest.mark.parametrize(("body", "types", "message"), BAD_REQUESTS)
-def test_requests_that_are_refused(body, types, message):
-    refuses(message, parsed, body, types)
+def test_invalid_requests_are_rejected(body, types, message):
+    check_failure(message, parse_request, body, types)
 
 
 def array(values, dtype=np.int32):
@@ -165,7 +165,7 @@ def array(values, dtype=np.int32):
 
 
 INTS = [SIX, [[7, 8], [9, 0], [1, 2]]]
-SEVERAL = {
+MIXED = {
     "int_tensor": array(INTS),
     "str_tensor": array([[b"foo", b"bar"], [b"baz", b"bat"]], object),
     "float_tensor": array([[1], [2]], np.float32),
@@ -175,18 +175,18 @@ SEVERAL = {
 HELLO, WORLD, TF, SERVING = (
     {"b64": text} for text in ("aGVsbG8=", "d29ybGQ=", "dGY=", "c2VydmluZw==")
 )
-REPLIES = [  # arrays, form, the reply
+REPLIES = [  # arrays, form, reply
     ({"x": array(INTS)}, "instances", {"predictions": INTS}),
     ({"x": array(INTS)}, "inputs", {"outputs": INTS}),
     ({"x": array([1, 2, 3, 4, 5])}, "instances", {"predictions": [1, 2, 3, 4, 5]}),
     ({"x": array([1, 2, 3, 4, 5])}, "inputs", {"outputs": [1, 2, 3, 4, 5]}),
     (
-        {"str_tensor_bytes": SEVERAL["str_tensor_bytes"]},
+        {"str_tensor_bytes": MIXED["str_tensor_bytes"]},
         "instances",
         {"predictions": [[HELLO, WORLD], [TF, SERVING]]},
     ),
     (
-        SEVERAL,
+        MIXED,
         "instances",
         {
             "predictions": [
@@ -208,7 +208,7 @@ REPLIES = [  # arrays, form, the reply
         },
     ),
     (
-        SEVERAL,
+        MIXED,
         "inputs",
         {
             "outputs": {
@@ -230,16 +230,16 @@ REPLIES = [  # arrays, form, the reply
 
 
 @pytest.mark.parametrize(("arrays", "form", "reply"), REPLIES)
-def test_tensors_to_replies(arrays, form, reply):
+def test_arrays_are_converted_to_replies(arrays, form, reply):
     assert json.loads(json_tensors.outputs(arrays, form)) == reply
 
 
-def strings(text):
-    """The values of a reply, with numbers as they are spelt."""
+def parse_as_strings(text):
+    """Parse a reply, with numbers as the strings that it contains."""
     return json.loads(text, parse_float=str, parse_int=str, parse_constant=str)
 
 
-SPELLINGS = [  # float32, spelt
+SPELLINGS = [  # float32, text
     (
         [[9000000, 999999, 0.5], [0.0003, 0.00003, 555557.5]],
         [["9e+06", "999999.0", "0.5"], ["0.0003", "3e-05", "555557.5"]],
@@ -248,10 +248,10 @@ SPELLINGS = [  # float32, spelt
 ]
 
 
-@pytest.mark.parametrize(("values", "spelt"), SPELLINGS)
-def test_spelling_of_numbers(values, spelt):
+@pytest.mark.parametrize(("values", "expected"), SPELLINGS)
+def test_number_format(values, expected):
     text = json_tensors.outputs({"x": array(values, np.float32)}, "instances")
-    assert strings(text) == {"predictions": spelt}
+    assert parse_as_strings(text) == {"predictions": expected}
 
 
 BAD_REPLIES = [
@@ -270,8 +270,8 @@ BAD_REPLIES = [
 
 
 @pytest.mark.parametrize(("arrays", "message"), BAD_REPLIES)
-def test_replies_that_are_refused(arrays, message):
-    refuses(message, json_tensors.outputs, arrays, "instances")
+def test_invalid_outputs_of_predict_are_rejected(arrays, message):
+    check_failure(message, json_tensors.outputs, arrays, "instances")
 
 
 EXAMPLES = [  # body, the tensorflow.serving.Input as text
@@ -340,14 +340,14 @@ def read_examples(body):
 
 
 @pytest.mark.parametrize(("body", "message"), EXAMPLES)
-def test_examples(body, message):
+def test_examples_are_parsed(body, message):
     expected = text_format.Parse(message, read_examples(body).__class__())
     assert str(read_examples(body)) == str(expected)
 
 
 @pytest.mark.parametrize(("body", "message"), BAD_EXAMPLES)
-def test_examples_that_are_refused(body, message):
-    refuses(message, read_examples, body)
+def test_invalid_examples_are_rejected(body, message):
+    check_failure(message, read_examples, body)
 
 
 def regressions(*values):
@@ -358,7 +358,7 @@ VEHICLES = [
     [("car", 0.2), ("bike", 0.7), ("bus", 0.1)],
     [("car", 0.7), ("bike", 0.1), ("bus", 0.2)],
 ]
-RESULTS = [  # result, spelt
+RESULTS = [  # result, text
     (
         classification_pb2.ClassificationResult(
             classifications=[
@@ -373,9 +373,9 @@ RESULTS = [  # result, spelt
 ]
 
 
-@pytest.mark.parametrize(("result", "spelt"), RESULTS)
-def test_results(result, spelt):
-    assert strings(examples.to_json(result)) == {"results": spelt}
+@pytest.mark.parametrize(("result", "expected"), RESULTS)
+def test_results_are_converted_to_json(result, expected):
+    assert parse_as_strings(examples.to_json(result)) == {"results": expected}
 
 
 BAD_RESULTS = [
@@ -385,20 +385,20 @@ BAD_RESULTS = [
 
 
 @pytest.mark.parametrize(("result", "message"), BAD_RESULTS)
-def test_results_that_are_refused(result, message):
-    refuses(message, examples.to_json, result)
+def test_empty_results_are_rejected(result, message):
+    check_failure(message, examples.to_json, result)
 
 
 ERRORS = ['Bad key: "key"', "Bad key: 'key'"]
 
 
 @pytest.mark.parametrize("message", ERRORS)
-def test_errors(message):
+def test_error_replies(message):
     assert json.loads(json_tensors.error(message)) == {"error": message}
 
 
 LABELS, SCORES = array([[b"a", b"b"]], object), array([[1, 2]], np.float32)
-OUTPUTS = [  # method, outputs of one row, the result's values
+OUTPUTS = [  # method, outputs of one row, values of the result
     ("classify", {"classes": LABELS, "scores": SCORES}, [("a", 1.0), ("b", 2.0)]),
     ("classify", {"classes": LABELS}, [("a", 0.0), ("b", 0.0)]),
     ("classify", {"scores": SCORES}, [("", 1.0), ("", 2.0)]),
@@ -424,15 +424,15 @@ ONE_ROW = {examples.INPUT: array([b""], object)}
 
 
 @pytest.mark.parametrize(("method", "outputs", "values"), OUTPUTS)
-def test_outputs(method, outputs, values):
+def test_outputs_are_converted_to_results(method, outputs, values):
     result = examples.result(method, outputs, ONE_ROW)
     if method == "classify":
         (row,) = result.classifications
-        assert [(one.label, one.score) for one in row.classes] == values
+        assert [(entry.label, entry.score) for entry in row.classes] == values
     else:
-        assert [one.value for one in result.regressions] == values
+        assert [entry.value for entry in result.regressions] == values
 
 
 @pytest.mark.parametrize(("method", "outputs", "message"), BAD_OUTPUTS)
-def test_outputs_that_are_refused(method, outputs, message):
-    refuses(message, examples.result, method, outputs, ONE_ROW)
+def test_invalid_outputs_are_rejected(method, outputs, message):
+    check_failure(message, examples.result, method, outputs, ONE_ROW)

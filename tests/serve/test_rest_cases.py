@@ -1,40 +1,43 @@
-"""The cases of TF Serving's http_rest_api_handler_test.cc and http_rest_api_util_test.cc: a
-request, and the answer that those tests demand. No TF Serving binary was asked."""
+"""The cases of TF Serving's http_rest_api_handler_test.cc and http_rest_api_util_test.cc.
+
+Each has a request and the answer that those tests expect. They were not compared with a TF Serving
+binary.
+"""
 
 import pytest
 import requests
 
 from tests.serve.half_plus_two import NAME
-from tests.serve.test_json_cases import refuses
+from tests.serve.test_json_cases import check_failure
 from tfft.serve.http import parse_path
 from tfft.serve.versions import ModelSpec
 
-CODED = "%21%23%24%25%26%27%28%29%2A%2B%2C%2F%3A%3B%3D%3F%40%5B%5D"
+ENCODED_SIGNS = "%21%23%24%25%26%27%28%29%2A%2B%2C%2F%3A%3B%3D%3F%40%5B%5D"
 SIGNS = "!#$%&'()*+,/:;=?@[]"
 GOOD_PATHS = [  # method, path, model, call
-    ("GET", f"/v1/models/m{CODED}", ModelSpec(f"m{SIGNS}"), ""),
+    ("GET", f"/v1/models/m{ENCODED_SIGNS}", ModelSpec(f"m{SIGNS}"), ""),
     ("GET", "/v1/models/m/versions/99", ModelSpec("m", 99), ""),
     ("GET", "/v1/models/m/labels/latest", ModelSpec("m", None, "latest"), ""),
-    ("GET", f"/v1/models/m/labels/l{CODED}", ModelSpec("m", None, f"l{SIGNS}"), ""),
+    ("GET", f"/v1/models/m/labels/l{ENCODED_SIGNS}", ModelSpec("m", None, f"l{SIGNS}"), ""),
     ("GET", "/v1/models/m/labels/latest/metadata", ModelSpec("m", None, "latest"), "metadata"),
     (
         "GET",
-        f"/v1/models/m{CODED}/labels/l{CODED}/metadata",
+        f"/v1/models/m{ENCODED_SIGNS}/labels/l{ENCODED_SIGNS}/metadata",
         ModelSpec(f"m{SIGNS}", None, f"l{SIGNS}"),
         "metadata",
     ),
-    ("POST", f"/v1/models/m{CODED}:predict", ModelSpec(f"m{SIGNS}"), "predict"),
+    ("POST", f"/v1/models/m{ENCODED_SIGNS}:predict", ModelSpec(f"m{SIGNS}"), "predict"),
     ("POST", "/v1/models/m/versions/99:predict", ModelSpec("m", 99), "predict"),
     ("POST", "/v1/models/m/labels/latest:predict", ModelSpec("m", None, "latest"), "predict"),
     (
         "POST",
-        f"/v1/models/m/labels/l{CODED}:predict",
+        f"/v1/models/m/labels/l{ENCODED_SIGNS}:predict",
         ModelSpec("m", None, f"l{SIGNS}"),
         "predict",
     ),
     (
         "POST",
-        f"/v1/models/m{CODED}/labels/l{CODED}:predict",
+        f"/v1/models/m{ENCODED_SIGNS}/labels/l{ENCODED_SIGNS}:predict",
         ModelSpec(f"m{SIGNS}", None, f"l{SIGNS}"),
         "predict",
     ),
@@ -58,8 +61,8 @@ def test_paths(method, path, model, call):
 
 
 @pytest.mark.parametrize(("method", "path"), BAD_PATHS)
-def test_paths_that_are_refused(method, path):
-    refuses("Malformed request", parse_path, method, path)
+def test_paths_are_rejected(method, path):
+    check_failure("Malformed request", parse_path, method, path)
 
 
 ONE_VERSION = {
@@ -74,7 +77,7 @@ ONE_VERSION = {
 ROWS = '{"instances": [1.0, 2.0]}'
 REGRESS = '{"signature_name": "regress_x_to_y", "examples": [{"x": 80.0}]}'
 LARGE = f"/v1/models/foo/versions/{2**64 - 1}:regress"
-REST = [  # method, path (M: the model's), body, code, the answer or a part of the error
+REST = [  # method, path (M: path of the model), body, code, answer or part of the error
     ("GET", "/statuspage", "", 404, "Not Found"),
     ("GET", "/index", "", 404, "Not Found"),
     ("GET", "/v1/foo", "", 400, "Malformed request"),
@@ -152,8 +155,8 @@ REST = [  # method, path (M: the model's), body, code, the answer or a part of t
 
 
 @pytest.mark.parametrize(("method", "path", "body", "code", "answer"), REST)
-def test_rest(one, method, path, body, code, answer):
-    url = one[0] + path.replace("M", f"/v1/models/{NAME}", path.startswith("M"))
+def test_rest(single_version_server, method, path, body, code, answer):
+    url = single_version_server[0] + path.replace("M", f"/v1/models/{NAME}", path.startswith("M"))
     reply = requests.request(method, url, data=body, timeout=30)
     assert reply.status_code == code, reply.text
     assert reply.headers["Content-Type"] == "application/json"
@@ -165,8 +168,8 @@ def test_rest(one, method, path, body, code, answer):
         assert answer in reply.json()["error"]
 
 
-def test_rest_metadata(one):
-    reply = requests.get(f"{one[0]}/v1/models/{NAME}/metadata", timeout=30)
+def test_rest_metadata(single_version_server):
+    reply = requests.get(f"{single_version_server[0]}/v1/models/{NAME}/metadata", timeout=30)
     assert reply.headers["Content-Type"] == "application/json"
     answer = reply.json()
     assert answer["model_spec"] == {"name": NAME, "signature_name": "", "version": "123"}
@@ -174,9 +177,9 @@ def test_rest_metadata(one):
         "dim": [{"size": "-1", "name": ""}, {"size": "1", "name": ""}],
         "unknown_rank": False,
     }
-    default = answer["metadata"]["signature_def"]["signature_def"]["serving_default"]
-    for kind, name in (("inputs", "x"), ("outputs", "y")):
-        (info,) = default[kind].values()
-        assert default[kind].keys() == {name}
+    signature = answer["metadata"]["signature_def"]["signature_def"]["serving_default"]
+    for direction, name in (("inputs", "x"), ("outputs", "y")):
+        (info,) = signature[direction].values()
+        assert signature[direction].keys() == {name}
         assert info["dtype"] == "DT_FLOAT" and info["tensor_shape"] == shape
-    assert default["method_name"] == "tensorflow/serving/predict" and default["defaults"] == {}
+    assert signature["method_name"] == "tensorflow/serving/predict" and signature["defaults"] == {}

@@ -1,4 +1,4 @@
-"""Every task, from training to what three clients and saved_model_cli are answered."""
+"""Train and serve each task: three clients and saved_model_cli get the live model's answers."""
 
 import ast
 import base64
@@ -25,15 +25,15 @@ from tests.tasks.test_image_runs import write_folder
 from tests.tasks.test_multilabel_runs import write_table
 from tfft.export.signatures import example
 
-BOUND = 1e-5  # of a probability
-COUNT = 4  # rows that are asked
+BOUND = 1e-5  # largest difference of a probability
+NUM_ROWS = 4  # rows of each request
 
 
-def of_texts(tiny, folder):
+def text_data(tiny, folder):
     return {"train": str(write_csv(folder / "t.csv", 60)), "max_length": 12}, f"hf:{tiny}"
 
 
-def of_pairs(tiny, folder):
+def text_pair_data(tiny, folder):
     with open(write_csv(folder / "t.csv", 60), newline="") as file:
         rows = list(csv.DictReader(file))
     with open(folder / "pairs.csv", "w", newline="") as file:
@@ -44,7 +44,7 @@ def of_pairs(tiny, folder):
     return data, f"hf:{tiny}"
 
 
-def of_tagged_texts(tiny, folder):
+def multilabel_text_data(tiny, folder):
     with open(folder / "tags.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["text", "label"])
@@ -54,29 +54,29 @@ def of_tagged_texts(tiny, folder):
     return {"train": str(folder / "tags.csv"), "max_length": 12}, f"hf:{tiny}"
 
 
-def of_pictures(tiny, folder):
+def image_data(tiny, folder):
     write_folder(folder / "pictures", 8, 0)
     data = {"train": {"source": "images", "path": str(folder / "pictures")}}
     return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
-def of_tagged_pictures(tiny, folder):
+def multilabel_image_data(tiny, folder):
     return {"train": write_table(folder / "pictures", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
 slow = pytest.mark.slow
 TASKS = [
-    pytest.param("text_classification", of_texts, marks=slow),  # test_clients asks one too
-    pytest.param("text_classification", of_pairs, marks=slow),
-    pytest.param("text_multilabel", of_tagged_texts, marks=slow),
-    pytest.param("image_classification", of_pictures, marks=slow),
-    pytest.param("image_multilabel", of_tagged_pictures, marks=slow),
+    pytest.param("text_classification", text_data, marks=slow),  # test_clients has one too
+    pytest.param("text_classification", text_pair_data, marks=slow),
+    pytest.param("text_multilabel", multilabel_text_data, marks=slow),
+    pytest.param("image_classification", image_data, marks=slow),
+    pytest.param("image_multilabel", multilabel_image_data, marks=slow),
 ]
 
 
-@pytest.mark.parametrize(("task", "make"), TASKS)
-def test_the_live_models_answers(task, make, tiny, tmp_path):
-    data, backbone = make(tiny, tmp_path)
+@pytest.mark.parametrize(("task", "build_data"), TASKS)
+def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
+    data, backbone = build_data(tiny, tmp_path)
     config = {
         "data": {**data, "validation": {"fraction": 0.25}},
         "model": {"backbone": backbone},
@@ -86,25 +86,28 @@ def test_the_live_models_answers(task, make, tiny, tmp_path):
         "evaluate": {"bootstrap": 0, "baselines": False},
     }
     run = tfft.train(config, tmp_path / "run")
-    raw = [run.inputs.request_row(run.datasets.train.raw(at)) for at in range(COUNT)]
+    raw = [run.inputs.request_row(run.datasets.train.raw(i)) for i in range(NUM_ROWS)]
     rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
-    live = run.task.probabilities(run.logits([run.datasets.train.raw(at) for at in range(COUNT)]))
-    answers = run.predict([run.datasets.train.raw(at) for at in range(COUNT)])
+    live = run.task.probabilities(run.logits([run.datasets.train.raw(i) for i in range(NUM_ROWS)]))
+    answers = run.predict([run.datasets.train.raw(i) for i in range(NUM_ROWS)])
     columns = run.inputs.columns
     server = tfft_server(run.workdir / "export")
     try:
-        for ask in (by_curl, by_requests, by_grpc):
-            found, labels = ask(server, columns, rows, tmp_path)
-            np.testing.assert_allclose(found, live, atol=BOUND)
-            told = [a.get("label", "|".join(a.get("labels", []))) for a in answers]
-            assert labels == told
-        classes, scores = classified(server, columns, rows)
-        assert classes == [run.labels] * COUNT
+        for predict in (predict_by_curl, predict_by_requests, predict_by_grpc):
+            probabilities, labels = predict(server, columns, rows, tmp_path)
+            np.testing.assert_allclose(probabilities, live, atol=BOUND)
+            expected_labels = [
+                prediction.get("label", "|".join(prediction.get("labels", [])))
+                for prediction in answers
+            ]
+            assert labels == expected_labels
+        classes, scores = classify_by_grpc(server, columns, rows)
+        assert classes == [run.labels] * NUM_ROWS
         np.testing.assert_allclose(scores, live, atol=BOUND)
     finally:
         assert stop(server) == 0
-    found = by_cli(run.workdir / "export" / "1", columns, raw, tmp_path)
-    np.testing.assert_allclose(found, live, atol=BOUND)
+    probabilities = predict_by_saved_model_cli(run.workdir / "export" / "1", columns, raw, tmp_path)
+    np.testing.assert_allclose(probabilities, live, atol=BOUND)
 
 
 def instances(columns, rows):
@@ -114,21 +117,21 @@ def instances(columns, rows):
     ]
 
 
-def by_curl(server, columns, rows, folder):
+def predict_by_curl(server, columns, rows, folder):
     (folder / "body").write_text(json.dumps({"instances": instances(columns, rows)}))
     command = ["curl", "-s", "--fail", "-d", f"@{folder / 'body'}", f"{server.model}:predict"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)["predictions"]
-    return [row["probabilities"] for row in found], [row["label"] for row in found]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    predictions = json.loads(process.stdout)["predictions"]
+    return [row["probabilities"] for row in predictions], [row["label"] for row in predictions]
 
 
-def by_requests(server, columns, rows, folder):
+def predict_by_requests(server, columns, rows, folder):
     inputs = {c: [row[c] for row in instances(columns, rows)] for c in columns}
-    found = server.ask(json={"inputs": inputs}).json()["outputs"]
-    return found["probabilities"], found["label"]
+    outputs = server.post(json={"inputs": inputs}).json()["outputs"]
+    return outputs["probabilities"], outputs["label"]
 
 
-def by_grpc(server, columns, rows, folder):
+def predict_by_grpc(server, columns, rows, folder):
     request = predict_pb2.PredictRequest()
     request.model_spec.name = server.name
     for column, values in zip(columns, zip(*rows, strict=True), strict=True):
@@ -140,35 +143,35 @@ def by_grpc(server, columns, rows, folder):
     return tf.make_ndarray(outputs["probabilities"]), labels
 
 
-def classified(server, columns, rows):
+def classify_by_grpc(server, columns, rows):
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name, request.model_spec.signature_name = server.name, "classify"
     for row in rows:
         request.input.example_list.examples.add().ParseFromString(example(columns, row))
     with grpc.insecure_channel(server.grpc) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-        found = stub.Classify(request, timeout=30).result.classifications
-    classes = [[one.label for one in row.classes] for row in found]
-    return classes, [[one.score for one in row.classes] for row in found]
+        classifications = stub.Classify(request, timeout=30).result.classifications
+    classes = [[entry.label for entry in row.classes] for row in classifications]
+    return classes, [[entry.score for entry in row.classes] for row in classifications]
 
 
-def by_cli(folder, columns, rows, scratch):
-    """TensorFlow's saved_model_cli, as the export's README has it."""
-    text = (folder.parent / "README.md").read_text()
-    code = re.findall(r"python -c '(.*?)'", text, re.S)[-1]
+def predict_by_saved_model_cli(folder, columns, rows, folder_):
+    """Return the probabilities of TensorFlow's saved_model_cli, run as in the export's README."""
+    readme = (folder.parent / "README.md").read_text()
+    code = re.findall(r"python -c '(.*?)'", readme, re.S)[-1]
     if "image" in columns:
-        assert "--inputs='image=picture.npy'" in text
-        (scratch / "picture.jpg").write_bytes(rows[0][0])
-        saved = re.search(r"python -c '(import numpy.*?)'", text)[1]
-        subprocess.run([sys.executable, "-c", saved], cwd=scratch, check=True)
-        (alone,) = np.load(scratch / "picture.npy")
-        assert alone == rows[0][0]
-        np.save(scratch / "picture.npy", [image_spec for (image_spec,) in rows])
-        inputs = f"--inputs=image={scratch / 'picture.npy'}"
+        assert "--inputs='image=image.npy'" in readme
+        (folder_ / "image.jpg").write_bytes(rows[0][0])
+        save_code = re.search(r"python -c '(import numpy.*?)'", readme)[1]
+        subprocess.run([sys.executable, "-c", save_code], cwd=folder_, check=True)
+        (saved_image,) = np.load(folder_ / "image.npy")
+        assert saved_image == rows[0][0]
+        np.save(folder_ / "image.npy", [image for (image,) in rows])
+        inputs = f"--inputs=image={folder_ / 'image.npy'}"
     else:
-        given = zip(columns, zip(*rows, strict=True), strict=True)
-        inputs = "--input_exprs=" + ";".join(f"{c}={list(values)!r}" for c, values in given)
-    done = subprocess.run(
+        column_values = zip(columns, zip(*rows, strict=True), strict=True)
+        inputs = "--input_exprs=" + ";".join(f"{c}={list(values)!r}" for c, values in column_values)
+    process = subprocess.run(
         [
             *(sys.executable, "-c", code, "run", f"--dir={folder}", "--tag_set=serve"),
             *("--signature_def=serving_default", inputs),
@@ -177,5 +180,5 @@ def by_cli(folder, columns, rows, scratch):
         text=True,
         check=True,
     )
-    shown = done.stdout.split("Result for output key probabilities:\n")[1].split("Result")[0]
-    return ast.literal_eval(re.sub(r"(?<=[\d.\]])\s+(?=[-\d\[])", ", ", shown.strip()))
+    output = process.stdout.split("Result for output key probabilities:\n")[1].split("Result")[0]
+    return ast.literal_eval(re.sub(r"(?<=[\d.\]])\s+(?=[-\d\[])", ", ", output.strip()))

@@ -1,4 +1,4 @@
-"""What TF Serving's sources say beyond the cases of its tests: codes, texts and grammar."""
+"""Behaviour from TF Serving's sources that its tests do not cover: codes, messages and grammar."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ import tensorflow as tf
 from tensorflow.core.framework import tensor_pb2
 
 from tests.serve.half_plus_two import NAME
-from tests.serve.test_grpc_cases import predict_request, refused
+from tests.serve.test_grpc_cases import check_rejected, predict_request
 from tfft.serve import examples, json_text, tensor_protos
 from tfft.serve.failure import Failure, TooLarge
 from tfft.serve.http import Limits, Rest
@@ -28,11 +28,11 @@ ELEMENT = "Failed to process element: {} of 'instances' list. Error: INVALID_ARG
 ONE = ELEMENT.format(1)
 DOCUMENT = 'JSON Value: {\n    "instances": 1\n} '
 
-PREDICT = [  # body of a predict request, code, the whole error or the answer
-    # Shapes are the graph's matter.
+PREDICT = [  # body, code, whole error or answer
+    # Only the graph checks shapes.
     ('{"instances": [1.0, 2.0]}', 200, {"predictions": [2.5, 3.0]}),
     ('{"instances": [[[1.0]]]}', 200, {"predictions": [[[2.5]]]}),
-    # Extra inputs are ignored in columns, and an error in rows.
+    # Extra inputs are ignored in column form, and an error in row form.
     ('{"inputs": {"x": [1.0], "more": 5}}', 200, {"outputs": [2.5]}),
     (
         '{"instances": [{"x": 1.0, "more": 5}]}',
@@ -59,7 +59,7 @@ PREDICT = [  # body of a predict request, code, the whole error or the answer
         "Failed to process element: 0 key: b64 of 'instances' list. Error: INVALID_ARGUMENT: JSON "
         "object: does not have named input: b64",
     ),
-    # Scalars and half precision as outputs.
+    # Scalar and float16 outputs.
     ('{"signature_name": "joined", "inputs": ["a", "b"]}', 200, {"outputs": "ab"}),
     (
         '{"signature_name": "joined", "instances": ["a", "b"]}',
@@ -77,7 +77,7 @@ PREDICT = [  # body of a predict request, code, the whole error or the answer
         "Tensor name: total has no shape information ",
     ),
     (SUMS + '"inputs": {"x": [[1]], "y": [[2]]}}', 200, {"outputs": {"sum": [[3]], "total": 1}}),
-    # Numbers that are too large for float are infinite; for double, no numbers.
+    # Numbers too large for float32 are infinite; numbers too large for float64 are errors.
     ('{"instances": [1e39, -1e39]}', 200, {"predictions": [float("inf"), float("-inf")]}),
     (
         '{"instances": [' + 400 * "9" + "]}",
@@ -116,7 +116,7 @@ PREDICT = [  # body of a predict request, code, the whole error or the answer
     ("{'a': 1}", 400, "JSON Parse error: Missing a name for object member. at offset: 1"),
     ("  ", 400, "JSON Parse error: The document is empty. at offset: 2"),
     ("[1.5, []]", 400, "JSON Value: [1.5, []] Is not object"),
-    # Texts.
+    # Messages.
     ('{"instances": 1}', 400, DOCUMENT + "Expecting 'instances' to be an list/array"),
     ('{"instances": []}', 400, DOCUMENT.replace("1", "[]") + "No values in 'instances' array"),
     ("{}", 400, "Missing 'inputs' or 'instances' key"),
@@ -179,21 +179,25 @@ PREDICT = [  # body of a predict request, code, the whole error or the answer
 ]
 
 
-def answered(reply, code, answer):
+def check_reply(reply, code, answer):
     assert reply.status_code == code, reply.text
     if isinstance(answer, bytes):
         assert reply.content == answer
     elif code == 200:
-        constants = {"NaN": "NaN"}  # which differs from itself
+        constants = {"NaN": "NaN"}  # NaN != NaN
         assert json.loads(reply.text, parse_constant=lambda c: constants.get(c, float(c))) == answer
     else:
         assert reply.json()["error"] == answer
 
 
 @pytest.mark.parametrize(("body", "code", "answer"), PREDICT)
-def test_predict(one, body, code, answer):
+def test_predict(single_version_server, body, code, answer):
     data = body if isinstance(body, bytes) else body.encode()
-    answered(requests.post(f"{one[0]}{MODEL}:predict", data=data, timeout=30), code, answer)
+    check_reply(
+        requests.post(f"{single_version_server[0]}{MODEL}:predict", data=data, timeout=30),
+        code,
+        answer,
+    )
 
 
 OTHERS = [  # method, path, body, code, answer
@@ -229,13 +233,13 @@ OTHERS = [  # method, path, body, code, answer
 
 
 @pytest.mark.parametrize(("call", "body", "code", "answer"), OTHERS)
-def test_classify_and_regress(one, call, body, code, answer):
-    reply = requests.post(f"{one[0]}{MODEL}:{call}", data=body, timeout=30)
+def test_classify_and_regress(single_version_server, call, body, code, answer):
+    reply = requests.post(f"{single_version_server[0]}{MODEL}:{call}", data=body, timeout=30)
     assert reply.status_code == code, reply.text
     assert reply.json() == {"results": [answer]} if code == 200 else answer in reply.json()["error"]
 
 
-PATHS = [  # method, path, body, code, part of the reply; None: it is empty
+PATHS = [  # method, path, body, code, part of the reply, or None if it is empty
     ("POST", f"/V1/Models/{NAME}:predict", GOOD, 200, "2.5"),
     ("POST", f"{MODEL}:Predict", GOOD, 400, "Malformed request"),
     ("POST", f"/v1/models/{NAME.upper()}:predict", GOOD, 404, "Latest(HALF_PLUS_TWO)"),
@@ -255,29 +259,33 @@ PATHS = [  # method, path, body, code, part of the reply; None: it is empty
 
 
 @pytest.mark.parametrize(("method", "path", "body", "code", "part"), PATHS)
-def test_paths(one, method, path, body, code, part):
-    reply = requests.request(method, one[0] + path, data=body, timeout=30)
+def test_paths(single_version_server, method, path, body, code, part):
+    reply = requests.request(method, single_version_server[0] + path, data=body, timeout=30)
     assert reply.status_code == code, reply.text
     assert part in reply.text if part else not reply.content
 
 
-def test_options_with_an_origin(one):
+def test_options_with_an_origin(single_version_server):
     headers = {"Origin": "https://example.org"}
-    reply = requests.options(f"{one[0]}{MODEL}:predict", headers=headers, timeout=30)
+    reply = requests.options(
+        f"{single_version_server[0]}{MODEL}:predict", headers=headers, timeout=30
+    )
     assert (reply.status_code, reply.content) == (200, b"")
-    assert "Access-Control-Allow-Origin" not in reply.headers  # off by default there too
+    assert "Access-Control-Allow-Origin" not in reply.headers  # off by default in TF Serving too
 
 
-def test_the_layout_of_replies(one):
+def test_reply_layout(single_version_server):
     def text(body):
-        return requests.post(f"{one[0]}{MODEL}:predict", data=body, timeout=30).text
+        return requests.post(
+            f"{single_version_server[0]}{MODEL}:predict", data=body, timeout=30
+        ).text
 
     assert text('{"instances": [[1], [2]]}') == '{\n    "predictions": [[2.5], [3.0]\n    ]\n}'
     assert text('{"inputs": [1, 2]}') == '{\n    "outputs": [\n        2.5,\n        3.0\n    ]\n}'
     assert text("{}") == "{\n    \"error\": \"Missing 'inputs' or 'instances' key\"\n}"
 
 
-def test_codes():
+def test_http_status_codes():
     codes = {
         "FAILED_PRECONDITION": 400,
         "RESOURCE_EXHAUSTED": 429,
@@ -287,7 +295,7 @@ def test_codes():
     assert {code: Failure(code, "").http for code in codes} == codes
 
 
-def declaring(sizes, dtype, **values):
+def tensor_proto(sizes, dtype, **values):
     return tensor_pb2.TensorProto(
         dtype=tf.dtypes.as_dtype(dtype).as_datatype_enum,
         tensor_shape={"dim": [{"size": size} for size in sizes]},
@@ -296,22 +304,22 @@ def declaring(sizes, dtype, **values):
 
 
 LARGE = [
-    declaring([2**27], "float32", float_val=[1.0]),
-    declaring([2**40], "int8"),
-    declaring([2**62, 2**62], "float64", double_val=[1.0]),
-    declaring([2**20], "string", string_val=[b"a" * 100_000]),
-    declaring([2**24], "string"),
+    tensor_proto([2**27], "float32", float_val=[1.0]),
+    tensor_proto([2**40], "int8"),
+    tensor_proto([2**62, 2**62], "float64", double_val=[1.0]),
+    tensor_proto([2**20], "string", string_val=[b"a" * 100_000]),
+    tensor_proto([2**24], "string"),
 ]
 NO_TENSORS = [
-    declaring([-1], "float32", float_val=[1.0]),
-    declaring([3], "float32", tensor_content=b"abcd"),
-    declaring([2], "resource"),
-    declaring([0, 2**62, 2**62], "float32"),
+    tensor_proto([-1], "float32", float_val=[1.0]),
+    tensor_proto([3], "float32", tensor_content=b"abcd"),
+    tensor_proto([2], "resource"),
+    tensor_proto([0, 2**62, 2**62], "float32"),
 ]
 
 
 @pytest.mark.parametrize("proto", LARGE)
-def test_what_a_tensor_declares_is_bounded_before_it_is_allocated(one, proto):
+def test_declared_tensor_size_is_checked_before_allocation(single_version_server, proto):
     tracemalloc.start()
     try:
         with pytest.raises(TooLarge, match="declares more elements than"):
@@ -322,48 +330,50 @@ def test_what_a_tensor_declares_is_bounded_before_it_is_allocated(one, proto):
 
 
 @pytest.mark.parametrize("proto", NO_TENSORS)
-def test_no_tensors(proto):
+def test_invalid_tensors_are_rejected(proto):
     with pytest.raises(Failure, match="tensor parsing error: x"):
         tensor_protos.arrays({"x": proto}, 64 << 20)
 
 
-def test_tensors_are_bounded_together_and_filled_up():
-    filled = declaring([2, 2], "float32", float_val=[1.0, 2.0])
-    assert tensor_protos.arrays({"x": filled}, 16)["x"].tolist() == [[1, 2], [2, 2]]
+def test_total_tensor_size_is_bounded_and_values_are_filled():
+    tensor = tensor_proto([2, 2], "float32", float_val=[1.0, 2.0])
+    assert tensor_protos.arrays({"x": tensor}, 16)["x"].tolist() == [[1, 2], [2, 2]]
     with pytest.raises(TooLarge, match="input y: its shape"):
-        tensor_protos.arrays({"x": filled, "y": filled}, 31)
+        tensor_protos.arrays({"x": tensor, "y": tensor}, 31)
 
 
-def test_a_grpc_request_that_declares_too_much(one):
+def test_grpc_request_that_declares_too_much(single_version_server):
     from tensorflow_serving.apis import prediction_service_pb2_grpc
 
-    stub = prediction_service_pb2_grpc.PredictionServiceStub(one[1])
-    refused(stub.Predict, predict_request(inputs={"x": LARGE[0]}), "RESOURCE_EXHAUSTED", "input x")
-    unknown = predict_request("nope", {"x": LARGE[0]})  # the signature is looked at first
-    refused(stub.Predict, unknown, "FAILED_PRECONDITION", "nope")
+    stub = prediction_service_pb2_grpc.PredictionServiceStub(single_version_server[1])
+    check_rejected(
+        stub.Predict, predict_request(inputs={"x": LARGE[0]}), "RESOURCE_EXHAUSTED", "input x"
+    )
+    unknown_signature = predict_request("nope", {"x": LARGE[0]})  # the signature is checked first
+    check_rejected(stub.Predict, unknown_signature, "FAILED_PRECONDITION", "nope")
 
 
-def test_both_parsers_read_the_same():
-    """What the fast one reads, the other reads too; bytes are changed at random."""
-    generator, read = random.Random(0), 0
+def test_both_parsers_agree():
+    """They return the same value or message for bodies with random changes."""
+    generator, num_parsed = random.Random(0), 0
     text = '{"a": [1, -2.5e3, 1E2, {"b": "\\u00e9\\n \N{GRINNING FACE}"}], "c": [NaN, true, null]}'
     for _ in range(1500):
         body = bytearray(text.encode())
         for _ in range(generator.randint(0, 3)):
-            at = generator.randrange(len(body))
-            body[at : at + generator.randint(0, 2)] = generator.choice(SIGNS)
+            position = generator.randrange(len(body))
+            body[position : position + generator.randint(0, 2)] = generator.choice(MUTATIONS)
         results = []
-        for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
+        for parse in (json_text.parse, lambda body: json_text._Parser(body).document()):
             try:
                 results.append(repr(parse(bytes(body))))  # NaN differs from itself
             except Failure as failure:
                 results.append(failure.message)
         assert results[0] == results[1], bytes(body)
-        read += "JSON Parse error" not in results[0]
-    assert 100 < read < 1400
+        num_parsed += "JSON Parse error" not in results[0]
+    assert 100 < num_parsed < 1400
 
 
-SIGNS = [bytes([code]) for code in b'[]{},:"\\0123456789.eE+-nul \x00\xff'] + [
+MUTATIONS = [bytes([code]) for code in b'[]{},:"\\0123456789.eE+-nul \x00\xff'] + [
     b"Infinity",
     b"\\ud800",
     b"\\udc00",
@@ -372,7 +382,7 @@ SIGNS = [bytes([code]) for code in b'[]{},:"\\0123456789.eE+-nul \x00\xff'] + [
 ]
 
 
-def test_what_a_body_becomes_is_bounded():
+def test_memory_of_a_parsed_body_is_bounded():
     """60 MiB of empty lists would become 1.5 GiB."""
     for value, size in ((b"[],", 60), (b"{},", 20), (b'"ab",', 20), (b'{"a":1},', 20)):
         body = b'{"instances": [' + value * ((size << 20) // len(value)) + b"1]}"
@@ -386,7 +396,9 @@ def test_what_a_body_becomes_is_bounded():
     assert TooLarge("").http == 413
 
 
-MEMBERS = json.dumps({f"key{number}": number for number in range(5_462)})  # one grew the table
+MEMBERS = json.dumps(
+    {f"key{number}": number for number in range(5_462)}
+)  # the last key makes the dict grow
 EMOJI = "\N{GRINNING FACE}"
 BODIES = {
     **{
@@ -405,21 +417,21 @@ BODIES = {
 
 
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
-def test_reading_takes_no_more_than_the_bound_counts(body):
-    for parse in (json_text.parse, lambda body: json_text._Reader(body).document()):
+def test_parsing_stays_below_the_memory_bound(body):
+    for parse in (json_text.parse, lambda body: json_text._Parser(body).document()):
         tracemalloc.start()
         try:
             parse(body)
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        assert peak < json_text.memory(body), parse
+        assert peak < json_text.memory_bound(body), parse
 
 
-def test_large_bodies_are_read_by_the_fast_parser_or_not_at_all(monkeypatch):
-    """The other takes seconds for them, in which all other requests would wait."""
-    monkeypatch.setattr(json_text, "_Reader", None)
-    text = "a" * json_text.SLOW_BYTES
+def test_large_bodies_are_read_only_by_the_fast_parser(monkeypatch):
+    """The other parser takes seconds for them, which would block all other requests."""
+    monkeypatch.setattr(json_text, "_Parser", None)
+    text = "a" * json_text.MAX_FALLBACK_BYTES
     for body, value in (
         (json.dumps([text + EMOJI]).encode(), text + EMOJI),
         (json.dumps([text + "\\ud83d"]).encode(), text + "\\ud83d"),
@@ -432,19 +444,22 @@ def test_large_bodies_are_read_by_the_fast_parser_or_not_at_all(monkeypatch):
         assert error.value.http == 400
 
 
-def test_a_request_that_takes_long_to_parse_is_given_up():
+def test_slow_parsing_times_out():
     def parse(*_):
-        go.wait(2)
+        release.wait(2)
 
-    go, rest = threading.Event(), Rest(None, None, Limits(body=1 << 20, seconds=0.05))
+    release, rest = (
+        threading.Event(),
+        Rest(None, None, Limits(max_body_bytes=1 << 20, timeout=0.05)),
+    )
     with pytest.raises(TimeoutError):
         asyncio.run(rest._run(parse, ModelSpec("model"), b"{}"))
-    go.set()
+    release.set()
 
 
-def test_a_context_is_not_repeated_without_bound():
+def test_repeated_context_is_bounded():
     rows = [{}] * 1000
     inputs = examples.from_json({"examples": rows, "context": {"text": "a" * 1000}})
-    assert len(examples.serialized(inputs, 2 << 20)["inputs"]) == 1000
+    assert len(examples.serialize(inputs, 2 << 20)["inputs"]) == 1000
     with pytest.raises(TooLarge, match="context of 1,000 examples"):
-        examples.serialized(inputs, 1_000_000)
+        examples.serialize(inputs, 1_000_000)

@@ -1,4 +1,4 @@
-"""An exported SavedModel as a user of it sees it."""
+"""Load an exported SavedModel and predict with it, without Keras."""
 
 import json
 import re
@@ -15,7 +15,9 @@ from tfft.utils.reading import library_errors, read_json
 if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
     from tfft.export.signatures import Servable
 
-_DESCRIPTION = Path("assets.extra") / "tfft.json"  # TF Serving leaves assets.extra alone
+_DESCRIPTION = (
+    Path("assets.extra") / "tfft.json"
+)  # TF Serving ignores unknown files in assets.extra
 
 
 def describe(
@@ -24,72 +26,92 @@ def describe(
     name: str | Path = _DESCRIPTION,
     source: str | None = None,
 ) -> None:
-    """Write beside the model what its outputs mean, and the digest of what it was exported from."""
+    """Write a JSON description beside a model: its task, labels, columns and thresholds.
+
+    Args:
+        folder: the folder of the model.
+        servable: the model that was exported.
+        name: path of the description, relative to `folder`.
+        source: digest of the weights that were exported, which `exported_from` looks for.
+    """
     thresholds = servable.thresholds
     path = folder / name
     path.parent.mkdir(exist_ok=True)
-    value = {
+    description = {
         "task": servable.task.name,
         "labels": list(servable.labels),
         "columns": list(servable.inputs.columns),
         "thresholds": None if thresholds is None else np.asarray(thresholds).tolist(),
         "source": source,
     }
-    path.write_text(json.dumps(value, ensure_ascii=False, indent=1), encoding="utf-8")
+    path.write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
-    """Return what a JSON file says of a model; its `thresholds` are an array, or None.
+    """Read the description of a model, with its `thresholds` as an array or None.
 
     Args:
-        kinds: as of `read_json`, of other keys than `labels` and `thresholds`.
+        kinds: types of further keys, as in `read_json`.
 
     Raises:
-        UserError: as `read_json`, or there are more or fewer thresholds than labels.
+        UserError: as `read_json`, or the thresholds are not as many as the labels.
     """
     kinds |= {"labels": Annotated[list[str], Field(min_length=1)], "thresholds": list[float] | None}
     description = read_json(path, **kinds)
-    limits = description.get("thresholds")
-    if limits is not None and len(limits) != len(description["labels"]):
-        raise UserError(f"{path}: 'thresholds' must be a number for each label")
-    return {**description, "thresholds": None if limits is None else np.array(limits)}
+    thresholds = description.get("thresholds")
+    if thresholds is None:
+        return {**description, "thresholds": None}
+    if len(thresholds) != len(description["labels"]):
+        raise UserError(
+            f"{path}: 'thresholds' must be a number for each label. Received: {len(thresholds)} "
+            f"for {len(description['labels'])} labels"
+        )
+    return {**description, "thresholds": np.array(thresholds)}
 
 
 def versions(folder: Path) -> dict[int, Path]:
-    """Return the exports in a folder by their numbers, ascending."""
+    """Return the versions in a folder, number -> path, in ascending order."""
     paths = {int(p.name): p for p in folder.glob("*") if re.fullmatch(r"[0-9]{1,18}", p.name)}
     return dict(sorted(paths.items()))
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest export in a folder."""
+    """Return the newest version in a folder, or None if it has none."""
     return next(reversed(versions(folder).values()), None)
 
 
 def exported_from(folder: Path, source: str) -> Path | None:
-    """Return the newest export in a folder that was exported from what has this digest."""
+    """Return the newest version in `folder` whose description has the digest `source`, or None."""
     for path in reversed(versions(folder).values()):
         try:
             description = json.loads((path / _DESCRIPTION).read_text(encoding="utf-8"))
             if description.get("source") == source:
                 return path
-        except (OSError, ValueError, AttributeError):  # another program's export
+        except (OSError, ValueError, AttributeError):  # not written by tfft, or deleted meanwhile
             continue
     return None
 
 
 class ExportedModel:
-    """A loaded export: raw texts or pictures in, labels and probabilities out.
+    """A loaded export that maps raw texts or images to class probabilities.
+
+    Args:
+        folder: a version, or a folder of numbered versions, whose newest is loaded.
+
+    Attributes:
+        labels: class names, in the order of the probabilities.
+        columns: names of the raw inputs: `text`, `text` and `text_pair`, or `image`.
+        thresholds: threshold of each class, [C], of a multi-label task; otherwise None.
 
     Raises:
-        UserError: the folder holds no export of tfft's.
+        UserError: the folder contains no SavedModel, or one that tfft did not export.
     """
 
     def __init__(self, folder: Path):
         if not (folder / "saved_model.pb").is_file():
             newest = latest(folder)
             if newest is None or not (newest / "saved_model.pb").is_file():
-                raise UserError(f"{folder}: holds no SavedModel")
+                raise UserError(f"{folder}: must contain a SavedModel (saved_model.pb)")
             folder = newest
         if not (folder / _DESCRIPTION).is_file():
             raise UserError(f"{folder}: was not exported by tfft (no {_DESCRIPTION})")
@@ -97,8 +119,8 @@ class ExportedModel:
             folder / _DESCRIPTION, task=str, columns=list[str] | None, pair=bool | None
         )
         self.labels: list[str] = description["labels"]
-        older = ["text", "text_pair"] if description.get("pair") else ["text"]
-        self.columns: list[str] = description.get("columns") or older
+        default_columns = ["text", "text_pair"] if description.get("pair") else ["text"]
+        self.columns: list[str] = description.get("columns") or default_columns
         self.thresholds: np.ndarray | None = description["thresholds"]
         if self.thresholds is None and description["task"].endswith("_multilabel"):
             self.thresholds = np.full(len(self.labels), 0.5)
@@ -111,21 +133,21 @@ class ExportedModel:
         self._check_signature(folder)
 
     def _check_signature(self, folder: Path) -> None:
-        """Refuse a model that does not take the columns or answer for the labels.
+        """Check that the model takes the columns and gives a probability for each label.
 
         Raises:
             UserError: it does not.
         """
-        serve = self._model.signatures.get("serving_default")
-        if serve is None:
+        signature = self._model.signatures.get("serving_default")
+        if signature is None:
             raise UserError(f"{folder}: has no signature serving_default")
-        taken = sorted(serve.structured_input_signature[1])
-        if taken != sorted(self.columns):
+        inputs = sorted(signature.structured_input_signature[1])
+        if inputs != sorted(self.columns):
             raise UserError(
-                f"{folder}: its model takes {', '.join(taken)}; {_DESCRIPTION} names "
+                f"{folder}: its model takes {', '.join(inputs)}; {_DESCRIPTION} names "
                 f"{', '.join(self.columns)}"
             )
-        shape = getattr(serve.structured_outputs.get("probabilities"), "shape", ())
+        shape = getattr(signature.structured_outputs.get("probabilities"), "shape", ())
         if len(shape) != 2 or shape[1] not in (None, len(self.labels)):
             raise UserError(
                 f"{folder}: its model gives no probabilities of the {len(self.labels)} labels in "
@@ -133,34 +155,48 @@ class ExportedModel:
             )
 
     def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
-        """[N, C] for rows of one text each, or two, or of a picture: a path, or a file's bytes.
+        """Return class probabilities, float32 [N, C].
+
+        Args:
+            rows: one tuple per row: a text, a pair of texts, or an image as a path or as the bytes
+                of its file.
+            batch_size: number of rows that the model computes at once.
 
         Raises:
-            UserError: a picture cannot be read or decoded; its path is named, or its number.
+            UserError: an image cannot be read or decoded; the message names its path or row.
         """
-        sent, of_pictures = rows, self.columns == ["image"]
-        if of_pictures:
+        requests, is_image = rows, self.columns == ["image"]
+        if is_image:
             from tfft.preprocess import image
 
-            sent = [(image.read(row[0]),) for row in rows]
-        serve = self._model.signatures["serving_default"]
-        parts = [np.zeros((0, len(self.labels)), np.float32)]
+            requests = [(image.read(row[0]),) for row in rows]
+        signature = self._model.signatures["serving_default"]
+        batches = [np.zeros((0, len(self.labels)), np.float32)]
         for start in range(0, len(rows), batch_size):
-            columns = zip(*sent[start : start + batch_size], strict=True)
-            named = dict(zip(self.columns, columns, strict=True))
-            answer = serve(**{k: self._tf.constant(v) for k, v in named.items()})
-            if of_pictures:
-                _check_decoded(answer, rows, start)
-            parts.append(answer["probabilities"].numpy())
-        return np.concatenate(parts)
+            columns = zip(*requests[start : start + batch_size], strict=True)
+            inputs = dict(zip(self.columns, columns, strict=True))
+            outputs = signature(**{k: self._tf.constant(v) for k, v in inputs.items()})
+            if is_image:
+                _check_decoded(outputs, rows, start)
+            batches.append(outputs["probabilities"].numpy())
+        return np.concatenate(batches)
 
 
-def _check_decoded(answer: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], start: int) -> None:
-    """Refuse the first picture of a batch that could not be decoded; its rows begin at `start`."""
+def _check_decoded(outputs: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], start: int) -> None:
+    """Raise for the first image of a batch that could not be decoded.
+
+    Args:
+        outputs: the answer of the signature, with the statuses of the images.
+        rows: all rows of the call.
+        start: index of the batch's first row in `rows`.
+
+    Raises:
+        UserError: an image could not be decoded.
+    """
     from tfft.preprocess.graph.image_ops import OK
     from tfft.preprocess.image import STATUS
 
-    for at, status in enumerate(answer[STATUS].numpy() if STATUS in answer else (), start):
+    for index, status in enumerate(outputs[STATUS].numpy() if STATUS in outputs else (), start):
         if status.decode() != OK:
-            name = f"row {at + 1}" if isinstance(rows[at][0], bytes) else rows[at][0]
+            name = f"row {index + 1}" if isinstance(rows[index][0], bytes) else rows[index][0]
             raise UserError(f"{name}: {status.decode()}")

@@ -1,14 +1,13 @@
-"""Other forms of a trained model: LiteRT, ONNX and `.keras`, by Keras' own exporters, and the
-checkpoint of Hugging Face's transformers.
+"""Export a trained model as LiteRT, ONNX or `.keras`, or as a Hugging Face checkpoint.
 
     WORKDIR/onnx/   model.onnx    prepared inputs -> `probabilities` float32 [B, C]
                     tfft.json     task, labels, columns, thresholds
-                    ...           what the preparation reads (`preprocess.restore`)
+                    ...           files of the preprocessing (`preprocess.restore`)
 
-They take prepared inputs (token ids, pixels), as no runtime of theirs has the ops that prepare raw
-ones; transformers prepares them with the tokenizer or image processor that lies beside.
-Each is written to a temporary name, run there on real rows, compared with the live model, and only
-then renamed.
+All formats take prepared inputs (token ids, pixels), because their runtimes lack the TensorFlow ops
+of the preprocessing. transformers prepares them with the tokenizer or image processor of the
+checkpoint. Each model is written to a temporary folder, run there on real rows and compared with
+the live model. It is published only if the two agree.
 """
 
 import contextlib
@@ -25,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import backbones
-from tfft import model as model_room
+from tfft import model as model_lib
 from tfft.config import ModelConfig, TaskConfig
 from tfft.export import exported_model
 from tfft.export.saved_model import BOUNDS
@@ -36,27 +35,27 @@ from tfft.utils.errors import UserError, require
 from tfft.utils.files import temporary_folder
 
 OUTPUT = "probabilities"
-_ABOUT = "tfft.json"
+_DESCRIPTION = "tfft.json"
 Batch = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Format:
-    """A form.
+    """An export format: how to write a model and how to run the written file.
 
     Attributes:
-        file: its name.
-        packages: that it needs, the first to write it, all to run it.
-        extra: of setup.cfg, which installs them.
+        file: name of the model file.
+        packages: packages that writing and verifying it need.
+        extra: the extra of setup.cfg that installs `packages`.
         write: writes a model to a path.
-        answer: runs what was written, on prepared inputs -> probabilities [B, C].
+        run: runs the file at a path on a prepared batch and returns probabilities, [B, C].
     """
 
     file: str
     packages: tuple[str, ...]
     extra: str
     write: Callable[[Servable, Path], None]
-    answer: Callable[[Path, Servable, Batch], np.ndarray]
+    run: Callable[[Path, Servable, Batch], np.ndarray]
 
 
 def write(
@@ -66,82 +65,99 @@ def write(
     folder: Path,
     precision: str,
 ) -> Path:
-    """Write a form of the model into `folder`, in place of one that was written there before.
+    """Write the model in a format into `folder`, replacing an earlier export of that format.
 
     Args:
-        name: of the form, in `FORMATS`.
-        rows: raw, on which it is compared with the live model.
+        name: a key of `FORMATS`.
+        servable: the model to export.
+        rows: raw rows on which the file is compared with the live model.
+        folder: the output folder; it must be absent, empty, or an earlier export.
+        precision: the training precision, a key of `BOUNDS`.
+
+    Returns:
+        The path of the model file.
 
     Raises:
-        UserError: a package is missing, the folder holds something else, the model cannot be
-            written in this form, or its answers are further off than the bound of the precision.
+        UserError: a package is missing, the folder contains other files, the format cannot express
+            the model, or its probabilities differ from the live model's by more than the bound.
     """
-    form = FORMATS[name]
-    for package in form.packages:
-        require(package, form.extra)
-    ours = all((folder / file).is_file() for file in (form.file, _ABOUT))
-    if folder.exists() and not ours and (not folder.is_dir() or any(folder.iterdir())):
+    export_format = FORMATS[name]
+    for package in export_format.packages:
+        require(package, export_format.extra)
+    is_export = all((folder / file).is_file() for file in (export_format.file, _DESCRIPTION))
+    if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder}: holds something else than an exported {form.file}; choose another --output"
+            f"{folder}: must be empty or an exported {export_format.file}. Received: a folder with "
+            "other files; choose another --output"
         )
     rows = [servable.inputs.request_row(row) for row in rows]
-    with temporary_folder(folder.parent, name) as made:
-        path = made / form.file
+    with temporary_folder(folder.parent, name) as temporary:
+        path = temporary / export_format.file
         with _plain_gelu():
-            form.write(servable, path)
-        difference = _difference(form, servable, path, rows)
+            export_format.write(servable, path)
+        difference = _largest_difference(export_format, servable, path, rows)
         if not difference <= BOUNDS[precision]:
             raise UserError(
-                f"export: {form.file}'s probabilities differ by {difference:.1e} from the live "
-                f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
+                f"export: {export_format.file}'s probabilities differ by {difference:.1e} from the "
+                f"live model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
-        servable.inputs.save(made)
-        exported_model.describe(made, servable, _ABOUT)
-        if folder.exists():  # what else was put beside it stays
-            for file in made.iterdir():
+        servable.inputs.save(temporary)
+        exported_model.describe(temporary, servable, _DESCRIPTION)
+        if folder.exists():  # keep files that the user added, such as a model card
+            for file in temporary.iterdir():
                 os.replace(file, folder / file.name)
         else:
-            os.rename(made, folder)
+            os.rename(temporary, folder)
     console.log(
-        f"export: {folder / form.file} (largest difference {difference:.1e} over {len(rows)} rows)"
+        f"export: {folder / export_format.file} (largest difference {difference:.1e} over "
+        f"{len(rows)} rows)"
     )
-    return folder / form.file
+    return folder / export_format.file
 
 
-def _difference(form: Format, servable: Servable, path: Path, rows: Sequence[Any]) -> float:
-    """The largest of a probability: rows one by one, three together, all together."""
-    worst = 0.0
-    for chosen in (rows[:1], rows[1:4], rows):
-        if not chosen:
+def _largest_difference(
+    export_format: Format, servable: Servable, path: Path, rows: Sequence[Any]
+) -> float:
+    """Return the largest difference of a probability from the live model's.
+
+    The batches have one, three and all rows: a file with a fixed batch size or padded length
+    would pass with one of them only.
+    """
+    largest = 0.0
+    for subset in (rows[:1], rows[1:4], rows):
+        if not subset:
             continue
-        batch = servable.inputs.batch(*zip(*chosen, strict=True))
-        live = servable.task.probabilities(_float(servable.model.predict_on_batch(batch)))
+        batch = servable.inputs.batch(*zip(*subset, strict=True))
+        live = servable.task.probabilities(_float32(servable.model.predict_on_batch(batch)))
         try:
-            found = form.answer(path, servable, batch)
-        except (RuntimeError, ValueError) as error:  # of a runtime that lacks an op
-            line = str(error).strip().splitlines()[0]
-            raise UserError(f"export: {form.file} does not run: {line}") from None
-        worst = max(worst, float(np.abs(found - live).max()))
-    return worst
+            probabilities = export_format.run(path, servable, batch)
+        except (RuntimeError, ValueError) as error:  # the runtime lacks an op
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(f"export: {export_format.file} does not run: {reason}") from None
+        largest = max(largest, float(np.abs(probabilities - live).max()))
+    return largest
 
 
-def _float(logits: Any) -> np.ndarray:
+def _float32(logits: Any) -> np.ndarray:
     return np.asarray(logits, np.float32)
 
 
-def _scored(servable: Servable) -> keras.Model:
-    """The model with probabilities in place of logits."""
-    kind = "sigmoid" if servable.task.multi_label else "softmax"
-    last = keras.layers.Activation(kind, dtype="float32", name=OUTPUT)
-    made = keras.Model(servable.model.inputs, {OUTPUT: last(servable.model.output)})
+def _with_probabilities(servable: Servable) -> keras.Model:
+    """Return the model with probabilities in place of logits as its output."""
+    activation = "sigmoid" if servable.task.multi_label else "softmax"
+    layer = keras.layers.Activation(activation, dtype="float32", name=OUTPUT)
+    model = keras.Model(servable.model.inputs, {OUTPUT: layer(servable.model.output)})
     specs = servable.inputs.input_specs()
-    made({n: tf.zeros([size or 1 for size in s.shape], s.dtype) for n, s in specs.items()})
-    return made  # the exporters want a model that was called
+    model({n: tf.zeros([size or 1 for size in s.shape], s.dtype) for n, s in specs.items()})
+    return model  # Keras exports only a model that was called
 
 
 @contextlib.contextmanager
 def _plain_gelu() -> Iterator[None]:
-    """TensorFlow writes gelu with erfc, which neither form has an op for; erf is the same."""
+    """Replace TensorFlow's gelu by an equal one with erf within the context.
+
+    TensorFlow computes it with erfc, for which neither LiteRT nor ONNX has an op.
+    """
 
     def gelu(features: tf.Tensor, approximate: bool = False, name: str | None = None) -> tf.Tensor:
         if approximate:
@@ -155,42 +171,44 @@ def _plain_gelu() -> Iterator[None]:
 
 
 def _write_litert(servable: Servable, path: Path) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.14 prints all the same
-        _scored(servable).export(str(path), format="litert", verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.14 prints despite verbose=False
+        _with_probabilities(servable).export(str(path), format="litert", verbose=False)
 
 
-def _answer_litert(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
+def _run_litert(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_path=str(path)).get_signature_runner()
-    (found,) = runner(**batch).values()
-    return np.asarray(found)
+    (probabilities,) = runner(**batch).values()
+    return np.asarray(probabilities)
 
 
 def _write_onnx(servable: Servable, path: Path) -> None:
-    _scored(servable).export(str(path), format="onnx", verbose=False)
+    _with_probabilities(servable).export(str(path), format="onnx", verbose=False)
 
 
-def _answer_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
+def _run_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    names = {given.name: given.name.split(":")[0] for given in session.get_inputs()}
-    (found,) = session.run(None, {name: batch[own] for name, own in names.items()})
-    return np.asarray(found)
+    input_names = {node.name: node.name.split(":")[0] for node in session.get_inputs()}
+    (probabilities,) = session.run(
+        None, {node_name: batch[input_name] for node_name, input_name in input_names.items()}
+    )
+    return np.asarray(probabilities)
 
 
 @keras.saving.register_keras_serializable(package="tfft")
 class RebuiltBackbone(keras.Model):
-    """A backbone with its head, made anew from their descriptions: what a `.keras` file holds.
+    """A backbone with its head, rebuilt from their descriptions; the model of a `.keras` file.
 
         import tfft.export.formats   # registers it
         model = keras.models.load_model("model.keras")   # prepared inputs -> logits
 
     Args:
         backbone: `spec.Backbone.description`.
-        task: the section `task`.
-        labels: in the order of the outputs.
+        task: the config section `task`, as plain data.
+        labels: class names, in the order of the outputs.
     """
 
     def __init__(
@@ -203,40 +221,43 @@ class RebuiltBackbone(keras.Model):
         super().__init__(**kwargs)
         self._description = {"backbone": dict(backbone), "task": dict(task), "labels": list(labels)}
         config = TaskConfig(**task)
-        made = backbones.rebuild(backbone)
-        self.network = model_room.assemble(made, TASKS[config.name], config, labels)
+        loaded = backbones.rebuild(backbone)
+        self.network = model_lib.assemble(loaded, TASKS[config.name], config, labels)
         self.built = True
 
     def call(self, inputs: Mapping[str, Any], training: bool = False) -> Any:
-        """Prepared inputs -> logits [B, C]."""
+        """Return the logits, [B, C], of prepared inputs."""
         return self.network(inputs, training=training)
 
     def get_config(self) -> dict[str, Any]:
-        """What makes it anew."""
+        """Return the arguments of the constructor."""
         return {**super().get_config(), **self._description}
 
 
 def _write_keras(servable: Servable, path: Path) -> None:
     description, task = servable.backbone.description, servable.config.model_dump(mode="json")
-    made = RebuiltBackbone(description, task, servable.labels)
-    values = {variable.path: variable for variable in servable.model.weights}
-    for variable in made.network.weights:
-        if variable.path not in values:
+    rebuilt = RebuiltBackbone(description, task, servable.labels)
+    trained = {variable.path: variable for variable in servable.model.weights}
+    for variable in rebuilt.network.weights:
+        if variable.path not in trained:
             raise UserError(
-                f"export: {path.name}: there is no form for {variable.path} of this model"
+                f"export: {path.name} has no place for the weight {variable.path} of this model"
             )
-        variable.assign(values[variable.path])
-    made.save(path)
+        variable.assign(trained[variable.path])
+    rebuilt.save(path)
 
 
-def _answer_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
+def _run_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     loaded = keras.models.load_model(path)
-    return servable.task.probabilities(_float(loaded.predict_on_batch(batch)))
+    return servable.task.probabilities(_float32(loaded.predict_on_batch(batch)))
 
 
 def _write_huggingface(servable: Servable, path: Path) -> None:
     if servable.backbone.description["provider"] != "hf":
-        raise UserError("export: only hf: backbones can be written as a checkpoint")
+        raise UserError(
+            "export: a Hugging Face checkpoint needs an hf: backbone. Received: "
+            f"{servable.backbone.description['provider']}:"
+        )
     backbones.huggingface.save(
         servable.model,
         servable.backbone,
@@ -247,7 +268,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
     )
 
 
-def _answer_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
+def _run_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     image_spec = getattr(servable.inputs, "image_spec", None)
     size = (
         image_spec.size[0]
@@ -256,15 +277,15 @@ def _answer_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndar
     )
     config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)
     loaded = backbones.load(config)
-    model = model_room.assemble(loaded, servable.task, servable.config, servable.labels)
-    return servable.task.probabilities(_float(model.predict_on_batch(batch)))
+    model = model_lib.assemble(loaded, servable.task, servable.config, servable.labels)
+    return servable.task.probabilities(_float32(model.predict_on_batch(batch)))
 
 
 FORMATS: Mapping[str, Format] = {
-    "huggingface": Format("model.safetensors", (), "", _write_huggingface, _answer_huggingface),
-    "litert": Format("model.tflite", ("ai_edge_litert",), "litert", _write_litert, _answer_litert),
+    "huggingface": Format("model.safetensors", (), "", _write_huggingface, _run_huggingface),
+    "litert": Format("model.tflite", ("ai_edge_litert",), "litert", _write_litert, _run_litert),
     "onnx": Format(
-        "model.onnx", ("tf2onnx", "onnx", "onnxruntime"), "onnx", _write_onnx, _answer_onnx
+        "model.onnx", ("tf2onnx", "onnx", "onnxruntime"), "onnx", _write_onnx, _run_onnx
     ),
-    "keras": Format("model.keras", (), "", _write_keras, _answer_keras),
+    "keras": Format("model.keras", (), "", _write_keras, _run_keras),
 }

@@ -1,13 +1,15 @@
-"""models.config: the versions that TF Serving loads, and their labels.
+"""Read and write models.config: the versions that TF Serving loads, and their labels.
 
-The rules of TF Serving that it follows (server_core.cc):
+It follows two rules of TF Serving (server_core.cc):
 
-- A label moves to a loaded version only. A config that moves it elsewhere is refused as a whole, so
-  that its new versions are never loaded. Hence an export moves no label: it adds its version, which
-  is loaded, and whoever runs the server moves the label then. Whatever configs a server has missed,
-  the next one is accepted. But a label whose version was deleted has to move: a server that has not
-  loaded its new version refuses the file until it is restarted, or the label is moved by hand.
-- A label can move back while the version that it had is still loaded. Hence that of `stable` stays.
+- A label can move only to a loaded version. TF Serving rejects a config that moves it elsewhere as
+  a whole and loads none of its new versions. An export therefore adds its version and moves no
+  label; the operator moves the label once the version is loaded. So a server accepts the newest
+  config even if it missed earlier ones. A label whose version was deleted is the exception: it has
+  to move, and a server that has not loaded the new version rejects the file until it is restarted
+  or the label is moved by hand.
+- A label can move back only while its former version is loaded. The version that `stable` had
+  before therefore stays in the config.
 """
 
 import importlib.util
@@ -18,21 +20,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STABLE = "stable"  # the label that clients ask for
-MARK = "written by tfft export"  # in the first line: what lacks it is another's and is left alone
-_HISTORY = rf"^# When this was written, {STABLE} was (\d+)(?:, and (\d+) before)?\.$"
+STABLE = "stable"  # the label that clients request
+MARK = "written by tfft export"  # in the first line; files without it are never overwritten
+_HISTORY_LINE = rf"^# When this was written, {STABLE} was (\d+)(?:, and (\d+) before)?\.$"
 _VERSION = r"\bversions: (\d+)"
 _LABEL = r"""\bversion_labels { key: "([^"\\]*)" value: (\d+) }"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """The part of a models.config that changes.
+    """The versions and labels of a models.config.
 
     Attributes:
-        versions: those that are loaded, ascending.
+        versions: versions to load, in ascending order.
         labels: label -> version.
-        former: the version that `stable` had before, to roll back to.
+        former: the version that `stable` had before, to roll back to; None if there is none.
     """
 
     versions: Sequence[int] = ()
@@ -41,37 +43,39 @@ class Config:
 
     @classmethod
     def read(cls, path: Path) -> "Config | None":
-        """Read a models.config; an empty one where there is none.
+        """Read a models.config.
 
-        None where it is another's, or holds more than an export writes, which would be lost.
+        Returns:
+            The config; an empty one if the file does not exist; None if an export must not
+            overwrite the file, because it lacks `MARK` or has settings that would be lost.
         """
         if not path.is_file():
             return cls()
         text = path.read_text(encoding="utf-8", errors="replace")
         name = re.search(r"""\bname\s*:\s*["']([a-z0-9-]+)["']""", text)
-        parts = _parts(text)
-        if not (may_write(path) and name and parts):
+        split = _split_config(text)
+        if not (may_write(path) and name and split):
             return None
-        versions, labels, rest = parts
-        if _parts(cls().text(name[1])) != ([], {}, rest):
+        versions, labels, rest = split
+        if _split_config(cls().text(name[1])) != ([], {}, rest):
             return None
         versions, stable = sorted(set(versions)), labels.get(STABLE, 0)
-        history = re.search(_HISTORY, text, re.MULTILINE)
-        if history is None:  # of an older export
-            lower = [number for number in versions if number < stable]
-            return cls(versions, labels, max(lower, default=None))
+        history = re.search(_HISTORY_LINE, text, re.MULTILINE)
+        if history is None:  # written by an export that did not write this line
+            lower_versions = [number for number in versions if number < stable]
+            return cls(versions, labels, max(lower_versions, default=None))
         former = history[1] if int(history[1]) != stable else history[2]
         return cls(versions, labels, int(former) if former else None)
 
     def after_export(self, published: Sequence[int]) -> "Config":
-        """Return the config that loads the newest version too.
+        """Return the config that also loads the newest version.
 
-        Loaded are the newest, those with a label, and the one that `stable` had before, to roll
-        back to. No label moves but one whose version was deleted: to the newest that was loaded
-        before.
+        It loads the newest version, the versions with a label, and the former version of `stable`.
+        Labels stay where they are, except those whose version was deleted: they move to the newest
+        version that was loaded before.
 
         Args:
-            published: the versions that there are, ascending.
+            published: the versions on disk, in ascending order.
         """
         loaded = [number for number in self.versions if number in published]
         fallback = loaded[-1] if loaded else published[-1]
@@ -80,22 +84,25 @@ class Config:
             for label, number in {STABLE: fallback, **self.labels}.items()
         }
         former = self.former if self.former in published else None
-        kept = {*labels.values(), published[-1], former} - {None}
-        return Config(sorted(number for number in published if number in kept), labels, former)
+        needed = {*labels.values(), published[-1], former} - {None}
+        return Config(sorted(number for number in published if number in needed), labels, former)
 
     def text(self, name: str) -> str:
-        """The file for a model of this name, with a label on each line of its own."""
+        """Return the text of the file for a model called `name`, without the first line.
+
+        Each label has its own line, so that `sed` can move it.
+        """
         versions = "\n".join(f"        versions: {number}" for number in self.versions)
         labels = "\n".join(
             f"    version_labels {{ key: {json.dumps(label, ensure_ascii=False)} value: {number} }}"
             for label, number in self.labels.items()
         )
-        before = "" if self.former is None else f", and {self.former} before"
+        history = "" if self.former is None else f", and {self.former} before"
         return f"""\
 # Clients ask for {name}/labels/{STABLE}, or for {name}: the newest version. An export adds its
 # version and moves no label; README.md says how to move one. TF Serving reads this file again every
 # 30 seconds. By the next line an export knows which version to keep loaded, to roll back to.
-# When this was written, {STABLE} was {self.labels.get(STABLE)}{before}.
+# When this was written, {STABLE} was {self.labels.get(STABLE)}{history}.
 model_config_list {{
   config {{
     name: "{name}"
@@ -112,11 +119,14 @@ model_config_list {{
 """
 
 
-def _parts(text: str) -> tuple[list[int], dict[str, int], Any] | None:
-    """The versions and the labels of a models.config, and what it holds without them.
+def _split_config(text: str) -> tuple[list[int], dict[str, int], Any] | None:
+    """Split the text of a models.config into its versions, its labels and everything else.
 
-    None where it does not parse. Without tensorflow-serving-api, which has its grammar, versions
-    and labels are read as an export writes them, and another form of them is a part of the rest.
+    Without tensorflow-serving-api, which has the grammar, versions and labels are recognized only
+    in the form that an export writes; any other form counts as something else.
+
+    Returns:
+        The versions, the labels and the rest, or None if the text does not parse.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
         text = re.sub(r"#.*", "", text)
@@ -144,7 +154,7 @@ def _parts(text: str) -> tuple[list[int], dict[str, int], Any] | None:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file is not there, or begins as an export writes it."""
+    """Return whether a file is absent or has `MARK` in its first line."""
     if not path.is_file():
         return True
     return MARK in path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]

@@ -1,7 +1,7 @@
-"""Writing a SavedModel: raw texts or encoded pictures in, probabilities and labels out.
+"""Publish a SavedModel that maps raw texts or encoded images to probabilities and labels.
 
-It is written to a temporary name, loaded in a fresh process that has TensorFlow and
-tensorflow-text alone, compared there with the live model, and only then renamed to the next
+It is written to a temporary folder, loaded in a new process that has only TensorFlow and
+tensorflow-text, and compared with the live model. Only then is it renamed to the next version
 number, where TF Serving finds it.
 """
 
@@ -25,10 +25,10 @@ from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import temporary_folder
 
-# How far served probabilities may be from the live model's, by precision.
+# Largest allowed difference of a served probability from the live model's, by training precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
-PARITY_ROWS = 1000  # rows whose preparation is compared
-CHECKED = 128  # of them at once
+PARITY_ROWS = 1000  # rows whose preprocessing in the graph is compared with the host's
+PARITY_BATCH = 128  # rows of one comparison, which bounds the memory of decoded images
 _VERIFIER = Verifier()
 
 
@@ -42,28 +42,35 @@ def publish(
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None = None,
     source: str | None = None,
 ) -> Path:
-    """Write `folder/<n>/` and return it.
+    """Write the model as the next version in `folder`, and return the path of the version.
 
     Args:
-        sample: raw rows of the training data; the first `config.verify_rows` are run, and are what
-            warm-up requests hold.
-        stored: weights that are saved in another form, whose values the model has now.
-        trained_on: positions in the sample -> what the model was given for these rows in training;
-            default: they are prepared again, on the host.
-        source: a digest of what is exported, by which `exported_from` finds the version.
+        servable: the model to export.
+        sample: raw rows of the training data; the first `config.verify_rows` are used to compare
+            the answers and as warm-up requests.
+        folder: the folder of the numbered versions.
+        config: the config section `export`.
+        precision: the training precision, a key of `BOUNDS`.
+        stored: weights that are saved in another form; the model has their rounded values.
+        trained_on: maps positions in `sample` to the prepared inputs that the model was trained
+            on; by default the rows are prepared again on the host.
+        source: digest of the exported weights, by which `exported_from` finds the version.
 
     Raises:
-        UserError: the graph prepares a row differently from the host, or the served answers are
-            further from the live model's than the bound of the precision.
+        UserError: the graph prepares a row differently from the host, the SavedModel does not run
+            in a new process, or its probabilities differ from the live model's by more than the
+            bound of the precision.
     """
     inputs = servable.inputs
-    sent = _Sent(inputs, sample)
+    requests = _RequestRows(inputs, sample)
     signatures = Signatures(servable, stored, config.skip_padding)
-    _check_prepared(inputs, signatures.prepare, sent, trained_on)
+    _check_preprocessing(inputs, signatures.prepare, requests, trained_on)
     with temporary_folder(folder, "export") as temporary:
         signatures.save(temporary / "model")
         exported_model.describe(temporary / "model", servable, source=source)
-        rows = [sent[i % len(sample)] for i in range(config.verify_rows)]  # a tiny set comes again
+        rows = [
+            requests[i % len(sample)] for i in range(config.verify_rows)
+        ]  # repeats a small sample
         difference, rates = _verify(servable, rows, temporary)
         if not difference <= BOUNDS[precision]:
             raise UserError(
@@ -72,15 +79,15 @@ def publish(
             )
         if config.warmup:
             warmup.write(temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates))
-        target = _rename(temporary / "model", folder)
+        target = _move_to_next_version(temporary / "model", folder)
     console.log(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
-    fastest = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
-    console.log(f"export: rows a second by batch size, on this machine: {fastest}")
+    throughput = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))
+    console.log(f"export: rows per second by batch size, on this machine: {throughput}")
     return target
 
 
-def _rename(model: Path, folder: Path) -> Path:
-    """Give a model the next free number."""
+def _move_to_next_version(model: Path, folder: Path) -> Path:
+    """Rename a model to the next free version number, and return its path."""
     while True:
         number = max(exported_model.versions(folder), default=0) + 1
         try:
@@ -88,11 +95,11 @@ def _rename(model: Path, folder: Path) -> Path:
             return folder / str(number)
         except OSError:
             if number not in exported_model.versions(folder):
-                raise  # else another export was first
+                raise  # otherwise a concurrent export took the number
 
 
-class _Sent(Sequence[tuple[Any, ...]]):
-    """Raw rows as a client sends them; a picture's file is read when it is asked for."""
+class _RequestRows(Sequence[tuple[Any, ...]]):
+    """Raw rows as a client sends them; image files are read when a row is accessed."""
 
     def __init__(self, inputs: Inputs, rows: Sequence[tuple[Any, ...]]):
         self._inputs, self._rows = inputs, rows
@@ -100,69 +107,75 @@ class _Sent(Sequence[tuple[Any, ...]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return [self._inputs.request_row(row) for row in self._rows[at]]
-        return self._inputs.request_row(self._rows[at])
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self._inputs.request_row(row) for row in self._rows[index]]
+        return self._inputs.request_row(self._rows[index])
 
 
-def _check_prepared(
+def _check_preprocessing(
     inputs: Inputs,
     graph: Callable[..., dict[str, tf.Tensor]],
     sample: Sequence[tuple[Any, ...]],
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None,
 ) -> None:
-    """What was trained on and what is served must be the same: id for id, pixel for pixel.
+    """Check that the graph prepares rows exactly as in training: id for id, pixel for pixel.
 
     Raises:
-        UserError: they differ in a row.
+        UserError: a row is prepared differently.
     """
-    for start in range(0, min(len(sample), PARITY_ROWS), CHECKED):
-        rows = sample[start : start + CHECKED]
+    for start in range(0, min(len(sample), PARITY_ROWS), PARITY_BATCH):
+        rows = sample[start : start + PARITY_BATCH]
         columns = list(zip(*rows, strict=True))
         if trained_on is not None:
             host = trained_on(np.arange(start, start + len(rows)))
         else:
             host = inputs.batch(*columns)
-        made = graph(*(tf.constant(column) for column in columns))
-        made = {name: value.numpy() for name, value in made.items()}
-        for at, row in enumerate(rows):
-            if not _same(host, made, at):
-                shown = row if isinstance(row[0], str) else f"row {start + at + 1}"
+        prepared = graph(*(tf.constant(column) for column in columns))
+        prepared = {name: value.numpy() for name, value in prepared.items()}
+        for index, row in enumerate(rows):
+            if not _rows_equal(host, prepared, index):
+                described = row if isinstance(row[0], str) else f"row {start + index + 1}"
                 raise UserError(
-                    f"export: host and graph prepare {shown!r} differently; not published "
-                    "(export: {enabled: false} trains without it)"
+                    f"export: host and graph prepare {described!r} differently. Not published "
+                    "(export: {enabled: false} trains without an export)"
                 )
 
 
-def _same(host: dict[str, np.ndarray], made: dict[str, np.ndarray], at: int) -> bool:
-    """Whether a row is the same in both, apart from padding."""
+def _rows_equal(host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], index: int) -> bool:
+    """Return whether row `index` is equal in both batches, apart from padding."""
     if "padding_mask" not in host:
-        return all(np.array_equal(host[name][at], made[name][at]) for name in host)
-    length = int(host["padding_mask"][at].sum())
-    return length == int(made["padding_mask"][at].sum()) and all(
-        np.array_equal(host[name][at][:length], made[name][at][:length]) for name in host
+        return all(np.array_equal(host[name][index], prepared[name][index]) for name in host)
+    length = int(host["padding_mask"][index].sum())
+    return length == int(prepared["padding_mask"][index].sum()) and all(
+        np.array_equal(host[name][index][:length], prepared[name][index][:length]) for name in host
     )
 
 
 def _verify(
     servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path
 ) -> tuple[float, dict[int, float]]:
-    """The largest difference of a served probability from the live model's; rows a second.
+    """Run the SavedModel in another process and compare its answers with the live model's.
 
-    Every signature with all rows, the raw one in batches of 1 and of 3 too.
+    Every signature gets all rows at once; `serving_default` also gets batches of one and three.
+
+    Returns:
+        The largest difference of a probability, and batch size -> rows per second.
+
+    Raises:
+        UserError: the SavedModel does not run.
     """
     model, inputs, task = servable.model, servable.inputs, servable.task
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
     live = task.probabilities(np.asarray(model.predict_on_batch(prepared), np.float32))
     request, response = folder / "request.npz", folder / "response.npz"
-    raw = {name: list(map(_plain, c)) for name, c in zip(inputs.columns, columns, strict=True)}
+    raw = {name: list(map(_json_value, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
     np.savez(request, **padded(inputs, prepared))
-    problem = _VERIFIER.run(folder)
-    if problem is not None or not response.is_file():
-        reason = problem or "it gave no answers"
+    failure = _VERIFIER.run(folder)
+    if failure is not None or not response.is_file():
+        reason = failure or "it wrote no response"
         raise UserError(f"export: the SavedModel does not run in a fresh process: {reason}")
     answers = np.load(response)
     difference = max(float(np.abs(answers[name] - live).max()) for name in answers.files)
@@ -170,8 +183,8 @@ def _verify(
     return difference, {int(size): rate for size, rate in rates.items()}
 
 
-def _plain(value: str | bytes) -> str | dict[str, str]:
-    """A raw value in JSON, as TF Serving's REST interface takes it."""
+def _json_value(value: str | bytes) -> str | dict[str, str]:
+    """Return a raw value as TF Serving's REST API represents it in JSON."""
     if isinstance(value, str):
         return value
     return {"b64": base64.b64encode(value).decode()}

@@ -1,14 +1,14 @@
-"""The files beside the versions of an export, for TF Serving: which versions, in what batches, in
-which container, and how to ask.
+"""Write the TF Serving configuration and the README beside the versions of an export.
 
-    models.config           the versions that are loaded, and their labels
-    batching_params.pbtxt   how requests are joined and split: the same for every export
+    models.config           the versions to load, and their labels
+    batching_params.pbtxt   how requests are batched and split; the same for every export
     docker-compose.yaml     TF Serving on this machine
     kubernetes.yaml         TF Serving on a cluster
-    README.md               the calls, for these signatures; how to promote and to roll back
+    README.md               example requests; how to promote a version and roll back
 
-TF Serving reads the batching parameters once, at the start (bundle_factory_util.cc): hence they do
-not depend on an export.
+TF Serving reads the batching parameters only when it starts (bundle_factory_util.cc). They must
+not depend on an export: a running server would not see the new ones, and could reject the warm-up
+requests of a version that was written for them.
 """
 
 import re
@@ -24,92 +24,93 @@ from tfft.spec import Task
 from tfft.utils import console, markdown
 from tfft.utils.files import write_atomic
 
-SIZES = (1, 2, 4, 8, 16, 32)  # rows that are computed at once
-MAX_ROWS = 4096  # of a request, which is split into batches of the largest size
-WAITING = 4  # requests of so many rows that may wait for each signature
-GAIN = 1.1  # a batch of twice the size is worth its memory if it answers this much more a second
+SIZES = (1, 2, 4, 8, 16, 32)  # batch sizes that the model computes
+MAX_ROWS = 4096  # rows of a request, which is split into batches of the largest size
+MAX_QUEUED_REQUESTS = 4  # requests of MAX_ROWS rows that may wait for each signature
+MIN_SPEEDUP = 1.1  # least gain in rows per second for which a larger batch is worth its memory
 PORTS = {"grpc": 8500, "rest": 8501}
 CONFIG = "models.config"
 BATCHING = "batching_params.pbtxt"
 
 
 def write(folder: Path, name: str, servable: Servable) -> None:
-    """Write the files beside the versions, but for those that are another's.
+    """Write the files beside the versions, except those that tfft did not write.
 
     Args:
-        folder: of the numbered versions.
-        name: of the model.
+        folder: the folder of the numbered versions.
+        name: the name of the model in URLs, as `model_name` returns it.
+        servable: the exported model.
     """
     path, published = folder / CONFIG, list(exported_model.versions(folder))
-    before = Config.read(path)
-    after = before and before.after_export(published)
+    config = Config.read(path)
+    updated = config and config.after_export(published)
     files = {
         BATCHING: batching(),
         "docker-compose.yaml": compose(name),
         "kubernetes.yaml": kubernetes(name),
-        "README.md": readme(name, servable, published[-1], after),
+        "README.md": readme(name, servable, published[-1], updated),
     }
-    if before is None or after is None:
+    if config is None or updated is None:
         console.log(
-            f"export: {path} has another first line, or more than an export writes, and stays as "
-            f"it is: have it load version {published[-1]}"
+            f"export: {path} was edited beyond versions and labels and is not changed; add version "
+            f"{published[-1]} to it"
         )
     else:
-        for label, number in before.labels.items():
-            if after.labels[label] != number:
+        for label, number in config.labels.items():
+            if updated.labels[label] != number:
                 console.log(
-                    f"export: version {number} of the label {label} is gone; it is now version "
-                    f"{after.labels[label]}. A server that has not loaded that one must be "
-                    "restarted, or the label moved by hand"
+                    f"export: version {number} of the label {label} was deleted; the label is now "
+                    f"at version {updated.labels[label]}. Restart a server that has not loaded "
+                    "that version, or move the label by hand"
                 )
-        files[CONFIG] = after.text(name)
-    _put(folder, files)
+        files[CONFIG] = updated.text(name)
+    _write_files(folder, files)
 
 
-def _put(folder: Path, files: Mapping[str, str]) -> None:
+def _write_files(folder: Path, files: Mapping[str, str]) -> None:
     for file, text in files.items():
         path = folder / file
         if not may_write(path):
-            console.log(f"export: {path} is not tfft's and stays as it is")
+            console.log(f"export: {path} was not written by tfft and is not changed")
             continue
         mark = f"<!-- {MARK} -->" if file.endswith(".md") else f"# {MARK}"
         write_atomic(path, f"{mark}\n{text}")
 
 
 def model_name(text: str) -> str:
-    """A name that TF Serving's URLs and Kubernetes take: small letters, digits, dashes."""
-    plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return plain[:50].strip("-") or "model"
+    """Return a name that is valid in URLs and in Kubernetes: lowercase letters, digits, dashes."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return name[:50].strip("-") or "model"
 
 
 def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
-    """Return the batch sizes up to that from which twice as many rows a batch gain nothing more.
+    """Return the batch sizes up to the largest one that still raises the throughput.
 
     Args:
-        rates: batch size -> rows a second.
+        rates: batch size -> rows per second.
     """
     sizes = [size for size in SIZES if size in rates]
-    last = 0
-    for at in range(1, len(sizes)):
-        if rates[sizes[at]] >= GAIN * rates[sizes[last]]:
-            last = at
-    return sizes[: last + 1] or [1]
+    largest = 0
+    for i in range(1, len(sizes)):
+        if rates[sizes[i]] >= MIN_SPEEDUP * rates[sizes[largest]]:
+            largest = i
+    return sizes[: largest + 1] or [1]
 
 
 def batching() -> str:
-    """TF Serving's batching parameters, the same for every export."""
+    """Return TF Serving's batching parameters, which are the same for every export."""
     allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in (*SIZES, MAX_ROWS))
     return f"""\
-# TF Serving reads this file when it starts, and not again. A batch waits this many microseconds for
-# more requests, and is computed in one of the allowed sizes; requests with more rows than
-# max_execution_batch_size are split. The last allowed size must be max_batch_size. Lower
-# max_execution_batch_size, and leave out the sizes between it and the last, where a batch takes too
-# long or too much memory.
+# TF Serving reads this file only when it starts. A batch waits batch_timeout_micros for more
+# requests and is padded to the next allowed size. Requests with more rows than
+# max_execution_batch_size are split. The last allowed size must be max_batch_size. If a batch takes
+# too long or too much memory, lower max_execution_batch_size and remove the sizes between it and
+# the last one.
 max_batch_size {{ value: {MAX_ROWS} }}
 enable_large_batch_splitting {{ value: true }}
 max_execution_batch_size {{ value: {SIZES[-1]} }}
 batch_timeout_micros {{ value: 1000 }}
-max_enqueued_batches {{ value: {WAITING * MAX_ROWS // SIZES[-1]} }}
+max_enqueued_batches {{ value: {MAX_QUEUED_REQUESTS * MAX_ROWS // SIZES[-1]} }}
 {allowed}
 """
 
@@ -124,20 +125,24 @@ def _flags(name: str) -> list[str]:
     ]
 
 
-def _image() -> str:
-    """TF Serving's first release of TensorFlow's version: not every patch of TensorFlow has one."""
+def _docker_image() -> str:
+    """Return the Docker image of TF Serving for this TensorFlow.
+
+    It has patch number 0, because not every patch release of TensorFlow has a TF Serving release.
+    """
     major, minor, *_ = tf.__version__.split(".")
     return f"tensorflow/serving:{major}.{minor}.0"
 
 
 def compose(name: str) -> str:
-    """One container over this folder."""
+    """Return a Docker Compose file that serves the export folder."""
     flags = "\n".join(f"      - {flag}" for flag in _flags(name))
     return f"""\
-# docker compose up: TF Serving over this folder. Its TensorFlow must not be older than the model's.
+# docker compose up: serves this folder. TF Serving must not be older than the TensorFlow that
+# exported the model.
 services:
   {name}:
-    image: {_image()}
+    image: {_docker_image()}
     command:
 {flags}
     ports:
@@ -152,10 +157,10 @@ services:
 
 
 def kubernetes(name: str) -> str:
-    """A deployment over a volume that holds this folder, and a service."""
+    """Return a Kubernetes deployment that serves a volume with the export folder, and a service."""
     flags = "\n".join(f"            - {flag}" for flag in _flags(name))
     return f"""\
-# kubectl apply -f kubernetes.yaml, once the claim {name} holds the content of this folder.
+# kubectl apply -f kubernetes.yaml, after copying this folder into the volume claim {name}.
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -170,7 +175,7 @@ spec:
     spec:
       containers:
         - name: serving
-          image: {_image()}
+          image: {_docker_image()}
           args:
 {flags}
           ports:
@@ -199,41 +204,42 @@ spec:
 
 
 def readme(name: str, servable: Servable, version: int, config: Config | None) -> str:
-    """How to serve it, how to ask, and how to promote a version and to roll back.
+    """Return the README: how to serve the model, send requests, promote a version and roll back.
 
     Args:
-        name: of the model.
-        version: the newest one.
-        config: what models.config says; None where that is not an export's.
+        name: the name of the model in URLs.
+        servable: the exported model.
+        version: the newest version.
+        config: the content of models.config; None if an export must not change that file.
     """
     columns = servable.inputs.columns
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
-    row = ", ".join(f'"{column}": {_json_of(column)}' for column in columns)
-    python = ", ".join(f'"{column}": {_python_of(column)}' for column in columns)
-    before, options = _cli(columns)
-    classes = markdown.text(", ".join(servable.labels))
+    row = ", ".join(f'"{column}": {_json_example(column)}' for column in columns)
+    python = ", ".join(f'"{column}": {_python_example(column)}' for column in columns)
+    setup, arguments = _saved_model_cli_arguments(columns)
+    class_names = markdown.text(", ".join(servable.labels))
     return f"""\
 # {name}
 
-{servable.task.name}: {_answered(servable.task)} Classes: {classes}.
+{servable.task.name}: {_answer_sentence(servable.task)} Classes: {class_names}.
 
 ## Serve
 
 ```sh
-docker compose up                                      # TF Serving, as docker-compose.yaml says
-tfft serve --model_base_path=. --model_name={name}     # to try it out, without a container
+docker compose up                                      # TF Serving, by docker-compose.yaml
+tfft serve --model_base_path=. --model_name={name}     # a development server, without a container
 ```
 
-TF Serving must not be older than {_image().rpartition(":")[2]}. Copy the folder of a version to a
-server before models.config, which names it. {BATCHING} is read when a server starts. An export
-writes the files beside the versions again, except one whose first line, "{MARK}", was
-removed, and a models.config that holds more than versions and labels.
+TF Serving must not be older than {_docker_image().rpartition(":")[2]}. Copy the folder of a version
+to a server before models.config, which names it. A server reads {BATCHING} only when
+it starts. Each export rewrites the files beside the versions, except files whose first line lacks
+"{MARK}" and a models.config with more than versions and labels.
 
 ## Promote and roll back
 
-{_promotion(name, url, version, config)}
+{_promotion_section(name, url, version, config)}
 
-## Ask
+## Send requests
 
 ```sh
 curl {url}
@@ -242,8 +248,8 @@ curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels
 curl {url}/metadata
 ```
 
-A request has 1 to {MAX_ROWS:,} rows. Never send one without rows: TF Serving does not answer
-it.{_status(columns)}
+A request has 1 to {MAX_ROWS:,} rows. Never send a request without rows: TF Serving does not
+answer it.{_status_section(columns)}
 
 ```python
 import base64, requests
@@ -267,97 +273,97 @@ answer = stub.Predict(request, timeout=10)
 print(tf.make_ndarray(answer.outputs["probabilities"]))
 ```
 
-Without a server, `import tensorflow_text` first:
+To run the SavedModel without a server, import tensorflow_text first:
 
 ```sh
-{before}python -c 'import sys, tensorflow_text
+{setup}python -c 'import sys, tensorflow_text
 from tensorflow.python.tools.saved_model_cli import main
 sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_default \\
-  {options}
+  {arguments}
 ```
 
 ## Signatures
 
-{_table(servable)}
+{_signature_table(servable)}
 """
 
 
-def _promotion(name: str, url: str, version: int, config: Config | None) -> str:
+def _promotion_section(name: str, url: str, version: int, config: Config | None) -> str:
     if config is None:
         return f"""\
-{CONFIG} is not as an export writes it, and exports leave it as it is. Add version {version} to it
-where it names versions, and wait on every server until its state is AVAILABLE:
+{CONFIG} was edited beyond versions and labels, so exports do not change it. Add version
+{version} to its versions, and wait on every server until the state of the version is AVAILABLE:
 
 ```sh
 curl {url}/versions/{version}
 ```
 
-Then move a label to it: TF Serving moves labels to loaded versions only. To roll back, move the
-label to the version that it had, which must still be loaded."""
+Then move a label to it: TF Serving moves labels only to loaded versions. To roll back, move the
+label to its former version, which must still be loaded."""
     stable, former = config.labels[STABLE], config.former
-    before = "" if former in (None, stable) else f" (before: {former}, which is loaded too)"
-    back = stable if stable != version else former or version
+    former_text = "" if former in (None, stable) else f" (before: {former}, which is still loaded)"
+    previous = stable if stable != version else former or version
     return f"""\
-Clients that ask for `{name}/labels/{STABLE}` get version {stable}{before}, those that ask for
-`{name}` the newest. An export moves no label: version {version} is loaded beside those that were.
-TF Serving moves a label to a loaded version only, so look first, on every server:
+Requests to `{name}/labels/{STABLE}` are answered by version {stable}{former_text}, requests to
+`{name}` by the newest version. An export adds a version and moves no label. TF Serving moves a
+label only to a loaded version, so first check on every server that version {version} is loaded:
 
 ```sh
 curl {url}/versions/{version}     # until its state is AVAILABLE
 ```
 
-Then promote it by its number in models.config, which a server reads again every 30 seconds:
+Then promote it by its number in models.config, which a server rereads every 30 seconds:
 
 ```sh
 sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {version}/' models.config
 ```
 
-The version that was `{STABLE}` before is still loaded; roll back by its number:
+The former version of `{STABLE}` is still loaded. Roll back by its number:
 
 ```sh
-sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {back}/' models.config
+sed -i 's/"{STABLE}" value: [0-9]*/"{STABLE}" value: {previous}/' models.config
 ```
 
-If a label was moved too early, TF Serving logs that the version "is not currently available for
-inference", loads nothing, and serves what it served. Put the old number back, wait until the
-version is loaded, and move the label again.
+If a label is moved too early, TF Serving logs that the version "is not currently available for
+inference", loads nothing and keeps serving the versions that it had. Restore the old number, wait
+until the version is loaded, and move the label again.
 
-A label for some of the clients is one more line in models.config,
-`version_labels {{ key: "canary" value: {version} }}`; exports leave it where it is, and its version
-loaded."""
+To give some clients another version, add a label to models.config:
+`version_labels {{ key: "canary" value: {version} }}`. Exports do not move it, and they keep its
+version loaded."""
 
 
-def _status(columns: Sequence[str]) -> str:
+def _status_section(columns: Sequence[str]) -> str:
     if "image" not in columns:
         return ""
     return """
 
-An image that cannot be decoded fails no other row: its `status` is the reason, and `ok` elsewhere.
-Its probabilities are 0 and its label is empty; so are the scores and classes of `classify`."""
+`status` is `ok`, or the reason why an image cannot be decoded. A failed row has probabilities 0 and
+an empty label, or scores 0 and empty classes with `classify`; the other rows are answered."""
 
 
-def _table(servable: Servable) -> str:
+def _signature_table(servable: Servable) -> str:
     columns, classes = servable.inputs.columns, len(servable.labels)
     outputs = _outputs(servable.task)
-    decoded = f"{outputs}, `status` string [B]" if "image" in columns else outputs
+    raw_outputs = f"{outputs}, `status` string [B]" if "image" in columns else outputs
     examples = f"`examples`: tf.Examples with the features {', '.join(columns)}"
     rows = [
-        ("signature", "takes", "answers"),
+        ("signature", "inputs", "outputs"),
         ("---", "---", "---"),
-        ("`serving_default`", ", ".join(f"`{c}`" for c in columns) + ": strings [B]", decoded),
-        ("`tensors`", _prepared(servable), outputs),
-        ("`serialized`", examples, decoded),
+        ("`serving_default`", ", ".join(f"`{c}`" for c in columns) + ": strings [B]", raw_outputs),
+        ("`tensors`", _prepared_inputs(servable), outputs),
+        ("`serialized`", examples, raw_outputs),
         *(
-            (f"`{m}`", "`inputs`: such tf.Examples", f"`classes`, `scores` [B, {classes}]")
+            (f"`{m}`", "`inputs`: the same tf.Examples", f"`classes`, `scores` [B, {classes}]")
             for m in METHODS
         ),
     ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _answered(task: Task) -> str:
+def _answer_sentence(task: Task) -> str:
     if task.multi_label:
-        return "the probability of each class; those from its threshold on are chosen."
+        return "the probability of each class, and the classes that reach their threshold."
     return "the probability of each class, and the most probable one."
 
 
@@ -366,38 +372,38 @@ def _outputs(task: Task) -> str:
     return f"`probabilities` float32 [B, C]{chosen}, `label` string [B]"
 
 
-def _prepared(servable: Servable) -> str:
+def _prepared_inputs(servable: Servable) -> str:
     specs = fixed(servable.inputs).items()
-    shape = {
+    shapes = {
         name: ", ".join("B" if size is None else str(size) for size in spec.shape)
         for name, spec in specs
     }
-    return ", ".join(f"`{name}` {spec.dtype.name} [{shape[name]}]" for name, spec in specs)
+    return ", ".join(f"`{name}` {spec.dtype.name} [{shapes[name]}]" for name, spec in specs)
 
 
-def _json_of(column: str) -> str:
+def _json_example(column: str) -> str:
     if column == "image":
-        return """{"b64": "\'"$(base64 -w0 picture.jpg)"\'"}"""
+        return """{"b64": "\'"$(base64 -w0 image.jpg)"\'"}"""
     return '"an example"'
 
 
-def _python_of(column: str) -> str:
+def _python_example(column: str) -> str:
     if column == "image":
-        return '{"b64": base64.b64encode(open("picture.jpg", "rb").read()).decode()}'
+        return '{"b64": base64.b64encode(open("image.jpg", "rb").read()).decode()}'
     return '"an example"'
 
 
 def _grpc_row(columns: Sequence[str]) -> str:
     values = {
-        c: 'open("picture.jpg", "rb").read()' if c == "image" else '"an example"' for c in columns
+        c: 'open("image.jpg", "rb").read()' if c == "image" else '"an example"' for c in columns
     }
     return ", ".join(f'"{column}": {value}' for column, value in values.items())
 
 
-def _cli(columns: Sequence[str]) -> tuple[str, str]:
-    """What must be run before saved_model_cli, and its inputs: literals, or files of numpy's."""
+def _saved_model_cli_arguments(columns: Sequence[str]) -> tuple[str, str]:
+    """Return the command to run before saved_model_cli, or "", and its inputs option."""
     if "image" in columns:
-        code = 'import numpy; numpy.save("picture.npy", [open("picture.jpg", "rb").read()])'
-        return f"python -c '{code}'\n", "--inputs='image=picture.npy'"
+        code = 'import numpy; numpy.save("image.npy", [open("image.jpg", "rb").read()])'
+        return f"python -c '{code}'\n", "--inputs='image=image.npy'"
     values = ";".join(f'{column}=["an example"]' for column in columns)
     return "", f"--input_exprs='{values}'"

@@ -1,21 +1,22 @@
-"""What a SavedModel answers to, under the names and methods that TF Serving knows.
+"""The signatures of an exported SavedModel, with the names and methods that TF Serving expects.
 
-| signature         | takes                                | answers                    | method   |
+| signature         | inputs                               | outputs                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
 | `serving_default` | raw columns, strings [B] each        | the task's `decode`        | predict  |
-| `tensors`         | what the preparation makes of them,  | the same                   | predict  |
-|                   | rows of `max_length` tokens          |                            |          |
+| `tensors`         | prepared inputs; texts are padded to | the same                   | predict  |
+|                   | `max_length` tokens                  |                            |          |
 | `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
 | `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
 
-Of pictures, those that decode them answer a `status` too, string [B]: `ok`, or what is wrong with a
-picture. The other outputs of such a row are zero, False or empty; other rows are answered as ever.
+For images, the signatures that decode them also return `status`, string [B]: `ok`, or the reason
+why an image cannot be decoded. The other outputs of a failed row are zero, False or empty; the
+other rows of the batch are not affected.
 
 The features of a tf.Example are the raw columns. All axes but the first are static: TF Serving
-joins the rows of several clients in a batch and refuses all of them if their lengths differ
-(batching_session.cc); it can pad, but would pad the mask with ones. With
---enable_signature_method_name_check its Classify call looks at the method, which TensorFlow 2 does
-not write: it is set in the saved file.
+joins the requests of several clients in one batch and rejects all of them if their lengths differ
+(batching_session.cc). Its own padding would pad the mask with ones. With
+--enable_signature_method_name_check its Classify call checks the method name, which TensorFlow 2
+does not write; `Signatures.save` sets it in the saved file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,18 +38,21 @@ from tfft.preprocess.text import empty_batch
 from tfft.spec import Backbone, Task
 
 RAW = "serving_default"
-METHODS = {"classify": "tensorflow/serving/classify"}  # of the others: predict
+METHODS = {"classify": "tensorflow/serving/classify"}  # the other signatures: predict
 
 
 @dataclass(frozen=True)
 class Servable:
-    """A trained model with what turns raw rows into its inputs and its outputs into answers.
+    """A trained model with its preprocessing and the decoding of its outputs.
 
     Attributes:
-        model: prepared inputs -> logits.
-        labels: in the order of the outputs.
-        thresholds: of a task that has them, [C].
-        backbone, config: what the model was made of, and the section `task`.
+        model: maps prepared inputs to logits, [B, C].
+        inputs: prepares raw rows.
+        task: decodes the logits.
+        labels: class names, in the order of the outputs.
+        thresholds: threshold of each class, [C], of a multi-label task; None for 0.5.
+        backbone: the backbone that the model was built from.
+        config: the config section `task`.
     """
 
     model: keras.Model
@@ -61,15 +65,16 @@ class Servable:
 
 
 class Signatures(tf.Module):
-    """What is saved: the preparation's tables, the weights, a function for each signature.
+    """The module that is saved: preprocessing tables, weights and one function per signature.
 
     Args:
+        servable: the model to export.
         stored: weights that are saved in another form.
-        skip_padding: encoders whose families can compute without padding do.
+        skip_padding: compute without padding tokens in encoders whose family supports it.
 
     Attributes:
-        functions: signature -> its function.
-        prepare: raw columns, strings [B] each -> the model's inputs.
+        functions: signature name -> function.
+        prepare: maps raw columns, strings [B] each, to the model's inputs.
     """
 
     def __init__(
@@ -79,68 +84,74 @@ class Signatures(tf.Module):
         model, inputs, task = servable.model, servable.inputs, servable.task
         labels = list(servable.labels)
         self._graph = graph = inputs.graph()
-        others = {id(one.variable) for one in stored}
-        self._weights = [v.value for v in model.weights if id(v) not in others]
-        self._stored = [one.parts for one in stored]
-        # The functions and tables of a SavedModel that is a part of the model.
+        replaced = {id(weight.variable) for weight in stored}
+        self._weights = [v.value for v in model.weights if id(v) not in replaced]
+        self._stored = [weight.parts for weight in stored]
+        # Tracks the functions and tables of a SavedModel inside the model, not only its weights.
         self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
-        prepared = inputs.input_specs()
+        input_specs = inputs.input_specs()
 
-        def of_tensors(*parts: tf.Tensor) -> dict[str, tf.Tensor]:
-            values = [(one.variable, one.value()) for one in stored]
+        def predict_prepared(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            values = [(weight.variable, weight.value()) for weight in stored]
             packing = packed(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), packing:
-                logits = model(dict(zip(prepared, parts, strict=True)), training=False)
+                logits = model(dict(zip(input_specs, tensors, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 
-        # Each is traced once, and called by those below it.
+        # Each function is traced once and called by the functions below it.
         strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
         self.prepare = prepare = _function(lambda *columns: graph(*columns), strings)
-        decoded = _function(of_tensors, list(prepared.values()))
+        model_function = _function(predict_prepared, list(input_specs.values()))
 
-        def answered(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        def predict_raw(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
             batch = prepare(*columns)
-            outputs = decoded(*(batch[name] for name in prepared))
+            outputs = model_function(*(batch[name] for name in input_specs))
             if STATUS not in batch:
                 return outputs
-            return {**_of_good_rows(outputs, batch[STATUS]), STATUS: batch[STATUS]}
+            return {**_blank_failed_rows(outputs, batch[STATUS]), STATUS: batch[STATUS]}
 
-        raw = _function(answered, strings)
+        raw_function = _function(predict_raw, strings)
 
-        def parsed(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        def predict_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             columns = tf.io.parse_example(examples, features)
-            return raw(*(columns[name] for name in inputs.columns))
+            return raw_function(*(columns[name] for name in inputs.columns))
 
-        def classified(examples: tf.Tensor) -> dict[str, tf.Tensor]:
-            answers = parsed(examples)
-            scores = answers["probabilities"]
+        def classify(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+            predictions = predict_examples(examples)
+            scores = predictions["probabilities"]
             outputs = {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
-            return _of_good_rows(outputs, answers[STATUS]) if STATUS in answers else outputs
+            if STATUS not in predictions:
+                return outputs
+            return _blank_failed_rows(outputs, predictions[STATUS])
 
         self.functions = {
-            RAW: raw,
-            "tensors": _function(lambda *parts: decoded(*parts), list(fixed(inputs).values())),
-            "serialized": _function(parsed, [tf.TensorSpec([None], tf.string, "examples")]),
-            "classify": _function(classified, [tf.TensorSpec([None], tf.string, "inputs")]),
+            RAW: raw_function,
+            "tensors": _function(
+                lambda *values: model_function(*values), list(fixed(inputs).values())
+            ),
+            "serialized": _function(
+                predict_examples, [tf.TensorSpec([None], tf.string, "examples")]
+            ),
+            "classify": _function(classify, [tf.TensorSpec([None], tf.string, "inputs")]),
         }
 
     def save(self, folder: Path) -> None:
-        """Write the SavedModel."""
-        concrete = {n: f.get_concrete_function() for n, f in self.functions.items()}
+        """Write the SavedModel into `folder`, with the method names that TF Serving may check."""
+        concrete_functions = {n: f.get_concrete_function() for n, f in self.functions.items()}
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        tf.saved_model.save(self, str(folder), concrete, options)
-        changed = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
+        tf.saved_model.save(self, str(folder), concrete_functions, options)
+        updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
         for name, method in METHODS.items():
-            changed.replace_method_name(signature_key=name, method_name=method, tags="serve")
+            updater.replace_method_name(signature_key=name, method_name=method, tags="serve")
         level = tf.get_logger().level
-        tf.get_logger().setLevel("ERROR")  # it says where it writes, which is not yet the place
-        changed.save()
+        tf.get_logger().setLevel("ERROR")  # it logs the folder, which is a temporary one
+        updater.save()
         tf.get_logger().setLevel(level)
 
 
 def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:
-    """Return the prepared inputs as `tensors` takes them: texts of `max_length` tokens."""
+    """Return the input specs of `tensors`, in which texts have `max_length` tokens."""
     return {
         name: tf.TensorSpec(
             [None, *(inputs.max_length if size is None else size for size in spec.shape[1:])],
@@ -152,22 +163,22 @@ def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:
 
 
 def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pad the rows of a batch to the length that `tensors` takes."""
+    """Return a prepared batch with its texts padded to `max_length` tokens, as `tensors` needs."""
     if "padding_mask" not in batch:
         return dict(batch)
     rows, width = batch["padding_mask"].shape
-    whole = empty_batch(rows, inputs.max_length, inputs.pad_id)
+    result = empty_batch(rows, inputs.max_length, inputs.pad_id)
     for name, array in batch.items():
-        whole[name][:, :width] = array
-    return whole
+        result[name][:, :width] = array
+    return result
 
 
-def _of_good_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
-    """The outputs; zero, False or empty in rows whose status, string [B], is not `OK`."""
+def _blank_failed_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Return the outputs with zero, False or "" in rows whose status, string [B], is not `OK`."""
 
     def masked(value: tf.Tensor) -> tf.Tensor:
-        good = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])
-        return tf.where(good, value, tf.zeros_like(value))
+        ok_rows = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])
+        return tf.where(ok_rows, value, tf.zeros_like(value))
 
     return {name: masked(value) for name, value in outputs.items()}
 
@@ -177,10 +188,10 @@ def _function(body, specs: list[tf.TensorSpec]) -> tf.types.experimental.Polymor
 
 
 def example(columns: Sequence[str], row: Sequence[str | bytes]) -> bytes:
-    """A raw row as a serialized tf.Example."""
-    raw = [value.encode() if isinstance(value, str) else value for value in row]
+    """Return a raw row as a serialized tf.Example with one feature per column."""
+    values = [value.encode() if isinstance(value, str) else value for value in row]
     features = {
         name: tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-        for name, value in zip(columns, raw, strict=True)
+        for name, value in zip(columns, values, strict=True)
     }
     return tf.train.Example(features=tf.train.Features(feature=features)).SerializeToString()

@@ -1,12 +1,18 @@
-"""Runs a SavedModel as a server would: with TensorFlow and tensorflow-text, nothing else.
+"""Run a SavedModel as a server would, with only TensorFlow and tensorflow-text installed.
 
-A script, run by path in a process of its own (`verifier`): `python -I verify.py --parent ID` imports
-TensorFlow and reads names of folders from standard input, a line each. For each it forks a process,
-in which nothing was loaded before, and answers with that one's exit code; both are killed when the
-process ID ends. FOLDER/model is loaded,
-FOLDER/raw.json and FOLDER/request.npz are what is asked, FOLDER/response.npz the answers,
-FOLDER/errors.txt what was written to standard error. `python -I verify.py FOLDER` does one, without
-a fork.
+This script is run by its path in a separate process (`verify_process`):
+
+    python -I verify.py FOLDER        verify one export
+    python -I verify.py --parent ID   verify the folder on each line of standard input
+
+With --parent it imports TensorFlow once and forks a process for each folder, so that every export
+is loaded in a clean process. It answers each line with the exit code of the fork. Both end when the
+process ID ends.
+
+    FOLDER/model                      the SavedModel
+    FOLDER/raw.json, request.npz      the requests: raw rows and prepared inputs
+    FOLDER/response.npz, rates.json   the answers, and rows per second
+    FOLDER/errors.txt                 standard error of the fork
 """
 
 import base64
@@ -20,48 +26,53 @@ import sys
 import time
 import traceback
 
-SIZES = (1, 2, 4, 8, 16, 32)  # of the batches that are timed: those of serving_config.SIZES
-LONG = 2.0  # seconds for a size after which no larger one is timed
-IDLE = 120.0  # seconds without a request after which it ends
-PARENT_DIED = 1  # prctl's PR_SET_PDEATHSIG
+SIZES = (1, 2, 4, 8, 16, 32)  # batch sizes to time; equal to serving_config.SIZES (tfft is blocked)
+MAX_SECONDS = 2.0  # time for one batch size after which no larger one is timed
+IDLE_SECONDS = 120.0  # exit after this time without a request
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal to receive when the parent ends
 BLOCKED = ("tfft", "transformers", "tokenizers", "keras_hub", "tf_keras", "torch")
 
 
-class _Blocker:
-    """Refuses the packages that a server does not have."""
+class _ImportBlocker:
+    """An import hook that rejects the packages that a server does not have."""
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"{name} is not there when serving", name=name)
+            raise ModuleNotFoundError(f"{name} is not available when serving", name=name)
 
 
-def value_of(value):
-    """A raw value as bytes, as it was before it was put in JSON."""
+def decode_value(value):
+    """Return the bytes of a raw value from JSON: a string, or {"b64": ...}."""
     return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
 
 
-def answers(serve, columns, size):
-    """A signature's probabilities, asked in batches of so many rows, none of which may be bad."""
+def run_signature(signature, columns, batch_size):
+    """Return a signature's probabilities, float32 [N, C], computed in batches.
+
+    Raises:
+        ValueError: an image was not decoded.
+        TypeError: an output has the wrong type.
+    """
     import numpy as np
     import tensorflow as tf
 
-    rows, parts = len(next(iter(columns.values()))), []
-    for start in range(0, rows, size):
-        chunk = {k: tf.constant(v[start : start + size]) for k, v in columns.items()}
-        out = {name: value.numpy() for name, value in serve(**chunk).items()}
-        for status in out.get("status", ()):
+    num_rows, batches = len(next(iter(columns.values()))), []
+    for start in range(0, num_rows, batch_size):
+        batch = {k: tf.constant(v[start : start + batch_size]) for k, v in columns.items()}
+        outputs = {name: value.numpy() for name, value in signature(**batch).items()}
+        for status in outputs.get("status", ()):
             if status != b"ok":
-                raise ValueError(f"a row was not answered: {status.decode()}")
-        scores = out["scores"] if "scores" in out else out["probabilities"]
-        names = out["classes"] if "classes" in out else out["label"]
-        if scores.dtype != np.float32 or names.dtype != object:
-            raise TypeError(f"scores must be float32, labels strings: {out}")
-        parts.append(scores)
-    return np.concatenate(parts)
+                raise ValueError(f"a row failed: {status.decode()}")
+        scores = outputs["scores"] if "scores" in outputs else outputs["probabilities"]
+        labels = outputs["classes"] if "classes" in outputs else outputs["label"]
+        if scores.dtype != np.float32 or labels.dtype != object:
+            raise TypeError(f"scores must be float32, labels strings: {outputs}")
+        batches.append(scores)
+    return np.concatenate(batches)
 
 
-def examples(columns):
-    """Rows of raw columns as serialized tf.Examples."""
+def serialize_examples(columns):
+    """Return raw columns, name -> bytes of each row, as serialized tf.Examples."""
     import tensorflow as tf
 
     serialized = []
@@ -75,98 +86,105 @@ def examples(columns):
     return serialized
 
 
-def prepare():
-    """Import what a server has, and let nothing else be imported."""
-    sys.meta_path.insert(0, _Blocker())
+def import_packages():
+    """Import the packages of a server, and block all others."""
+    sys.meta_path.insert(0, _ImportBlocker())
     import numpy  # noqa: F401
     import tensorflow  # noqa: F401
     import tensorflow_text  # noqa: F401 -- registers its ops, which TF Serving links
 
-    # TensorFlow imports keras by itself; from here on it is gone.
+    # TensorFlow imports Keras itself; a SavedModel must not need it.
     for name in [n for n in sys.modules if n.split(".")[0] == "keras"]:
         sys.modules[name] = None
 
 
 def verify(folder):
-    """Ask every signature with all rows, the raw one in batches of 1 and 3 too."""
+    """Run every signature on all rows, and `serving_default` also in batches of 1 and 3.
+
+    Raises:
+        KeyError: the model has other signatures than expected.
+    """
     import numpy as np
     import tensorflow as tf
 
     model = tf.saved_model.load(f"{folder}/model")
     with open(f"{folder}/raw.json", encoding="utf-8") as file:
-        raw = {name: [value_of(v) for v in values] for name, values in json.load(file).items()}
-    serialized = examples(raw)
-    asked = {
+        raw = {name: [decode_value(v) for v in values] for name, values in json.load(file).items()}
+    serialized = serialize_examples(raw)
+    requests = {
         "serving_default": raw,
         "tensors": dict(np.load(f"{folder}/request.npz")),
         "serialized": {"examples": serialized},
         "classify": {"inputs": serialized},
     }
-    if set(asked) != set(model.signatures):
-        raise KeyError(f"signatures {sorted(model.signatures)}, expected {sorted(asked)}")
+    if set(requests) != set(model.signatures):
+        raise KeyError(f"signatures {sorted(model.signatures)}, expected {sorted(requests)}")
     np.savez(
         f"{folder}/response.npz",
         **{
-            f"{name}_{size}": answers(model.signatures[name], columns, size)
-            for name, columns in asked.items()
+            f"{name}_{size}": run_signature(model.signatures[name], columns, size)
+            for name, columns in requests.items()
             for size in ((1, 3) if columns is raw else ()) + (len(serialized),)
         },
     )
     with open(f"{folder}/rates.json", "w", encoding="utf-8") as file:
-        json.dump(rates(model.signatures["serving_default"], raw), file)
+        json.dump(measure_rates(model.signatures["serving_default"], raw), file)
 
 
-def rates(serve, raw):
-    """Rows a second by batch size, the better of two; until a batch takes too long."""
+def measure_rates(signature, raw):
+    """Return batch size -> rows per second, the faster of two runs.
+
+    Larger sizes are skipped once one took longer than `MAX_SECONDS`.
+    """
     import tensorflow as tf
 
-    by_size = {}
+    rates = {}
     for size in SIZES:
-        batch = {k: tf.constant([v[at % len(v)] for at in range(size)]) for k, v in raw.items()}
+        batch = {k: tf.constant([v[i % len(v)] for i in range(size)]) for k, v in raw.items()}
         seconds = []
-        for _ in range(3):  # the first also does what is done once
-            began = time.perf_counter()
-            serve(**batch)
-            seconds.append(time.perf_counter() - began)
-        by_size[size] = size / min(seconds[1:])
-        if sum(seconds) > LONG:
+        for _ in range(3):  # the first includes tracing and initialization
+            start = time.perf_counter()
+            signature(**batch)
+            seconds.append(time.perf_counter() - start)
+        rates[size] = size / min(seconds[1:])
+        if sum(seconds) > MAX_SECONDS:
             break
-    return by_size
+    return rates
 
 
-def end_with_parent(parent):
-    """Have this process killed when the one that started it ends, however that ends."""
+def exit_with_parent(parent_id):
+    """Have the kernel kill this process when its parent ends, even by SIGKILL."""
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(PARENT_DIED, signal.SIGKILL)
-    if os.getppid() != parent:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent_id:  # the parent ended before prctl took effect
         os._exit(1)
 
 
-def serve(parent):
-    """Verify the folder of each line that comes in, in a process of its own."""
-    end_with_parent(parent)
-    answers_to = os.fdopen(os.dup(1), "w")  # what libraries print goes elsewhere
+def serve(parent_id):
+    """Verify the folder on each line of standard input in a forked process."""
+    exit_with_parent(parent_id)
+    replies = os.fdopen(os.dup(1), "w")  # stdout is the protocol; libraries print to stderr
     os.dup2(2, 1)
-    prepare()
-    while select.select([sys.stdin], [], [], IDLE)[0]:
+    import_packages()
+    while select.select([sys.stdin], [], [], IDLE_SECONDS)[0]:
         line = sys.stdin.readline()
         if not line:
             return
-        own = os.getpid()
-        child = os.fork()  # safe: importing starts no thread
-        if child == 0:
-            end_with_parent(own)
-            _become(json.loads(line))
-        _, status = os.waitpid(child, 0)
-        answers_to.write(f"{os.waitstatus_to_exitcode(status)}\n")
-        answers_to.flush()
+        server_id = os.getpid()
+        fork_id = os.fork()  # safe: the imports above start no threads
+        if fork_id == 0:
+            exit_with_parent(server_id)
+            _run_fork(json.loads(line))
+        _, status = os.waitpid(fork_id, 0)
+        replies.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        replies.flush()
 
 
-def _become(folder):
-    """In the child: verify and exit."""
+def _run_fork(folder):
+    """Verify a folder in the forked process, and exit with 0 or 1."""
     code = 1
     try:
-        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # of the one that forks
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):  # set to 1 for the forking process
             os.environ.pop(name, None)
         errors = os.open(f"{folder}/errors.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         os.dup2(errors, 1)
@@ -185,5 +203,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "--parent":
         serve(int(sys.argv[2]))
     else:
-        prepare()
+        import_packages()
         verify(sys.argv[1])

@@ -1,9 +1,9 @@
-"""`assets.extra/tf_serving_warmup_requests`: what TF Serving runs before it serves a version, so
-that no client waits for what is done at first calls.
+"""Write `assets.extra/tf_serving_warmup_requests`, which TF Serving runs before serving a version.
 
-Every signature in batches of several sizes, with short, middle and long rows. TF Serving runs them
-through the batching session: a request with more rows than `max_batch_size` would keep the version
-from being loaded, so the sizes are those of `serving_config.SIZES` at most.
+The requests cover every signature with several batch sizes and with short, medium and long rows, so
+that no client waits for tracing. TF Serving runs them through the batching session: a request with
+more rows than `max_batch_size` would keep the version from loading, so the batch sizes are among
+`serving_config.SIZES`.
 """
 
 import importlib.util
@@ -19,31 +19,32 @@ from tfft.preprocess import Inputs
 from tfft.utils import console
 
 FILE = Path("assets.extra") / "tf_serving_warmup_requests"
-LARGEST = 4 << 20  # bytes of a request: what is larger says nothing that a smaller one does not
+MAX_REQUEST_BYTES = 4 << 20  # larger requests are skipped; smaller ones warm up the same functions
 
 
 def write(
     folder: Path, inputs: Inputs, rows: Sequence[tuple[Any, ...]], sizes: Sequence[int]
 ) -> int:
-    """Write the file and return the number of its requests; none without tensorflow-serving-api.
+    """Write the warm-up requests of a SavedModel, and return their number.
+
+    Without tensorflow-serving-api, which has the messages, none are written.
 
     Args:
-        folder: of the SavedModel.
-        rows: raw, as a client sends them.
-        sizes: of the batches.
+        folder: the folder of the SavedModel.
+        inputs: prepares the rows for `tensors`.
+        rows: raw rows, as a client sends them.
+        sizes: batch sizes.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
-        console.log(
-            "export: no warm-up requests are written; pip install 'tfft[serve]' has what it takes"
-        )
+        console.log("export: no warm-up requests written; to write them: pip install 'tfft[serve]'")
         return 0
     path, count = folder / FILE, 0
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch in batches(inputs, rows, sizes):
-            for make in _MADE.values():
-                record = make(inputs, batch)
-                if len(record) <= LARGEST:
+            for build in _REQUEST_BUILDERS.values():
+                record = build(inputs, batch)
+                if len(record) <= MAX_REQUEST_BYTES:
                     writer.write(record)
                     count += 1
     return count
@@ -52,14 +53,14 @@ def write(
 def batches(
     inputs: Inputs, rows: Sequence[tuple[Any, ...]], sizes: Sequence[int]
 ) -> Iterator[list[tuple[Any, ...]]]:
-    """Of each size one of the shortest rows, one of middling and one of the longest."""
-    ordered = sorted(rows, key=inputs.length_hint)
-    places = dict.fromkeys((0, len(ordered) // 2, len(ordered) - 1))
+    """Yield, for each size, a batch of the shortest, of medium and of the longest rows."""
+    sorted_rows = sorted(rows, key=inputs.length_hint)
+    positions = dict.fromkeys((0, len(sorted_rows) // 2, len(sorted_rows) - 1))
     for size in sizes:
-        for place in places:
-            start = max(0, min(place, len(ordered) - size))
-            chosen = ordered[start : start + size]
-            yield [chosen[at % len(chosen)] for at in range(size)]
+        for position in positions:
+            start = max(0, min(position, len(sorted_rows) - size))
+            window = sorted_rows[start : start + size]
+            yield [window[i % len(window)] for i in range(size)]
 
 
 def _predict(name: str, tensors: Mapping[str, Any]) -> bytes:
@@ -69,8 +70,8 @@ def _predict(name: str, tensors: Mapping[str, Any]) -> bytes:
     request.model_spec.signature_name = name
     for key, value in tensors.items():
         request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
-    log_ = prediction_log_pb2.PredictLog(request=request)
-    return bytes(prediction_log_pb2.PredictionLog(predict_log=log_).SerializeToString())
+    log = prediction_log_pb2.PredictLog(request=request)
+    return bytes(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
 def _raw(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
@@ -83,8 +84,8 @@ def _tensors(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
 
 
 def _serialized(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
-    made = [example(inputs.columns, row) for row in rows]
-    return _predict("serialized", {"examples": np.array(made, object)})
+    examples = [example(inputs.columns, row) for row in rows]
+    return _predict("serialized", {"examples": np.array(examples, object)})
 
 
 def _classify(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
@@ -94,16 +95,16 @@ def _classify(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
     request.model_spec.signature_name = "classify"
     for row in rows:
         request.input.example_list.examples.add().ParseFromString(example(inputs.columns, row))
-    log_ = prediction_log_pb2.ClassifyLog(request=request)
-    return bytes(prediction_log_pb2.PredictionLog(classify_log=log_).SerializeToString())
+    log = prediction_log_pb2.ClassifyLog(request=request)
+    return bytes(prediction_log_pb2.PredictionLog(classify_log=log).SerializeToString())
 
 
 def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
 
-# signature -> what makes a request to it
-_MADE: Mapping[str, Callable[[Inputs, Sequence[tuple[Any, ...]]], bytes]] = {
+# signature -> builds a serialized PredictionLog from raw rows
+_REQUEST_BUILDERS: Mapping[str, Callable[[Inputs, Sequence[tuple[Any, ...]]], bytes]] = {
     RAW: _raw,
     "tensors": _tensors,
     "serialized": _serialized,

@@ -1,7 +1,7 @@
-"""A development server with TF Serving's interfaces: REST and gRPC, for trying an export out.
+"""A development server with TF Serving's REST and gRPC interfaces, for trying out an export.
 
-It loads nothing but the SavedModel. Status codes, texts and grammar follow TF Serving's sources; no
-TF Serving binary was compared. In production TF Serving answers.
+It loads only the SavedModel. Status codes, messages and grammar follow TF Serving's sources; they
+were not compared with a TF Serving binary. Use TF Serving in production.
 """
 
 from tfft.serve.serving import Options, serve

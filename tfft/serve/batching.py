@@ -1,6 +1,7 @@
-"""Answer requests of one signature together, as TF Serving's batching does.
+"""Compute requests to one signature in batches, as TF Serving's batching does.
 
-No request waits for others: what has come in while the model was busy makes up the next batch.
+No request waits for others to arrive: the requests that arrived while the model was busy form the
+next batch.
 """
 
 import threading
@@ -19,113 +20,129 @@ FULL = "The batch scheduling queue to which this task was submitted is full"
 
 @dataclass
 class _Request:
+    """A queued request and the future of its outputs."""
+
     signature: Signature
     inputs: Mapping[str, np.ndarray]
-    rows: int | None  # None: it has no batch dimension and is run alone
-    answer: "Future[Arrays]" = field(default_factory=Future)
+    num_rows: int | None  # None: it has no batch dimension and runs alone
+    future: "Future[Arrays]" = field(default_factory=Future)
 
     @property
-    def kind(self) -> tuple[object, ...]:
-        """Requests of one kind go together."""
-        shapes = tuple(sorted((k, v.shape[1:], v.dtype.str) for k, v in self.inputs.items()))
+    def batch_key(self) -> tuple[object, ...]:
+        """Return what requests of one batch must share: the signature, and shapes and dtypes.
+
+        The signature counts by identity: two versions of a model have signatures of one name.
+        """
+        shapes = tuple(
+            sorted((name, array.shape[1:], array.dtype.str) for name, array in self.inputs.items())
+        )
         return id(self.signature), shapes
 
 
 class Batcher:
-    """Threads that answer what is submitted.
+    """Threads that compute submitted requests in batches.
 
     Args:
-        rows: of a batch at most; a larger request is run alone.
-        waiting: requests that may wait; further ones are refused.
-        threads: batches at once.
+        max_rows: largest number of rows of a batch; a larger request runs alone.
+        max_queued: number of requests that may wait; further ones are rejected.
+        num_threads: number of batches that are computed at once.
     """
 
-    def __init__(self, rows: int = 32, waiting: int = 1000, threads: int = 1):
-        self._rows, self._waiting = rows, waiting
+    def __init__(self, max_rows: int = 32, max_queued: int = 1000, num_threads: int = 1):
+        self._max_rows, self._max_queued = max_rows, max_queued
         self._queue: deque[_Request] = deque()
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._work, name=f"batch{at}", daemon=True)
-            for at in range(threads)
+            threading.Thread(target=self._run_batches, name=f"batch{index}", daemon=True)
+            for index in range(num_threads)
         ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, signature: Signature, inputs: Mapping[str, np.ndarray]) -> "Future[Arrays]":
-        """Queue a request.
+        """Queue a request, and return the future of its outputs.
 
         Raises:
-            Failure: too many wait.
+            Failure: the queue is full.
         """
         request = _Request(signature, inputs, signature.batch_rows(inputs))
         with self._changed:
-            if self._closed or len(self._queue) >= self._waiting:
+            if self._closed or len(self._queue) >= self._max_queued:
                 raise Failure("UNAVAILABLE", FULL)
             self._queue.append(request)
             self._changed.notify()
-        return request.answer
+        return request.future
 
     def close(self) -> None:
-        """Answer what waits, end the threads."""
+        """Compute the queued requests, and end the threads."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        while batch := self._next():
+    def _run_batches(self) -> None:
+        while batch := self._next_batch():
             try:
-                self._answer(batch)
-            except BaseException as error:  # a thread that ended would answer nobody any more
+                self._run_batch(batch)
+            except BaseException as error:  # the thread must survive, or later requests would hang
                 for request in batch:
-                    if not request.answer.done():
-                        request.answer.set_exception(error)
+                    if not request.future.done():
+                        request.future.set_exception(error)
 
-    def _next(self) -> list[_Request]:
-        """The oldest request with those of its kind that fit; empty at the end."""
+    def _next_batch(self) -> list[_Request]:
+        """Wait for requests, and return the oldest with those that can join its batch.
+
+        Returns:
+            The batch; empty once the batcher is closed and the queue is empty.
+        """
         with self._changed:
             while not self._queue:
                 if self._closed:
                     return []
                 self._changed.wait()
             first = self._queue.popleft()
-            batch, rows = [first], first.rows
-            if rows is None:
+            batch, num_rows = [first], first.num_rows
+            if num_rows is None:
                 return batch
             for request in list(self._queue):
-                if request.rows is None or request.kind != first.kind:
+                if request.num_rows is None or request.batch_key != first.batch_key:
                     continue
-                if rows + request.rows > self._rows:
+                if num_rows + request.num_rows > self._max_rows:
                     break
                 self._queue.remove(request)
                 batch.append(request)
-                rows += request.rows
+                num_rows += request.num_rows
             return batch
 
-    def _answer(self, batch: list[_Request]) -> None:
-        alive = [r for r in batch if r.answer.set_running_or_notify_cancel()]
-        if len(alive) > 1 and self._together(alive):
+    def _run_batch(self, batch: list[_Request]) -> None:
+        pending = [r for r in batch if r.future.set_running_or_notify_cancel()]
+        if len(pending) > 1 and self._run_joined(pending):
             return
-        for request in alive:
+        for request in pending:
             try:
-                request.answer.set_result(request.signature.answer(request.inputs))
+                request.future.set_result(request.signature.run(request.inputs))
             except Exception as error:
-                request.answer.set_exception(error)
+                request.future.set_exception(error)
 
-    def _together(self, batch: list[_Request]) -> bool:
-        """Answer all at once; where that fails, or the outputs are not rows, each is run alone."""
-        names = batch[0].inputs
-        joined = {name: np.concatenate([r.inputs[name] for r in batch]) for name in names}
+    def _run_joined(self, batch: list[_Request]) -> bool:
+        """Compute a batch as one request.
+
+        Returns:
+            False if that fails or the outputs do not have one row per input row. The caller then
+            runs each request alone, so that a bad request fails no other.
+        """
+        input_names = batch[0].inputs
+        inputs = {name: np.concatenate([r.inputs[name] for r in batch]) for name in input_names}
         try:
-            outputs = batch[0].signature.answer(joined)
+            outputs = batch[0].signature.run(inputs)
         except Failure:
             return False
-        ends = np.cumsum([r.rows for r in batch])
-        if any(value.ndim == 0 or len(value) != ends[-1] for value in outputs.values()):
+        row_ends = np.cumsum([r.num_rows for r in batch])
+        if any(value.ndim == 0 or len(value) != row_ends[-1] for value in outputs.values()):
             return False
-        for request, end in zip(batch, ends, strict=True):
-            start = end - (request.rows or 0)
-            request.answer.set_result({name: v[start:end] for name, v in outputs.items()})
+        for request, end in zip(batch, row_ends, strict=True):
+            start = end - (request.num_rows or 0)
+            request.future.set_result({name: array[start:end] for name, array in outputs.items()})
         return True

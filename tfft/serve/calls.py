@@ -1,5 +1,7 @@
-"""The calls of PredictionService over one version of a model, for gRPC and for warm-up requests
-(servables/tensorflow/predict_util.cc, multi_inference.cc)."""
+"""Answer the calls of PredictionService with one version of a model, for gRPC and for warm-up.
+
+They follow servables/tensorflow/predict_util.cc and multi_inference.cc.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,67 +17,69 @@ from tensorflow_serving.apis import (
 
 from tfft.serve import examples, tensor_protos
 from tfft.serve.failure import Failure, invalid
-from tfft.serve.loaded import DEFAULT, Arrays, Loaded, Signature
+from tfft.serve.loaded import DEFAULT, Arrays, LoadedVersion, Signature
 
 Run = Callable[[Signature, Arrays], Arrays]
 
 
-def predict(loaded: Loaded, request: Any, run: Run, most_bytes: int) -> Any:
+def predict(loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> Any:
     """Answer a PredictRequest.
 
     Args:
+        loaded: the version of the model.
+        request: the message.
         run: computes a signature's outputs.
-        most_bytes: that the inputs may take.
+        max_bytes: largest memory of the inputs.
 
     Raises:
-        Failure: the request is not one of the signature's, or the graph refuses it.
+        Failure: the request does not fit the signature, or the graph rejects its inputs.
     """
     signature = loaded.signature(
         request.model_spec.signature_name,
         lambda n: Failure("FAILED_PRECONDITION", f'Serving signature key "{n}" not found.'),
     )
     signature.check_names(request.inputs)
-    inputs = tensor_protos.arrays(request.inputs, most_bytes)
-    wanted: list[str] = []
+    inputs = tensor_protos.arrays(request.inputs, max_bytes)
+    output_names: list[str] = []
     for name in request.output_filter:
         if name not in signature.outputs:
             raise invalid(
                 f"output tensor alias not found in signature: {name} Outputs expected to be in the "
                 f"set {{{','.join(sorted(signature.outputs))}}}."
             )
-        if name in wanted:
+        if name in output_names:
             raise invalid(f"duplicate output tensor alias: {name}")
-        wanted.append(name)
+        output_names.append(name)
     outputs = run(signature, inputs)
-    response = predict_pb2.PredictResponse(model_spec=_spec(loaded, request.model_spec))
-    for name in wanted or outputs:
+    response = predict_pb2.PredictResponse(model_spec=_response_spec(loaded, request.model_spec))
+    for name in output_names or outputs:
         response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
     return response
 
 
-def classify(loaded: Loaded, request: Any, run: Run, most_bytes: int) -> Any:
+def classify(loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> Any:
     """Answer a ClassificationRequest; see `predict`."""
     return classification_pb2.ClassificationResponse(
-        model_spec=_spec(loaded, request.model_spec),
-        result=_infer("classify", loaded, request, run, most_bytes),
+        model_spec=_response_spec(loaded, request.model_spec),
+        result=_infer("classify", loaded, request, run, max_bytes),
     )
 
 
-def regress(loaded: Loaded, request: Any, run: Run, most_bytes: int) -> Any:
+def regress(loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> Any:
     """Answer a RegressionRequest; see `predict`."""
     return regression_pb2.RegressionResponse(
-        model_spec=_spec(loaded, request.model_spec),
-        result=_infer("regress", loaded, request, run, most_bytes),
+        model_spec=_response_spec(loaded, request.model_spec),
+        result=_infer("regress", loaded, request, run, max_bytes),
     )
 
 
-def _infer(method: str, loaded: Loaded, request: Any, run: Run, most_bytes: int) -> Any:
+def _infer(method: str, loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> Any:
     signature = examples.signature(loaded, request.model_spec.signature_name, method)
-    inputs = examples.serialized(request.input, most_bytes)
+    inputs = examples.serialize(request.input, max_bytes)
     return examples.result(method, run(signature, inputs), inputs)
 
 
-def multi_inference(loaded: Loaded, request: Any, run: Run, most_bytes: int) -> Any:
+def multi_inference(loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> Any:
     """Answer a MultiInferenceRequest: several signatures over the same examples; see `predict`."""
     methods = {name: method for method, name in examples.METHODS.items()}
     signatures: dict[str, Signature] = {}
@@ -95,24 +99,24 @@ def multi_inference(loaded: Loaded, request: Any, run: Run, most_bytes: int) -> 
         )
         if task.method_name not in methods:
             raise Failure("UNIMPLEMENTED", f"Unsupported signature method_name: {task.method_name}")
-        examples.check(signatures[name], methods[task.method_name])
-    inputs = examples.serialized(request.input, most_bytes)
+        examples.check_signature(signatures[name], methods[task.method_name])
+    inputs = examples.serialize(request.input, max_bytes)
     response = inference_pb2.MultiInferenceResponse()
     for task, signature in zip(request.tasks, signatures.values(), strict=True):
         method = methods[task.method_name]
         result = examples.result(method, run(signature, inputs), inputs)
-        part = response.results.add(model_spec=_spec(loaded, task.model_spec))
+        entry = response.results.add(model_spec=_response_spec(loaded, task.model_spec))
         if method == "classify":
-            part.classification_result.CopyFrom(result)
+            entry.classification_result.CopyFrom(result)
         else:
-            part.regression_result.CopyFrom(result)
+            entry.regression_result.CopyFrom(result)
     return response
 
 
-def _spec(loaded: Loaded, requested: Any) -> Any:
-    """Return the name, signature and version that answered."""
+def _response_spec(loaded: LoadedVersion, request_spec: Any) -> Any:
+    """Return the name, signature and version that answered, as TF Serving reports them."""
     spec = model_pb2.ModelSpec(
-        name=requested.name, signature_name=requested.signature_name or DEFAULT
+        name=request_spec.name, signature_name=request_spec.signature_name or DEFAULT
     )
     spec.version.value = loaded.version
     return spec

@@ -1,6 +1,6 @@
-"""Failures of requests, under TF Serving's codes."""
+"""Errors of requests, with TF Serving's status codes."""
 
-# TensorFlow's code -> HTTP's, as TF Serving maps them (http_server.cc); 500 for others.
+# gRPC status code -> HTTP status code, as TF Serving maps them (http_server.cc); others are 500.
 HTTP = {
     "CANCELLED": 499,
     "INVALID_ARGUMENT": 400,
@@ -22,8 +22,8 @@ class Failure(Exception):
     """A request that cannot be answered.
 
     Args:
-        code: the name of gRPC's status code.
-        message: TF Serving's text.
+        code: name of the gRPC status code.
+        message: the message for the client.
     """
 
     def __init__(self, code: str, message: str):
@@ -32,12 +32,12 @@ class Failure(Exception):
 
     @property
     def http(self) -> int:
-        """Return HTTP's status code."""
+        """HTTP status code of the failure."""
         return HTTP.get(self.code, 500)
 
 
 class TooLarge(Failure):
-    """A request that takes too much memory. TF Serving has no such limit."""
+    """A request that would take too much memory. TF Serving has no such limit."""
 
     http = 413
 
@@ -46,5 +46,5 @@ class TooLarge(Failure):
 
 
 def invalid(message: str) -> Failure:
-    """Return the failure of a malformed request."""
+    """Return the failure of an invalid request."""
     return Failure("INVALID_ARGUMENT", message)

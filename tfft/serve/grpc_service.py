@@ -1,4 +1,4 @@
-"""TF Serving's gRPC interface: PredictionService and ModelService."""
+"""Serve TF Serving's gRPC interface: PredictionService and ModelService."""
 
 from collections.abc import Callable
 from concurrent import futures
@@ -17,24 +17,35 @@ from tensorflow_serving.apis import (
 from tfft.serve import calls
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
-from tfft.serve.loaded import Arrays, Loaded, Signature
-from tfft.serve.versions import ModelSpec, Versions
+from tfft.serve.loaded import Arrays, LoadedVersion, Signature
+from tfft.serve.versions import ModelSpec, VersionManager
 from tfft.utils import console
 
-CALLS = 8  # requests that are read at once
+MAX_CALLS = 8  # requests that are handled at once
 
 
 def start(
-    versions: Versions, batcher: Batcher, address: str, most_bytes: int, seconds: float
+    versions: VersionManager, batcher: Batcher, address: str, max_bytes: int, timeout: float
 ) -> tuple[grpc.Server, int]:
-    """Return a server that listens, and its port; 0 where it cannot."""
+    """Start a server.
+
+    Args:
+        versions: the versions to serve.
+        batcher: computes the requests.
+        address: host and port, `HOST:PORT`.
+        max_bytes: largest size of a message, and largest memory of its inputs.
+        timeout: time to answer a request, in seconds.
+
+    Returns:
+        The server and its port; port 0 if the address cannot be bound.
+    """
     server = grpc.server(
-        futures.ThreadPoolExecutor(CALLS, thread_name_prefix="grpc"),
-        options=[("grpc.max_receive_message_length", most_bytes), ("grpc.so_reuseport", 0)],
+        futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="grpc"),
+        options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)],
     )
-    prediction = _Prediction(versions, batcher, most_bytes, seconds)
+    prediction = _PredictionService(versions, batcher, max_bytes, timeout)
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(prediction, server)
-    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(versions), server)
+    model_service_pb2_grpc.add_ModelServiceServicer_to_server(_ModelService(versions), server)
     try:
         port = server.add_insecure_port(address)
     except RuntimeError:
@@ -47,7 +58,7 @@ def start(
 def _with_status(
     method: Callable[[Any, Any], Any],
 ) -> Callable[[Any, Any, grpc.ServicerContext], Any]:
-    """Return a method whose failures become gRPC's status."""
+    """Return a method that reports its failures as gRPC status codes."""
 
     def call(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
         try:
@@ -56,35 +67,37 @@ def _with_status(
             context.abort(grpc.StatusCode[failure.code], failure.message)
         except TimeoutError:
             context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "no answer in time")
-        except Exception as error:  # a fault of this server, which keeps running
+        except Exception as error:  # a bug of this server, which must keep running
             console.log(f"{method.__name__}: {type(error).__name__}: {error}")
             context.abort(grpc.StatusCode.INTERNAL, "internal error")
 
     return call
 
 
-class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
-    def __init__(self, versions: Versions, batcher: Batcher, most_bytes: int, seconds: float):
+class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
+    """PredictionService over the served versions."""
+
+    def __init__(self, versions: VersionManager, batcher: Batcher, max_bytes: int, timeout: float):
         self._versions, self._batcher = versions, batcher
-        self._most_bytes, self._seconds = most_bytes, seconds
+        self._max_bytes, self._timeout = max_bytes, timeout
 
     @_with_status
     def Predict(self, request: Any) -> Any:
-        return calls.predict(self._find(request), request, self._run, self._most_bytes)
+        return calls.predict(self._find(request), request, self._run, self._max_bytes)
 
     @_with_status
     def Classify(self, request: Any) -> Any:
-        return calls.classify(self._find(request), request, self._run, self._most_bytes)
+        return calls.classify(self._find(request), request, self._run, self._max_bytes)
 
     @_with_status
     def Regress(self, request: Any) -> Any:
-        return calls.regress(self._find(request), request, self._run, self._most_bytes)
+        return calls.regress(self._find(request), request, self._run, self._max_bytes)
 
     @_with_status
     def MultiInference(self, request: Any) -> Any:
         spec = request.tasks[0].model_spec if request.tasks else model_pb2.ModelSpec()
-        loaded = self._versions.find(_model(spec))
-        return calls.multi_inference(loaded, request, self._run, self._most_bytes)
+        loaded = self._versions.find(_model_spec(spec))
+        return calls.multi_inference(loaded, request, self._run, self._max_bytes)
 
     @_with_status
     def GetModelMetadata(self, request: Any) -> Any:
@@ -98,31 +111,33 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
         response = get_model_metadata_pb2.GetModelMetadataResponse()
         response.model_spec.name = request.model_spec.name
         response.model_spec.version.value = loaded.version
-        signatures = any_pb2.Any()
-        signatures.Unpad(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
-        response.metadata["signature_def"].CopyFrom(signatures)
+        packed = any_pb2.Any()
+        packed.Pack(get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata))
+        response.metadata["signature_def"].CopyFrom(packed)
         return response
 
-    def _find(self, request: Any) -> Loaded:
+    def _find(self, request: Any) -> LoadedVersion:
         _check_spec(request)
-        return self._versions.find(_model(request.model_spec))
+        return self._versions.find(_model_spec(request.model_spec))
 
     def _run(self, signature: Signature, inputs: Arrays) -> Arrays:
-        answer = self._batcher.submit(signature, inputs)
+        future = self._batcher.submit(signature, inputs)
         try:
-            return answer.result(self._seconds)
+            return future.result(self._timeout)
         finally:
-            answer.cancel()  # where it was given up before its turn came
+            future.cancel()  # removes it from the queue after a timeout
 
 
-class _Model(model_service_pb2_grpc.ModelServiceServicer):
-    def __init__(self, versions: Versions):
+class _ModelService(model_service_pb2_grpc.ModelServiceServicer):
+    """ModelService over the served versions."""
+
+    def __init__(self, versions: VersionManager):
         self._versions = versions
 
     @_with_status
     def GetModelStatus(self, request: Any) -> Any:
         _check_spec(request)
-        return self._versions.status(_model(request.model_spec))
+        return self._versions.status(_model_spec(request.model_spec))
 
     @_with_status
     def HandleReloadConfigRequest(self, request: Any) -> Any:
@@ -135,7 +150,7 @@ def _check_spec(request: Any) -> None:
         raise invalid("Missing ModelSpec")
 
 
-def _model(spec: Any) -> ModelSpec:
+def _model_spec(spec: Any) -> ModelSpec:
     return ModelSpec(
         spec.name,
         spec.version.value if spec.HasField("version") else None,

@@ -1,7 +1,7 @@
 """Serve TF Serving's REST interface (http_rest_api_handler.cc) with aiohttp.
 
 POST /v1/models/NAME[/versions/N|/labels/L]:predict | :classify | :regress
-GET  /v1/models/NAME[/versions/N|/labels/L]             state of the versions
+GET  /v1/models/NAME[/versions/N|/labels/L]             states of the versions
 GET  /v1/models/NAME[/versions/N|/labels/L]/metadata    signatures
 """
 
@@ -21,8 +21,8 @@ from tensorflow_serving.apis import get_model_metadata_pb2
 from tfft.serve import examples, json_tensors, json_text
 from tfft.serve.batching import Batcher
 from tfft.serve.failure import Failure, invalid
-from tfft.serve.loaded import Arrays, Loaded, Signature
-from tfft.serve.versions import ModelSpec, Versions, version_number
+from tfft.serve.loaded import Arrays, LoadedVersion, Signature
+from tfft.serve.versions import ModelSpec, VersionManager, version_number
 from tfft.utils import console
 
 _MODEL = r"([^/:]+)"
@@ -31,66 +31,68 @@ _PATHS = {  # http_rest_api_util.cc; the last group is the call
     "POST": rf"/v1/models/{_MODEL}{_VERSION}:(classify|regress|predict)",
     "GET": rf"/v1/models(?:/{_MODEL})?{_VERSION}(?:/(metadata))?",
 }
-PARSERS = 2  # bodies that are read at once
+NUM_PARSERS = 2  # threads that parse request bodies
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of one client.
+    """Limits for one request.
 
     Attributes:
-        body: bytes of a request, after it was unpacked.
-        seconds: for a request to arrive, and as many again to be answered.
+        max_body_bytes: largest body, after decompression.
+        timeout: time for a request to arrive, and the same time to answer it, in seconds.
     """
 
-    body: int
-    seconds: float
+    max_body_bytes: int
+    timeout: float
 
     @property
-    def values(self) -> int:
-        """Return the bytes that a request's JSON values may take; numbers take five times their
-        text's.
+    def max_value_bytes(self) -> int:
+        """Largest memory of a request's JSON values, in bytes.
+
+        Short numbers take about five times the bytes of their text.
         """
-        return max(json_text.MEMORY, 5 * self.body)
+        return max(json_text.DEFAULT_MAX_BYTES, 5 * self.max_body_bytes)
 
     @property
-    def idle(self) -> float:
-        """Seconds for which a connection without a whole request is held."""
-        return min(30.0, self.seconds)
+    def idle_timeout(self) -> float:
+        """Seconds after which a connection without a complete request is closed."""
+        return min(30.0, self.timeout)
 
 
-class _Slow(Exception):
-    """A request that does not arrive in time."""
+class _RequestTimeout(Exception):
+    """A request that did not arrive in time."""
 
 
 class Rest:
     """The REST interface of one model.
 
     Args:
-        versions: those that are served.
-        batcher: runs the requests.
+        versions: the versions to serve.
+        batcher: computes the requests.
+        limits: limits for each request.
     """
 
-    def __init__(self, versions: Versions, batcher: Batcher, limits: Limits):
+    def __init__(self, versions: VersionManager, batcher: Batcher, limits: Limits):
         self._versions, self._batcher, self._limits = versions, batcher, limits
-        self._parsers = ThreadPoolExecutor(PARSERS, thread_name_prefix="json")
+        self._parsers = ThreadPoolExecutor(NUM_PARSERS, thread_name_prefix="json")
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> int:
-        """Listen, and return the port."""
-        app = web.Application(client_max_size=self._limits.body)
+        """Listen on an address, and return the port; port 0 binds a free one."""
+        app = web.Application(client_max_size=self._limits.max_body_bytes)
         app.router.add_route("*", "/{path:.*}", self._handle)
-        # From the start of a connection on: clients that send nothing, or slowly, are let go.
+        # The timeout also covers clients that connect and send nothing.
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=self._limits.idle, lingering_time=1.0
+            app, access_log=None, keepalive_timeout=self._limits.idle_timeout, lingering_time=1.0
         )
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
-        listening: int = self._runner.addresses[0][1]
-        return listening
+        bound_port: int = self._runner.addresses[0][1]
+        return bound_port
 
     async def stop(self) -> None:
-        """Answer the requests that have arrived, and close."""
+        """Answer the requests that arrived, and close the server."""
         if self._runner is not None:
             await self._runner.cleanup()
         self._parsers.shutdown()
@@ -100,19 +102,19 @@ class Rest:
             return _reply(200, await self._answer(request))
         except Failure as failure:
             return _reply(failure.http, failure.message and json_tensors.error(failure.message))
-        except _Slow as error:
+        except _RequestTimeout as error:
             return _reply(408, json_tensors.error(str(error)), close=True)
         except TimeoutError:
-            text = f"no answer within {self._limits.seconds:g} s"
+            text = f"no answer within {self._limits.timeout:g} s"
             return _reply(504, json_tensors.error(text))
         except web.HTTPRequestEntityTooLarge:
-            text = f"the request is larger than {self._limits.body:,} bytes"
+            text = f"the request is larger than {self._limits.max_body_bytes:,} bytes"
             return _reply(413, json_tensors.error(text), close=True)
         except (web.RequestPayloadError, web.HTTPException) as error:
             return _reply(400, json_tensors.error(f"Malformed request: {error}"), close=True)
         except (ConnectionError, asyncio.CancelledError):
             raise
-        except Exception as error:  # a fault of this server, which keeps running
+        except Exception as error:  # a bug of this server, which must keep running
             console.log(f"{request.method} {request.path}: {type(error).__name__}: {error}")
             return _reply(500, json_tensors.error("internal error"))
 
@@ -134,34 +136,37 @@ class Rest:
             raise invalid("Missing model name in request.")
         if call == "metadata":
             return metadata(model.name, self._versions.find(model))
-        return _text(self._versions.status(model))
+        return _to_json(self._versions.status(model))
 
     async def _body(self, request: web.Request) -> bytes:
         try:
-            async with asyncio.timeout(self._limits.seconds):
+            async with asyncio.timeout(self._limits.timeout):
                 return await request.read()
         except TimeoutError:
-            text = f"the request did not arrive within {self._limits.seconds:g} s"
-            raise _Slow(text) from None
+            text = f"the request did not arrive within {self._limits.timeout:g} s"
+            raise _RequestTimeout(text) from None
 
     async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._limits.seconds):
-            job = await loop.run_in_executor(
+        async with asyncio.timeout(self._limits.timeout):
+            prepared = await loop.run_in_executor(
                 self._parsers, method, self._versions, model, body, self._limits
             )
-            answer = self._batcher.submit(job.signature, job.inputs)
-            outputs = await asyncio.wrap_future(answer)
-            return await loop.run_in_executor(self._parsers, job.reply, outputs)
+            future = self._batcher.submit(prepared.signature, prepared.inputs)
+            outputs = await asyncio.wrap_future(future)
+            return await loop.run_in_executor(self._parsers, prepared.reply, outputs)
 
 
 def parse_path(http_method: str, path: str) -> tuple[ModelSpec, str]:
-    """Return the model that a path names, and the call: that of a POST request, `metadata` or "".
+    """Return the model that a path names and its call.
 
-    The case of letters is not looked at where a path is recognized, but where a call is chosen.
+    As in TF Serving, paths are matched without regard to case, but the call is case-sensitive.
+
+    Returns:
+        The model, and `predict`, `classify` or `regress` for POST, `metadata` or "" for GET.
 
     Raises:
-        Failure: it is malformed, or names a version beyond 64 bits.
+        Failure: the path is malformed, or its version does not fit in 64 bits.
     """
     pattern = _PATHS.get(http_method)
     match = re.fullmatch(pattern, path, re.IGNORECASE | re.ASCII) if pattern else None
@@ -181,19 +186,27 @@ def _malformed(http_method: str, path: str) -> Failure:
 
 
 @dataclass(frozen=True)
-class _Job:
-    """A parsed request, and what makes the reply of the outputs."""
+class _PreparedRequest:
+    """A parsed request.
+
+    Attributes:
+        signature: the signature to run.
+        inputs: its inputs.
+        reply: converts the outputs to the JSON reply.
+    """
 
     signature: Signature
     inputs: Arrays
     reply: Callable[[Arrays], str]
 
 
-Method = Callable[[Versions, ModelSpec, bytes, Limits], _Job]
+Method = Callable[[VersionManager, ModelSpec, bytes, Limits], _PreparedRequest]
 
 
-def _predict(versions: Versions, model: ModelSpec, body: bytes, limits: Limits) -> _Job:
-    request = json_tensors.parse(body, limits.values)
+def _predict(
+    versions: VersionManager, model: ModelSpec, body: bytes, limits: Limits
+) -> _PreparedRequest:
+    request = json_tensors.parse(body, limits.max_value_bytes)
     name = json_tensors.signature_name(request)
     signature = versions.find(model).signature(
         name, lambda n: invalid(f'Serving signature name: "{n}" not found in signature def')
@@ -202,18 +215,18 @@ def _predict(versions: Versions, model: ModelSpec, body: bytes, limits: Limits) 
         raise invalid(f"Failed to get input map for signature: {name or 'DEFAULT'}")
     inputs, form = json_tensors.inputs(request, signature.inputs)
     signature.check_names(inputs)
-    return _Job(signature, inputs, lambda outputs: json_tensors.outputs(outputs, form))
+    return _PreparedRequest(signature, inputs, lambda outputs: json_tensors.outputs(outputs, form))
 
 
 def _examples(
-    method: str, versions: Versions, model: ModelSpec, body: bytes, limits: Limits
-) -> _Job:
-    request = json_tensors.parse(body, limits.values)
+    method: str, versions: VersionManager, model: ModelSpec, body: bytes, limits: Limits
+) -> _PreparedRequest:
+    request = json_tensors.parse(body, limits.max_value_bytes)
     name = json_tensors.signature_name(request)
     parsed = examples.from_json(request)
     signature = examples.signature(versions.find(model), name, method)
-    inputs = examples.serialized(parsed, limits.body)
-    return _Job(
+    inputs = examples.serialize(parsed, limits.max_body_bytes)
+    return _PreparedRequest(
         signature,
         inputs,
         lambda outputs: examples.to_json(examples.result(method, outputs, inputs)),
@@ -227,19 +240,19 @@ METHODS: dict[str, Method] = {
 }
 
 
-def metadata(name: str, loaded: Loaded) -> str:
-    """Return the signatures as JSON."""
+def metadata(name: str, loaded: LoadedVersion) -> str:
+    """Return the JSON reply to a metadata request: the signatures of a version."""
     reply = get_model_metadata_pb2.GetModelMetadataResponse()
     reply.model_spec.name, reply.model_spec.version.value = name, loaded.version
     signatures = get_model_metadata_pb2.SignatureDefMap(signature_def=loaded.metadata)
     return (
-        f'{{\n"model_spec":{_text(reply.model_spec)},\n'
-        f'"metadata": {{"signature_def": {_text(signatures)}}}\n}}\n'
+        f'{{\n"model_spec":{_to_json(reply.model_spec)},\n'
+        f'"metadata": {{"signature_def": {_to_json(signatures)}}}\n}}\n'
     )
 
 
-def _text(message: Any) -> str:
-    """Return a message as protobuf's JSON."""
+def _to_json(message: Any) -> str:
+    """Return a protobuf message as JSON."""
     text: str = json_format.MessageToJson(
         message,
         indent=1,

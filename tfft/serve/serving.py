@@ -1,4 +1,4 @@
-"""Starts both interfaces over one model, until a signal."""
+"""Run the REST and gRPC servers over one model until a signal."""
 
 import asyncio
 import contextlib
@@ -10,24 +10,25 @@ from pathlib import Path
 from tfft.serve import grpc_service, warmup
 from tfft.serve.batching import Batcher
 from tfft.serve.http import Limits, Rest
-from tfft.serve.versions import Versions
+from tfft.serve.versions import VersionManager
 from tfft.utils import console
 from tfft.utils.errors import UserError
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to serve.
+    """Options of the server.
 
     Attributes:
-        name: of the model, in the requests.
-        base: the folder of the numbered versions, or one of them.
-        host: the address; others than loopback's are the user's decision.
-        rest_port, grpc_port: 0 for any that is free.
-        batch: rows of a batch at most.
-        threads: batches at once.
-        body: bytes of a request at most.
-        seconds: for a request to arrive and to be answered.
+        name: name of the model in requests.
+        base: the folder of the numbered versions, or one version.
+        host: address to listen on. There is no authentication, so the default is loopback.
+        rest_port: port of the REST interface; 0 for a free one.
+        grpc_port: port of the gRPC interface; 0 for a free one.
+        batch: largest number of rows of a batch.
+        threads: number of batches that are computed at once.
+        body: largest size of a request, in bytes.
+        seconds: time for a request to arrive, and the same time to answer it.
     """
 
     name: str
@@ -41,19 +42,20 @@ class Options:
     seconds: float = 60.0
 
 
-def serve(options: Options, ready: Callable[[int, int], None] = lambda rest, grpc: None) -> None:
-    """Serve until SIGINT or SIGTERM; what has come by then is answered.
+def serve(options: Options, on_ready: Callable[[int, int], None] = lambda rest, grpc: None) -> None:
+    """Serve until SIGINT or SIGTERM, and answer the requests that arrived before.
 
     Args:
-        ready: called with the ports once both listen.
+        options: what to serve, and where.
+        on_ready: called with the REST and the gRPC port once both listen.
 
     Raises:
-        UserError: there is nothing to serve, or an address is taken.
+        UserError: there is no version to serve, or an address is in use.
     """
-    versions = Versions(options.name, options.base, warmup.replay)
-    batcher = Batcher(options.batch, threads=options.threads)
+    versions = VersionManager(options.name, options.base, warmup.replay)
+    batcher = Batcher(options.batch, num_threads=options.threads)
     try:
-        asyncio.run(_serve(options, versions, batcher, ready))
+        asyncio.run(_serve(options, versions, batcher, on_ready))
     finally:
         versions.close()
         batcher.close()
@@ -61,15 +63,18 @@ def serve(options: Options, ready: Callable[[int, int], None] = lambda rest, grp
 
 
 async def _serve(
-    options: Options, versions: Versions, batcher: Batcher, ready: Callable[[int, int], None]
+    options: Options,
+    versions: VersionManager,
+    batcher: Batcher,
+    on_ready: Callable[[int, int], None],
 ) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopped = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     rest = Rest(versions, batcher, Limits(options.body, options.seconds))
     grpc_server = None
     try:
-        rest_port = await _listening(rest, options)
+        rest_port = await _start_rest(rest, options)
         grpc_server, grpc_port = grpc_service.start(
             versions, batcher, f"{options.host}:{options.grpc_port}", options.body, options.seconds
         )
@@ -78,18 +83,18 @@ async def _serve(
         model = f"http://{options.host}:{rest_port}/v1/models/{options.name}"
         console.log("a development server; TF Serving is what answers in production")
         console.log(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
-        ready(rest_port, grpc_port)
-        await stop.wait()
+        on_ready(rest_port, grpc_port)
+        await stopped.wait()
     finally:
         await rest.stop()
         if grpc_server is not None:
             grpc_server.stop(grace=5.0).wait()
 
 
-async def _listening(rest: Rest, options: Options) -> int:
+async def _start_rest(rest: Rest, options: Options) -> int:
     with contextlib.suppress(OSError):
         return await rest.start(options.host, options.rest_port)
     raise UserError(
-        f"--rest_api_port: cannot listen on {options.host}:{options.rest_port}; 0 takes any that "
-        "is free"
+        f"--rest_api_port: cannot listen on {options.host}:{options.rest_port}; use 0 for a free "
+        "port"
     )

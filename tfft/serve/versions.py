@@ -1,8 +1,7 @@
-"""Keep the versions of a model in a folder loaded, as TF Serving does: the newest is served, and a
-newer one that appears takes its place once it is loaded.
+"""Load and serve the versions of a model in a folder, as TF Serving does.
 
-Where `models.config` lies beside the versions (an export writes one), its version policy and labels
-are followed.
+The newest version is served. A newer one that appears replaces it once it is loaded. If the folder
+has a `models.config`, as every export has, its version policy and labels apply.
 """
 
 import contextlib
@@ -20,19 +19,25 @@ from tensorflow_serving.apis import get_model_status_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from tfft.serve.failure import Failure, invalid
-from tfft.serve.loaded import Loaded
+from tfft.serve.loaded import LoadedVersion
 from tfft.utils import console
 from tfft.utils.errors import UserError
 
-POLL = 2.0  # seconds between two looks at the folder
+POLL_SECONDS = 2.0  # seconds between two scans of the folder
 CONFIG = "models.config"
-Times = dict[str, int]  # path -> when it was changed, in nanoseconds
+ModificationTimes = dict[str, int]  # path -> modification time in nanoseconds
 _VERSION = re.compile(r"\s*([+-]?)0*([0-9]{1,19})\s*", re.ASCII)
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The model that a request names: a version, a label's version, or the newest."""
+    """The model that a request names.
+
+    Attributes:
+        name: name of the model.
+        version: the version; None for the newest.
+        label: a label to use instead of `version`.
+    """
 
     name: str
     version: int | None = None
@@ -41,11 +46,11 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Policy:
-    """The versions to serve.
+    """The version policy of a model: which versions to serve.
 
     Attributes:
-        latest: the number of newest versions; None: all versions.
-        specific: these versions instead.
+        latest: number of newest versions to serve; None for all versions.
+        specific: the versions to serve; overrides `latest`.
         labels: label -> version.
     """
 
@@ -53,98 +58,114 @@ class Policy:
     specific: tuple[int, ...] | None = None
     labels: Mapping[str, int] = field(default_factory=dict)
 
-    def choose(self, versions: list[int]) -> list[int]:
-        """Return those of some sorted versions that are to be served."""
+    def select(self, versions: list[int]) -> list[int]:
+        """Return the versions to serve.
+
+        Args:
+            versions: the versions on disk, in ascending order.
+        """
         if self.specific is not None:
             return [version for version in versions if version in self.specific]
         return versions if self.latest is None else versions[-self.latest :]
 
 
 @dataclass(frozen=True)
-class State:
-    """TF Serving's state of a version, and why it ended."""
+class VersionState:
+    """The state of a version, as GetModelStatus reports it.
+
+    Attributes:
+        name: TF Serving's name of the state: LOADING, AVAILABLE or END.
+        code: status code of the load.
+        message: why loading failed.
+    """
 
     name: str
     code: str = "OK"
     message: str = ""
 
 
-class Versions:
-    """The loaded versions of one model.
+class VersionManager:
+    """Loads the versions of one model, and follows changes of their folder in a thread.
 
     Args:
-        name: by which clients ask for it.
-        base: the folder of the numbered versions, or one of them.
-        prepare: called with a version that was loaded, before it is served.
+        name: name of the model in requests.
+        base: the folder of the numbered versions, or one version.
+        prepare: called with each loaded version before it is served, for warm-up.
 
     Raises:
-        UserError: there is nothing that can be served.
+        UserError: no version can be served.
     """
 
-    def __init__(self, name: str, base: Path, prepare: Callable[[Loaded], None] = lambda _: None):
+    def __init__(
+        self, name: str, base: Path, prepare: Callable[[LoadedVersion], None] = lambda _: None
+    ):
         self.name, self._prepare = name, prepare
         self._base = base
-        self._only = _holds_model(base) and version_number(base.name) is not None
-        self._loaded: dict[int, Loaded] = {}
-        self._states: dict[int, State] = {}
+        self._is_single = _has_model(base) and version_number(base.name) is not None
+        self._loaded: dict[int, LoadedVersion] = {}
+        self._states: dict[int, VersionState] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
-        self._refreshing = threading.Lock()
-        self._policy, self._reloaded = Policy(), False
-        self._failed: dict[int, Times] = {}  # version -> its files' times; tried again if others
-        self._problems: dict[str, str] = {}  # what -> what was last wrong with it
-        self._start()
+        self._refresh_lock = threading.Lock()
+        self._policy, self._config_was_sent = Policy(), False
+        self._failed: dict[
+            int, ModificationTimes
+        ] = {}  # loading is retried once a file has another time
+        self._logged_problems: dict[str, str] = {}  # subject -> its last logged problem
+        self._load_first()
         self._thread = threading.Thread(target=self._poll, name="versions", daemon=True)
         self._thread.start()
 
-    def find(self, model: ModelSpec) -> Loaded:
+    def find(self, model: ModelSpec) -> LoadedVersion:
         """Return the version that a request names.
 
         Raises:
-            Failure: it is not served.
+            Failure: the version is not served.
         """
         if not model.name:
             raise invalid("ModelSpec has no name specified.")
-        version, known = model.version, model.name == self.name
+        version, is_served = model.version, model.name == self.name
         with self._lock:
             if model.label is not None:
-                if not known or model.label not in self._policy.labels:
+                if not is_served or model.label not in self._policy.labels:
                     raise invalid(f"Unrecognized servable version label: {model.label}")
                 version = self._policy.labels[model.label]
-            if known and version is None:
+            if is_served and version is None:
                 return self._loaded[max(self._loaded)]
-            if known and version in self._loaded:
+            if is_served and version in self._loaded:
                 return self._loaded[version]
         kind = f"Latest({model.name})" if version is None else f"Specific({model.name}, {version})"
         raise Failure("NOT_FOUND", f"Servable not found for request: {kind}")
 
     def status(self, model: ModelSpec) -> Any:
-        """Return the states of the versions, the newest first, as a GetModelStatusResponse.
+        """Return the states of the versions as a GetModelStatusResponse, newest first.
 
-        A label is not looked at, as in TF Serving.
+        A label is ignored, as in TF Serving.
 
         Raises:
-            Failure: there are none.
+            Failure: the model or the version is unknown.
         """
         with self._lock:
             states = sorted(self._states.items(), reverse=True) if model.name == self.name else []
         if model.version is not None:
             states = [(version, state) for version, state in states if version == model.version]
         if not states:
-            which = "any versions" if model.version is None else f"version {model.version}"
-            raise Failure("NOT_FOUND", f"Could not find {which} of model {model.name}")
+            description = "any versions" if model.version is None else f"version {model.version}"
+            raise Failure("NOT_FOUND", f"Could not find {description} of model {model.name}")
         response = get_model_status_pb2.GetModelStatusResponse()
         for version, state in states:
-            part = response.model_version_status.add(version=version, state=state.name)
-            part.status.error_code = error_codes_pb2.Code.Value(state.code)
-            part.status.error_message = state.message
+            entry = response.model_version_status.add(version=version, state=state.name)
+            entry.status.error_code = error_codes_pb2.Code.Value(state.code)
+            entry.status.error_message = state.message
         return response
 
     def reload(self, config: Any) -> None:
-        """Follow another ModelServerConfig from now on, and load what it names.
+        """Replace the config by a ModelServerConfig message, and load the versions that it names.
+
+        The file beside the versions is ignored from then on.
 
         Raises:
-            Failure: it is of another kind, names another model, or moves a label to a version that
-                is not loaded.
+            Failure: the message has no model list, names another model, or moves a label to a
+                version that is not loaded.
         """
         if config.WhichOneof("config") != "model_config_list":
             raise invalid(
@@ -155,38 +176,40 @@ class Versions:
         if [model.name for model in models] != [self.name]:
             raise invalid(f"this server has one model, {self.name}, which the config must name")
         policy = _policy(models[0])
-        with self._refreshing:
+        with self._refresh_lock:
             self._follow(policy)
-            self._reloaded = True
+            self._config_was_sent = True
         self.refresh()
 
     def refresh(self) -> None:
-        """Load new versions, and release those that are no longer to be served."""
-        with self._refreshing:
-            self._read_policy()
+        """Scan the folder, load new versions, and release those that are no longer served."""
+        with self._refresh_lock:
+            self._follow_config()
             folders = self._folders()
-            chosen = self._policy.choose(sorted(folders))
-            self._failed = {v: times for v, times in self._failed.items() if v in folders}
-            for version in chosen:
+            selected = self._policy.select(sorted(folders))
+            self._failed = {
+                number: times for number, times in self._failed.items() if number in folders
+            }
+            for version in selected:
                 if version not in self._loaded:
                     self._load(version, folders[version])
             with self._lock:
-                if self._loaded.keys().isdisjoint(chosen):
-                    return  # what was served before is kept
-                for version in self._loaded.keys() - set(chosen):
+                if self._loaded.keys().isdisjoint(selected):
+                    return  # no selected version is available: keep serving the old ones
+                for version in self._loaded.keys() - set(selected):
                     del self._loaded[version]
-                    self._states[version] = State("END")
+                    self._states[version] = VersionState("END")
 
     def close(self) -> None:
-        """Stop looking at the folder."""
+        """Stop scanning the folder."""
         self._stop.set()
         self._thread.join()
 
-    def _start(self) -> None:
+    def _load_first(self) -> None:
         """Load the first versions.
 
         Raises:
-            UserError: none can be loaded, or the folder or the configuration cannot be read.
+            UserError: no version can be loaded, or the folder or the config cannot be read.
         """
         try:
             versions = sorted(self._folders())
@@ -194,66 +217,67 @@ class Versions:
             raise UserError(f"{self._base}: cannot be read: {error.strerror}") from None
         if not versions:
             raise UserError(
-                f"{self._base}: holds no version (a folder with a number, saved_model.pb in it)"
+                f"{self._base}: must contain a version (a folder named by a number, with "
+                "saved_model.pb)"
             )
         config = self._base / CONFIG
-        if not self._only and os.path.isfile(config):
-            self._policy = configured(config, self.name)  # any label: nothing is served yet
-        if not self._policy.choose(versions):
+        if not self._is_single and os.path.isfile(config):
+            self._policy = read_policy(config, self.name)  # a starting server accepts any label
+        if not self._policy.select(versions):
             raise UserError(
-                f"{config}: none of its versions is in the folder. Received: "
-                f"{list(self._policy.specific or ())}; there are {versions}"
+                f"{config}: must name a version of the folder, {versions}. Received: "
+                f"{list(self._policy.specific or ())}"
             )
         self.refresh()
         if not self._loaded:
             raise UserError(next(s.message for s in self._states.values() if s.message))
 
     def _load(self, version: int, folder: Path) -> None:
-        """Load a version, unless it failed and its files are the same since."""
-        times = _times(folder)
+        """Load a version, unless it failed before and its files have not changed since."""
+        times = _modification_times(folder)
         if self._failed.get(version) == times:
             return
         with self._lock:
-            self._states[version] = State("LOADING")
+            self._states[version] = VersionState("LOADING")
         try:
-            loaded = Loaded(folder, version)
+            loaded = LoadedVersion(folder, version)
             self._prepare(loaded)
-        except Exception as error:  # whatever is wrong with one version, the others are served
-            text = f"{folder}: {type(error).__name__}: {error}"
-            failure = error if isinstance(error, Failure) else Failure("UNKNOWN", text)
+        except Exception as error:  # a broken version must not stop the others
+            message = f"{folder}: {type(error).__name__}: {error}"
+            failure = error if isinstance(error, Failure) else Failure("UNKNOWN", message)
             self._failed[version] = times
             with self._lock:
-                self._states[version] = State("END", failure.code, failure.message)
+                self._states[version] = VersionState("END", failure.code, failure.message)
             if self._loaded:
-                console.log(f"{failure.message}; what was served before is kept")
+                console.log(f"{failure.message}; still serving the previous versions")
             return
         with self._lock:
             self._loaded[version] = loaded
-            self._states[version] = State("AVAILABLE")
+            self._states[version] = VersionState("AVAILABLE")
         console.log(f"serving {self.name} version {version}")
 
     def _poll(self) -> None:
-        while not self._stop.wait(POLL):
+        while not self._stop.wait(POLL_SECONDS):
             try:
                 self.refresh()
-            except Exception as error:  # away for a moment, or a fault of this server: look again
+            except Exception as error:  # an unavailable folder, or a bug: scan again later
                 self._report("folder", f"{self._base}: {type(error).__name__}: {error}")
             else:
                 self._report("folder", "")
 
-    def _report(self, what: str, problem: str) -> None:
-        """Log what is wrong with the folder or with its config, once until that changes."""
-        if problem and problem != self._problems.get(what):
-            console.log(f"{problem}; what was served before is kept")
-        self._problems[what] = problem
+    def _report(self, subject: str, problem: str) -> None:
+        """Log a problem of the folder or the config once, until it changes; "" clears it."""
+        if problem and problem != self._logged_problems.get(subject):
+            console.log(f"{problem}; still serving the previous versions")
+        self._logged_problems[subject] = problem
 
-    def _read_policy(self) -> None:
-        """Follow the file beside the versions; what TF Serving would refuse changes nothing."""
+    def _follow_config(self) -> None:
+        """Apply the models.config of the folder; one that TF Serving rejects changes nothing."""
         path = self._base / CONFIG
-        if self._only or self._reloaded or not os.path.isfile(path):
+        if self._is_single or self._config_was_sent or not os.path.isfile(path):
             return
         try:
-            self._follow(configured(path, self.name))
+            self._follow(read_policy(path, self.name))
         except UserError as error:
             self._report(CONFIG, str(error))
         except Failure as failure:
@@ -262,10 +286,10 @@ class Versions:
             self._report(CONFIG, "")
 
     def _follow(self, policy: Policy) -> None:
-        """Take another policy, whole or not at all.
+        """Replace the policy, or leave it unchanged if a label cannot move.
 
         Raises:
-            Failure: it moves a label to a version that is not loaded.
+            Failure: the policy moves a label to a version that is not loaded.
         """
         with self._lock:
             for label, version in policy.labels.items():
@@ -279,35 +303,37 @@ class Versions:
             self._policy = policy
 
     def _folders(self) -> dict[int, Path]:
-        """Return the folder of each version on disk."""
-        if self._only:
+        """Return the versions on disk, number -> folder."""
+        if self._is_single:
             return {version_number(self._base.name) or 0: self._base}
         if not self._base.is_dir():
             return {}
         folders = {}
         for folder in sorted(self._base.iterdir()):
             version = version_number(folder.name)
-            if version is not None and _holds_model(folder):
+            if version is not None and _has_model(folder):
                 folders[version] = folder
         return folders
 
 
 def version_number(text: str) -> int | None:
-    """Return the 64-bit integer that a folder's name is, such as 00000123; None: it is none."""
+    """Return the 64-bit integer that a folder name such as 00000123 is, or None."""
     match = _VERSION.fullmatch(text)
     number = int(match[1] + match[2]) if match else None
     return number if number is not None and -(2**63) <= number < 2**63 else None
 
 
-def configured(path: Path, name: str) -> Policy:
-    """Return what TF Serving's model_config_list says of a model.
+def read_policy(path: Path, name: str) -> Policy:
+    """Return the version policy of a model in a models.config.
 
     Raises:
-        UserError: it is none, or does not name the model.
+        UserError: the file is not a model_config_list, or does not name the model.
     """
     models = {model.name: model for model in _models(path)}
     if name not in models:
-        raise UserError(f"{path}: names {', '.join(models) or 'no model'}; received {name!r}")
+        raise UserError(
+            f"{path}: the model must be one of {', '.join(models) or '(none)'}. Received: {name!r}"
+        )
     return _policy(models[name])
 
 
@@ -323,7 +349,7 @@ def _policy(model: Any) -> Policy:
 
 
 def default_name(base: Path) -> str:
-    """Return what `models.config` calls the model; `model` where there is none."""
+    """Return the model name in the `models.config` of a folder, or `model` without one."""
     path = base / CONFIG
     return next((m.name for m in _models(path)), "model") if os.path.isfile(path) else "model"
 
@@ -335,13 +361,14 @@ def _models(path: Path) -> list[Any]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
     except (text_format.ParseError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: is no model_config_list: {error}") from None
+        raise UserError(f"{path}: must be a model_config_list: {error}") from None
     return list(config.model_config_list.config)
 
 
-def _times(folder: Path) -> Times:
-    """Return when each file of a version was changed; without those that vanish meanwhile, cannot
-    be looked at, or are links to nothing.
+def _modification_times(folder: Path) -> ModificationTimes:
+    """Return the modification times of a version's files.
+
+    Files that vanish meanwhile, cannot be read or are dangling links are left out.
     """
     times = {}
     for root, _, files in os.walk(folder):
@@ -351,8 +378,8 @@ def _times(folder: Path) -> Times:
     return times
 
 
-def _holds_model(folder: Path) -> bool:
+def _has_model(folder: Path) -> bool:
     try:
         return (folder / "saved_model.pb").is_file()
     except OSError:
-        return True  # which cannot be read; loading it says why
+        return True  # it cannot be read: loading it reports why
