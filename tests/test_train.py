@@ -184,7 +184,7 @@ def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
     with pytest.raises(UserError, match="1 blocks; received 9"):
         run(config, tmp_path / "run", method={"name": "top", "stages": 9})
     assert list((tmp_path / "run").iterdir()) == []
-    with pytest.raises(UserError, match=r"train.cache_features: the lowest stage moves"):
+    with pytest.raises(UserError, match=r"train.cache_features: the lowest stage is trainable"):
         run(config, tmp_path / "run", train={"cache_features": True})
     assert (tmp_path / "run" / "config.yaml").is_file()
     assert run(config, tmp_path / "run").metrics["steps"] == 12
@@ -206,7 +206,7 @@ class _StopAt:
     def __call__(self, original):
         def on_train_batch_end(callback, batch, logs=None):
             if callback._state.step == self.step:
-                callback.asked = True
+                callback.stop_requested = True
             return original(callback, batch, logs)
 
         return on_train_batch_end
@@ -245,7 +245,7 @@ def test_torn_checkpoint_is_passed_over(plain, config, tmp_path, monkeypatch, ca
     newest = tmp_path / "parts" / "checkpoints" / "step_00000008" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
     parts = run(config, tmp_path / "parts", **changes)
-    assert "is torn" in capfd.readouterr().err
+    assert "cannot be read" in capfd.readouterr().err
     assert_same(weights(plain), weights(parts))
 
 

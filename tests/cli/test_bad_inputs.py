@@ -190,7 +190,7 @@ WRONG = {
     ),
     "a cache that cannot be": (
         lambda s: edited(s, lambda c: c["train"].update(cache=True)),
-        "train.cache_features: the lowest stage moves",
+        "train.cache_features: the lowest stage is trainable",
     ),
     # file
     "no such table": (

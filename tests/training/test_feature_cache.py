@@ -56,7 +56,7 @@ def inputs(rows=3, tokens=9):
 def test_the_two_parts_are_the_model(tiny_two_blocks, moving, pooling, shape, needs):
     model = built(tiny_two_blocks, *moving, pooling=pooling)
     expected = np.asarray(model(inputs(), training=False))
-    made = feature_cache.cut(model)
+    made = feature_cache.split_model(model)
     assert list(made.shapes.values()) == [shape]
     assert set(made.above.input) == {"below_0"} | needs
     stored = made.below(inputs(), training=True)  # frozen: no dropout, though it trains
@@ -68,7 +68,9 @@ def test_the_two_parts_are_the_model(tiny_two_blocks, moving, pooling, shape, ne
 
 
 def test_no_cut_where_the_lowest_stage_moves(tiny):
-    assert "lowest stage moves" in feature_cache.cut(built(tiny, "embeddings", "head"))
+    assert "lowest stage is trainable" in feature_cache.split_model(
+        built(tiny, "embeddings", "head")
+    )
 
 
 def trained(config, workdir, **train):
@@ -259,7 +261,7 @@ def test_auto_says_why_not(config, tmp_path, capfd, changes, reason):
 
 
 def test_it_cannot_be_forced(config, tmp_path):
-    with pytest.raises(UserError, match="cache: the lowest stage moves"):
+    with pytest.raises(UserError, match="cache: the lowest stage is trainable"):
         trained(config, tmp_path / "run", cache=True)
 
 

@@ -125,7 +125,7 @@ def test_interrupted_and_resumed_with_averages_and_dropout(config, tmp_path, mon
     original = Interrupt.on_train_batch_end
 
     def stop_at_7(self, batch, logs=None):
-        self.asked |= self._state.step == 7
+        self.stop_requested |= self._state.step == 7
         original(self, batch, logs)
 
     with monkeypatch.context() as patch:
@@ -296,9 +296,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_rows(config, tmp_path, poisone
 
 def test_it_may_be_left_out(config, tmp_path, poisoned, capfd):
     result = run(config, tmp_path / "run", train={"skip_non_finite": 1})
-    assert (
-        "the loss is nan at step 3: left out, 1 of at most 1 (the batch" in capfd.readouterr().err
-    )
+    assert "the loss is nan at step 3: skipped, 1 of at most 1 (the batch" in capfd.readouterr().err
     assert result.metrics["steps"] == 10
     assert all(np.isfinite(value).all() for value in weights(result).values())
     assert all(np.isfinite(list(line.values())).all() for line in logged(result))
@@ -313,7 +311,7 @@ def appears(monkeypatch, name, step, workdir):
             (workdir / name).touch()
         original(self, batch, logs)
 
-    monkeypatch.setattr(Interrupt, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(Interrupt, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(Save, "on_train_batch_end", on_train_batch_end)
 
 
@@ -332,7 +330,7 @@ def test_a_file_saves_the_run(config, tmp_path, monkeypatch, capfd):
     appears(monkeypatch, "SAVE", 3, workdir)
     changes = {"checkpoint": {"every": "1 epochs", "keep": 9}, "cache_features": False}
     run(config, workdir, train=changes, method={"name": "head"})
-    assert "saved at step 3, as asked" in capfd.readouterr().err
+    assert "saved at step 3 on request" in capfd.readouterr().err
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == [f"step_{step:08d}" for step in (3, 5, 10)]
 
