@@ -112,7 +112,7 @@ class TaskConfig(Section):
     @property
     def multi_label(self) -> bool:
         """Whether a row may have several labels, or none."""
-        return self.name.endswith("_tagging")
+        return self.name.endswith("_multilabel")
 
     @model_validator(mode="after")
     def _loss_options(self) -> "TaskConfig":
