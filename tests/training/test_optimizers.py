@@ -164,7 +164,7 @@ def test_schedules_one_after_another():
         optimizers.WarmUpAndDecay(1.0, "linear", 0, 4),
         optimizers.WarmUpAndDecay(0.1, "linear", 2, 6),
     ]
-    schedule = optimizers.OneAfterAnother([0, 4], parts)
+    schedule = optimizers.RestartingSchedule([0, 4], parts)
     found = [float(schedule(step)) for step in range(10)]
     expected = [float(parts[0](s)) for s in range(4)] + [float(parts[1](s)) for s in range(6)]
     assert found == pytest.approx(expected)
