@@ -57,7 +57,7 @@ def test_one_backbone_several_runs(tiny, runs):
         rows = ["a red sky is like the green grass an apple"]
         answers = adapters.predict(name, rows)[0]["probabilities"]
         assert answers == pytest.approx(run.predict(rows)[0]["probabilities"], abs=1e-6)
-    with pytest.raises(UserError, match="none called 'lorra'; did you mean 'lora'"):
+    with pytest.raises(UserError, match="no run is named 'lorra'; did you mean 'lora'"):
         adapters.use("lorra")
     with pytest.raises(UserError, match="one called 'lora' already"):
         adapters.add("lora", runs["lora"].workdir)
@@ -79,7 +79,7 @@ def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
     gone = f"hf:{tmp_path / 'gone'}"
-    with pytest.raises(UserError, match="saved only what it trained and needs its backbone"):
+    with pytest.raises(UserError, match="holds only the trained weights and needs its backbone"):
         tfft.load(runs["lora"].workdir, backbone=gone)
     again = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
     np.testing.assert_allclose(again.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
@@ -88,5 +88,5 @@ def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
 def test_a_whole_run_is_no_adapter(config, tiny, tmp_path):
     config["data"]["validation"] = config["data"]["test"] = None
     run = tfft.train({**config, "train": {"epochs": 1}}, workdir=tmp_path / "full")
-    with pytest.raises(UserError, match="trained all of its backbone"):
+    with pytest.raises(UserError, match="trained its whole backbone"):
         tfft.SharedBackbone(f"hf:{tiny}").add("full", run.workdir)

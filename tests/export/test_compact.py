@@ -44,7 +44,7 @@ def test_the_export_answers_as_the_rounded_model_and_says_what_was_lost(
     found = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert 0 < np.abs(found - live).max() < 0.05
-    assert f"export: {kind} weights take" in err and "over 30 rows accuracy" in err
+    assert f"export: {kind} weights take" in err and "on 30 rows accuracy" in err
 
 
 @pytest.mark.parametrize("kind", list(STEP))
