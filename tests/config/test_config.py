@@ -137,7 +137,7 @@ def test_auto_batch_and_minutes():
     ("text", "expected"),
     [
         ("data: [", "not valid YAML"),
-        ("data: {}\ndata: {}", "stands here twice"),
+        ("data: {}\ndata: {}", "is here twice"),
         ("- a", "must hold sections"),
         ("? [a]\n: b", "not a plain value"),
         ("!!python/object/apply:os.system [echo]", "not valid YAML"),
