@@ -68,11 +68,11 @@ WRONG = {
     ),
     "wrong value": (
         lambda s: edited(s, lambda c: c["train"].update(batch_size=0)),
-        "config.yaml: train.batch_size: input should be greater than or equal to 1; received 0",
+        "config.yaml: train.batch_size: input should be greater than or equal to 1. Received: 0",
     ),
     "unknown method": (
         lambda s: edited(s, lambda c: c.update(method={"name": "fulll"})),
-        "method.name: unknown method; received 'fulll'; did you mean 'full'?",
+        "method.name: unknown method. Received: 'fulll'; did you mean 'full'?",
     ),
     "no YAML": (lambda s: s[0].write_text("data: ["), "not valid YAML"),
     "unknown class weight": (
@@ -112,7 +112,7 @@ WRONG = {
     ),
     "a rank of none": (
         lambda s: edited(s, lambda c: c.update(method={"name": "lora", "rank": 0})),
-        "method.rank: input should be greater than or equal to 1; received 0",
+        "method.rank: input should be greater than or equal to 1. Received: 0",
     ),
     "a key of another method": (
         lambda s: edited(s, lambda c: c.update(method={"name": "ia3", "rank": 4})),

@@ -310,7 +310,7 @@ def test_a_cut_keeps_the_share_that_is_asked_for():
 def test_what_does_not_go_together_is_refused():
     with pytest.raises(ValueError, match="one of `mixup` and `cutmix`"):
         AugmentationConfig(mixup=0.2, cutmix=1.0)
-    with pytest.raises(UserError, match="augmentation: is for pictures"):
+    with pytest.raises(UserError, match="augmentation: is for images"):
         parse(
             {
                 "data": {"train": "a.csv"},
