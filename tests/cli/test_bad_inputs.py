@@ -163,7 +163,7 @@ WRONG = {
     ),
     "averages of two kinds": (
         lambda s: edited(s, lambda c: c.update(optimizer={"ema": 0.9, "swa": {}})),
-        "one of `ema` and `swa`, not both",
+        "only one of `ema` and `swa` can be set",
     ),
     "no teacher": (
         lambda s: edited(

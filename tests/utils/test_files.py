@@ -103,7 +103,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         cwd=ROOT,
     ) as process:
         left = process.stdout.readline().strip()
-        time.sleep(files._STARTING)
+        time.sleep(files._LOCK_DELAY)
         with files.temporary_folder(tmp_path, "export"):
             assert left in hidden(tmp_path)  # its process runs
     assert hidden(tmp_path) == [left]
