@@ -85,7 +85,7 @@ def hidden(folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tfft import files
+from tfft.utils import files
 with files.temporary_folder(Path(sys.argv[1]), "export") as folder:
     (folder / "half").write_text("x")
     print(folder.name, flush=True)
