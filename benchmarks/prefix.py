@@ -76,7 +76,7 @@ def main() -> None:
                     for split, tokens in zip(splits, rows, strict=True):
                         evaluate.predict(result.model, split, tokens, 64)
                     found[key] = round(time.perf_counter() - began, 2)
-            keep = Checkpoints(folder / "checkpoints", 1, kept=result.trained)
+            keep = Checkpoints(folder / "checkpoints", 1, weight_paths=result.trained)
             state = keep.restore(result.model)
             began = time.perf_counter()
             loop.fit(result, data, plan, course, state, keep)

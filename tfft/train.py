@@ -35,18 +35,20 @@ from tfft.utils.errors import require
 
 @memory.out_of_memory_errors()
 def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
-    """Fine-tune as configured and write everything that is learned to `workdir`.
+    """Fine-tune as configured and write the model, logs and report to `workdir`.
 
     The same config in the same directory resumes at the last checkpoint, or returns the finished
     run.
 
     Args:
+        config: the resolved config.
+        workdir: the run directory.
         epochs: stop after this many of `train.epochs`, as if interrupted; a later call resumes.
 
     Raises:
         UserError: something that the user can fix.
-        Interrupted: a signal or a file asked for it, `epochs` are over, or another worker was lost;
-            the state is saved.
+        Interrupted: a signal or a file requested a stop, `epochs` are over, or another worker was
+            lost; the state is saved.
     """
     with run_directory.locked(workdir), strategies.lost_worker_errors(workdir):
         gc.collect()  # a model, its graphs and its data form cycles: free those of earlier runs
@@ -82,13 +84,13 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         loop.fit(result, data, plan, schedule, state, checkpoints, epochs)
         result.load_weights()  # the best ones, not the last
         conclude(result, data, schedule, state)
-        # No worker leaves before the run directory is whole.
+        # A barrier: no worker returns before the run directory is complete.
         strategies.sum_over_workers(strategy, 0)
         return result
 
 
 def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: TrainingState) -> None:
-    """Evaluate, export and report."""
+    """Evaluate the best weights, export them and write the report."""
     config, workdir = result.config, result.workdir
     result.fit_thresholds(data.validation)
     evaluations = {
@@ -136,7 +138,11 @@ def _rows_at_once(train: TrainConfig) -> int:
 
 
 class _CallableModule(ModuleType):
-    """Makes `tfft.train(...)` a call and `tfft.train.run` the pipeline, in any import order."""
+    """Module type that makes `tfft.train(...)` callable beside `tfft.train.run`.
+
+    `import tfft.train` binds the module to the name `tfft.train`, so a function of that name would
+    depend on the order of imports.
+    """
 
     def __call__(
         self,
@@ -153,7 +159,7 @@ class _CallableModule(ModuleType):
             overrides: sections with the keys to change, e.g. `train={"epochs": 1}`.
 
         Raises:
-            tfft.utils.errors.UserError: something to fix, one line for each mistake.
+            tfft.utils.errors.UserError: something that the user can fix, one line for each mistake.
         """
         if isinstance(config, Mapping):
             return run(parse(config, changes=overrides), Path(workdir or "runs/tfft"))

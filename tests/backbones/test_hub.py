@@ -297,7 +297,7 @@ def test_a_handle_is_downloaded_once(folder, tmp_path, monkeypatch):
         assert (tmp_path / name / "saved_model.pb").is_file()
         with pytest.raises(UserError, match="cannot be downloaded: HTTP Error 404"):
             load(f"http://127.0.0.1:{server.server_port}/other")
-        pretrained._unpacked(handle, tmp_path / name)  # as a concurrent process does
+        pretrained._download_archive(handle, tmp_path / name)  # as a concurrent process does
         (tmp_path / name / "saved_model.pb").unlink()
         assert load(handle).features == {"pooled": 16}
         server.shutdown()

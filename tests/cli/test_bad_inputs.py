@@ -68,11 +68,11 @@ WRONG = {
     ),
     "wrong value": (
         lambda s: edited(s, lambda c: c["train"].update(batch_size=0)),
-        "config.yaml: train.batch_size: input should be greater than or equal to 1; received 0",
+        "config.yaml: train.batch_size: input should be greater than or equal to 1. Received: 0",
     ),
     "unknown method": (
         lambda s: edited(s, lambda c: c.update(method={"name": "fulll"})),
-        "method.name: unknown method; received 'fulll'; did you mean 'full'?",
+        "method.name: unknown method. Received: 'fulll'; did you mean 'full'?",
     ),
     "no YAML": (lambda s: s[0].write_text("data: ["), "not valid YAML"),
     "unknown class weight": (
@@ -112,7 +112,7 @@ WRONG = {
     ),
     "a rank of none": (
         lambda s: edited(s, lambda c: c.update(method={"name": "lora", "rank": 0})),
-        "method.rank: input should be greater than or equal to 1; received 0",
+        "method.rank: input should be greater than or equal to 1. Received: 0",
     ),
     "a key of another method": (
         lambda s: edited(s, lambda c: c.update(method={"name": "ia3", "rank": 4})),
@@ -163,7 +163,7 @@ WRONG = {
     ),
     "averages of two kinds": (
         lambda s: edited(s, lambda c: c.update(optimizer={"ema": 0.9, "swa": {}})),
-        "one of `ema` and `swa`, not both",
+        "only one of `ema` and `swa` can be set",
     ),
     "no teacher": (
         lambda s: edited(
@@ -190,7 +190,7 @@ WRONG = {
     ),
     "a cache that cannot be": (
         lambda s: edited(s, lambda c: c["train"].update(cache_features=True)),
-        "train.cache_features: the lowest stage moves",
+        "train.cache_features: the lowest stage is trainable",
     ),
     # file
     "no such table": (

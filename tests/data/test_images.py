@@ -315,7 +315,7 @@ def test_random_resized_crop_keeps_the_configured_share():
 def test_incompatible_augmentations_are_refused():
     with pytest.raises(ValueError, match="one of `mixup` and `cutmix`"):
         AugmentationConfig(mixup=0.2, cutmix=1.0)
-    with pytest.raises(UserError, match="augmentation: is for pictures"):
+    with pytest.raises(UserError, match="augmentation: is for images"):
         parse(
             {
                 "data": {"train": "a.csv"},

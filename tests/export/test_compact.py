@@ -42,7 +42,7 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
     actual = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert 0 < np.abs(actual - live).max() < 0.05
-    assert f"export: {kind} weights take" in err and "over 30 rows accuracy" in err
+    assert f"export: {kind} weights take" in err and "on 30 rows accuracy" in err
 
 
 @pytest.mark.parametrize("kind", list(STEP))

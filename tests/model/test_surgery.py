@@ -90,5 +90,5 @@ def test_invalid_sections_are_refused(tiny, section, message):
 
 
 def test_perturb_needs_shrink():
-    with pytest.raises(ValueError, match="`perturb` goes with `shrink`"):
+    with pytest.raises(ValueError, match="`perturb` needs `shrink`"):
         SurgeryConfig(perturb=0.1)

@@ -168,5 +168,5 @@ def test_a_config_without_a_space_is_no_search_and_one_with_it_no_run():
         space(method={"name": "full"}, optimizer={}, tune={})
     with pytest.raises(UserError) as error:
         parse(yaml.safe_load(BASE))
-    assert "config: method: is a search space, which tfft tune runs" in str(error.value)
+    assert "config: method: is a search space, which needs tfft tune" in str(error.value)
     assert "optimizer.layer_decay: is a search space" in str(error.value)

@@ -129,14 +129,14 @@ def _stopped(config, workdir, where="step 1 of 30"):
         (workdir / "STOP").touch()
         return original(self, *args, **kwargs)
 
-    every, callbacks.Interrupt.LOOK_EVERY = callbacks.Interrupt.LOOK_EVERY, 0.0
+    every, callbacks.Interrupt.POLL_SECONDS = callbacks.Interrupt.POLL_SECONDS, 0.0
     progress.History.on_train_batch_end = stop
     try:
         with pytest.raises(Interrupted, match=f"interrupted at {where}"):
             train.run(config, workdir)
     finally:
         progress.History.on_train_batch_end = original
-        callbacks.Interrupt.LOOK_EVERY = every
+        callbacks.Interrupt.POLL_SECONDS = every
         (workdir / "STOP").unlink(missing_ok=True)
 
 

@@ -62,10 +62,10 @@ def test_probabilities_and_back():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"task": {"name": "text_multilabel", "loss": "mse"}}, "is of one class a row"),
+        ({"task": {"name": "text_multilabel", "loss": "mse"}}, "is for one class a row"),
         ({"task": {"name": "text_multilabel", "class_weights": "balanced"}}, "loss: focal"),
         ({"train": {"metric": "accuracy"}}, "train.metric: text_multilabel has mean_average"),
-        ({"regularization": {"r_drop": {}}}, "do not go with text_multilabel"),
+        ({"regularization": {"r_drop": {}}}, "text_multilabel supports neither r_drop nor"),
         ({"task": {}, "train": {"metric": "micro_f1"}}, "text_classification has accuracy"),
     ],
 )

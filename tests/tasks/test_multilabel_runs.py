@@ -135,7 +135,7 @@ def test_without_validation_rows_thresholds_stay_at_a_half(raw, tmp_path, capfd)
     }
     run = tfft.train(config, tmp_path / "run")
     assert run.thresholds is None
-    assert "no validation split to tune them on" in capfd.readouterr().err
+    assert "no validation split to fit them on" in capfd.readouterr().err
     assert "labels" in run.predict([str(Path(raw["data"]["test"]).parent / "0.png")])[0]
 
 

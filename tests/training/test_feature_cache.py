@@ -1,4 +1,4 @@
-"""The cached prefix: the same training, started above what is frozen."""
+"""The feature cache: training above it equals training the whole model."""
 
 import copy
 import errno
@@ -29,11 +29,11 @@ from tfft.utils.errors import UserError
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 
-def built(tiny, *moving, pooling="mean"):
+def build_model(tiny, *trainable, pooling="mean"):
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
     task = TaskConfig(pooling=pooling)
     model = assemble(backbone, TASKS["text_classification"], task, list("abc"))
-    rules = [Rule(name, True) for name in moving]
+    rules = [Rule(name, True) for name in trainable]
     masks.apply(model, stages(backbone, model), [*rules, Rule("*", False)])
     return model
 
@@ -45,61 +45,65 @@ def inputs(rows=3, tokens=9):
 
 
 @pytest.mark.parametrize(
-    ("moving", "pooling", "shape", "needs"),
+    ("trainable", "pooling", "shape", "inputs_above"),
     [
-        (["head"], "mean", (16,), set()),  # one vector a row is stored: the pooling is below
+        (["head"], "mean", (16,), set()),  # pooling is below: one vector a row is stored
         (["head"], "pooled", (16,), set()),
         (["pooler", "head"], "pooled", (16,), {"padding_mask"}),  # of the first token
         (["block_1", "head"], "mean", (None, 16), {"padding_mask"}),
     ],
 )
-def test_the_two_parts_are_the_model(tiny_two_blocks, moving, pooling, shape, needs):
-    model = built(tiny_two_blocks, *moving, pooling=pooling)
+def test_the_two_parts_compute_the_model(tiny_two_blocks, trainable, pooling, shape, inputs_above):
+    model = build_model(tiny_two_blocks, *trainable, pooling=pooling)
     expected = np.asarray(model(inputs(), training=False))
-    made = feature_cache.cut(model)
-    assert list(made.shapes.values()) == [shape]
-    assert set(made.above.input) == {"below_0"} | needs
-    stored = made.below(inputs(), training=True)  # frozen: no dropout, though it trains
-    model.start_above(made.above)
-    given = {"padding_mask": inputs()["padding_mask"]}
-    given |= {name: np.asarray(value) for name, value in stored.items()}
-    np.testing.assert_allclose(model(given, training=False), expected, atol=1e-6)
+    split = feature_cache.split_model(model)
+    assert list(split.shapes.values()) == [shape]
+    assert set(split.above.input) == {"below_0"} | inputs_above
+    stored = split.below(inputs(), training=True)  # frozen layers have no dropout in training
+    model.start_above(split.above)
+    features = {"padding_mask": inputs()["padding_mask"]}
+    features |= {name: np.asarray(value) for name, value in stored.items()}
+    np.testing.assert_allclose(model(features, training=False), expected, atol=1e-6)
     np.testing.assert_allclose(model(inputs(), training=False), expected, atol=1e-6)
 
 
-def test_no_cut_where_the_lowest_stage_moves(tiny):
-    assert "lowest stage moves" in feature_cache.cut(built(tiny, "embeddings", "head"))
+def test_no_split_below_a_trainable_lowest_stage(tiny):
+    assert "lowest stage is trainable" in feature_cache.split_model(
+        build_model(tiny, "embeddings", "head")
+    )
 
 
-def trained(config, workdir, **train):
+def train_run(config, workdir, **train):
     return tfft.train(config, workdir=workdir, train=train)
 
 
-def assert_same(one, two, bound):
-    for a, b in zip(one.model.weights, two.model.weights, strict=True):
+def assert_equal_weights(first, second, bound):
+    for a, b in zip(first.model.weights, second.model.weights, strict=True):
         np.testing.assert_allclose(a.value, np.asarray(b.value), atol=bound, err_msg=a.path)
 
 
 @pytest.mark.parametrize("method", [{"name": "head"}, {"name": "top", "stages": 1}])
-def test_it_is_the_same_training(config, tiny_two_blocks, tmp_path, capfd, method):
+def test_training_from_cached_features_gives_the_same_weights(
+    config, tiny_two_blocks, tmp_path, capfd, method
+):
     config["method"] = method
     config["data"]["test"] = None
     if method["name"] == "top":  # with a block below: sequences of two widths are stored
         config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
-    plain = trained(config, tmp_path / "plain", cache=False)
-    exact = trained(config, tmp_path / "exact", cache_dtype="float32")
-    out = capfd.readouterr().err
-    assert "cache: on: what is below" in out and "float32" in out
-    assert_same(plain, exact, 1e-6)
-    halves = trained(config, tmp_path / "halves")
+    uncached = train_run(config, tmp_path / "uncached", cache_features=False)
+    float32 = train_run(config, tmp_path / "float32", cache_dtype="float32")
+    log = capfd.readouterr().err
+    assert "cache: on: what is below" in log and "float32" in log
+    assert_equal_weights(uncached, float32, 1e-6)
+    float16 = train_run(config, tmp_path / "float16")
     assert "stored as float16" in capfd.readouterr().err
-    assert_same(plain, halves, 2e-3)
-    assert trained(config, tmp_path / "b", cache_dtype="bfloat16").metrics["steps"] == 12
+    assert_equal_weights(uncached, float16, 2e-3)
+    assert train_run(config, tmp_path / "b", cache_dtype="bfloat16").metrics["steps"] == 12
 
 
 @pytest.fixture(scope="module")
-def first(tiny, tmp_path_factory):
-    """A run with a cached prefix, its config, and its cache."""
+def cached_run(tiny, tmp_path_factory):
+    """A run with cached features, its config, and its cache."""
     folder = tmp_path_factory.mktemp("first")
     config = {
         "data": {
@@ -116,41 +120,43 @@ def first(tiny, tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TFFT_CACHE", str(folder / "cache"))
-        run = trained(config, folder / "run")
+        run = train_run(config, folder / "run")
     return SimpleNamespace(run=run, config=config, cache=folder / "cache")
 
 
 @pytest.fixture
-def own_cache(first, tmp_path, monkeypatch):
-    """A copy of that cache, in use."""
-    folder = shutil.copytree(first.cache, tmp_path / "cache")
+def cache_copy(cached_run, tmp_path, monkeypatch):
+    """A copy of the cache of `cached_run`, set as the cache."""
+    folder = shutil.copytree(cached_run.cache, tmp_path / "cache")
     monkeypatch.setenv("TFFT_CACHE", str(folder))
     return folder
 
 
-def test_it_is_read_again_by_the_next_run(first, own_cache, tmp_path, monkeypatch):
-    config = copy.deepcopy(first.config)
-    monkeypatch.setattr(feature_cache, "_compute", None)  # would fail if it were computed
-    assert_same(first.run, trained(config, tmp_path / "second"), 0)
-    config["model"]["surgery"] = {"reinitialize": 1}  # other weights: another prefix
+def test_the_next_run_reads_the_cache(cached_run, cache_copy, tmp_path, monkeypatch):
+    config = copy.deepcopy(cached_run.config)
+    monkeypatch.setattr(feature_cache, "_compute", None)  # a call raises TypeError
+    assert_equal_weights(cached_run.run, train_run(config, tmp_path / "second"), 0)
+    config["model"]["surgery"] = {"reinitialize": 1}  # other weights have other features
     with pytest.raises(TypeError):
-        trained(config, tmp_path / "third")
+        train_run(config, tmp_path / "third")
 
 
-def test_a_constant_of_the_backbone_is_part_of_the_key(first, own_cache, tmp_path, monkeypatch):
-    """The same weights and layers with another epsilon give other values."""
-    config = copy.deepcopy(first.config)
+def test_a_constant_of_the_backbone_is_part_of_the_key(
+    cached_run, cache_copy, tmp_path, monkeypatch
+):
+    """The same weights and layers with another epsilon give other features."""
+    config = copy.deepcopy(cached_run.config)
     folder = shutil.copytree(config["model"]["backbone"].removeprefix("hf:"), tmp_path / "other")
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, "layer_norm_eps": 0.1}))
     config["model"]["backbone"] = f"hf:{folder}"
     monkeypatch.setattr(feature_cache, "_compute", None)
     with pytest.raises(TypeError):
-        trained(config, tmp_path / "run")
+        train_run(config, tmp_path / "run")
 
 
-class Rows:
-    """Rows of one number each, and what a cut stores of them."""
+class FakeSplit:
+    """A data set, its rows and a model split in one: each row is a number."""
 
     shapes: typing.ClassVar = {"below_0": (4,)}
     digest = b""
@@ -173,67 +179,68 @@ class Rows:
         return {"below_0": tf.constant(np.repeat(positions[:, None] + 1.0, 4, axis=1))}
 
 
-def stored(folder, wait=lambda: None):
-    own = Rows(wait)
-    found = feature_cache.store(own, own, own, "float32", folder, "key")
-    return found.arrays(batches.Batch(np.arange(300), 8))["below_0"][:, 0]
+def stored_values(folder, wait=lambda: None):
+    fake = FakeSplit(wait)
+    features = feature_cache.store(fake, fake, fake, "float32", folder, "key")
+    return features.arrays(batches.Batch(np.arange(300), 8))["below_0"][:, 0]
 
 
-def test_two_runs_may_fill_the_same_folder(tmp_path):
-    second_began, first_ended = threading.Event(), threading.Event()
+def test_two_processes_may_fill_the_same_folder(tmp_path):
+    second_started, first_finished = threading.Event(), threading.Event()
 
-    def of_the_first():
-        assert second_began.wait(20)
+    def wait_for_second():
+        assert second_started.wait(20)
 
-    def of_the_second():
-        second_began.set()
-        assert first_ended.wait(20)
+    def wait_for_first():
+        second_started.set()
+        assert first_finished.wait(20)
 
     with ThreadPoolExecutor(2) as pool:
-        second = pool.submit(stored, tmp_path, of_the_second)
-        first = pool.submit(stored, tmp_path, of_the_first)
+        second = pool.submit(stored_values, tmp_path, wait_for_first)
+        first = pool.submit(stored_values, tmp_path, wait_for_second)
         values = first.result(30)
-        first_ended.set()
+        first_finished.set()
         np.testing.assert_array_equal(values, np.arange(300) + 1)
         np.testing.assert_array_equal(second.result(30), np.arange(300) + 1)
     assert len(list((tmp_path / "prefix").iterdir())) == 1
-    np.testing.assert_array_equal(stored(tmp_path, None), values)  # whole: not computed again
+    # The folder is complete, so nothing is computed: a call of None would raise.
+    np.testing.assert_array_equal(stored_values(tmp_path, None), values)
 
 
-def test_a_full_disk_is_an_error_and_no_signal(tmp_path, monkeypatch):
-    def full(*_):
+def test_a_full_disk_raises_an_error_before_any_write(tmp_path, monkeypatch):
+    def raise_no_space(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr(os, "posix_fallocate", raise_no_space)
     with pytest.raises(OSError, match="No space left"):
-        stored(tmp_path)
+        stored_values(tmp_path)
     assert not list((tmp_path / "prefix").iterdir())
 
 
-def test_what_was_not_finished_is_computed_anew(first, own_cache, tmp_path, monkeypatch):
-    marks = list((own_cache / "prefix").glob("*/meta.json"))
-    assert len(marks) == 2  # the training rows, the validation rows
-    for mark in marks:
-        mark.unlink()
-    computed, compute = [], feature_cache._compute
+def test_an_incomplete_cache_is_computed_again(cached_run, cache_copy, tmp_path, monkeypatch):
+    metadata_files = list((cache_copy / "prefix").glob("*/meta.json"))
+    assert len(metadata_files) == 2  # the training rows, the validation rows
+    for path in metadata_files:
+        path.unlink()
+    calls, compute = [], feature_cache._compute
 
-    def counting(*arguments, **more):
-        computed.append(1)
-        return compute(*arguments, **more)
+    def counting(*args, **kwargs):
+        calls.append(1)
+        return compute(*args, **kwargs)
 
     monkeypatch.setattr(feature_cache, "_compute", counting)
-    assert_same(first.run, trained(first.config, tmp_path / "second"), 0)
-    assert len(computed) == 2
+    assert_equal_weights(cached_run.run, train_run(cached_run.config, tmp_path / "second"), 0)
+    assert len(calls) == 2
 
 
-def test_two_replicas_read_it(config, tiny_two_blocks, tmp_path):
+def test_two_replicas_train_from_cached_features(config, tiny_two_blocks, tmp_path):
     config["method"] = {"name": "top", "stages": 1}
     config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     config["data"]["validation"] = config["data"]["test"] = None
     config["model"]["dropout"], config["task"] = 0.0, {"dropout": 0.0}
-    one = trained(config, tmp_path / "one")
-    two = tfft.train(config, workdir=tmp_path / "two", distribute=MIRRORED)
-    for a, b in zip(one.model.weights, two.model.weights, strict=True):
+    single = train_run(config, tmp_path / "single")
+    mirrored = tfft.train(config, workdir=tmp_path / "mirrored", distribute=MIRRORED)
+    for a, b in zip(single.model.weights, mirrored.model.weights, strict=True):
         np.testing.assert_allclose(a.value, b.numpy(), atol=1e-5)
 
 
@@ -251,20 +258,20 @@ def test_two_replicas_read_it(config, tiny_two_blocks, tmp_path):
         ),
     ],
 )
-def test_auto_says_why_not(config, tmp_path, capfd, changes, reason):
+def test_auto_logs_why_features_are_not_cached(config, tmp_path, capfd, changes, reason):
     config["data"]["validation"] = config["data"]["test"] = None
     tfft.train(config, workdir=tmp_path / "run", **changes)
-    told = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cache: off")]
-    assert reason in told[0]
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("cache: off")]
+    assert reason in lines[0]
 
 
-def test_it_cannot_be_forced(config, tmp_path):
-    with pytest.raises(UserError, match="cache: the lowest stage moves"):
-        trained(config, tmp_path / "run", cache=True)
+def test_a_requested_cache_that_is_not_possible_is_an_error(config, tmp_path):
+    with pytest.raises(UserError, match="cache_features: the lowest stage is trainable"):
+        train_run(config, tmp_path / "run", cache_features=True)
 
 
-def test_fixed_shapes_of_stored_maps():
-    """A stored map [N, positions, D] of pictures, whose batches have no width of their own."""
+def test_fixed_shapes_of_stored_feature_maps():
+    """A stored map [N, positions, D] of images has a fixed shape; the batch width is unused."""
     values = np.arange(3 * 5 * 2, dtype=np.float32).reshape(3, 5, 2)
     split = SimpleNamespace(lengths=np.ones(3, np.int32))
     rows = feature_cache.CachedFeatures(split, {"below_0": values}, set(), masked=False)

@@ -1,4 +1,4 @@
-"""The loop: strategies, several steps at once, micro-batches, guards, files, rehearsal."""
+"""The loop: strategies, steps per execution, micro-batches, guards, request files, dry run."""
 
 import copy
 import json
@@ -26,7 +26,7 @@ MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 @pytest.fixture(scope="module")
 def base_config(tiny, tmp_path_factory):
-    """Without dropout, and with a partial last batch: 96 training rows, 20 a batch."""
+    """A config without dropout and with a partial last batch: 96 training rows, 20 a batch."""
     config = whole_config(tiny, tmp_path_factory.mktemp("data"))
     config["model"]["dropout"], config["task"] = 0.0, {"dropout": 0.0}
     config["train"] |= {
@@ -44,22 +44,22 @@ def plain_config(base_config):
 
 @pytest.fixture
 def config(plain_config):
-    """The same without a test split."""
+    """A copy of `base_config` without a test split."""
     plain_config["data"]["test"] = None
     return plain_config
 
 
-def run_of_module(config, tmp_path_factory, **changes):
-    """Train for all tests of the module; they only read the run."""
+def train_shared(config, tmp_path_factory, **changes):
+    """Train a run for all tests of the module, which only read it."""
     return tfft.train(config, workdir=tmp_path_factory.mktemp("shared") / "run", **changes)
 
 
 @pytest.fixture(scope="module")
 def plain(base_config, tmp_path_factory):
-    return run_of_module(base_config, tmp_path_factory)
+    return train_shared(base_config, tmp_path_factory)
 
 
-DROPOUT_ONE_SHAPE = {  # XLA compiles every shape of a batch
+DROPOUT_ONE_SHAPE = {  # one shape, because XLA compiles each shape of a batch
     "data": {"validation": None, "test": None},
     "model": {"dropout": 0.1},
     "train": {"buckets": 1},
@@ -68,16 +68,16 @@ DROPOUT_ONE_SHAPE = {  # XLA compiles every shape of a batch
 
 @pytest.fixture(scope="module")
 def with_dropout(base_config, tmp_path_factory):
-    return run_of_module(base_config, tmp_path_factory, **DROPOUT_ONE_SHAPE)
+    return train_shared(base_config, tmp_path_factory, **DROPOUT_ONE_SHAPE)
 
 
 @pytest.fixture(scope="module")
 def observed(base_config, tmp_path_factory):
-    """A run that is profiled and writes checkpoints by the clock."""
+    """A run with a profile and with checkpoints at wall-clock intervals."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     changes = {"profile": [2, 3], "checkpoint": {"every": "0.00001 minutes", "keep": 99}}
-    changes |= {"cache_features": False}  # above a cached prefix, several steps are one look
-    return run_of_module(base_config, tmp_path_factory, train=changes, method={"name": "head"})
+    changes |= {"cache_features": False}  # above cached features, one call runs several steps
+    return train_shared(base_config, tmp_path_factory, train=changes, method={"name": "head"})
 
 
 def run(config, workdir, **changes):
@@ -94,78 +94,80 @@ def largest_difference(a, b):
     return max(np.abs(a[path] - b[path]).max() for path in a)
 
 
-def logged(result):
-    lines = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
-    return [{k: v for k, v in line.items() if k != "time"} for line in lines]
+def logged_entries(result):
+    entries = (json.loads(line) for line in (result.workdir / "metrics.jsonl").open())
+    return [{k: v for k, v in entry.items() if k != "time"} for entry in entries]
 
 
-def test_two_replicas_make_the_same_model(plain, plain_config, tmp_path):
+def test_two_replicas_train_the_same_model_as_one(plain, plain_config, tmp_path):
     plain_config["export"] = {"enabled": True}
-    one = plain
-    two = run(plain_config, tmp_path / "two", distribute=MIRRORED)
-    assert largest_difference(one, two) < 1e-5
-    assert two.metrics["test/accuracy"] == one.metrics["test/accuracy"]
-    assert two.metrics["test/log_loss"] == pytest.approx(one.metrics["test/log_loss"], abs=1e-5)
-    for a, b in zip(logged(one), logged(two), strict=True):
+    mirrored = run(plain_config, tmp_path / "mirrored", distribute=MIRRORED)
+    assert largest_difference(plain, mirrored) < 1e-5
+    actual, expected = mirrored.metrics, plain.metrics
+    assert actual["test/accuracy"] == expected["test/accuracy"]
+    assert actual["test/log_loss"] == pytest.approx(expected["test/log_loss"], abs=1e-5)
+    for a, b in zip(logged_entries(plain), logged_entries(mirrored), strict=True):
         assert a == pytest.approx(b, abs=1e-5)
-    facts = json.loads((tmp_path / "two" / "run.json").read_text())
+    facts = json.loads((tmp_path / "mirrored" / "run.json").read_text())
     assert facts["device"]["replicas"] == 2
-    assert (tmp_path / "two" / "export" / "1" / "saved_model.pb").is_file()
+    assert (tmp_path / "mirrored" / "export" / "1" / "saved_model.pb").is_file()
     rows = ["a red sky", "the blue apple", "green"]
-    np.testing.assert_allclose(two.logits(rows), one.logits(rows), atol=1e-5)
-    np.testing.assert_allclose(tfft.load(two.workdir).logits(rows), one.logits(rows), atol=1e-5)
+    logits = plain.logits(rows)
+    np.testing.assert_allclose(mirrored.logits(rows), logits, atol=1e-5)
+    np.testing.assert_allclose(tfft.load(mirrored.workdir).logits(rows), logits, atol=1e-5)
 
 
 @pytest.mark.parametrize("changes", [{}, MIRRORED], ids=["one", "mirrored"])
-def test_interrupted_and_resumed_with_averages_and_dropout(config, tmp_path, monkeypatch, changes):
+def test_resume_is_bit_identical_with_averages_and_dropout(config, tmp_path, monkeypatch, changes):
     config["model"]["dropout"] = 0.1
     config["optimizer"]["ema"] = 0.8
     config["distribute"] = changes
-    whole = run(config, tmp_path / "whole")
+    undisturbed = run(config, tmp_path / "undisturbed")
     original = Interrupt.on_train_batch_end
 
     def stop_at_7(self, batch, logs=None):
-        self.asked |= self._state.step == 7
+        self.stop_requested |= self._state.step == 7
         original(self, batch, logs)
 
     with monkeypatch.context() as patch:
         patch.setattr(Interrupt, "on_train_batch_end", stop_at_7)
         with pytest.raises(Interrupted, match="interrupted at step 7 of 10"):
-            run(config, tmp_path / "parts")
-    parts = run(config, tmp_path / "parts")
+            run(config, tmp_path / "resumed")
+    resumed = run(config, tmp_path / "resumed")
     bound = 1e-5 if changes else 0
-    assert largest_difference(whole, parts) <= bound
-    for a, b in zip(logged(whole), logged(parts), strict=True):
+    assert largest_difference(undisturbed, resumed) <= bound
+    for a, b in zip(logged_entries(undisturbed), logged_entries(resumed), strict=True):
         assert a == pytest.approx(b, abs=1e-12 + bound)
 
 
-def test_averages_are_what_is_kept(plain, plain_config, tmp_path):
-    mean = run(plain_config, tmp_path / "mean", optimizer={"ema": 0.9})
-    assert largest_difference(plain, mean) > 1e-4
-    assert largest_difference(tfft.load(tmp_path / "mean"), mean) == 0
+def test_averaged_weights_are_saved(plain, plain_config, tmp_path):
+    averaged = run(plain_config, tmp_path / "averaged", optimizer={"ema": 0.9})
+    assert largest_difference(plain, averaged) > 1e-4
+    assert largest_difference(tfft.load(tmp_path / "averaged"), averaged) == 0
 
 
-def test_several_steps_at_once_are_the_same_steps(plain, plain_config, tmp_path):
-    one = plain
-    many = run(plain_config, tmp_path / "many", train={"steps_per_execution": 7})
-    assert largest_difference(one, many) == 0
-    kept = [sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (one, many)]
-    assert kept[0] == kept[1] and len(kept[0]) == 4  # 3, 6, 9, 10
+def test_steps_per_execution_changes_no_step(plain, plain_config, tmp_path):
+    several = run(plain_config, tmp_path / "several", train={"steps_per_execution": 7})
+    assert largest_difference(plain, several) == 0
+    checkpoints = [
+        sorted(p.name for p in (r.workdir / "checkpoints").iterdir()) for r in (plain, several)
+    ]
+    assert checkpoints[0] == checkpoints[1] and len(checkpoints[0]) == 4  # 3, 6, 9, 10
 
-    def validated(result):
-        return [line for line in logged(result) if "validation/accuracy" in line]
+    def validations(result):
+        return [entry for entry in logged_entries(result) if "validation/accuracy" in entry]
 
-    assert validated(one) == validated(many) and len(validated(one)) == 3  # 4, 8, 10
-
-
-def test_micro_batches_change_nothing_but_memory(plain, plain_config, tmp_path):
-    cut = run(plain_config, tmp_path / "cut", train={"micro_batch": 7})
-    assert cut.model.micro_batch == 7
-    assert largest_difference(plain, cut) < 1e-5
+    assert validations(plain) == validations(several) and len(validations(plain)) == 3  # 4, 8, 10
 
 
-def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
-    """The peak of a row is made up, the search and the training with what it finds are real."""
+def test_micro_batches_train_the_same_model(plain, plain_config, tmp_path):
+    micro = run(plain_config, tmp_path / "micro", train={"micro_batch": 7})
+    assert micro.model.micro_batch == 7
+    assert largest_difference(plain, micro) < 1e-5
+
+
+def test_auto_finds_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
+    """Only the measured peaks are fake; the search and the training with its result are real."""
     peaks = []
 
     def peak_of(function):
@@ -177,66 +179,66 @@ def test_the_micro_batch_that_fits(config, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(memory, "peak_of", peak_of)
     monkeypatch.setattr(memory, "available", lambda: 300)
     result = run(config, tmp_path / "run", train={"batch_size": "auto"}, data={"validation": None})
-    assert result.config.train.batch_size == 32  # the default: `auto` is about the pieces
+    assert result.config.train.batch_size == 32  # the default: `auto` sets the micro-batch alone
     assert result.model.micro_batch == 4  # 100 + 50 * (4 - 2) <= 240 < 100 + 50 * (8 - 2)
     assert "micro-batch: 4 of 32 rows" in capfd.readouterr().err
 
 
-def test_rows_that_fit_by_the_growth_of_the_peak(monkeypatch):
+def test_by_measuring_extrapolates_the_peak_from_two_small_sizes(monkeypatch):
     monkeypatch.setattr(memory, "resident", lambda name="VmRSS": 0)
     monkeypatch.setattr(memory, "available", lambda: 1000)
-    tried = []
+    sizes = []
 
     def run(size):
-        tried.append(size)
+        sizes.append(size)
         return True
 
-    monkeypatch.setattr(memory, "peak_of", lambda function: function() and 100 + 50 * tried[-1])
+    monkeypatch.setattr(memory, "peak_of", lambda function: function() and 100 + 50 * sizes[-1])
     assert memory.by_measuring(run, 64) == 8  # 100 + 50 * 8 <= 800 < 100 + 50 * 16
-    assert tried == [4, 8]
+    assert sizes == [4, 8]
     monkeypatch.setattr(memory, "available", lambda: 100)
     with pytest.raises(UserError, match="not even one row fits"):
         memory.by_measuring(run, 64)
 
 
-def test_the_peak_is_seen():
-    def use():
+def test_peak_of_measures_an_allocation():
+    def allocate():
         return np.ones(30_000_000).sum()  # 240 MB
 
-    quiet, used = memory.peak_of(lambda: None), memory.peak_of(use)
-    assert used - quiet > 200e6
+    idle_peak, peak = memory.peak_of(lambda: None), memory.peak_of(allocate)
+    assert peak - idle_peak > 200e6
     assert memory.available() > 100e6
 
 
-def test_rows_that_fit_by_trying():
+def test_by_trying_halves_until_it_fits():
     assert memory.by_trying(lambda size: size <= 5, 32) == 4
     with pytest.raises(UserError, match="not even one row fits"):
         memory.by_trying(lambda size: False, 32)
 
 
 @pytest.mark.slow
-def test_out_of_memory_is_a_line_with_what_works(config, tmp_path, monkeypatch):
+def test_out_of_memory_error_names_the_largest_size_that_fits(config, tmp_path, monkeypatch):
     original = Model._gradients
 
-    def hungry(self, x, y, weight, total):
-        """Needs more than there is, for more than 5 rows."""
+    def allocating(self, x, y, weight, total):
+        """Allocate more than the memory for more than 5 rows."""
         rows = tf.shape(y)[0]
         size = tf.where(rows > 5, 1 << 46, 1)
-        kept = tf.reduce_sum(tf.random.stateless_uniform([size], [1, 2]))
+        allocated = tf.reduce_sum(tf.random.stateless_uniform([size], [1, 2]))
         loss, gradients = original(self, x, y, weight, total)
-        return loss + tf.minimum(kept, 0.0), gradients
+        return loss + tf.minimum(allocated, 0.0), gradients
 
-    monkeypatch.setattr(Model, "_gradients", hungry)
+    monkeypatch.setattr(Model, "_gradients", allocating)
     with pytest.raises(UserError) as error:
         run(config, tmp_path / "run")
     text = str(error.value)
     assert "out of memory with 20 rows of 1" in text
     assert "the largest size that worked is 5: set train.micro_batch: 5, or auto" in text
-    result = run(config, tmp_path / "less", train={"micro_batch": 5})
+    result = run(config, tmp_path / "micro", train={"micro_batch": 5})
     assert result.metrics["steps"] == 10
 
 
-def test_out_of_memory_outside_of_a_step_is_a_line():
+def test_out_of_memory_outside_of_a_step_is_a_user_error():
     line = r"^out of memory: a tensor of 1048576 x 67108864 on .*CPU"
     with pytest.raises(UserError, match=line), memory.out_of_memory_errors():
         tf.ones([1 << 20, 1 << 26])
@@ -244,68 +246,66 @@ def test_out_of_memory_outside_of_a_step_is_a_line():
         1 / 0  # noqa: B018
 
 
-def test_what_a_failed_step_left_is_not_in_the_way_of_the_next(config, tmp_path, monkeypatch):
-    rehearse, failures = dry_run._dry_step, []
+def test_a_failed_dry_run_does_not_break_the_next(config, tmp_path, monkeypatch):
+    original, failures = dry_run._dry_step, []
 
-    def leaving(model, feed):
-        """As TensorFlow does where temporary variables of the failed graph are still there."""
+    def failing(model, pipeline):
+        """Fail as TensorFlow does while temporary variables of a failed graph still exist."""
         if not failures:
             failures.append(model.again)
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
         if model.again == 0:
             failures.append(model.again)
             raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
-        rehearse(model, feed)
+        original(model, pipeline)
 
-    monkeypatch.setattr(dry_run, "_dry_step", leaving)
+    monkeypatch.setattr(dry_run, "_dry_step", failing)
     with pytest.raises(UserError, match="the largest size that worked is 10"):
         run(config, tmp_path / "run")
     assert len(failures) == 2
 
 
-def test_the_rehearsal_changes_nothing(with_dropout, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(dry_run, "_dry_step", lambda model, feed: None)
+def test_the_dry_run_changes_nothing(with_dropout, config, tmp_path, monkeypatch):
+    monkeypatch.setattr(dry_run, "_dry_step", lambda model, pipeline: None)
     without = run(config, tmp_path / "without", **DROPOUT_ONE_SHAPE)
     assert largest_difference(with_dropout, without) == 0
 
 
 @pytest.fixture
-def poisoned(monkeypatch):
-    """The third batch of an iteration has weights that are not numbers."""
+def third_batch_nan(monkeypatch):
+    """Give the third batch of an iteration weights of NaN."""
     original = batches.dataset
 
     def dataset(*arguments):
-        def poison(at, element):
+        def poison(index, element):
             inputs, labels, weight = element
-            return inputs, labels, tf.where(at == 2, float("nan"), weight)
+            return inputs, labels, tf.where(index == 2, float("nan"), weight)
 
         return original(*arguments).enumerate().map(poison)
 
     monkeypatch.setattr(batches, "dataset", dataset)
 
 
-def test_a_loss_that_is_not_finite_stops_with_its_rows(config, tmp_path, poisoned):
+def test_a_non_finite_loss_stops_and_names_the_rows(config, tmp_path, third_batch_nan):
     changes = {"checkpoint": {"every": "2 steps"}}
     with pytest.raises(UserError) as error:
         run(config, tmp_path / "run", train=changes)
     assert "the loss is nan at step 3; lower optimizer.learning_rate" in str(error.value)
     assert "The last checkpoint is kept (the batch: rows " in str(error.value)
-    kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
-    assert kept == ["step_00000002"]
+    checkpoints = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert checkpoints == ["step_00000002"]
 
 
-def test_it_may_be_left_out(config, tmp_path, poisoned, capfd):
+def test_a_batch_with_a_non_finite_loss_can_be_skipped(config, tmp_path, third_batch_nan, capfd):
     result = run(config, tmp_path / "run", train={"skip_non_finite": 1})
-    assert (
-        "the loss is nan at step 3: left out, 1 of at most 1 (the batch" in capfd.readouterr().err
-    )
+    assert "the loss is nan at step 3: skipped, 1 of at most 1 (the batch" in capfd.readouterr().err
     assert result.metrics["steps"] == 10
     assert all(np.isfinite(value).all() for value in weights(result).values())
-    assert all(np.isfinite(list(line.values())).all() for line in logged(result))
+    assert all(np.isfinite(list(entry.values())).all() for entry in logged_entries(result))
 
 
-def appears(monkeypatch, name, step, workdir):
-    """A file in the run directory after a step."""
+def create_file_after_step(monkeypatch, name, step, workdir):
+    """Create a file in the run directory after a step."""
     original = Save.on_train_batch_end
 
     def on_train_batch_end(self, batch, logs=None):
@@ -313,35 +313,35 @@ def appears(monkeypatch, name, step, workdir):
             (workdir / name).touch()
         original(self, batch, logs)
 
-    monkeypatch.setattr(Interrupt, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(Interrupt, "POLL_SECONDS", 0.0)
     monkeypatch.setattr(Save, "on_train_batch_end", on_train_batch_end)
 
 
-def test_a_file_stops_the_run(plain, plain_config, tmp_path, monkeypatch):
+def test_a_stop_file_stops_the_run(plain, plain_config, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     with monkeypatch.context() as patch:
-        appears(patch, "STOP", 2, workdir)  # no step at which a checkpoint is due
+        create_file_after_step(patch, "STOP", 2, workdir)  # no step at which a checkpoint is due
         with pytest.raises(Interrupted, match="interrupted at step 2 of 10, which is saved"):
             run(plain_config, workdir)
     assert not (workdir / "STOP").exists()
     assert largest_difference(plain, run(plain_config, workdir)) == 0
 
 
-def test_a_file_saves_the_run(config, tmp_path, monkeypatch, capfd):
+def test_a_save_file_saves_and_the_run_continues(config, tmp_path, monkeypatch, capfd):
     workdir = tmp_path / "run"
-    appears(monkeypatch, "SAVE", 3, workdir)
+    create_file_after_step(monkeypatch, "SAVE", 3, workdir)
     changes = {"checkpoint": {"every": "1 epochs", "keep": 9}, "cache_features": False}
     run(config, workdir, train=changes, method={"name": "head"})
-    assert "saved at step 3, as asked" in capfd.readouterr().err
+    assert "saved at step 3 on request" in capfd.readouterr().err
     names = sorted(path.name for path in (workdir / "checkpoints").iterdir())
     assert names == [f"step_{step:08d}" for step in (3, 5, 10)]
 
 
-def test_checkpoints_by_the_clock(observed):
+def test_checkpoints_at_wall_clock_intervals(observed):
     assert len(list((observed.workdir / "checkpoints").iterdir())) == 10
 
 
-def test_a_profile_of_some_steps(observed):
+def test_a_profile_is_written(observed):
     assert list((observed.workdir / "profile").rglob("*.xplane.pb"))
 
 
@@ -358,19 +358,19 @@ def test_remat_and_xla_from_the_config(with_dropout, config, tmp_path, capfd):
         run(config, tmp_path / "typo", train={"remat": ["block_7"]})
 
 
-def test_without_determinism_it_trains_the_same(plain, plain_config, tmp_path):
-    """In a process of its own: once on, determinism stays on."""
-    path, workdir = tmp_path / "config.yaml", tmp_path / "loose"
+def test_without_determinism_it_trains_the_same_model(plain, plain_config, tmp_path):
+    """Use a new process, because determinism cannot be switched off in this one."""
+    path, workdir = tmp_path / "config.yaml", tmp_path / "nondeterministic"
     path.write_text(yaml.safe_dump(plain_config))
     command = [sys.executable, "-m", "tfft.cli", "train", f"--config={path}"]
     command += [f"--workdir={workdir}", "--set=train.deterministic=false"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert process.returncode == 0, process.stderr
     assert largest_difference(plain, tfft.load(workdir)) < 1e-5
 
 
 def test_a_static_shape_keeps_the_mean(plain):
-    """What a TPU would get: one shape, filler rows that count nothing."""
+    """A TPU gets one shape, with filler rows of weight 0."""
     train = plain.datasets.train
     plan = batches.plan(train.lengths, 20, batches.widths(train.lengths, 1), 0, 0)
     shape = (10, 16)
@@ -378,29 +378,30 @@ def test_a_static_shape_keeps_the_mean(plain):
         pieces = batches.Pieces((replica,), 2)
         weights = np.ones(len(train), np.float32)
         rows = batches.Tokens(train, 0)
-        made = batches.dataset(rows, train.labels, weights, plan, pieces, shape)
-        assert made.element_spec[0]["token_ids"].shape == shape
-        elements = list(made)
+        dataset = batches.dataset(rows, train.labels, weights, plan, pieces, shape)
+        assert dataset.element_spec[0]["token_ids"].shape == shape
+        elements = list(dataset)
         assert len(elements) == len(plan)
         for batch, (inputs, labels, weight) in zip(plan, elements, strict=True):
-            own = next(pieces.cut(batch)).positions
+            positions = next(pieces.cut(batch)).positions
             assert inputs["token_ids"].shape == shape
             assert (inputs["padding_mask"].numpy().sum(axis=1) > 0).all()
-            # The mean over all 20 places is that over the rows that there are.
-            assert weight.numpy().sum() / 20 == pytest.approx(len(own) / len(batch.positions))
-            assert (weight.numpy()[len(own) :] == 0).all()
-            np.testing.assert_array_equal(labels[: len(own)], train.labels[own])
+            # The mean over all 20 slots equals the mean over the actual rows.
+            share = len(positions) / len(batch.positions)
+            assert weight.numpy().sum() / 20 == pytest.approx(share)
+            assert (weight.numpy()[len(positions) :] == 0).all()
+            np.testing.assert_array_equal(labels[: len(positions)], train.labels[positions])
 
 
 def test_killed_after_the_last_step_it_writes_the_last_weights(tiny, tmp_path):
-    """Nothing is validated, so that best/ holds the weights before training until the end."""
+    """Without validation, best/ holds the untrained weights until the end."""
     config = one_epoch(tiny, tmp_path, method={"name": "head"}, export={"enabled": False})
-    whole = run(config, tmp_path / "whole")
-    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    undisturbed = run(config, tmp_path / "undisturbed")
+    shutil.copytree(tmp_path / "undisturbed", tmp_path / "killed")
     (tmp_path / "killed" / "metrics.json").unlink()
     path = tmp_path / "killed" / "best" / "weights.safetensors"
-    before = load_file(path)
-    save_file({name: np.zeros_like(value) for name, value in before.items()}, path)
+    expected = load_file(path)
+    save_file({name: np.zeros_like(value) for name, value in expected.items()}, path)
     resumed = run(config, tmp_path / "killed")
-    assert largest_difference(whole, resumed) == 0
-    np.testing.assert_equal(load_file(path), before)
+    assert largest_difference(undisturbed, resumed) == 0
+    np.testing.assert_equal(load_file(path), expected)

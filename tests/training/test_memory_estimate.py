@@ -1,4 +1,4 @@
-"""The memory estimate: exact where it can be, and less where less moves."""
+"""The memory estimate: exact for weights, gradients and slots; less for fewer trainable layers."""
 
 import pytest
 import tensorflow as tf
@@ -9,45 +9,45 @@ from tfft.training import memory_estimate, setup
 MIB = 2**20
 
 
-def of(config, tmp_path, rows=16, width=16, **method):
+def estimate_of(config, tmp_path, rows=16, width=16, **method):
     result, *_ = setup.prepare(parse({**config, "method": method}), tmp_path)
     return memory_estimate.step(result.model, rows, width), result.model
 
 
 def test_weights_gradients_and_slots_are_exact(config, tmp_path):
-    found, model = of(config, tmp_path, name="full")
+    estimate, model = estimate_of(config, tmp_path, name="full")
     parameters = model.count_params()
-    assert found["weights"] == found["gradients"] == 4 * parameters
+    assert estimate["weights"] == estimate["gradients"] == 4 * parameters
     # Two moments, and the count of steps.
-    assert 0 < found["optimizer"] - 8 * parameters < 64
+    assert 0 < estimate["optimizer"] - 8 * parameters < 64
 
 
-def test_a_student_and_a_doubled_batch(config, tmp_path):
-    plain, _ = of(config, tmp_path, name="full")
+def test_distillation_needs_no_more_activations_and_r_drop_does(config, tmp_path):
+    plain, _ = estimate_of(config, tmp_path, name="full")
     config["regularization"] = {"distillation": {"teacher": "runs/none"}}
-    student, _ = of(config, tmp_path, name="full")
+    student, _ = estimate_of(config, tmp_path, name="full")
     assert student["activations"] == pytest.approx(plain["activations"], rel=0.05)
     config["regularization"] = {"r_drop": {}}
-    doubled, _ = of(config, tmp_path, name="full")
+    doubled, _ = estimate_of(config, tmp_path, name="full")
     assert doubled["activations"] > 1.5 * plain["activations"]
 
 
-def test_less_where_less_moves(config, tmp_path):
-    full, _ = of(config, tmp_path, name="full")
-    top, _ = of(config, tmp_path, name="top", stages=1)
-    head, _ = of(config, tmp_path, name="head")
+def test_fewer_trainable_stages_need_less_memory(config, tmp_path):
+    full, _ = estimate_of(config, tmp_path, name="full")
+    top, _ = estimate_of(config, tmp_path, name="top", stages=1)
+    head, _ = estimate_of(config, tmp_path, name="head")
     for key in ("gradients", "optimizer", "activations"):
         assert full[key] > top[key] > head[key], key
 
 
 def test_activations_grow_with_the_batch(config, tmp_path):
-    small, _ = of(config, tmp_path, rows=32, name="lora")
-    large, _ = of(config, tmp_path, rows=128, name="lora")
+    small, _ = estimate_of(config, tmp_path, rows=32, name="lora")
+    large, _ = estimate_of(config, tmp_path, rows=128, name="lora")
     assert large["activations"] == pytest.approx(4 * small["activations"], rel=0.1)
 
 
-def test_the_walk_on_a_graph_of_which_the_peak_is_known():
-    """a, b and their product are alive at once; then the sum alone."""
+def test_peak_of_a_graph_with_a_known_peak():
+    """Three matrices are alive at once: a, b and their product."""
 
     @tf.function(autograph=False)
     def function(x):
@@ -57,15 +57,15 @@ def test_the_walk_on_a_graph_of_which_the_peak_is_known():
         return tf.reduce_sum(c)
 
     graph = function.get_concrete_function(tf.TensorSpec([1024, 1024], tf.float32)).graph
-    # The input, which belongs to the caller, counts until it was last read.
+    # The input, which belongs to the caller, counts until its last reader.
     assert memory_estimate.peak(graph) == pytest.approx(12 * MIB, rel=0.01)
 
 
-def test_what_is_not_needed_is_not_counted():
+def test_pruned_operations_are_not_counted():
     @tf.function(autograph=False)
     def function(x):
         tf.matmul(x, x, name="unused")
         return tf.reduce_sum(x)
 
     graph = function.get_concrete_function(tf.TensorSpec([256, 256], tf.float32)).graph
-    assert not [o for o in memory_estimate._needed(graph) if o.type == "MatMul"]
+    assert not [o for o in memory_estimate._executed(graph) if o.type == "MatMul"]

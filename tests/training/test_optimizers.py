@@ -1,4 +1,4 @@
-"""Schedules against transformers' formulas; decay, clipping and factors against numpy."""
+"""Schedules against transformers' formulas; optimizer updates against numpy, Keras and PyTorch."""
 
 from pathlib import Path
 
@@ -70,8 +70,8 @@ def test_adamw_step_against_numpy():
     np.testing.assert_allclose(bias.value, expected[1], rtol=1e-5)
 
 
-def after_steps(optimizer, gradients):
-    """Two kernels after a step with each gradient, in a graph that is traced anew for the last."""
+def train_kernels(optimizer, gradients):
+    """Return two kernels after a step with each gradient; the last step is traced again."""
     kernels = [variables()[0], variables()[0]]
     optimizer.build(kernels)
 
@@ -87,69 +87,72 @@ def after_steps(optimizer, gradients):
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 @pytest.mark.parametrize("amsgrad", [False, True])
-def test_what_is_computed_once_a_step_is_kerass_update_to_the_bit(name, amsgrad):
-    """In a graph, from which the shared operations are not to leak into the next step."""
+def test_the_shared_bias_correction_is_bit_identical_to_keras(name, amsgrad):
+    """Two graphs, because shared tensors must not leak from one into the next."""
     gradients = np.random.default_rng(0).normal(size=(5, 2, 2)).astype(np.float32)
     settings = {"beta_1": 0.8, "beta_2": 0.95, "epsilon": 1e-6}
     keras_class = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name]
     decay = {"weight_decay": 0.1} if name == "adamw" else {}
     reference = keras_class(0.05, amsgrad=amsgrad, **settings, **decay)
-    ours = build(name=name, learning_rate=0.05, options={"amsgrad": amsgrad}, **settings, **decay)
-    assert isinstance(ours, optimizers.SharedBiasCorrection)
-    expected, kernels = after_steps(reference, gradients), after_steps(ours, gradients)
+    optimizer = build(
+        name=name, learning_rate=0.05, options={"amsgrad": amsgrad}, **settings, **decay
+    )
+    assert isinstance(optimizer, optimizers.SharedBiasCorrection)
+    expected, kernels = train_kernels(reference, gradients), train_kernels(optimizer, gradients)
     np.testing.assert_array_equal(kernels, expected)
 
 
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
 def test_factor_scales_the_update(name):
-    first, second = variables()[0], variables()[0]
-    mask = Mask((), {second.path: 0.25})
-    second_only = build(mask, name=name, learning_rate=0.1, weight_decay=0.0)
-    plain = build(name=name, learning_rate=0.1, weight_decay=0.0)
+    plain, scaled = variables()[0], variables()[0]
+    mask = Mask((), {scaled.path: 0.25})
+    scaled_optimizer = build(mask, name=name, learning_rate=0.1, weight_decay=0.0)
+    plain_optimizer = build(name=name, learning_rate=0.1, weight_decay=0.0)
     gradient = np.ones((2, 2), np.float32)
-    plain.apply([gradient], [first])
-    second_only.apply([gradient], [second])
-    moved = 2.0 - np.asarray(first.value), 2.0 - np.asarray(second.value)
-    np.testing.assert_allclose(moved[1], 0.25 * moved[0], rtol=1e-5)
+    plain_optimizer.apply([gradient], [plain])
+    scaled_optimizer.apply([gradient], [scaled])
+    updates = 2.0 - np.asarray(plain.value), 2.0 - np.asarray(scaled.value)
+    np.testing.assert_allclose(updates[1], 0.25 * updates[0], rtol=1e-5)
 
 
-GOLDEN = Path(__file__).parent / "golden" / "optim.npz"
+GOLDEN = Path(__file__).parents[1] / "golden" / "optim.npz"
 STAGES = tuple(Stage(name, f"{name}/") for name in ("embeddings", "block_0", "head"))
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine", "constant", "polynomial"])
 def test_layer_decay_schedule_clipping_and_adamw_against_pytorch(kind):
-    """Every step of torch.optim.AdamW with transformers' schedule (reference/make_golden_optim)."""
+    """Compare with torch.optim.AdamW and transformers' schedules (reference/make_golden_optim)."""
     golden = np.load(GOLDEN)
     start = {k.split("|")[1]: golden[k] for k in golden.files if k.startswith("start|")}
-    made = {}
+    model_variables = {}
     for path, value in start.items():
         stage, layer, name = path.split("/")
         with keras.name_scope(stage), keras.name_scope(layer):
-            made[path] = keras.Variable(value, name=name)
-    assert [v.path for v in made.values()] == list(start)
-    plain = masks.decide([(p, v.size) for p, v in start.items()], STAGES, (Rule("*", True),))
-    course = single(masks.layer_decay(plain, STAGES, 0.5), 24)
-    assert set(course.mask.learning_rates.values()) == {0.25, 0.5}
+            model_variables[path] = keras.Variable(value, name=name)
+    assert [v.path for v in model_variables.values()] == list(start)
+    mask = masks.decide([(p, v.size) for p, v in start.items()], STAGES, (Rule("*", True),))
+    schedule = single(masks.layer_decay(mask, STAGES, 0.5), 24)
+    assert set(schedule.mask.learning_rates.values()) == {0.25, 0.5}
     config = OptimizerConfig(
         learning_rate=0.05, schedule=kind, warmup="5 steps", weight_decay=0.1, power=2.0
     )
-    optimizer = optimizers.build(config, course, 8)
-    optimizer.build(list(made.values()))
+    optimizer = optimizers.build(config, schedule, 8)
+    values = list(model_variables.values())
+    optimizer.build(values)
     for step in range(24):
         assert float(optimizer.learning_rate) == pytest.approx(
             golden[f"{kind}|rates"][step], abs=1e-7
         )
-        gradients = [golden[f"gradient|{path}"][step] for path in made]
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], list(made.values()))
-        for path, variable in made.items():
+        gradients = [golden[f"gradient|{path}"][step] for path in model_variables]
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients], values)
+        for path, variable in model_variables.items():
             expected = golden[f"{kind}|{path}"][step]
-            # PyTorch adds 1e-6 to the norm that it clips by: 2e-6 of difference after 10 steps.
+            # PyTorch adds 1e-6 to the norm when clipping: a difference of 2e-6 after 10 steps.
             np.testing.assert_allclose(variable.value, expected, atol=1e-5, err_msg=path)
 
 
-def test_slanted_triangular_is_that_of_the_paper():
-    """Howard & Ruder 2018, equation 3."""
+def test_slanted_triangular_equals_the_paper():
+    """Compare with Howard & Ruder 2018, equation 3."""
     total, cut_share, ratio = 100, 0.1, 32
     schedule = optimizers.WarmUpAndDecay(0.01, "slanted_triangular", 10, total, 1 / ratio)
     cut = int(total * cut_share)
@@ -159,20 +162,20 @@ def test_slanted_triangular_is_that_of_the_paper():
         assert float(schedule(t)) == pytest.approx(expected, rel=1e-5)
 
 
-def test_schedules_one_after_another():
+def test_a_restarting_schedule_counts_from_each_start():
     parts = [
         optimizers.WarmUpAndDecay(1.0, "linear", 0, 4),
         optimizers.WarmUpAndDecay(0.1, "linear", 2, 6),
     ]
-    schedule = optimizers.OneAfterAnother([0, 4], parts)
-    found = [float(schedule(step)) for step in range(10)]
+    schedule = optimizers.RestartingSchedule([0, 4], parts)
+    actual = [float(schedule(step)) for step in range(10)]
     expected = [float(parts[0](s)) for s in range(4)] + [float(parts[1](s)) for s in range(6)]
-    assert found == pytest.approx(expected)
+    assert actual == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
 def test_every_keras_optimizer(name):
-    """It trains, knows the factors, and refuses an option that it does not have."""
+    """Each optimizer trains, takes factors, and refuses an unknown option."""
     variables_ = variables()
     mask = Mask((), {variables_[1].path: 0.5})
     optimizer = build(mask, name=name, learning_rate=0.01, weight_decay=0.0)
@@ -191,8 +194,8 @@ def test_options_reach_the_optimizer():
         build(name="sgd", momentum=0.5, options={"momentum": 2.0})
 
 
-def test_a_variable_that_starts_later_has_its_own_bias_correction():
-    """Adam's first update is the rate, whatever has gone before."""
+def test_a_variable_that_starts_later_has_a_separate_bias_correction():
+    """Adam's first update has the size of the learning rate, at any step."""
     early, late = variables()[0], variables()[0]
     optimizer = build(name="adam", learning_rate=0.1)
     optimizer.starts = {late.path: 2}
@@ -200,13 +203,13 @@ def test_a_variable_that_starts_later_has_its_own_bias_correction():
     gradient = keras.ops.ones((2, 2))
     for _ in range(2):
         optimizer.apply([gradient], [early])
-    before = np.array(late.value)
+    start = np.array(late.value)
     optimizer.apply([gradient, gradient], [early, late])
-    np.testing.assert_allclose(before - np.asarray(late.value), 0.1, rtol=1e-4)
+    np.testing.assert_allclose(start - np.asarray(late.value), 0.1, rtol=1e-4)
 
 
 def test_stochastic_weight_averaging():
-    """The mean of the weights after steps 4, 6, 8, 10; before that the weights themselves."""
+    """The average is the mean of the weights after steps 4, 6, 8, 10; earlier, the weights."""
     kernel = keras.Variable(np.zeros((1, 1), np.float32), name="kernel")
     optimizer = build(
         name="sgd",
@@ -216,17 +219,17 @@ def test_stochastic_weight_averaging():
         swa={"start": "4 steps", "every": "2 steps"},
     )
     optimizer.build([kernel])
-    seen = {}
+    weights = {}
     for step in range(1, 11):
         optimizer.apply([keras.ops.full((1, 1), -float(step))], [kernel])
-        seen[step] = float(kernel.value[0, 0])
+        weights[step] = float(kernel.value[0, 0])
         average = float(optimizer._model_variables_moving_average[0][0, 0])
-        taken = [seen[s] for s in (4, 6, 8, 10) if s <= step]
-        assert average == pytest.approx(np.mean(taken) if taken else seen[step])
+        averaged = [weights[s] for s in (4, 6, 8, 10) if s <= step]
+        assert average == pytest.approx(np.mean(averaged) if averaged else weights[step])
 
 
 def test_schedule_free_is_evaluated_at_the_average():
-    """x_t is the mean of z_1 ... z_t (Defazio et al. 2024, c = 1 / t)."""
+    """The average x_t is the mean of z_1 ... z_t (Defazio et al. 2024, c = 1 / t)."""
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
     model.compile(build(name="schedule_free_adamw", learning_rate=0.1, weight_decay=0.0))
     model.optimizer.build(model.trainable_variables)

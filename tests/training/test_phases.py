@@ -1,4 +1,4 @@
-"""Phases of a training: what moves when, and that the step is traced anew only there."""
+"""Phases of a training: what is trainable when, and when the train step is traced again."""
 
 import contextlib
 import io
@@ -34,7 +34,7 @@ def config(tiny, tmp_path):
     return base_config(tiny, tmp_path)
 
 
-def trained(config, workdir, **method):
+def train_run(config, workdir, **method):
     config["method"] = method
     config["train"] |= {"epochs": 4}
     return tfft.train(config, workdir=workdir)
@@ -42,36 +42,37 @@ def trained(config, workdir, **method):
 
 @pytest.fixture(scope="module")
 def gradual(tiny_two_blocks, tmp_path_factory):
-    """A gradual run, what moved from which step on, when it was traced, and what it said."""
+    """A gradual run, its trainable stages by first step, its tracings and its log."""
     folder = tmp_path_factory.mktemp("gradual")
     config = base_config(tiny_two_blocks, folder)
     config["train"]["checkpoint"] = {"every": "1 steps", "keep": 30}
-    seen, traced = {}, []
-    original, enter = Model.make_train_function, loop._enter_phase
+    trainable, traced = {}, []
+    make_train_function, enter_phase = Model.make_train_function, loop._enter_phase
 
-    def make(self, force=False):
+    def recording_make(self, force=False):
         if force:
-            traced.append(len(seen))
-        return original(self, force)
+            traced.append(len(trainable))
+        return make_train_function(self, force)
 
-    def entered(result, feed, course, step):
-        seen[step] = {v.path.split("/")[0] for v in _after(enter, result, feed, course, step)}
+    def recording_enter(run, pipeline, schedule, step):
+        variables = trainable_after(enter_phase, run, pipeline, schedule, step)
+        trainable[step] = {v.path.split("/")[0] for v in variables}
 
-    def _after(function, result, *arguments):
-        function(result, *arguments)
-        return result.model.trainable_variables
+    def trainable_after(function, run, *arguments):
+        function(run, *arguments)
+        return run.model.trainable_variables
 
     err = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(err):
-        patch.setattr(Model, "make_train_function", make)
-        patch.setattr(loop, "_enter_phase", entered)
-        run = trained(config, folder / "run", name="gradual", factor=0.5)
-    return SimpleNamespace(run=run, seen=seen, traced=traced, err=err.getvalue())
+        patch.setattr(Model, "make_train_function", recording_make)
+        patch.setattr(loop, "_enter_phase", recording_enter)
+        run = train_run(config, folder / "run", name="gradual", factor=0.5)
+    return SimpleNamespace(run=run, trainable=trainable, traced=traced, err=err.getvalue())
 
 
 def test_gradual_unfreezes_top_down_and_traces_only_there(gradual):
-    """Steps 0, 6, 12, 18 of 24: head; top block and pooler; the other; embeddings."""
-    assert gradual.seen == {
+    """Steps 0, 6, 12, 18 of 24 add: head; top block and pooler; the other block; embeddings."""
+    assert gradual.trainable == {
         0: {"head"},
         6: {"head", "pooler", "block_1"},
         12: {"head", "pooler", "block_1", "block_0"},
@@ -86,22 +87,25 @@ def test_gradual_unfreezes_top_down_and_traces_only_there(gradual):
     assert "from step 7 on" in gradual.err
 
 
-def test_what_is_not_yet_unfrozen_does_not_move(gradual):
+def test_a_frozen_stage_does_not_change_until_its_phase(gradual):
     from safetensors.numpy import load_file
 
     folder = gradual.run.workdir / "checkpoints"
-    at = {s: load_file(folder / f"step_{s:08d}" / "state.safetensors") for s in (5, 6, 7, 12, 13)}
+    weights = {
+        step: load_file(folder / f"step_{step:08d}" / "state.safetensors")
+        for step in (5, 6, 7, 12, 13)
+    }
     kernel = "block_0/up/kernel"
     for step in (6, 7, 12):
-        np.testing.assert_array_equal(at[step][kernel], at[5][kernel])
-    assert np.abs(at[13][kernel] - at[12][kernel]).max() > 0
+        np.testing.assert_array_equal(weights[step][kernel], weights[5][kernel])
+    assert np.abs(weights[13][kernel] - weights[12][kernel]).max() > 0
     top = "block_1/up/kernel"
-    np.testing.assert_array_equal(at[6][top], at[5][top])
-    assert np.abs(at[7][top] - at[6][top]).max() > 0
+    np.testing.assert_array_equal(weights[6][top], weights[5][top])
+    assert np.abs(weights[7][top] - weights[6][top]).max() > 0
 
 
-def test_a_plan_of_ones_own(config, tmp_path):
-    run = trained(
+def test_an_explicit_plan(config, tmp_path):
+    run = train_run(
         config,
         tmp_path / "run",
         name="gradual",
@@ -116,14 +120,14 @@ def test_a_plan_of_ones_own(config, tmp_path):
 
 
 def test_lp_ft_has_two_schedules(config, tmp_path):
-    run = trained(config, tmp_path / "run", name="lp_ft", probe="50%", probe_learning_rate=0.5)
-    rate = run.model.optimizer._learning_rate
-    assert rate.starts == [0, 12]
-    assert [s.peak for s in rate.schedules] == [0.5, 1e-3]
-    assert [s.total for s in rate.schedules] == [12, 12]
+    run = train_run(config, tmp_path / "run", name="lp_ft", probe="50%", probe_learning_rate=0.5)
+    schedule = run.model.optimizer._learning_rate
+    assert schedule.starts == [0, 12]
+    assert [s.peak for s in schedule.schedules] == [0.5, 1e-3]
+    assert [s.total for s in schedule.schedules] == [12, 12]
 
 
-def test_a_phase_that_never_begins_is_said(config, tmp_path, capfd):
+def test_a_phase_that_is_never_reached_is_logged(config, tmp_path, capfd):
     config["train"]["epochs"] = 2
     config["method"] = {"name": "gradual"}
     tfft.train(config, workdir=tmp_path / "run")
@@ -132,22 +136,22 @@ def test_a_phase_that_never_begins_is_said(config, tmp_path, capfd):
     )
 
 
-def test_course():
-    stretches = tuple(phases.SchedulePhase(s, None) for s in (0, 5, 9))
-    course = phases.TrainingSchedule(stretches, 12, None, {})
-    assert [course.at(s).start for s in (0, 4, 5, 8, 9, 11)] == [0, 0, 5, 5, 9, 9]
-    assert [course.until(s) for s in (0, 4, 5, 9, 11)] == [5, 5, 9, 12, 12]
+def test_a_schedule_finds_the_phase_of_a_step_and_its_end():
+    schedule_phases = tuple(phases.SchedulePhase(s, None) for s in (0, 5, 9))
+    schedule = phases.TrainingSchedule(schedule_phases, 12, None, {})
+    assert [schedule.at(s).start for s in (0, 4, 5, 8, 9, 11)] == [0, 0, 5, 5, 9, 9]
+    assert [schedule.until(s) for s in (0, 4, 5, 9, 11)] == [5, 5, 9, 12, 12]
 
 
 @pytest.mark.parametrize("decay", [0.5])
 def test_layer_decay_counts_from_the_head(config, tiny_two_blocks, tmp_path, decay):
     config["model"]["backbone"] = f"hf:{tiny_two_blocks}"
     config["optimizer"] = {"layer_decay": decay}
-    run, data, _, course = setup.prepare(parse(config), tmp_path)
-    run_directory.describe(run, data, course)
+    run, data, _, schedule = setup.prepare(parse(config), tmp_path)
+    run_directory.describe(run, data, schedule)
     rows = (run.workdir / "mask.txt").read_text().splitlines()
-    found = {line.split()[0]: line.split()[-1] for line in rows[1:6]}
-    assert found == {
+    factors = {line.split()[0]: line.split()[-1] for line in rows[1:6]}
+    assert factors == {
         "embeddings": "0.125",
         "block_0": "0.25",
         "block_1": "0.5",

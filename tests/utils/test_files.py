@@ -85,7 +85,7 @@ def hidden(folder):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from tfft import files
+from tfft.utils import files
 with files.temporary_folder(Path(sys.argv[1]), "export") as folder:
     (folder / "half").write_text("x")
     print(folder.name, flush=True)
@@ -103,7 +103,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         cwd=ROOT,
     ) as process:
         left = process.stdout.readline().strip()
-        time.sleep(files._STARTING)
+        time.sleep(files._LOCK_DELAY)
         with files.temporary_folder(tmp_path, "export"):
             assert left in hidden(tmp_path)  # its process runs
     assert hidden(tmp_path) == [left]

@@ -1,4 +1,4 @@
-"""The whole YAML as one typed, strict object. Importing this loads no TensorFlow."""
+"""The config: the YAML as a strict, typed object. Loads no TensorFlow."""
 
 from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Duration, Interval, Section

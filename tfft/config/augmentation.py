@@ -1,4 +1,4 @@
-"""Section `augmentation`: how training pictures are changed, anew in each epoch."""
+"""Section `augmentation`: random changes to the training images, drawn again in each epoch."""
 
 from typing import Annotated, Literal
 
@@ -10,10 +10,14 @@ Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Crop(Section):
-    """A random part of each picture, resized (Szegedy et al. 2015, section 6)."""
+    """A random crop of each image, resized (Szegedy et al. 2015, section 6)."""
 
-    area: tuple[Share, Share] = Field((0.35, 1.0), description="share of the picture that is kept")
-    ratio: tuple[float, float] = Field((0.75, 4 / 3), description="width over height of the part")
+    area: tuple[Share, Share] = Field(
+        (0.35, 1.0), description="lowest and highest area of the crop, as a share of the image"
+    )
+    ratio: tuple[float, float] = Field(
+        (0.75, 4 / 3), description="lowest and highest width / height of the crop"
+    )
 
     @field_validator("area", "ratio")
     @classmethod
@@ -24,54 +28,63 @@ class Crop(Section):
 
 
 class RandAugment(Section):
-    """Several operations, drawn for each batch (Cubuk et al. 2020), by keras.layers.RandAugment."""
+    """Random operations, drawn for each batch (Cubuk et al. 2020), by keras.layers.RandAugment."""
 
-    layers: int = Field(2, ge=1, le=10, description="operations one after another")
-    magnitude: float = Field(0.5, ge=0, le=1, description="how strong they are")
+    layers: int = Field(2, ge=1, le=10, description="number of operations in sequence")
+    magnitude: float = Field(0.5, ge=0, le=1, description="strength of the operations")
 
 
 class AugmentationConfig(Section):
-    """All off by default; only training pictures are changed."""
+    """Random changes to the training images; all are off by default."""
 
     flip: Literal["horizontal", "vertical", "both"] | None = None
     crop: Crop | None = None
-    rotation: float = Field(0.0, ge=0, le=180, description="degrees at most, to either side")
-    brightness: float = Field(0.0, ge=0, le=1, description="strongest change, as a share")
+    rotation: float = Field(0.0, ge=0, le=180, description="largest angle, in degrees")
+    brightness: float = Field(
+        0.0, ge=0, le=1, description="largest change, as a share of the range"
+    )
     contrast: float = Field(0.0, ge=0, le=1)
     saturation: float = Field(0.0, ge=0, le=1)
     hue: float = Field(0.0, ge=0, le=1)
     rand_augment: RandAugment | None = None
     erasing: float = Field(
-        0.0, ge=0, le=1, description="share of the pictures in which a rectangle is blanked"
+        0.0, ge=0, le=1, description="probability that a rectangle of an image is blanked"
     )
     mixup: float = Field(
-        0.0, ge=0, description="alpha; 0.2: pictures are mixed in pairs, and labels"
+        0.0, ge=0, description="alpha, e.g. 0.2; images and labels are mixed in pairs"
     )
     cutmix: float = Field(
-        0.0, ge=0, description="alpha; 1: a rectangle comes from another picture, and its label"
+        0.0,
+        ge=0,
+        description="alpha, e.g. 1; a rectangle of an image and a share of its label come from "
+        "another one",
     )
     variants: int | None = Field(
         None,
         ge=1,
         le=64,
-        description="so many draws of each picture go through the frozen stages once, and are "
-        "taken in turn (train.cache_features); default: always anew, and no cache",
+        description="number of variants of each image that are drawn once, whose features are "
+        "cached (train.cache_features), one of them for each epoch; default: draw in each epoch, "
+        "without a cache",
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "AugmentationConfig":
+    def _check_combinations(self) -> "AugmentationConfig":
         if self.mixup and self.cutmix:
-            raise ValueError("one of `mixup` and `cutmix`, not both")
+            raise ValueError("only one of `mixup` and `cutmix` can be set")
         if self.variants is not None and (self.mixup or self.cutmix):
-            raise ValueError("`variants` does not go with mixup and cutmix, which pair anew")
+            raise ValueError(
+                "`variants` cannot be combined with mixup or cutmix, which pair images in each "
+                "epoch"
+            )
         return self
 
     @property
     def any(self) -> bool:
-        """Whether a picture is changed at all."""
+        """Whether any augmentation is on."""
         return any(value for name, value in self if name != "variants" and value not in (None, 0.0))
 
     @property
     def mixes(self) -> bool:
-        """Whether rows are mixed, and so their labels."""
+        """Whether images and labels are mixed in pairs."""
         return bool(self.mixup or self.cutmix)

@@ -1,4 +1,4 @@
-"""The base of every section, and the value types that sections share."""
+"""The base class of the sections, and the value types that they share."""
 
 import math
 import re
@@ -20,7 +20,7 @@ from tfft.utils.reading import is_unicode
 
 
 class Section(BaseModel):
-    """A strict part of the YAML: unknown keys are errors, values never change."""
+    """Base class of a section of the YAML: unknown keys are errors, values are immutable."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
@@ -28,61 +28,69 @@ class Section(BaseModel):
 
     @model_validator(mode="after")
     def _within_bounds(self) -> "Section":
-        """Integers fit those of the libraries; texts and numbers can be written and read again."""
+        """Check that values fit the libraries' int32 and that `dump` can write them."""
         for name, value in self:
-            for one in _plain_values(value):
-                if isinstance(one, int) and abs(one) >= 2**31:
+            for scalar in _scalars(value):
+                if isinstance(scalar, int) and abs(scalar) >= 2**31:
                     raise ValueError(f"`{name}` must be an integer below 2,147,483,648")
-                if isinstance(one, float) and not math.isfinite(one):
-                    raise ValueError(f"`{name}` must be a finite number. Received: {one}")
-                if isinstance(one, str) and not is_unicode(one):
-                    raise ValueError(f"`{name}` holds a lone surrogate. Received: {one!r}")
+                if isinstance(scalar, float) and not math.isfinite(scalar):
+                    raise ValueError(f"`{name}` must be a finite number. Received: {scalar}")
+                if isinstance(scalar, str) and not is_unicode(scalar):
+                    raise ValueError(f"`{name}` holds a lone surrogate. Received: {scalar!r}")
         return self
 
 
-def _plain_values(value: Any) -> Iterator[Any]:
-    """The numbers and texts of nested lists and mappings."""
+def _scalars(value: Any) -> Iterator[Any]:
+    """Iterate over the scalars of nested lists and mappings, keys included."""
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     if isinstance(value, list | tuple):
         for part in value:
-            yield from _plain_values(part)
+            yield from _scalars(part)
     else:
         yield value
 
 
-LONGEST = 10**12  # of any unit
+MAX_VALUE = 10**12  # of any unit
 _DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(steps?|epochs?|%)\s*$")
 
 
 @dataclass(frozen=True)
 class Duration:
-    """A length of training with its unit, turned into steps once the data is known.
+    """A length of training with its unit, resolved to steps once the data is known.
 
     In YAML: `100 steps`, `0.5 epochs`, `10%` (of the whole training).
+
+    Attributes:
+        value: the number.
+        unit: `steps`, `epochs` or `%`.
     """
 
     value: float
-    unit: str  # "steps" | "epochs" | "%"
+    unit: str
 
     @classmethod
     def parse(cls, text: Any) -> "Duration":
-        """Read `100 steps`, `2 epochs` or `10%`; raises ValueError for anything else."""
+        """Parse `100 steps`, `2 epochs` or `10%`.
+
+        Raises:
+            ValueError: the text is anything else.
+        """
         if isinstance(text, cls):
             return text
         match = _DURATION.match(text) if isinstance(text, str) else None
         if match is None:
             raise ValueError("must be a number with its unit: '100 steps', '1 epochs' or '10%'")
         number, unit = match.groups()
-        if float(number) >= LONGEST:
-            raise ValueError(f"must be below {LONGEST:,}")
+        if float(number) >= MAX_VALUE:
+            raise ValueError(f"must be below {MAX_VALUE:,}")
         unit = {"step": "steps", "epoch": "epochs"}.get(unit, unit)
         if unit == "%" and float(number) > 100:
             raise ValueError("must be at most 100%")
         return cls(float(number), unit)
 
     def steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """The number of optimizer steps, rounded to the nearest whole one."""
+        """Return the number of optimizer steps, rounded to the nearest integer."""
         factor = {"steps": 1, "epochs": steps_per_epoch, "%": total_steps / 100}[self.unit]
         return round(self.value * factor)
 
@@ -108,30 +116,30 @@ _MINUTES = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(?:minutes?|min)\s*$")
 
 @dataclass(frozen=True)
 class Interval(Duration):
-    """A `Duration`, or `10 minutes` of wall-clock time."""
+    """A `Duration`, or a wall-clock time such as `10 minutes` (unit `minutes`)."""
 
     @classmethod
     def parse(cls, text: Any) -> "Interval":
-        """Read what `Duration` reads, or a number of minutes."""
+        """Parse what `Duration` parses, or a number of minutes."""
         if isinstance(text, cls):
             return text
         if match := _MINUTES.match(text) if isinstance(text, str) else None:
-            if not 0 < float(match[1]) < LONGEST:
-                raise ValueError(f"must be more than 0 minutes, and below {LONGEST:,}")
+            if not 0 < float(match[1]) < MAX_VALUE:
+                raise ValueError(f"must be more than 0 minutes, and below {MAX_VALUE:,}")
             return cls(float(match[1]), "minutes")
         try:
-            plain = Duration.parse(text)
+            duration = Duration.parse(text)
         except ValueError as error:
             raise ValueError(f"{error}, or '10 minutes'") from None
-        return cls(plain.value, plain.unit)
+        return cls(duration.value, duration.unit)
 
     @property
     def seconds(self) -> float | None:
-        """The wall-clock time, where it is one."""
+        """Wall-clock time in seconds; None if the unit is another."""
         return 60 * self.value if self.unit == "minutes" else None
 
     def steps(self, steps_per_epoch: int, total_steps: int) -> int:
-        """The number of steps; the whole training where it is a wall-clock time."""
+        """Return the number of steps; `total_steps` for a wall-clock time."""
         if self.unit == "minutes":
             return total_steps
         return super().steps(steps_per_epoch, total_steps)
@@ -142,10 +150,10 @@ class Interval(Duration):
         return {"type": "string", "pattern": pattern, "examples": ["100 steps", "10 minutes"]}
 
 
-def _of_time(value: Interval) -> Interval:
+def _require_minutes(value: Interval) -> Interval:
     if value.seconds is None:
         raise ValueError("must be minutes: '90 minutes'")
     return value
 
 
-Minutes = Annotated[Interval, AfterValidator(_of_time)]  # a wall-clock time
+Minutes = Annotated[Interval, AfterValidator(_require_minutes)]  # a wall-clock time

@@ -1,4 +1,4 @@
-"""Section `data`: where rows come from, which columns count, how they are split."""
+"""Section `data`: the sources of the rows, their columns and their splits."""
 
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -19,42 +19,46 @@ SUFFIXES = {
 }
 
 
-def _or_shorthand(schema: dict[str, Any]) -> None:
-    """Turn the schema of the long form into one of either form."""
+def _allow_shorthand(schema: dict[str, Any]) -> None:
+    """Extend the schema of the long form by a string, the shorthand."""
     examples = ["data.csv", "pictures/", "tfds:trec"]
-    long = dict(schema)
+    long_form = dict(schema)
     schema.clear()
-    schema["anyOf"] = [long, {"type": "string", "examples": examples}]
+    schema["anyOf"] = [long_form, {"type": "string", "examples": examples}]
 
 
 class Source(Section):
-    """One split's rows: a file, a glob, a list of them, folders of pictures, or a TFDS set."""
+    """The rows of a split: a file, a glob, a list of them, folders of images, or TFDS data."""
 
-    model_config = ConfigDict(json_schema_extra=_or_shorthand)
+    model_config = ConfigDict(json_schema_extra=_allow_shorthand)
 
     source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz"]
-    path: str | list[str] = Field(description="a path, a glob, a list; for tfds the set's name")
-    split: str | None = Field(None, description="tfds only: the set's split, e.g. train[:80%]")
-    data_dir: str | None = Field(None, description="tfds only: where sets are prepared")
-    encoding: str = Field("utf-8", description="of csv, tsv and jsonl files")
-    quoting: bool | None = Field(None, description="csv quotes; default: on for csv, off for tsv")
+    path: str | list[str] = Field(
+        description="a path, a glob, or a list of them; tfds: the name of the data set"
+    )
+    split: str | None = Field(None, description="tfds only: split, e.g. train[:80%]")
+    data_dir: str | None = Field(None, description="tfds only: folder of prepared data sets")
+    encoding: str = Field("utf-8", description="encoding of csv, tsv and jsonl files")
+    quoting: bool | None = Field(
+        None, description="whether cells may be quoted; default: on for csv, off for tsv"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
-        """`train: data.csv` and `train: tfds:trec` stand for the long form."""
+        """Expand `train: data.csv`, `train: folder/` and `train: tfds:trec` to the long form."""
         if not isinstance(value, str):
             return value
         if value.endswith("/"):
             return {"source": "images", "path": value}
         if value.startswith("tfds:"):
             return {"source": "tfds", "path": value.removeprefix("tfds:")}
-        kind = SUFFIXES.get(PurePath(value).suffix.lower())
-        if kind is None:
+        source = SUFFIXES.get(PurePath(value).suffix.lower())
+        if source is None:
             raise ValueError(
                 f"cannot tell the format from the name; write {{source: csv, path: {value}}}"
             )
-        return {"source": kind, "path": value}
+        return {"source": source, "path": value}
 
     @model_validator(mode="after")
     def _only_for_its_source(self) -> "Source":
@@ -69,10 +73,12 @@ class Source(Section):
 
 
 class Fraction(Section):
-    """A seeded, stratified share of the training rows."""
+    """A stratified random share of the training rows."""
 
     fraction: float = Field(gt=0, lt=1)
-    seed: int | None = Field(None, ge=0, lt=2**31, description="that draws it; default: train.seed")
+    seed: int | None = Field(
+        None, ge=0, lt=2**31, description="seed of the draw; default: train.seed"
+    )
 
 
 def _split_kind(value: Any) -> str:
@@ -88,30 +94,38 @@ Split = Annotated[
 
 
 class DataConfig(Section):
-    """The rows, their columns and their preparation."""
+    """The rows, their columns, labels and preparation."""
 
     train: Source
     validation: Split | None = Fraction(fraction=0.1)
     test: Split | None = None
-    text: str | int = Field("text", description="column: a name, or a number (no header)")
-    text_pair: str | int | None = Field(None, description="second text of a pair")
+    text: str | int = Field(
+        "text", description="column: a name, or a number in files without a header"
+    )
+    text_pair: str | int | None = Field(None, description="column of the second text of a pair")
     image: str | int = Field(
-        "image", description="column with the path of a picture, or, of tfds and npz, its pixels"
+        "image", description="column with the path of an image; tfds and npz: with its pixels"
     )
     label: str | int = "label"
     label_separator: str = Field(
-        "|", min_length=1, description="multi-label tasks: between the labels of a row"
+        "|", min_length=1, description="separator of the labels of a row, in multi-label tasks"
     )
     labels: list[str] | str | None = Field(
-        None, description="class names in order, or a file with one a line; default: by appearance"
+        None,
+        description="class names in order, or a file with a name in each line; default: in order "
+        "of appearance",
     )
-    max_length: int = Field(128, ge=4, description="tokens a row, special tokens included")
+    max_length: int = Field(
+        128, ge=4, description="largest number of tokens of a row, special tokens included"
+    )
     resize: Literal["crop", "stretch", "pad"] | None = Field(
-        None, description="how a picture gets its size; default: as the backbone's authors did"
+        None,
+        description="how an image gets the model's size; default: as in the backbone's own "
+        "preprocessing",
     )
     cache_images: bool | Literal["auto"] = Field(
         "auto",
-        description="keep decoded pictures on disk; auto: up to 4 GiB, if no random crop is wanted",
+        description="keep decoded images on disk; auto: up to 4 GiB, if there is no random crop",
     )
     on_bad_row: Literal["stop", "skip"] = "stop"
     cache_dir: str | None = Field(None, description="default: $TFFT_CACHE or ~/.cache/tfft")
@@ -124,26 +138,26 @@ class DataConfig(Section):
 
 
 def look_alike(labels: Iterable[str]) -> tuple[str, str] | None:
-    """Return the first two labels that differ in spaces or in Unicode's form at most."""
-    seen: dict[str, str] = {}
+    """Return the first two labels that differ only in spaces or Unicode normal form, or None."""
+    labels_by_form: dict[str, str] = {}
     for label in labels:
-        look = unicodedata.normalize("NFC", " ".join(label.split()))
-        if look in seen:
-            return seen[look], label
-        seen[look] = label
+        form = unicodedata.normalize("NFC", " ".join(label.split()))
+        if form in labels_by_form:
+            return labels_by_form[form], label
+        labels_by_form[form] = label
     return None
 
 
 def shown(label: str) -> str:
-    """Return a label as an error shows it, with what cannot be seen in it."""
+    """Return a label for an error message, with escapes of characters that cannot be seen."""
     return repr(label) if label.isascii() else f"{label!r} ({label!a})"
 
 
 def check_labels(labels: Sequence[str]) -> None:
-    """Refuse names of classes that are too few or look the same.
+    """Check that there are at least two class names, which look different.
 
     Raises:
-        ValueError: they are.
+        ValueError: there are fewer, or two of them look the same.
     """
     if len(labels) < 2:
         raise ValueError(f"`labels` must be at least two names. Received: {list(labels)}")

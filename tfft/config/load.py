@@ -1,4 +1,4 @@
-"""YAML and overrides in, a `Config` or all of its mistakes at once out."""
+"""Load a `Config` from YAML and overrides, or report all of its mistakes at once."""
 
 import re
 import reprlib
@@ -17,12 +17,12 @@ from tfft.config.tune import TuneConfig
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import read_text
 
-DEEPEST = 50  # sections within sections
-LONGEST = 1000  # characters of an error
+MAX_DEPTH = 50  # of nested sections
+MAX_LINE = 1000  # characters of an error line
 
 
 class Config(Section):
-    """One run: every section of the YAML, resolved."""
+    """The config of one run, with all sections resolved."""
 
     data: DataConfig
     model: sections.ModelConfig
@@ -40,34 +40,34 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _metric_of_the_task(cls, value: Any) -> Any:
-        """Where no metric is given it is the first that the task has."""
+    def _default_metric(cls, value: Any) -> Any:
+        """Set `train.metric` to the first metric of the task, unless the config sets it."""
         task = value.get("task") if isinstance(value, dict) else None
         train = (value.get("train") or {}) if isinstance(value, dict) else None
         name = task.get("name") if isinstance(task, dict) else None
-        known = isinstance(name, str) and name in sections.METRICS
-        if not known or not isinstance(train, dict) or "metric" in train:
+        is_task = isinstance(name, str) and name in sections.METRICS
+        if not is_task or not isinstance(train, dict) or "metric" in train:
             return value
         return {**value, "train": {**train, "metric": sections.METRICS[name][0]}}
 
     @model_validator(mode="after")
-    def _fits_the_task(self) -> "Config":
-        """The metric is one that the task has; what is of one class a row is not given for tags."""
+    def _check_task(self) -> "Config":
+        """Check that the task has the metric and supports the regularization."""
         name, metrics = self.task.name, sections.METRICS[self.task.name]
         if self.train.metric not in metrics:
             raise ValueError(
                 f"train.metric: {name} has {', '.join(metrics)}. Received: {self.train.metric}"
             )
-        regular = self.regularization
+        section = self.regularization
         if self.task.multi_label and (
-            regular.r_drop is not None or regular.distillation is not None
+            section.r_drop is not None or section.distillation is not None
         ):
-            raise ValueError(f"regularization: r_drop and distillation do not go with {name}")
+            raise ValueError(f"regularization: {name} supports neither r_drop nor distillation")
         return self
 
     @model_validator(mode="after")
-    def _columns_agree(self) -> "Config":
-        """The columns that the task reads; of others the resolved config holds the defaults."""
+    def _check_columns(self) -> "Config":
+        """Check the columns that the task reads; the others may hold their defaults."""
         data = self.data
         names = ("image",) if self.task.modality == "image" else ("text", "text_pair")
         columns = [c for n in (*names, "label") if (c := getattr(data, n)) is not None]
@@ -80,37 +80,42 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _of_one_modality(self) -> "Config":
-        """What is for pictures is not given for texts, and the other way round."""
+    def _check_modality(self) -> "Config":
+        """Check that no key for images is set in a text task, and the reverse."""
         task, data = self.task, self.data
         if self.augmentation.mixes and self.regularization.distillation is not None:
-            raise ValueError("augmentation: mixup and cutmix do not go with distillation")
+            raise ValueError("augmentation: mixup and cutmix cannot be combined with distillation")
         if task.modality == "text":
             if self.evaluate.test_time_augmentation != "none":
                 raise ValueError(
-                    f"evaluate.test_time_augmentation: is for pictures; task is {task.name}"
+                    f"evaluate.test_time_augmentation: is for images; task is {task.name}"
                 )
             if self.augmentation.any:
-                raise ValueError(f"augmentation: is for pictures; task is {task.name}")
+                raise ValueError(f"augmentation: is for images; task is {task.name}")
             sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
             for source in sources:
                 if source.source in ("images", "npz"):
                     raise ValueError(
-                        f"data: source {source.source} is for pictures; task is {task.name} "
-                        "(task: {name: image_classification} classifies pictures)"
+                        f"data: source {source.source} is for images; task is {task.name} "
+                        "(task: {name: image_classification} classifies images)"
                     )
         elif data.text_pair is not None:
-            raise ValueError(f"data.text_pair: is for texts; task is {task.name}")
+            raise ValueError(f"data.text_pair: is for text; task is {task.name}")
         return self
 
 
 def load(
     path: str | Path, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
 ) -> Config:
-    """Read a YAML file, apply `a.b=c` overrides and nested changes, validate everything.
+    """Read a YAML file, apply changes and overrides, and validate the result.
+
+    Args:
+        path: the YAML file.
+        overrides: texts such as `train.epochs=2`, applied after `changes`.
+        changes: nested values that replace those of the file, key by key.
 
     Raises:
-        UserError: with one line for each mistake.
+        UserError: the config has mistakes; one line for each.
     """
     return parse(read(path, overrides, changes), where=str(path))
 
@@ -118,10 +123,15 @@ def load(
 def read(
     path: str | Path, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The content of a YAML file with overrides and changes, not validated.
+    """Return the content of a YAML file with changes and overrides, not validated.
+
+    Args:
+        path: the YAML file.
+        overrides: see `load`.
+        changes: see `load`.
 
     Raises:
-        UserError: there is no such file, or it is no YAML.
+        UserError: the file does not exist or is not valid YAML, or an override is malformed.
     """
     path = Path(path)
     if not path.is_file():
@@ -138,21 +148,27 @@ def parse(
     changes: Mapping[str, Any] | None = None,
     where: str = "config",
 ) -> Config:
-    """Validate a nested mapping; `where` names it in the errors.
+    """Apply changes and overrides to a nested mapping and validate it.
+
+    Args:
+        raw: the content of a config.
+        overrides: see `load`.
+        changes: see `load`.
+        where: names the config in error messages, such as the path of the file.
 
     Raises:
-        UserError: with one line for each mistake.
+        UserError: the config has mistakes; one line for each.
     """
     raw = changed(raw, overrides, changes, where)
     if spaces := searches(raw):
-        lines = [f"{'.'.join(path)}: is a search space, which tfft tune runs" for path in spaces]
+        lines = [f"{'.'.join(path)}: is a search space, which needs tfft tune" for path in spaces]
         raise UserError("\n".join(f"{where}: {line}" for line in lines))
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        lines = _explained(error.errors(), raw)
+        lines = _error_lines(error.errors(), raw)
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
-    except UnicodeEncodeError:  # pydantic's, over a message that quotes the text
+    except UnicodeEncodeError:  # pydantic raises it for a message that quotes the text
         raise UserError(f"{where}: a text holds a lone surrogate") from None
 
 
@@ -162,14 +178,20 @@ def changed(
     changes: Mapping[str, Any] | None = None,
     where: str = "config",
 ) -> dict[str, Any]:
-    """A copy of a nested mapping with nested changes and `a.b=c` overrides.
+    """Return a copy of a nested mapping with changes and overrides applied.
+
+    Args:
+        raw: the content of a config.
+        overrides: see `load`.
+        changes: see `load`.
+        where: names the config in error messages.
 
     Raises:
-        UserError: it is no mapping, or an override is malformed.
+        UserError: `raw` is not a mapping, or an override is malformed.
     """
     if not isinstance(raw, Mapping):
-        sections_ = "must hold sections (data: ..., model: ...)"
-        raise UserError(f"{where}: {sections_}. Received: {_short(raw)}")
+        requirement = "must hold sections (data: ..., model: ...)"
+        raise UserError(f"{where}: {requirement}. Received: {_short(raw)}")
     copy = _merge(_copy(raw), _copy(changes or {}))
     for override in overrides:
         _override(copy, override)
@@ -177,74 +199,84 @@ def changed(
 
 
 def searches(raw: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Mapping[str, Any]]:
-    """The search spaces that stand in place of values, by path; the section `tune` has its own."""
+    """Return the search spaces in a config by path; those in section `tune` do not count.
+
+    Args:
+        raw: the content of a config, or a part of it.
+        path: keys that lead to the part.
+    """
     if isinstance(raw, list):
-        inner = [searches(value, (*path, str(at))) for at, value in enumerate(raw)]
+        inner = [searches(value, (*path, str(index))) for index, value in enumerate(raw)]
     elif not isinstance(raw, Mapping):
         return {}
     elif "search" in raw:
         return {path: raw}
     else:
         inner = [searches(v, (*path, str(k))) for k, v in raw.items() if path or k != "tune"]
-    return {k: v for found in inner for k, v in found.items()}
+    return {key: space for spaces in inner for key, space in spaces.items()}
 
 
 def section(model: type[Section], raw: Any, where: str) -> Any:
-    """Validate one section, or what stands in place of a value.
+    """Validate a single section, or a search space.
+
+    Args:
+        model: the class of the section.
+        raw: its content.
+        where: names it in error messages.
 
     Raises:
-        UserError: with one line for each mistake.
+        UserError: the section has mistakes; one line for each.
     """
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [line.removeprefix("config: ") for line in _explained(error.errors(), raw, model)]
+        lines = [line.removeprefix("config: ") for line in _error_lines(error.errors(), raw, model)]
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
 def dump(config: Config) -> str:
-    """The resolved config as YAML, every default written out; `parse` reads it back."""
+    """Return the resolved config as YAML, defaults included; `load` reads it back."""
     return plain_yaml.dumps(config.model_dump(mode="json"))
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema of the YAML, for editors: a search space may stand in place of any value."""
-    found = Config.model_json_schema()
-    for name, part in found["$defs"].items():
+    """Return the JSON Schema of the YAML, for editors; any value may be a search space."""
+    json_schema = Config.model_json_schema()
+    for name, part in json_schema["$defs"].items():
         if name not in ("TuneConfig", "Halving", "Search"):
-            _or_searched(part)
-    tune = found["properties"].pop("tune")
-    _or_searched(found)
-    found["properties"]["tune"] = tune
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+            _allow_search(part)
+    tune = json_schema["properties"].pop("tune")
+    _allow_search(json_schema)
+    json_schema["properties"]["tune"] = tune
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema}
 
 
-def _or_searched(part: dict[str, Any]) -> None:
-    """Let each property be what it was, or a search space."""
+def _allow_search(part: dict[str, Any]) -> None:
+    """Allow a search space for each property of an object's schema."""
     for key, value in part.get("properties", {}).items():
-        if "const" in value:  # the name by which a section is known
+        if "const" in value:  # the name that identifies a section
             continue
-        told = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
-        part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **told}
+        annotations = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
+        part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **annotations}
 
 
 def _copy(value: Any, depth: int = 0) -> Any:
-    """A copy of nested values.
+    """Return a copy of nested values.
 
     Raises:
-        UserError: they are nested deeper than any config, as what contains itself is.
+        UserError: they are nested too deep, or contain themselves.
     """
-    if depth > DEEPEST:
-        raise UserError(f"config: nested more than {DEEPEST} deep")
+    if depth > MAX_DEPTH:
+        raise UserError(f"config: nested more than {MAX_DEPTH} deep")
     if isinstance(value, Mapping):
         return {k: _copy(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, PurePath):  # in a mapping from Python; YAML has none
+    if isinstance(value, PurePath):  # a mapping from Python may hold paths
         return str(value)
     return [_copy(v, depth + 1) for v in value] if isinstance(value, list) else value
 
 
 def _merge(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested changes over nested values; a mapping over a mapping is merged key by key."""
+    """Write nested changes into `raw`; where both hold a mapping, merge key by key."""
     for key, value in changes.items():
         inner = raw.get(key)
         both = isinstance(inner, dict) and isinstance(value, Mapping)
@@ -253,25 +285,26 @@ def _merge(raw: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
+    """Write the value of an override `a.b=c` into `raw`."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")
-    if not equals or not all(keys) or len(keys) > DEEPEST:
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise UserError(f"--set: must be section.key=value. Received: {_short(override)}")
-    at = raw
+    parent = raw
     for depth, key in enumerate(keys[:-1]):
-        inner = at.setdefault(key, {})
+        inner = parent.setdefault(key, {})
         if inner is None:
-            inner = at[key] = {}
+            inner = parent[key] = {}
         if not isinstance(inner, dict):
             raise UserError(
                 f"--set {override}: {'.'.join(keys[: depth + 1])} holds {inner!r}, not keys"
             )
-        at = inner
-    at[keys[-1]] = plain_yaml.loads(text, f"--set {path}")
+        parent = inner
+    parent[keys[-1]] = plain_yaml.loads(text, f"--set {path}")
 
 
-# pydantic's name of a mistake -> what was wanted.
-_KINDS = {
+# pydantic's type of an error -> the expected kind of value.
+_EXPECTED = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
     "float_parsing": "a number",
@@ -282,37 +315,41 @@ _KINDS = {
 }
 
 
-def _explained(
+def _error_lines(
     errors: Sequence[Mapping[str, Any]], raw: Any, root: type[BaseModel] = Config
 ) -> list[str]:
-    """A line for each mistake; of a key that may be a number or a word pydantic makes two."""
+    """Return a line for each mistake.
+
+    pydantic reports an error for each member of a union, such as `int | Literal["auto"]`; those of
+    one key become one line.
+    """
     groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for item in errors:
-        groups.setdefault(tuple(_real_path(item["loc"], raw)), []).append(item)
+        groups.setdefault(tuple(_key_path(item["loc"], raw)), []).append(item)
     lines = []
     for items in groups.values():
-        # What is no finite number is none of the other types of a union either.
+        # A number that is not finite fails for the other members of the union too.
         items = [item for item in items if item["type"] == "finite_number"] or items
-        kinds = [_KINDS[item["type"]] for item in items if item["type"] in _KINDS]
-        words = [item for item in items if item["type"] == "literal_error"]
-        if len(items) == 2 and kinds and words:
-            line = _explain(words[0], raw, root)
+        kinds = [_EXPECTED[item["type"]] for item in items if item["type"] in _EXPECTED]
+        literals = [item for item in items if item["type"] == "literal_error"]
+        if len(items) == 2 and kinds and literals:
+            line = _error_line(literals[0], raw, root)
             lines.append(line.replace("must be one of ", f"must be {kinds[0]}, or "))
         else:
-            lines += [_explain(item, raw, root) for item in items]
-    lines = [line if len(line) <= LONGEST else f"{line[:LONGEST]}..." for line in lines]
+            lines += [_error_line(item, raw, root) for item in items]
+    lines = [line if len(line) <= MAX_LINE else f"{line[:MAX_LINE]}..." for line in lines]
     return list(dict.fromkeys(lines))
 
 
-def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
-    """One pydantic error as `path: what must hold; received ...; nearest valid name`."""
-    loc = list(_real_path(item["loc"], raw))
+def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
+    """Return a pydantic error as `path: what must hold. Received: value; nearest valid name`."""
+    loc = list(_key_path(item["loc"], raw))
     path = ".".join(str(k) if str(k).isprintable() else repr(k) for k in loc) or "config"
     kind, message = item["type"], item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind == "extra_forbidden":
         new_name = renamed.hint(renamed.KEYS, path)
-        return f"{path}: unknown key{new_name or nearest(loc[-1], _keys_beside(loc, raw, root))}"
+        return f"{path}: unknown key{new_name or nearest(loc[-1], _valid_keys(loc, raw, root))}"
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
@@ -321,25 +358,25 @@ def _explain(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
         suggestion = nearest(item["input"], options)
         new_name = renamed.hint(renamed.VALUES.get(path, {}), item["input"])
         return (
-            f"{path}: must be one of {', '.join(options)}; received {_short(item['input'])}"
+            f"{path}: must be one of {', '.join(options)}. Received: {_short(item['input'])}"
             f"{new_name or (suggestion if 'mean' in suggestion else '')}"
         )
     if kind == "union_tag_invalid":
         options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
         value = item["input"].get("name") if isinstance(item["input"], dict) else item["input"]
-        return f"{path}.name: unknown {path}; received {_short(value)}{nearest(value, options)}"
+        return f"{path}.name: unknown {path}. Received: {_short(value)}{nearest(value, options)}"
     if kind == "union_tag_not_found":
         return f"{path}.name: required and not given"
-    if isinstance(item["input"], dict):  # a rule over several keys: the message says which
+    if isinstance(item["input"], dict):  # a rule over several keys, which the message names
         return f"{path}: {message}"
-    return f"{path}: {message}; received {_short(item['input'])}"
+    return f"{path}: {message}. Received: {_short(item['input'])}"
 
 
 def _short(value: Any) -> str:
-    """The repr of what was received, cut where it is long."""
+    """Return the repr of a value for an error message, cut if it is long."""
     try:
         return _REPR.repr(value)
-    except ValueError:  # Python writes no integer of more than 4,300 digits
+    except ValueError:  # Python refuses to print integers of more than 4,300 digits
         return "an integer of thousands of digits"
 
 
@@ -348,25 +385,25 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 _REPR.maxdict = _REPR.maxlist = 10
 
 
-def _real_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
-    """Drop the parts of pydantic's location that name union members, not keys."""
-    at = raw
+def _key_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
+    """Return the keys and indices of pydantic's location, without the names of union members."""
+    value = raw
     for depth, part in enumerate(loc):
         last = depth == len(loc) - 1
-        in_list = isinstance(at, list) and isinstance(part, int) and part < len(at)
-        if in_list or (isinstance(at, Mapping) and part in at):
-            at = at[part]
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if in_list or (isinstance(value, Mapping) and part in value):
+            value = value[part]
             yield part
-        elif last and isinstance(at, Mapping):
+        elif last and isinstance(value, Mapping):
             yield part
 
 
-def _keys_beside(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
-    """The valid keys of the section in which the last part of `loc` stands."""
+def _valid_keys(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
+    """Return the valid keys of the section that holds the last key of `loc`."""
     models: list[type[BaseModel]] = [root]
-    at = raw
+    value = raw
     for part in loc[:-1]:
-        at = at[part]
+        value = value[part]
         if isinstance(part, int):
             continue
         models = [
@@ -375,9 +412,10 @@ def _keys_beside(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
             if part in model.model_fields
             for member in _members(model.model_fields[part].annotation)
         ]
-    name = at.get("name") if isinstance(at, Mapping) else None
-    named = [m for m in models if name in get_args(_annotation(m, "name"))]
-    return [key for model in named or models for key in model.model_fields]
+    # In a section with several classes, such as `method`, `name` selects the class.
+    name = value.get("name") if isinstance(value, Mapping) else None
+    selected = [m for m in models if name in get_args(_annotation(m, "name"))]
+    return [key for model in selected or models for key in model.model_fields]
 
 
 def _annotation(model: type[BaseModel], field: str) -> Any:
@@ -385,6 +423,7 @@ def _annotation(model: type[BaseModel], field: str) -> Any:
 
 
 def _members(annotation: Any) -> list[type[BaseModel]]:
+    """Return the sections within an annotation, such as those of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [member for arg in get_args(annotation) for member in _members(arg)]

@@ -1,4 +1,4 @@
-"""Section `method`: the ways of fine-tuning, each with its settings."""
+"""Section `method`: the methods of fine-tuning, each with its settings."""
 
 from typing import Annotated, Literal
 
@@ -11,159 +11,174 @@ LINEAR = "query|key|value|attention/out|attention_output|up$|down$|feedforward"
 
 
 class FullMethod(Section):
-    """Every variable moves."""
+    """All variables are trainable."""
 
     name: Literal["full"] = "full"
 
 
 class HeadMethod(Section):
-    """The head alone moves."""
+    """Only the head is trainable."""
 
     name: Literal["head"]
 
 
 class TopMethod(Section):
-    """The head and the top stages of the backbone move."""
+    """The head and the top stages of the backbone are trainable."""
 
     name: Literal["top"]
-    stages: int = Field(ge=1, description="stages of the backbone, counted from the top block")
+    stages: int = Field(ge=1, description="number of stages, counted from the top block")
 
 
 class MaskMethod(Section):
-    """The section `mask` alone decides; it must cover every variable."""
+    """The section `mask` alone decides what is trainable; it must cover all variables."""
 
     name: Literal["mask"]
 
 
 class Unfreeze(Section):
-    """Stages that begin to move at some time."""
+    """Stages that become trainable at a time in the training."""
 
-    at: Duration = Field(description="steps, epochs or % of the training, from its start")
+    at: Duration = Field(description="time from the start: steps, epochs or % of the training")
     stages: list[str] = Field(min_length=1, description="stages, globs or re:REGEX, as in `mask`")
     learning_rate: float = Field(1.0, gt=0, description="factor on the learning rate")
 
 
 class GradualMethod(Section):
-    """The head first, then one more stage after another, top to bottom."""
+    """Gradual unfreezing: the head first, then the stages from top to bottom."""
 
     name: Literal["gradual"]
     every: Duration = Field(Duration(1, "epochs"), description="time between two unfreezings")
-    stages: int = Field(1, ge=1, description="how many blocks are added each time")
+    stages: int = Field(1, ge=1, description="number of blocks that are unfrozen each time")
     factor: float = Field(
-        1.0, gt=0, le=1, description="on the rate of each block, per block from the top"
+        1.0,
+        gt=0,
+        le=1,
+        description="factor on the learning rate of each block, relative to the block above",
     )
     plan: list[Unfreeze] | None = Field(
-        None, description="what to unfreeze when, in place of every, stages and factor"
+        None, description="explicit times and stages, instead of every, stages and factor"
     )
 
     @model_validator(mode="after")
-    def _one_way(self) -> "GradualMethod":
+    def _check_plan(self) -> "GradualMethod":
         if self.plan is not None:
-            given = self.model_fields_set & {"every", "stages", "factor"}
-            differing = [n for n in sorted(given) if getattr(self, n) != _default(self, n)]
+            fields = self.model_fields_set & {"every", "stages", "factor"}
+            # A dumped config sets all fields, so their defaults are allowed.
+            differing = [n for n in sorted(fields) if getattr(self, n) != _default(self, n)]
             if differing:
-                raise ValueError(f"`{differing[0]}` does nothing beside `plan`")
+                raise ValueError(f"`{differing[0]}` has no effect beside `plan`")
             if not self.plan or self.plan[0].at.value != 0:
                 raise ValueError("`plan` must begin at 0")
         return self
 
 
 class LpFtMethod(Section):
-    """A linear probe first, then everything from there."""
+    """A linear probe of the head first, then full fine-tuning from its weights."""
 
     name: Literal["lp_ft"]
-    probe: Duration = Field(Duration(30, "%"), description="how long the head moves alone")
-    probe_learning_rate: float = Field(1e-3, gt=0, description="peak rate of the probe")
+    probe: Duration = Field(Duration(30, "%"), description="how long only the head is trained")
+    probe_learning_rate: float = Field(
+        1e-3, gt=0, description="peak learning rate of the linear probe"
+    )
 
 
 class _LowRank(Section):
     rank: int = Field(8, ge=1)
-    alpha: float = Field(16.0, gt=0, description="the addition is scaled by alpha / rank")
+    alpha: float = Field(16.0, gt=0, description="the update is scaled by alpha / rank")
     scaling: Literal["standard", "rank_stabilized"] = Field(
-        "standard", description="rank_stabilized: by alpha / sqrt(rank)"
+        "standard", description="rank_stabilized: scale by alpha / sqrt(rank)"
     )
-    dropout: float = Field(0.0, ge=0, lt=1, description="on the addition's input")
-    targets: str = Field(ATTENTION, description="regular expression over names of projections")
+    dropout: float = Field(0.0, ge=0, lt=1, description="on the input of the update")
+    targets: str = Field(
+        ATTENTION, description="regular expression over the names of the projections to adapt"
+    )
 
 
 class LoraMethod(_LowRank):
-    """Low-rank additions to frozen projections."""
+    """Low-rank updates of frozen projections (LoRA)."""
 
     name: Literal["lora"]
 
 
 class DoraMethod(_LowRank):
-    """LoRA for the direction, a vector for the magnitude of each column."""
+    """LoRA for the direction of each column, a trained vector for its magnitude (DoRA)."""
 
     name: Literal["dora"]
 
 
 class QloraMethod(_LowRank):
-    """LoRA on a backbone whose kernels are frozen in few bits."""
+    """LoRA on a backbone whose frozen kernels are quantized."""
 
     name: Literal["qlora"]
     bits: Literal[4, 8] = 8
-    group: int = Field(64, ge=2, description="inputs that share a scale, for 4 bits")
-    quantize: str = Field(LINEAR, description="projections whose kernels are quantized")
+    group: int = Field(64, ge=2, description="for 4 bits: number of inputs that share a scale")
+    quantize: str = Field(
+        LINEAR, description="regular expression over the names of the projections to quantize"
+    )
 
 
 class AdapterMethod(Section):
-    """Bottleneck layers behind the sublayers of every block."""
+    """Bottleneck layers after the sublayers of each block."""
 
     name: Literal["adapter"]
-    width: int = Field(48, ge=1, description="of the bottleneck")
+    width: int = Field(48, ge=1, description="width of the bottleneck")
     placement: Literal["houlsby", "pfeiffer"] = Field(
-        "pfeiffer", description="houlsby: behind attention and feed-forward; pfeiffer: the latter"
+        "pfeiffer",
+        description="houlsby: after attention and feed-forward; pfeiffer: after feed-forward",
     )
     activation: Literal["gelu", "relu", "silu", "tanh"] = "gelu"
 
 
 class PrefixMethod(Section):
-    """Trained keys and values before those of the text, in every attention."""
+    """Trained keys and values before those of the text, in each attention layer."""
 
     name: Literal["prefix"]
-    length: int = Field(16, ge=1, description="positions of the prefix")
+    length: int = Field(16, ge=1, description="number of positions of the prefix")
 
 
 class PromptMethod(Section):
-    """Trained vectors before the embedded text."""
+    """Trained vectors before the embeddings of the text."""
 
     name: Literal["prompt"]
-    length: int = Field(16, ge=1, description="positions of the prompt")
+    length: int = Field(16, ge=1, description="number of positions of the prompt")
     start: Literal["vocabulary", "random"] = Field(
-        "vocabulary", description="begin as embeddings of random tokens, or as noise"
+        "vocabulary", description="initial values: embeddings of random tokens, or noise"
     )
 
 
 class Ia3Method(Section):
-    """Vectors that scale keys, values and the inner width of the feed-forward."""
+    """Trained vectors that scale keys, values and the hidden features of the feed-forward (IA3)."""
 
     name: Literal["ia3"]
     targets: str = Field(
-        r"(^|/)(key|value)$", description="regular expression: projections whose output is scaled"
+        r"(^|/)(key|value)$",
+        description="regular expression over the names of projections whose output is scaled",
     )
     feedforward: str = Field(
-        r"(^|/)(down|feedforward_output_dense)$", description="projections whose input is scaled"
+        r"(^|/)(down|feedforward_output_dense)$",
+        description="regular expression over the names of projections whose input is scaled",
     )
 
 
 class BitfitMethod(Section):
-    """Biases and the head move."""
+    """Biases and the head are trainable (BitFit)."""
 
     name: Literal["bitfit"]
 
 
 class NormMethod(Section):
-    """Norms and the head move."""
+    """Normalization layers and the head are trainable."""
 
     name: Literal["norm"]
 
 
 class AutoMethod(Section):
-    """Method, rate, epochs and batch are chosen from the data, the backbone and the time."""
+    """Method, learning rate, epochs and batch are set from the data, the backbone and the time."""
 
     name: Literal["auto"]
-    time: Minutes | None = Field(None, description="for the training: '10 minutes'; default: any")
+    time: Minutes | None = Field(
+        None, description="time for the training, e.g. '10 minutes'; default: no limit"
+    )
 
 
 MethodConfig = Annotated[

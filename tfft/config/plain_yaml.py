@@ -1,7 +1,7 @@
-"""YAML of plain values alone: text, numbers, booleans, lists, mappings; read as it is written.
+"""YAML of plain values alone: text, numbers, booleans, lists and mappings.
 
-A file is bounded: neither aliases, which may refer to themselves or multiply, nor its depth or size
-can fill the memory.
+What a file can allocate is bounded: its size, its depth, and its values after the expansion of
+aliases, which may refer to themselves or multiply.
 """
 
 import re
@@ -13,20 +13,20 @@ from tfft.utils.errors import UserError
 from tfft.utils.reading import is_unicode
 
 LARGEST = 16 << 20  # characters
-_MOST_VALUES = 1 << 20  # with every alias replaced by what it stands for
+_MAX_VALUES = 1 << 20  # after the expansion of aliases
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")
 _TAG = "tag:yaml.org,2002:"
 _FLOAT = (
     f"{_TAG}float",
-    re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"),  # 5e-5, which YAML 1.1 takes for a text
+    re.compile(r"^[-+]?\d[\d_]*(?:\.\d*)?[eE][-+]?\d+$"),  # 5e-5 is a string in YAML 1.1
     list("-+0123456789"),
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses what is no plain value, a key that is there twice, and endless aliases."""
+    """Safe loader that refuses other than plain values, duplicate keys and exploding aliases."""
 
-    # Dates, sets and binary values have no place in a config: 2020-01-01 is a text.
+    # A config has no dates, sets or binary values: 2020-01-01 is a string.
     yaml_constructors: ClassVar[dict[Any, Any]] = {
         tag: constructor
         for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
@@ -54,36 +54,40 @@ class _Loader(yaml.SafeLoader):
         return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+        keys: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str | int | float | bool):
                 raise _problem(f"key {key!r} is not a plain value", key_node)
-            if key in seen:
-                raise _problem(f"key {key!r} stands here twice", key_node)
-            seen.add(key)
+            if key in keys:
+                raise _problem(f"key {key!r} is here twice", key_node)
+            keys.add(key)
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
+    """Safe dumper that quotes the strings that `_Loader` would read as numbers."""
 
 
-def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    # In any other style PyYAML reads U+0085 and its like back as spaces.
+def _represent_str(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    # In any but the double-quoted style PyYAML reads U+0085 and similar line breaks as spaces.
     return dumper.represent_scalar(f"{_TAG}str", text, None if text.isprintable() else '"')
 
 
-_Dumper.add_representer(str, _text)
-for _end in (_Loader, _Dumper):
-    _end.add_implicit_resolver(*_FLOAT)
+_Dumper.add_representer(str, _represent_str)
+for _class in (_Loader, _Dumper):
+    _class.add_implicit_resolver(*_FLOAT)
 
 
 def loads(text: str, where: str) -> Any:
-    """Read YAML; `where` names it in the errors.
+    """Parse YAML.
+
+    Args:
+        text: the YAML.
+        where: names it in error messages, such as the path of the file.
 
     Raises:
-        UserError: it is not valid, not plain, or too large.
+        UserError: it is not valid, holds other than plain values, or is too large.
     """
     if len(text) > LARGEST:
         raise UserError(f"{where}: {len(text):,} characters; a config has at most {LARGEST:,}")
@@ -91,32 +95,37 @@ def loads(text: str, where: str) -> Any:
         return yaml.load(text, _Loader)  # a SafeLoader subclass
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
+        position = f"{where}:{mark.line + 1}:{mark.column + 1}" if mark else where
         problem = getattr(error, "problem", None) or str(error).split("\n")[0]
-        raise UserError(f"{place}: not valid YAML: {problem}") from None
+        raise UserError(f"{position}: not valid YAML: {problem}") from None
     except RecursionError:
         raise UserError(f"{where}: not valid YAML: nested too deep") from None
 
 
 def dumps(value: Any) -> str:
-    """Write plain values as YAML, which `loads` reads back."""
+    """Return plain values as YAML, which `loads` reads back."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
-    """Count the values below a node, every alias replaced by what it stands for."""
-    known = counts.get(id(node))
-    if known == 0:
+    """Return the number of values below a node after the expansion of aliases.
+
+    Args:
+        node: a node of the graph.
+        counts: id of a node -> its count; 0 while it is being counted.
+    """
+    count = counts.get(id(node))
+    if count == 0:  # the node is reached from within itself
         raise _problem("an alias contains itself", node)
-    if known is not None:
-        return known
+    if count is not None:
+        return count
     counts[id(node)] = 0
     parts = node.value if isinstance(node, yaml.CollectionNode) else ()
     if isinstance(node, yaml.MappingNode):
         parts = [part for pair in parts for part in pair]
     total = 1 + sum(_count(part, counts) for part in parts)
-    if total > _MOST_VALUES:
-        raise _problem(f"more than {_MOST_VALUES:,} values, those of aliases included", node)
+    if total > _MAX_VALUES:
+        raise _problem(f"more than {_MAX_VALUES:,} values, those of aliases included", node)
     counts[id(node)] = total
     return total
 

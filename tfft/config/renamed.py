@@ -1,4 +1,4 @@
-"""Names of version 1 that have another one now; they are unknown, and answered with the new one."""
+"""Names of version 1 that have changed; the error for an old name shows the new one."""
 
 from collections.abc import Mapping
 
@@ -10,7 +10,7 @@ KEYS: Mapping[str, str] = {
     "train.cache_type": "train.cache_dtype",
     "train.jit": "train.jit_compile",
 }
-# Values by their key.
+# Renamed values, by the key that holds them.
 VALUES: Mapping[str, Mapping[str, str]] = {
     "task.name": {"image_tagging": "image_multilabel", "text_tagging": "text_multilabel"},
 }
@@ -18,5 +18,5 @@ COMMANDS: Mapping[str, str] = {"data": "profile"}
 
 
 def hint(names: Mapping[str, str], name: object) -> str:
-    """Return `"; renamed to x"` for a name of version 1, else nothing."""
+    """Return `"; renamed to NEW"` for a name of version 1, else an empty string."""
     return f"; renamed to {names[name]}" if isinstance(name, str) and name in names else ""

@@ -1,1 +1,1 @@
-"""One training: schedule, loop, callbacks, checkpoints, optimizers, feature cache, run directory."""
+"""The training of one run: schedule, loop, callbacks, checkpoints, optimizers, feature cache."""

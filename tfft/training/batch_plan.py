@@ -50,7 +50,7 @@ class BatchPlan:
         return batches.plan(lengths, train.batch_size, self.buckets, train.seed, epoch)
 
     def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
-        """Iterate over the batches that follow the first `step` steps, to the end of the training."""
+        """Iterate over the batches that follow the first `step` steps, up to the last of all."""
         first_epoch, done = divmod(step, self.per_epoch)
         for epoch in range(first_epoch, train.epochs):
             yield from self.epoch(data, train, epoch)[done if epoch == first_epoch else 0 :]

@@ -1,4 +1,4 @@
-"""Whether the features below the trained layers are cached, and the rows that replace the inputs."""
+"""The decision whether to cache the features below the trainable layers, and the cached rows."""
 
 import json
 from functools import partial
@@ -29,12 +29,12 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     train, model = pipeline.train, run.model
     if train.cache_features is False:
         return
-    split = feature_cache.cut(model)
+    split = feature_cache.split_model(model)
     reason = split if isinstance(split, str) else _obstacle(run, pipeline, split, schedule, step)
     if reason or isinstance(split, str):
         if train.cache_features is True:
             raise UserError(f"train.cache_features: {reason}")
-        if not isinstance(split, str) or not reason.startswith("the lowest stage moves"):
+        if not isinstance(split, str) or not reason.startswith("the lowest stage is trainable"):
             console.log(f"cache: off: {reason}")
         return
     size = _stored_bytes(run, pipeline, split)
@@ -89,7 +89,7 @@ def _obstacle(
     if epochs < 2:
         return f"it would be read for {epochs:.1f} epochs only"
     size = _stored_bytes(run, pipeline, split)
-    free = feature_cache.room(default_cache(run.config.data.cache_dir))
+    free = feature_cache.free_bytes(default_cache(run.config.data.cache_dir))
     if size > free:
         return f"it needs {size / 2**30:,.1f} GiB of disk; {free / 2**30:,.1f} GiB may be taken"
     return ""

@@ -1,6 +1,6 @@
-"""What happens between the steps of a training: progress, logs, validation, saving, stopping.
+"""Callbacks between the steps of a training: the non-finite guard, saving, profiling, stopping.
 
-All of them read and write one `checkpoints.TrainingState`, which a checkpoint stores.
+They share one `checkpoints.TrainingState`, which is stored in each checkpoint.
 """
 
 import math
@@ -21,43 +21,62 @@ from tfft.utils.errors import UserError, require
 
 
 class NonFinite(keras.callbacks.Callback):
-    """Stops at a loss or gradient that is not a number, before anything is saved.
+    """Guard that stops the training at a non-finite loss or gradient, before anything is saved.
 
-    Such a step changed nothing: up to `allowed` of them are left out instead.
+    The train step has skipped the update of such a batch, so the weights are still good.
+
+    Args:
+        state: counts the skipped batches, over all starts of the run.
+        max_skipped: number of such batches (`train.skip_non_finite`) that only give a warning.
+        describe_rows: returns text that names the rows of the batch of a step.
     """
 
-    def __init__(self, state: TrainingState, allowed: int, where: Callable[[int], str]):
+    def __init__(self, state: TrainingState, max_skipped: int, describe_rows: Callable[[int], str]):
         super().__init__()
-        self._state, self._allowed, self._where = state, allowed, where
+        self._state, self._max_skipped = state, max_skipped
+        self._describe_rows = describe_rows
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """See the class."""
+        """Count skipped batches; raise UserError if there are more than `max_skipped`."""
         report = self.model.report
         if not report.skipped:
             return
         state = self._state
         state.skipped += report.skipped
-        one = report.steps == 1
-        at = f"step {state.step}" if one else f"one of the {report.steps} steps up to {state.step}"
-        value = report.loss if one else "not finite"
-        what = (
+        # One call may run several steps, and then only their sum is known.
+        single = report.steps == 1
+        steps = (
+            f"step {state.step}"
+            if single
+            else f"one of the {report.steps} steps up to {state.step}"
+        )
+        value = report.loss if single else "not finite"
+        problem = (
             "a gradient is not finite"
-            if math.isfinite(report.loss) and one
+            if math.isfinite(report.loss) and single
             else (f"the loss is {value}")
         )
-        rows = self._where(state.step) if one else ""
-        if state.skipped > self._allowed:
+        rows = self._describe_rows(state.step) if single else ""
+        if state.skipped > self._max_skipped:
             raise UserError(
-                f"{what} at {at}; lower optimizer.learning_rate, use distribute.precision: "
-                "float32, or leave such batches out with train.skip_non_finite. The last "
+                f"{problem} at {steps}; lower optimizer.learning_rate, set distribute.precision: "
+                "float32, or skip such batches with train.skip_non_finite. The last "
                 f"checkpoint is kept{rows}"
             )
-        left = f"{state.skipped} of at most {self._allowed}"
-        console.log(f"warning: {what} at {at}: left out, {left}{rows}")
+        count = f"{state.skipped} of at most {self._max_skipped}"
+        console.log(f"warning: {problem} at {steps}: skipped, {count}{rows}")
 
 
 class Save(keras.callbacks.Callback):
-    """Writes a checkpoint every so many steps or seconds, and at the end."""
+    """Callback that writes checkpoints at intervals and at the end, and meters time and energy.
+
+    Args:
+        state: the state that is saved; gets the time and energy of each step.
+        checkpoints: where it is saved.
+        every: steps between two checkpoints.
+        seconds: wall-clock time between two checkpoints; None: steps alone count.
+        total: steps of the whole training.
+    """
 
     def __init__(
         self,
@@ -70,32 +89,32 @@ class Save(keras.callbacks.Callback):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
         self._every, self._seconds, self._total = max(1, every), seconds, total
-        self._last = self._told = time.monotonic()
+        self._last_save = self._last_step = time.monotonic()
         self._meter = energy.Meter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save when it is time."""
+        """Save if it is due."""
         state = self._state
-        self._count()
-        due = self._seconds is not None and time.monotonic() - self._last >= self._seconds
+        self._record_usage()
+        due = self._seconds is not None and time.monotonic() - self._last_save >= self._seconds
         if due or state.step % self._every == 0 or state.step == self._total or state.stopped:
-            self._last = time.monotonic()
+            self._last_save = time.monotonic()
             self._checkpoints.save(self.model, state)
 
-    def _count(self) -> None:
-        """Time and energy since the last step."""
+    def _record_usage(self) -> None:
+        """Add the time and energy since the last step to the state."""
         state, now = self._state, time.monotonic()
-        spent, self._told = now - self._told, now
-        state.seconds = round(state.seconds + spent, 3)
+        elapsed, self._last_step = now - self._last_step, now
+        state.seconds = round(state.seconds + elapsed, 3)
         joules = self._meter.joules()
         if joules is not None:
             state.joules = round(state.joules + joules, 3)
-            state.metered = round(state.metered + spent, 3)
+            state.metered = round(state.metered + elapsed, 3)
             state.meters = self._meter.names
 
 
 class Profile(keras.callbacks.Callback):
-    """A TensorBoard profile of the steps from `first` to `last`, both counted from 1."""
+    """Callback that writes a TensorBoard profile of steps `first` to `last`, counted from 1."""
 
     def __init__(self, state: TrainingState, folder: Path, first: int, last: int):
         super().__init__()
@@ -104,18 +123,18 @@ class Profile(keras.callbacks.Callback):
         self._running = False
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
-        """Start before the first."""
+        """Start the profiler before step `first`."""
         if not self._running and self._state.step + 1 == self._first:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Stop after the last."""
+        """Stop the profiler after step `last`."""
         if self._running and self._state.step >= self._last:
             self._stop()
 
     def on_train_end(self, logs: Any = None) -> None:
-        """Stop in any case."""
+        """Stop the profiler if the training ends between the two steps."""
         if self._running:
             self._stop()
 
@@ -126,73 +145,83 @@ class Profile(keras.callbacks.Callback):
 
 
 class Interrupt(keras.callbacks.Callback):
-    """Saves after the running step when asked to, and stops; must stand last.
+    """Callback and context manager that saves and stops the training on request.
 
     SIGINT, SIGTERM and a file `STOP` in the run directory save and stop; a file `SAVE` saves and
-    the training goes on. What one worker is asked all do, at the same step.
+    the training continues. All workers act on a request to any of them, at the same step. It must
+    be the last callback, so that it saves the state that the others have updated.
 
     Args:
-        folder: where the files may appear; they are taken away once they are seen.
-        together: sums an array over the workers.
-        until: the step after which it stops as if it were asked to.
+        state: the state that is saved.
+        checkpoints: where it is saved.
+        folder: the run directory; the request files in it are deleted when they are read.
+        sum_over_workers: sums an array over the workers.
+        last_step: the step after which to stop as on a request; None: never.
+
+    Attributes:
+        stop_requested: whether a stop was requested.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    LOOK_EVERY = 1.0  # seconds
+    POLL_SECONDS = 1.0  # between two looks for the files
 
     def __init__(
         self,
         state: TrainingState,
         checkpoints: Checkpoints,
         folder: Path,
-        together: Callable[[np.ndarray], np.ndarray],
-        until: int | None = None,
+        sum_over_workers: Callable[[np.ndarray], np.ndarray],
+        last_step: int | None = None,
     ):
         super().__init__()
-        self._state, self._checkpoints = state, checkpoints
-        self._folder, self._together, self._until = folder, together, until
-        self._looked = time.monotonic()
-        self._before: dict[int, Any] = {}
-        self.asked = False
+        self._state, self._checkpoints, self._folder = state, checkpoints, folder
+        self._sum_over_workers, self._last_step = sum_over_workers, last_step
+        self._last_poll = time.monotonic()
+        self._previous_handlers: dict[int, Any] = {}
+        self.stop_requested = False
 
     def __enter__(self) -> "Interrupt":
         try:
-            self._before = {s: signal.signal(s, self._ask) for s in self.SIGNALS}
-        except ValueError:  # not in the main thread: whoever started it takes the signals
-            self._before = {}
+            self._previous_handlers = {
+                number: signal.signal(number, self._handle_signal) for number in self.SIGNALS
+            }
+        except ValueError:  # Python allows handlers in the main thread alone
+            self._previous_handlers = {}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        # A second signal ends the process at once, as without us.
-        signal.signal(number, self._before[number])
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+        # A second signal ends the process at once, as it would without this handler.
+        signal.signal(number, self._previous_handlers[number])
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Save and stop, if asked."""
-        save = self._look()
-        self.asked |= self._until is not None and self._state.step >= self._until
-        stop, save = self._together(np.array([self.asked, save], np.int32))
-        self.asked |= bool(stop)  # a signal may have come meanwhile: it counts at the next step
+        """Save and stop if any worker was asked to."""
+        save = self._poll_files()
+        self.stop_requested |= self._last_step is not None and self._state.step >= self._last_step
+        stop, save = self._sum_over_workers(np.array([self.stop_requested, save], np.int32))
+        # `|=` keeps a signal that arrived during the sum: all workers act on it at the next step.
+        self.stop_requested |= bool(stop)
         if stop or save:
             self._checkpoints.save(self.model, self._state)
         if save:
-            console.log(f"saved at step {self._state.step:,}, as asked")
+            console.log(f"saved at step {self._state.step:,} on request")
         if stop:
             self.model.stop_training = True
 
-    def _look(self) -> bool:
-        """Whether a file asks to save; one that asks to stop counts as a signal."""
-        if time.monotonic() - self._looked < self.LOOK_EVERY:
+    def _poll_files(self) -> bool:
+        """Return whether a file requests a save; a file `STOP` counts as a signal."""
+        if time.monotonic() - self._last_poll < self.POLL_SECONDS:
             return False
-        self._looked = time.monotonic()
-        self.asked |= self._taken("STOP")
-        return self._taken("SAVE")
+        self._last_poll = time.monotonic()
+        self.stop_requested |= self._consume_file("STOP")
+        return self._consume_file("SAVE")
 
-    def _taken(self, name: str) -> bool:
+    def _consume_file(self, name: str) -> bool:
+        """Delete a request file; return whether there was one."""
         try:
             (self._folder / name).unlink()
         except OSError:
@@ -201,7 +230,11 @@ class Interrupt(keras.callbacks.Callback):
 
 
 def tensorboard(folder: Path, every: int) -> Sequence[keras.callbacks.Callback]:
-    """Keras' own TensorBoard callback.
+    """Return Keras' TensorBoard callback as a list.
+
+    Args:
+        folder: where the event files are written.
+        every: steps between two entries.
 
     Raises:
         UserError: tensorboard is not installed.

@@ -1,9 +1,9 @@
 """Checkpoints: the full state of a training, written atomically.
 
 A checkpoint holds the weights, the seeds, the optimizer (its averages and loss scale included),
-the running metrics, the history and the state of early stopping. Where the training stands in its
-data is the step alone: batches are a function of seed and step (`data.batches`). What the run
-depends on beside its config (`identity`) is stored too, and must be the same when it resumes.
+the running metrics, the history and the state of early stopping. The position in the data is the
+step number alone, because batches are a function of seed and step (`batch_plan`). Digests of the
+data and the backbone (`fingerprint`) are stored too and must be equal when the run resumes.
 """
 
 import json
@@ -32,18 +32,20 @@ _NAME = re.compile(r"^step_(\d+)$")
 
 @dataclass
 class TrainingState:
-    """Where a training stands, apart from its variables.
+    """The progress of a training, apart from its variables.
 
     Attributes:
-        step: optimizer steps done.
-        history: what was logged, a dict for each entry.
-        best: the best value of the watched metric so far, and `best_step` its step.
-        waited: validations since then.
-        stopped: early stopping ended the training.
-        skipped: batches that were left out because their loss was not finite.
-        seconds: of training, over all starts.
-        joules: that the machine's counters saw in `metered` of these seconds.
-        meters: what they count (`energy.Meter.names`), at the last start.
+        step: number of optimizer steps done.
+        history: the logged entries of metrics.jsonl.
+        best: best value of `train.metric` so far; None before the first validation.
+        best_step: step of that value.
+        waited: number of validations since `best_step`.
+        stopped: whether early stopping has ended the training.
+        skipped: number of batches skipped because their loss or gradient was not finite.
+        seconds: training time in seconds, over all starts.
+        joules: energy that the machine's counters measured during `metered` of these seconds.
+        metered: seconds during which energy was measured.
+        meters: names of the counters (`energy.Meter.names`) at the last start.
     """
 
     step: int = 0
@@ -60,15 +62,17 @@ class TrainingState:
 
 
 class Checkpoints:
-    """The checkpoints of one run: `step_N/` folders, of which the newest `keep` stay.
+    """The checkpoints of one run, in folders `step_N/`.
 
-    They are written by a thread of their own, from a copy: the training goes on meanwhile. Of
-    several workers only the first writes.
+    A background thread writes each from a copy of the state while the training continues.
 
     Args:
-        kept: paths of the weights that a checkpoint holds; the others are the pretrained ones.
-            None: all.
-        depends_on: what the run depends on (`identity.of`).
+        folder: where they are.
+        keep: number of checkpoints to keep; older ones are deleted.
+        writes: whether this process writes; of several workers only the first does.
+        weight_paths: paths of the weights to store; the others equal the pretrained ones. None:
+            all.
+        depends_on: digests of the data and the backbone (`fingerprint.of`).
     """
 
     def __init__(
@@ -76,19 +80,21 @@ class Checkpoints:
         folder: Path,
         keep: int,
         writes: bool = True,
-        kept: Collection[str] | None = None,
+        weight_paths: Collection[str] | None = None,
         depends_on: Mapping[str, str] | None = None,
     ):
-        self._folder, self._keep, self._writes, self._kept = folder, keep, writes, kept
-        self._depends_on = dict(depends_on or {})
+        self._folder, self._keep, self._writes = folder, keep, writes
+        self._weight_paths, self._depends_on = weight_paths, dict(depends_on or {})
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def save(self, model: keras.Model, state: TrainingState) -> None:
-        """Copy the state and have it written; waits only for a write that is still under way.
+        """Copy the state and write it in the background, after any previous write.
+
+        A step that has a checkpoint already is not saved again.
 
         Raises:
-            UserError: the one before could not be written.
+            UserError: the previous checkpoint could not be written.
         """
         target = self._folder / f"step_{state.step:08d}"
         if not self._writes:
@@ -97,27 +103,29 @@ class Checkpoints:
         if target.exists():
             return
         text = json.dumps({**asdict(state), "depends_on": self._depends_on})
-        self._pending = self._pool.submit(self._write, target, _arrays(model, self._kept), text)
+        arrays = _copies(model, self._weight_paths)
+        self._pending = self._pool.submit(self._write, target, arrays, text)
 
     def wait(self) -> None:
-        """Until everything is written.
+        """Wait until the pending checkpoint is written.
 
         Raises:
-            UserError: it could not be, as where the disk is full.
+            UserError: it could not be written, for example because the disk is full.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
 
     def _write(self, target: Path, arrays: dict[str, np.ndarray], text: str) -> None:
-        """Write to a temporary name, rename, then drop what is older than `keep`."""
+        """Write to a temporary name, rename it, then delete the oldest beyond `keep`."""
         temporary = self._folder / f".{target.name}"
         shutil.rmtree(temporary, ignore_errors=True)
         with weight_file.write_errors(temporary):
             temporary.mkdir(parents=True)
             save_file(arrays, temporary / "state.safetensors")
             (temporary / "state.json").write_text(text, encoding="utf-8")
-            for path in temporary.iterdir():  # on the disk before it has its name
+            # The rename may reach the disk before the data does, unless the data is synced first.
+            for path in temporary.iterdir():
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             os.rename(temporary, target)
@@ -125,10 +133,13 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def restore(self, model: keras.Model) -> TrainingState:
-        """Load the newest checkpoint that is whole; without one, a state of step 0.
+        """Load the newest readable checkpoint into the model.
+
+        Returns:
+            Its state; without a checkpoint, the state of step 0.
 
         Raises:
-            UserError: it is of another model, or what the run depends on has changed.
+            UserError: it is of another model, or the data or the backbone has changed.
         """
         for _, folder in self._newest_first():
             try:
@@ -137,36 +148,39 @@ class Checkpoints:
                 depends_on = saved.pop("depends_on", self._depends_on)
                 state = TrainingState(**saved)
             except (SafetensorError, OSError, ValueError, TypeError) as error:
-                console.log(f"warning: {folder} is torn ({error}); trying the one before")
+                console.log(f"warning: {folder} cannot be read ({error}); trying the previous one")
                 continue
             fingerprint.require_unchanged(depends_on, self._depends_on, self._folder.parent)
-            _assign(model, values, folder, self._kept)
+            _assign(model, values, folder, self._weight_paths)
             if self._writes:
-                self._drop_unfinished()
+                self._delete_unfinished()
             return state
         return TrainingState()
 
-    def _drop_unfinished(self) -> None:
-        """What a killed process had begun to write."""
+    def _delete_unfinished(self) -> None:
+        """Delete the temporary folders of a killed process."""
         for path in self._folder.glob(".step_*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _newest_first(self) -> Iterator[tuple[int, Path]]:
-        found = []
+        """Iterate over step and folder of all checkpoints."""
+        checkpoints = []
         for path in self._folder.glob("step_*"):
             if match := _NAME.match(path.name):
-                found.append((int(match[1]), path))
-        return iter(sorted(found, reverse=True))
+                checkpoints.append((int(match[1]), path))
+        return iter(sorted(checkpoints, reverse=True))
 
 
-def _variables(model: keras.Model, kept: Collection[str] | None) -> dict[str, Any]:
-    """Every variable that is kept by a name that is the same in each process.
+def _variables(model: keras.Model, weight_paths: Collection[str] | None) -> dict[str, Any]:
+    """Return the variables of a checkpoint, by names that are equal in each process.
 
-    Weights have paths; seeds and the optimizer's variables are numbered in order, because their
-    own names carry a count that depends on what else the process has built.
+    Weights have paths; seeds and the optimizer's variables are numbered in order, because Keras'
+    names for them hold a count that depends on what else the process has built.
     """
     paths = {v.path for v in model.weights}
-    named: dict[str, Any] = {v.path: v for v in model.weights if kept is None or v.path in kept}
+    named: dict[str, Any] = {
+        v.path: v for v in model.weights if weight_paths is None or v.path in weight_paths
+    }
     metrics = {id(v) for v in model.metrics_variables}
     others: Sequence[Any] = [
         v for v in model.variables if v.path not in paths and id(v) not in metrics
@@ -174,15 +188,16 @@ def _variables(model: keras.Model, kept: Collection[str] | None) -> dict[str, An
     named |= {f"seed:{i}": v for i, v in enumerate(others)}
     named |= {f"optimizer:{i}": v for i, v in enumerate(model.optimizer.variables)}
     if strategies.workers().count == 1:
-        # Of several workers each holds its part of a metric: reading one asks all of them, and
-        # only the first saves. There the mean loss in progress begins anew after a resume.
+        # Each of several workers holds a part of a metric, and reading it is a collective operation
+        # of all of them, while only the first one saves. So with several workers the running mean
+        # of the loss restarts when the run resumes.
         named |= {f"metric:{i}": v for i, v in enumerate(model.metrics_variables)}
     return named
 
 
-def _arrays(model: keras.Model, kept: Collection[str] | None) -> dict[str, np.ndarray]:
-    """Copies: TensorFlow's own memory changes with the next step."""
-    variables = _variables(model, kept).items()
+def _copies(model: keras.Model, weight_paths: Collection[str] | None) -> dict[str, np.ndarray]:
+    """Return copies of the variables; TensorFlow overwrites its own memory in the next step."""
+    variables = _variables(model, weight_paths).items()
     return {name: np.array(keras.ops.convert_to_numpy(v), order="C") for name, v in variables}
 
 
@@ -190,9 +205,14 @@ def _assign(
     model: keras.Model,
     values: Mapping[str, np.ndarray],
     folder: Path,
-    kept: Collection[str] | None,
+    weight_paths: Collection[str] | None,
 ) -> None:
-    variables = _variables(model, kept)
+    """Assign the values of a checkpoint to the model's variables.
+
+    Raises:
+        UserError: they do not have the same names.
+    """
+    variables = _variables(model, weight_paths)
     if set(variables) != set(values):
         differing = sorted(set(variables) ^ set(values))
         raise UserError(f"{folder}: is of another model; it differs at {differing[0]}")

@@ -1,8 +1,8 @@
-"""The cached prefix: what frozen stages put out is computed once, and later epochs start there.
+"""The feature cache: compute the output of the frozen stages once and train above it.
 
-A model is cut where it begins to move. Below the cut nothing changes from step to step, so its
-output for every row is stored (a memory-mapped file in the cache, by a hash of the frozen weights
-and of the rows), and the train step reads it in place of the tokens.
+A model is split below its lowest trainable layer. Nothing below the split changes from step to
+step, so its output for every row is stored (memory-mapped files in the cache, named by a hash of
+the frozen weights and of the rows), and the train step reads it instead of the model's inputs.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import ml_dtypes  # noqa: F401 -- teaches numpy bfloat16
+import ml_dtypes  # noqa: F401 -- registers bfloat16 with numpy
 import numpy as np
 import tensorflow as tf
 
@@ -25,23 +25,23 @@ from tfft.data import Dataset, batches
 from tfft.data.prepared import written
 from tfft.utils import console
 
-BATCH = 64  # rows at once while it is computed
-AT_ONCE = 2  # batches at work together: where one waits for a core, the other computes
-SHARE = 0.5  # of the free disk that `auto` may fill
+BATCH_SIZE = 64  # rows of a batch while the features are computed
+NUM_THREADS = 2  # while one batch waits for a core, the other computes
+DISK_SHARE = 0.5  # share of the free disk space that `train.cache_features: auto` may fill
 
 
 @dataclass(frozen=True)
 class ModelSplit:
-    """A model in two parts.
+    """A model in two parts: the frozen one below, and the rest.
 
     Attributes:
-        below: the model's inputs -> the tensors that are stored, by name.
-        above: those tensors, and the inputs that it still needs -> the model's output.
+        below: maps the model's inputs to the stored tensors, by name.
+        above: maps the stored tensors, and the inputs that it also needs, to the model's output.
         compute: `below` as a function that is traced once for all widths.
-        shapes: name -> shape of one row of what is stored; None stands for its tokens.
-        weights: those of `below`.
+        shapes: name of a stored tensor -> shape of one row; None is its number of tokens.
+        weights: weights of `below`.
         lowest: name of the lowest layer above.
-        share: of the model's products, by the size of their kernels, that is below.
+        share: share of the model's multiplications, by the size of their kernels, that is below.
     """
 
     below: keras.Model
@@ -54,45 +54,50 @@ class ModelSplit:
 
     @cached_property
     def digest(self) -> bytes:
-        """A hash of the values of `weights`, as they were when it was first asked for."""
-        found = hashlib.sha256()
+        """SHA-256 of the paths and values of `weights` at the first access."""
+        digest = hashlib.sha256()
         for variable in self.weights:
-            found.update(variable.path.encode())
-            found.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).data)
-        return found.digest()
+            digest.update(variable.path.encode())
+            digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).data)
+        return digest.digest()
 
 
-def cut(model: keras.Model) -> ModelSplit | str:
-    """Cut a functional model where it begins to move; a reason where there is no such cut."""
-    place: dict[int, str] = {}  # of each tensor: raw (of the inputs alone), below, above
+def split_model(model: keras.Model) -> ModelSplit | str:
+    """Split a functional model below its lowest trainable layer.
+
+    Returns:
+        The two parts, or the reason why the model cannot be split.
+    """
+    # Side of each tensor: "raw" (computed from the inputs without weights), "below" or "above".
+    sides: dict[int, str] = {}
     crossing: dict[int, Any] = {}
-    needed: dict[int, Any] = {}
+    inputs_above: dict[int, Any] = {}
     lowest = ""
-    reason = "the lowest stage moves"
-    for node in _in_order(model):
-        taken = node.arguments.keras_tensors
-        found = {place.get(id(t), "raw") for t in taken}
-        where, why = _place(node.operation, found) if taken else ("raw", "")
-        reason = why or reason
+    reason = "the lowest stage is trainable"
+    for node in _nodes_in_order(model):
+        arguments = node.arguments.keras_tensors
+        input_sides = {sides.get(id(t), "raw") for t in arguments}
+        side, obstacle = _side(node.operation, input_sides) if arguments else ("raw", "")
+        reason = obstacle or reason
         for tensor in node.outputs:
-            place[id(tensor)] = where
-        if where == "above":
-            for tensor in taken:
-                if place[id(tensor)] == "below":
+            sides[id(tensor)] = side
+        if side == "above":
+            for tensor in arguments:
+                if sides[id(tensor)] == "below":
                     crossing[id(tensor)] = tensor
                     lowest = lowest or node.operation.name
     if not crossing:
         return reason
-    named = {f"below_{i}": tensor for i, tensor in enumerate(crossing.values())}
-    if any(None in t.shape[2:] for t in named.values()):
-        return "what crosses the cut has no fixed size but for its tokens"
-    for name, tensor in named.items():
-        tensor.name = name  # as Keras wants the keys of a dict of inputs
+    stored = {f"below_{i}": tensor for i, tensor in enumerate(crossing.values())}
+    if any(None in t.shape[2:] for t in stored.values()):
+        return "a tensor at the split has a dynamic dimension besides its tokens"
+    for name, tensor in stored.items():
+        tensor.name = name  # Keras wants each tensor to have its key in a dict of inputs as name
     inputs = {tensor.name: tensor for tensor in model.inputs}
-    for tensor in _inputs_above(model, place):
-        needed[id(tensor)] = tensor
-    above = {**{t.name: t for t in needed.values()}, **named}
-    below = keras.Model(inputs, named, name="below")
+    for tensor in _inputs_above(model, sides):
+        inputs_above[id(tensor)] = tensor
+    above = {**{t.name: t for t in inputs_above.values()}, **stored}
+    below = keras.Model(inputs, stored, name="below")
     specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
     compute = tf.function(
         lambda x: below(x, training=False), input_signature=[specs], autograph=False
@@ -101,78 +106,85 @@ def cut(model: keras.Model) -> ModelSplit | str:
         below,
         keras.Model(above, model.output, name="above"),
         compute,
-        {name: tuple(t.shape[1:]) for name, t in named.items()},
+        {name: tuple(t.shape[1:]) for name, t in stored.items()},
         below.weights,
         lowest,
-        _products(below) / max(1, _products(model)),
+        _kernel_size(below) / max(1, _kernel_size(model)),
     )
 
 
-def _products(model: keras.Model) -> int:
-    """Parameters that every token is multiplied with: kernels, not tables."""
+def _kernel_size(model: keras.Model) -> int:
+    """Return the number of parameters in kernels; lookups in embedding tables cost no products."""
     kernels = [v for v in model.weights if len(v.shape) > 1 and not v.path.endswith("embeddings")]
     return sum(int(np.prod(v.shape)) for v in kernels)
 
 
-def _place(operation: Any, found: set[str]) -> tuple[str, str]:
-    """Where an operation's output belongs, and what keeps it from being stored."""
-    if "above" in found:
+def _side(operation: Any, input_sides: set[str]) -> tuple[str, str]:
+    """Return the side of an operation's output, and the obstacle to storing it (empty: none)."""
+    if "above" in input_sides:
         return "above", ""
     weights = getattr(operation, "weights", [])
-    moving = {id(v) for v in getattr(operation, "trainable_variables", [])}
-    if moving:
+    trainable = {id(v) for v in getattr(operation, "trainable_variables", [])}
+    if trainable:
         return "above", ""
     if not _deterministic(operation):
-        return "above", f"{operation.name} is random, though nothing in it moves"
-    return ("below" if weights or "below" in found else "raw"), ""
+        return "above", f"{operation.name} is random, though it has no trainable variables"
+    return ("below" if weights or "below" in input_sides else "raw"), ""
 
 
 def _deterministic(operation: Any) -> bool:
+    """Return whether an operation gives the same output for the same input in every step."""
     if not isinstance(operation, keras.layers.Layer):
         return True
     for layer in operation._flatten_layers():
-        off = not layer.trainable and hasattr(layer, "off_where_frozen")
-        if getattr(layer, "_seed_generators", ()) and not off:
+        # Dropout with this attribute is off in a frozen layer, also in training.
+        disabled = not layer.trainable and hasattr(layer, "off_where_frozen")
+        if getattr(layer, "_seed_generators", ()) and not disabled:
             return False
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             return False
     return True
 
 
-def _in_order(model: keras.Model) -> list[Any]:
+def _nodes_in_order(model: keras.Model) -> list[Any]:
+    """Return the nodes of a functional model's graph, inputs first."""
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in model._nodes_by_depth[depth]]
 
 
-def _inputs_above(model: keras.Model, place: dict[int, str]) -> list[Any]:
-    """The model's inputs from which something above is computed without the stored tensors."""
-    wanted: list[Any] = []
-    for node in _in_order(model):
-        taken = node.arguments.keras_tensors
-        if any(place[id(t)] == "above" for t in node.outputs):
-            wanted += [t for t in taken if place[id(t)] == "raw"]
+def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
+    """Return the model's inputs that the part above reads other than through stored tensors.
+
+    A padding mask is one: it is computed from the inputs alone, so it is not stored.
+    """
+    pending: list[Any] = []
+    for node in _nodes_in_order(model):
+        arguments = node.arguments.keras_tensors
+        if any(sides[id(t)] == "above" for t in node.outputs):
+            pending += [t for t in arguments if sides[id(t)] == "raw"]
     inputs = {id(t): t for t in model.inputs}
-    made = {id(t): node for node in _in_order(model) for t in node.outputs}
-    found: dict[int, Any] = {}
-    while wanted:
-        tensor = wanted.pop()
+    producers = {id(t): node for node in _nodes_in_order(model) for t in node.outputs}
+    inputs_above: dict[int, Any] = {}
+    while pending:
+        tensor = pending.pop()
         if id(tensor) in inputs:
-            found[id(tensor)] = tensor
+            inputs_above[id(tensor)] = tensor
         else:
-            wanted += made[id(tensor)].arguments.keras_tensors
-    return list(found.values())
+            pending += producers[id(tensor)].arguments.keras_tensors
+    return list(inputs_above.values())
 
 
 class CachedFeatures(batches.Whole):
     """The stored tensors of a split, as rows of batches (`data.batches.Rows`).
 
     Args:
-        arrays: name -> [N, ...], or [tokens of all rows, D] one row after another.
-        ragged: the names of the latter.
-        masked: whether the part above asks for the padding mask.
+        split: the split whose rows are stored.
+        arrays: stored tensors by name: [N, ...], or ragged: [tokens of all rows, D].
+        ragged: names of the ragged arrays.
+        masked: whether the part above takes a padding mask.
 
     Attributes:
-        uniform: whether batches of as many rows have the same shapes, whatever their width.
+        uniform: whether batches with equal numbers of rows have equal shapes at any width.
     """
 
     def __init__(
@@ -184,7 +196,10 @@ class CachedFeatures(batches.Whole):
         self._offsets = np.concatenate([[0], np.cumsum(self._lengths)])
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
-        """A batch: the stored tensors, float32, and perhaps `padding_mask`, int32 [B, width]."""
+        """Return the stored tensors of a batch as float32; if `masked`, also `padding_mask`.
+
+        The mask is int32 [B, width].
+        """
         positions, width = batch.positions, batch.width
         out = {}
         if self._masked:
@@ -194,125 +209,142 @@ class CachedFeatures(batches.Whole):
             if name not in self._ragged:
                 out[name] = values[positions].astype(np.float32)
                 continue
-            filled = np.zeros((len(positions), width, values.shape[-1]), np.float32)
-            for at, position in enumerate(positions):
-                first, last = self._offsets[position : position + 2]
-                filled[at, : last - first] = values[first:last]
-            out[name] = filled
+            padded = np.zeros((len(positions), width, values.shape[-1]), np.float32)
+            for row, position in enumerate(positions):
+                start, stop = self._offsets[position : position + 2]
+                padded[row, : stop - start] = values[start:stop]
+            out[name] = padded
         return out
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Of `arrays`."""
+        """Return the specs of `arrays` for batches of `rows` rows; None: of any size."""
         specs = {"padding_mask": tf.TensorSpec([rows, width], tf.int32)} if self._masked else {}
         for name, values in self._arrays.items():
-            middle = [width] if name in self._ragged else []
-            specs[name] = tf.TensorSpec([rows, *middle, *values.shape[1:]], tf.float32)
+            token_axis = [width] if name in self._ragged else []
+            specs[name] = tf.TensorSpec([rows, *token_axis, *values.shape[1:]], tf.float32)
         return specs
 
 
 class CyclingCache(batches.Whole):
-    """Stored tensors of several draws of a split's rows, one for each epoch, in turn.
+    """Stored tensors of several augmented variants of a split; each epoch reads the next one.
 
     Args:
-        stored: of each draw.
+        variants: features of each variant.
         per_epoch: batches of an epoch.
     """
 
-    def __init__(self, stored: Sequence[CachedFeatures], per_epoch: int):
-        self._stored, self._per_epoch = stored, per_epoch
-        self.uniform = stored[0].uniform
+    def __init__(self, variants: Sequence[CachedFeatures], per_epoch: int):
+        self._variants, self._per_epoch = variants, per_epoch
+        self.uniform = variants[0].uniform
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
-        """As `CachedFeatures`'s, of the draw of the batch's epoch."""
+        """Return a batch from the variant of its epoch (see `CachedFeatures.arrays`)."""
         epoch = batch.draw // self._per_epoch
-        return self._stored[epoch % len(self._stored)].arrays(batch)
+        return self._variants[epoch % len(self._variants)].arrays(batch)
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
-        """Of `arrays`."""
-        return self._stored[0].spec(rows, width)
+        """Return the specs of `arrays` for batches of `rows` rows; None: of any size."""
+        return self._variants[0].spec(rows, width)
 
 
-def size(made: ModelSplit, splits: Sequence[Dataset], dtype: str) -> int:
-    """Bytes that the stored tensors of some splits take."""
+def size(model_split: ModelSplit, splits: Sequence[Dataset], dtype: str) -> int:
+    """Return the number of bytes that the stored tensors of some splits take."""
     rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)
     counts = [
         (tokens if shape[0] is None else rows) * int(np.prod([n for n in shape if n is not None]))
-        for shape in made.shapes.values()
+        for shape in model_split.shapes.values()
     ]
     return sum(counts) * np.dtype(dtype).itemsize
 
 
-def room(folder: Path) -> int:
-    """Bytes that `auto` may take of the disk."""
+def free_bytes(folder: Path) -> int:
+    """Return the number of bytes on the disk that `train.cache_features: auto` may fill."""
     folder.mkdir(parents=True, exist_ok=True)
-    return int(SHARE * shutil.disk_usage(folder).free)
+    return int(DISK_SHARE * shutil.disk_usage(folder).free)
 
 
 def store(
-    made: ModelSplit, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, key: str
+    model_split: ModelSplit,
+    split: Dataset,
+    rows: batches.Rows,
+    dtype: str,
+    folder: Path,
+    key: str,
 ) -> CachedFeatures:
-    """The stored tensors of a split: from the cache, or computed and put there.
+    """Load the stored tensors of a split from the cache; compute and store them on a miss.
 
-    `key` names all that the values depend on beside the weights below the cut and the rows.
+    Args:
+        model_split: the model whose lower part computes them.
+        split: the rows that are stored.
+        rows: inputs of these rows.
+        dtype: `float16`, `bfloat16` or `float32`, of the stored values.
+        folder: the cache directory.
+        key: names everything that the values depend on besides the weights below and the rows.
     """
-    folder = folder / "prefix" / _name(made, split, dtype, key)
-    ragged = {name for name, shape in made.shapes.items() if shape[0] is None}
-    written(folder, lambda temporary: _compute(made, split, rows, dtype, temporary, ragged))
-    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in made.shapes}
-    if dtype == "bfloat16":  # numpy's files know no such type: they hold its bits
+    folder = folder / "prefix" / _name(model_split, split, dtype, key)
+    ragged = {name for name, shape in model_split.shapes.items() if shape[0] is None}
+    written(folder, lambda temporary: _compute(model_split, split, rows, dtype, temporary, ragged))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in model_split.shapes}
+    if dtype == "bfloat16":  # the .npy format has no such type: the files hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
-    return CachedFeatures(split, arrays, ragged, "padding_mask" in made.above.input)
+    return CachedFeatures(split, arrays, ragged, "padding_mask" in model_split.above.input)
 
 
 def _compute(
-    made: ModelSplit, split: Dataset, rows: batches.Rows, dtype: str, folder: Path, ragged: set[str]
+    model_split: ModelSplit,
+    split: Dataset,
+    rows: batches.Rows,
+    dtype: str,
+    folder: Path,
+    ragged: set[str],
 ) -> dict[str, Any]:
-    """Write the values of all rows to files of a folder; what its meta data says."""
+    """Write the values of all rows to files in a folder and return their metadata."""
     offsets = np.concatenate([[0], np.cumsum(split.lengths)])
-    kind = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
+    file_dtype = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
     files = {
         name: np.lib.format.open_memmap(
             folder / f"{name}.npy",
             mode="w+",
-            dtype=kind,
+            dtype=file_dtype,
             shape=(int(offsets[-1]), shape[-1]) if name in ragged else (len(split), *shape),
         )
-        for name, shape in made.shapes.items()
+        for name, shape in model_split.shapes.items()
     }
     if hasattr(os, "posix_fallocate"):
-        # Where the disk is full, a write to a file with holes ends the process by a signal.
+        # Reserve the space: on a full disk, writing into a mapped hole would kill the process with
+        # SIGBUS, while this raises an OSError.
         for name, file in files.items():
             with open(folder / f"{name}.npy", "r+b") as allocated:
                 os.posix_fallocate(allocated.fileno(), 0, file.offset + file.nbytes)
-    planned = batches.in_order(split.lengths, BATCH)
+    batch_list = batches.in_order(split.lengths, BATCH_SIZE)
 
-    def put(batch: batches.Batch) -> None:
-        values = made.compute(rows.arrays(batch))
+    def write_batch(batch: batches.Batch) -> None:
+        values = model_split.compute(rows.arrays(batch))
         for name, file in files.items():
-            found = values[name].numpy().astype(dtype)
-            found = found.view(np.uint16) if dtype == "bfloat16" else found
+            array = values[name].numpy().astype(dtype)
+            array = array.view(np.uint16) if dtype == "bfloat16" else array
             if name not in ragged:
-                file[batch.positions] = found
+                file[batch.positions] = array
                 continue
-            for at, position in enumerate(batch.positions):
-                first, last = offsets[position : position + 2]
-                file[first:last] = found[at, : last - first]
+            for row, position in enumerate(batch.positions):
+                start, stop = offsets[position : position + 2]
+                file[start:stop] = array[row, : stop - start]
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:  # each batch has rows of its own in the files
-        for number, _ in enumerate(pool.map(put, planned), 1):
+    with ThreadPoolExecutor(NUM_THREADS) as pool:  # no two batches write the same rows
+        for done, _ in enumerate(pool.map(write_batch, batch_list), 1):
             console.progress(
-                f"cache: {number:,} of {len(planned):,} batches", last=number == len(planned)
+                f"cache: {done:,} of {len(batch_list):,} batches", last=done == len(batch_list)
             )
     for file in files.values():
         file.flush()
     return {"rows": len(split), "dtype": dtype}
 
 
-def _name(made: ModelSplit, split: Dataset, dtype: str, key: str) -> str:
-    """A hash of everything that the stored values depend on."""
-    digest = hashlib.sha256(f"{version('tfft')} {dtype} {key} {made.shapes}".encode())
+def _name(model_split: ModelSplit, split: Dataset, dtype: str, key: str) -> str:
+    """Return a hash of everything that the stored values depend on."""
+    digest = hashlib.sha256(f"{version('tfft')} {dtype} {key} {model_split.shapes}".encode())
     digest.update(split.prepared.folder.name.encode())
     digest.update(np.ascontiguousarray(split.rows).tobytes())
-    digest.update(",".join(layer.name for layer in made.below.layers).encode())
-    digest.update(made.digest)
+    digest.update(",".join(layer.name for layer in model_split.below.layers).encode())
+    digest.update(model_split.digest)
     return digest.hexdigest()[:24]

@@ -1,8 +1,8 @@
-"""What a training depends on: compared when it resumes, and between workers.
+"""Fingerprints of the data and the backbone, compared when a run resumes and between workers.
 
 The batches of a step are a function of the seed and the rows, and the head's outputs are in the
-order of the classes, so a run that went on with other rows, classes or weights would be neither the
-old run nor a new one.
+order of the classes. A run that resumed with other rows, classes or weights would be neither the
+old run nor a new one, so it is refused.
 """
 
 import hashlib
@@ -19,9 +19,10 @@ from tfft.distribute import strategies
 from tfft.spec import Backbone
 from tfft.utils.errors import UserError
 
-SHOWN = 60  # characters of a value that an error shows
+MAX_SHOWN = 60  # characters of a value in an error message
 
-# Workers may have their files in different places: what is in them is compared.
+# Excluded from the comparison of workers: each may have its files at other paths. The content of
+# the files is compared instead.
 _PATHS = {
     "data": {
         **{split: {"path", "data_dir"} for split in ("train", "validation", "test")},
@@ -34,7 +35,7 @@ _PATHS = {
 
 
 def of(config: Config, backbone: Backbone, data: Datasets) -> dict[str, str]:
-    """Return what a run depends on beyond its config, by the key of the config that it is from."""
+    """Return digests of everything outside the config that a run depends on, by config key."""
     teacher = config.regularization.distillation
     return {
         "model.backbone": backbone.fingerprint,
@@ -56,7 +57,9 @@ def require_unchanged(saved: Mapping[str, str], current: Mapping[str, str], work
     """Refuse to resume on other data, classes or weights.
 
     Args:
-        saved: the identity in the checkpoint.
+        saved: the fingerprints (`of`) in the checkpoint.
+        current: the fingerprints now.
+        workdir: the run directory, for the message.
 
     Raises:
         UserError: they differ.
@@ -68,27 +71,27 @@ def require_unchanged(saved: Mapping[str, str], current: Mapping[str, str], work
     ]
     if changed:
         raise UserError(
-            f"{workdir}: cannot resume, as the run depends on what has changed since "
+            f"{workdir}: cannot resume, because the data or the backbone has changed "
             f"({'; '.join(changed)}); restore it, or choose another --workdir"
         )
 
 
 def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[str, str]) -> None:
-    """Refuse to train where workers do not agree; every worker must call it with the same keys.
+    """Check that all workers have equal values. Every worker must call it with the same keys.
 
     Raises:
-        UserError: they do not; on all of them.
+        UserError: a value differs. It is raised on all workers, so that none waits for another.
     """
     workers = strategies.workers()
     if workers.count == 1:
         return
     digests = np.zeros((workers.count, len(values), 2), np.int32)
-    for at, value in enumerate(values.values()):
+    for index, value in enumerate(values.values()):
         digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
-        digests[workers.index, at] = np.frombuffer(digest[:8], np.int32)
+        digests[workers.index, index] = np.frombuffer(digest[:8], np.int32)
     digests = strategies.sum_over_workers(strategy, digests)
-    for at, name in enumerate(values):
-        differing = np.flatnonzero((digests[:, at] != digests[0, at]).any(axis=1))
+    for index, name in enumerate(values):
+        differing = np.flatnonzero((digests[:, index] != digests[0, index]).any(axis=1))
         if len(differing):
             raise UserError(
                 f"{name}: differs between worker 0 and worker {differing[0]}; all workers must be "
@@ -98,7 +101,7 @@ def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[s
 
 
 def _rows(split: Dataset | None) -> str:
-    """Return the number of rows and a digest of them and their classes."""
+    """Return the number of rows of a split, and a digest of the rows and their classes."""
     if split is None:
         return "none"
     digest = hashlib.sha256(split.prepared.content.encode())
@@ -108,13 +111,14 @@ def _rows(split: Dataset | None) -> str:
 
 
 def _teacher(workdir: str) -> str:
+    """Return a digest of the teacher's weights."""
     path = Path(workdir) / "best" / "weights.safetensors"
     if not path.is_file():
-        return "none"  # what is wrong with it is said where it is loaded
+        return "none"  # loading the teacher raises the error
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _short(value: str | None) -> str:
     text = "unknown" if value is None else value
-    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."

@@ -80,7 +80,7 @@ def _train(
             )
         finally:
             checkpoints.wait()
-        if interrupt.asked and state.step < plan.total and not state.stopped:
+        if interrupt.stop_requested and state.step < plan.total and not state.stopped:
             raise Interrupted(
                 f"interrupted at step {state.step:,} of {plan.total:,}, which is saved; the same "
                 f"command with --workdir={run.workdir} resumes it"
@@ -131,7 +131,7 @@ def _run_steps(
 
 
 def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: int) -> None:
-    """Set the mask, the optimizer and the start of the forward pass for the steps from `step` on."""
+    """Set the mask, the optimizer and the start of the forward pass for the steps from `step`."""
     model, mask = run.model, schedule.at(step).mask
     masks.set_trainable(model, mask)
     optimizers.enter(model.optimizer, schedule, step)

@@ -1,7 +1,7 @@
-"""How large a micro-batch fits: tried out on an accelerator, measured and extrapolated on a CPU.
+"""The largest micro-batch that fits in memory: tried on an accelerator, extrapolated on a CPU.
 
-An accelerator answers "out of memory" and goes on; a CPU's process is killed instead, so there two
-small micro-batches are run, and the growth of the peak between them tells how much a row needs.
+An accelerator reports "out of memory" and continues. On a CPU the kernel kills the process, so two
+small micro-batches are run there, and the difference of their peaks gives the memory of a row.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tfft.utils.errors import UserError
 
-SHARE = 0.8  # of the memory that is free may be used
+MEMORY_SHARE = 0.8  # share of the free memory that a micro-batch may use
 
 _SELF = Path("/proc/self")
 _CGROUPS = (
@@ -26,30 +26,35 @@ _CGROUPS = (
 
 @contextlib.contextmanager
 def out_of_memory_errors() -> Iterator[None]:
-    """Turn TensorFlow's "out of memory" into a line that says what would do.
+    """Turn TensorFlow's "out of memory" into an actionable error.
 
     Raises:
-        UserError: there was not enough.
+        UserError: the memory of a device was exhausted.
     """
     try:
         yield
     except Exception as error:
+        # TensorFlow raises the same class for a full disk, but without "OOM".
         if type(error).__name__ != "ResourceExhaustedError" or "OOM" not in str(error):
             raise
-        found = re.search(r"tensor with shape\[([\d,]+)\].*?on (\S+)", str(error))
-        what = f": a tensor of {found[1].replace(',', ' x ')} on {found[2]}" if found else ""
+        match = re.search(r"tensor with shape\[([\d,]+)\].*?on (\S+)", str(error))
+        tensor = f": a tensor of {match[1].replace(',', ' x ')} on {match[2]}" if match else ""
         raise UserError(
-            f"out of memory{what}; set train.micro_batch (auto finds one that fits) or "
+            f"out of memory{tensor}; set train.micro_batch (auto finds one that fits) or "
             "train.remat: true, lower train.batch_size, data.max_length or model.image_size, or "
             "freeze more (method)"
         ) from None
 
 
 def by_trying(run: Callable[[int], bool], rows: int) -> int:
-    """The largest of rows, rows / 2, rows / 4, ... 1 for which `run` says that it fitted.
+    """Return the largest of `rows`, `rows` / 2, `rows` / 4, ... 1 that fits.
+
+    Args:
+        run: runs a step with a number of rows and returns whether it fits.
+        rows: the largest size to try.
 
     Raises:
-        UserError: not even one row did.
+        UserError: not even one row fits.
     """
     size = rows
     while not run(size):
@@ -63,54 +68,61 @@ def by_trying(run: Callable[[int], bool], rows: int) -> int:
 
 
 def by_measuring(run: Callable[[int], bool], rows: int) -> int:
-    """The largest of rows, rows / 2, ... 1 whose peak, going by two small ones, fits in what is
-    free.
+    """Return the largest of `rows`, `rows` / 2, ... 1 that fits, extrapolated from two small sizes.
+
+    Without Linux' `clear_refs` nothing can be measured, and `rows` is returned.
+
+    Args:
+        run: runs a step with a number of rows.
+        rows: the largest size to consider.
 
     Raises:
-        UserError: not even one row does.
+        UserError: not even one row fits.
     """
-    small, larger = max(1, rows // 16), max(2, rows // 8)
+    small, large = max(1, rows // 16), max(2, rows // 8)
     if rows < 4 or not (_SELF / "clear_refs").exists():
         return rows
     free = available()
-    held = resident()
-    peaks = [peak_of(lambda size=size: run(size)) for size in (small, larger)]
-    a_row = max(0.0, (peaks[1] - peaks[0]) / (larger - small))
+    baseline = resident()
+    peaks = [peak_of(lambda size=size: run(size)) for size in (small, large)]
+    bytes_per_row = max(0.0, (peaks[1] - peaks[0]) / (large - small))
 
     def fits(size: int) -> bool:
-        return peaks[0] - held + a_row * (size - small) <= SHARE * free
+        return peaks[0] - baseline + bytes_per_row * (size - small) <= MEMORY_SHARE * free
 
     return by_trying(fits, rows)
 
 
 def peak_of(run: Callable[[], object]) -> int:
-    """The most memory that this process held while `run` ran, in bytes (Linux)."""
+    """Return the peak memory of this process in bytes while `run` runs (Linux)."""
     with contextlib.suppress(OSError):
-        (_SELF / "clear_refs").write_text("5")  # forgets the peak so far
+        (_SELF / "clear_refs").write_text("5")  # resets the recorded peak
     run()
     return resident("VmHWM")
 
 
 def resident(name: str = "VmRSS") -> int:
-    """Bytes that this process holds now; `VmHWM`: at most so far."""
+    """Return the resident memory of this process in bytes; with `VmHWM`, its peak."""
     text = (_SELF / "status").read_text(encoding="ascii", errors="replace")
     match = re.search(rf"{name}:\s+(\d+) kB", text)
     return int(match[1]) * 1024 if match else 0
 
 
 def available() -> int:
-    """Bytes that this process may still take: of the machine, or of its container if that is
-    less."""
+    """Return the bytes that this process may still allocate.
+
+    That is the free memory of the machine, or of the container's cgroup (v2 or v1) if it is less.
+    """
     text = Path("/proc/meminfo").read_text(encoding="ascii", errors="replace")
     match = re.search(r"MemAvailable:\s+(\d+) kB", text)
     free = (
         int(match[1]) * 1024 if match else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
-    for limit, used in _CGROUPS:
+    for limit_file, usage_file in _CGROUPS:
         try:
-            most, now = Path(limit).read_text().strip(), int(Path(used).read_text())
+            limit, usage = Path(limit_file).read_text().strip(), int(Path(usage_file).read_text())
         except (OSError, ValueError):
             continue
-        if most.isdigit():
-            free = min(free, max(0, int(most) - now))
+        if limit.isdigit():  # "max" means no limit
+            free = min(free, max(0, int(limit) - usage))
     return free

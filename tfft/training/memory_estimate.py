@@ -1,11 +1,12 @@
-"""How much memory a training step takes, from its graph, without running it.
+"""Estimate of the memory of a training step, from its graph, without running it.
 
-The gradient and the update are traced for the widest batch; a walk over their operations, in the
-order in which they were made, adds up what is alive at each. Weights, gradients and the optimizer's
-variables are exact; what is alive between them is the peak of that walk.
+The gradient and the update are traced for the widest batch. A walk over their operations, in the
+order of their creation, sums the bytes of the live tensors at each. The bytes of weights, gradients
+and optimizer variables are exact; those of the activations are the peak of that walk.
 
-A process that trains on a CPU holds more: what was loaded, traced and not yet given back. `process`
-is that, by two numbers fitted to measured peaks (MiniLM, 32 rows, `benchmarks/methods.py --cost`).
+A process that trains on a CPU holds more: libraries, graphs and memory that is not yet returned.
+`process` adds it by two constants fitted to measured peaks (MiniLM, 32 rows,
+`benchmarks/methods.py --cost`).
 """
 
 from collections.abc import Sequence
@@ -18,10 +19,10 @@ import tensorflow as tf
 from tfft.model import Model
 from tfft.training import optimizers
 
-RUNTIME = 175 * 2**20  # bytes that a process takes beside the model and the step
-HELD = 1.45  # times the peak of the walk is what a process holds at the peak of a step
+RUNTIME = 175 * 2**20  # bytes of a process besides the model and the step
+OVERHEAD = 1.45  # bytes of a process at the peak of a step, per byte of live tensors
 
-# Their output is their input's memory.
+# The output of these operations shares the memory of their input.
 _VIEWS = {
     "Identity",
     "IdentityN",
@@ -33,7 +34,7 @@ _VIEWS = {
     "EnsureShape",
     "Bitcast",
 }
-# They may write their output over an input of the same size that nothing else reads.
+# These operations may write their output over an input of the same size that nothing else reads.
 _IN_PLACE = {
     "Add",
     "AddV2",
@@ -58,43 +59,57 @@ _IN_PLACE = {
 
 
 def step(model: Model, rows: int, width: int | None = None) -> dict[str, int]:
-    """Bytes of `weights`, `gradients`, `optimizer` and `activations` (all else that is
-    alive at the peak), with `rows` of `width` tokens at once, or (None) of pictures."""
+    """Estimate the memory of one training step on a device.
+
+    Args:
+        model: a compiled model.
+        rows: rows at once.
+        width: tokens of a row; None for images.
+
+    Returns:
+        Bytes of `weights`, `gradients`, `optimizer` and `activations`; the last are all other
+        tensors that are alive at the peak.
+    """
     weights = sum(_bytes(v) for v in model.weights)
-    moving = sum(_bytes(v) for v in model.trainable_variables)
+    gradients = sum(_bytes(v) for v in model.trainable_variables)
     slots = sum(_bytes(v) for v in optimizers.inner(model.optimizer).variables)
     peak = max(_gradient_peak(model, rows, width), _update_peak(model))
     return {
         "weights": weights,
-        "gradients": moving,
+        "gradients": gradients,
         "optimizer": slots,
-        "activations": max(0, peak - moving),
+        "activations": max(0, peak - gradients),
     }
 
 
-def process(found: dict[str, int]) -> int:
-    """Bytes that a process grows by when it trains on a CPU, of what `step` found."""
-    alive = found["gradients"] + found["activations"]
-    return round(found["weights"] + found["optimizer"] + RUNTIME + HELD * alive)
+def process(estimate: dict[str, int]) -> int:
+    """Return the bytes by which a process grows when it trains on a CPU.
+
+    Args:
+        estimate: what `step` returned.
+    """
+    alive = estimate["gradients"] + estimate["activations"]
+    return round(estimate["weights"] + estimate["optimizer"] + RUNTIME + OVERHEAD * alive)
 
 
-def text(found: dict[str, int], rows: int, width: int | None = None) -> str:
-    """The estimate as lines."""
-    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in found.items())
-    total = sum(found.values()) / 2**20
-    of = f"rows of {width} tokens" if width is not None else "pictures"
+def text(estimate: dict[str, int], rows: int, width: int | None = None) -> str:
+    """Return an estimate of `step` as two lines of text."""
+    parts = ", ".join(f"{name} {size / 2**20:,.0f}" for name, size in estimate.items())
+    total = sum(estimate.values()) / 2**20
+    unit = f"rows of {width} tokens" if width is not None else "images"
     return (
-        f"memory: {total:,.0f} MiB a device, with {rows} {of} ({parts})\n"
-        f"        on a CPU the process grows by about {process(found) / 2**20:,.0f} MiB"
+        f"memory: {total:,.0f} MiB a device, with {rows} {unit} ({parts})\n"
+        f"        on a CPU the process grows by about {process(estimate) / 2**20:,.0f} MiB"
     )
 
 
 def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
     x = {t.name: tf.TensorSpec(_shape(t, rows, width), t.dtype) for t in model.inputs}
-    own = getattr(model.loss, "target_width", None)  # of a loss that takes more than class ids
+    # A loss with `target_width` takes float targets of that width instead of class ids.
+    target_width = getattr(model.loss, "target_width", None)
     targets = tf.TensorSpec([rows], tf.int32)
-    if own is not None:
-        targets = tf.TensorSpec([rows, own(model.output_shape[-1])], tf.float32)
+    if target_width is not None:
+        targets = tf.TensorSpec([rows, target_width(model.output_shape[-1])], tf.float32)
     weight = tf.TensorSpec([rows], tf.float32)
     traced = tf.function(
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False
@@ -118,20 +133,20 @@ def _update_peak(model: Model) -> int:
 
 
 def peak(graph: Any) -> int:
-    """The most bytes alive at once in a graph, its variables apart."""
-    operations = _needed(graph)
-    roots: dict[str, str] = {}
-    last: dict[str, int] = {}
+    """Return the largest number of bytes that are alive at once in a graph, without variables."""
+    operations = _executed(graph)
+    roots: dict[str, str] = {}  # name of a view -> name of the tensor that owns its memory
+    last: dict[str, int] = {}  # name of a tensor -> index of the last operation that reads it
     size: dict[str, int] = {}
-    for at, operation in enumerate(operations):
+    for index, operation in enumerate(operations):
         for tensor in operation.inputs:
-            last[roots.get(tensor.name, tensor.name)] = at
+            last[roots.get(tensor.name, tensor.name)] = index
         for tensor in operation.outputs:
             if operation.type in _VIEWS and operation.inputs:
                 source = operation.inputs[0].name
                 roots[tensor.name] = roots.get(source, source)
             elif operation.type == "ReadVariableOp":
-                size[tensor.name] = 0
+                size[tensor.name] = 0  # counted with the weights
             else:
                 size[tensor.name] = _tensor_bytes(tensor)
     for tensor in _tensors(graph.structured_outputs):
@@ -139,38 +154,42 @@ def peak(graph: Any) -> int:
     return _walk(operations, roots, last, size)
 
 
-def _needed(graph: Any) -> list[Any]:
-    """The operations that TensorFlow runs: those behind an output or a side effect, in order."""
+def _executed(graph: Any) -> list[Any]:
+    """Return the operations that TensorFlow runs, in order: those of an output or a side effect.
+
+    TensorFlow prunes the others before it runs a graph.
+    """
     operations = list(graph.get_operations())
-    wanted = [tensor.op for tensor in _tensors(graph.structured_outputs)]
-    wanted += [o for o in operations if o.type.startswith(("Assign", "Resource"))]
-    wanted += list(graph.control_outputs)
-    found: set[Any] = set()
-    while wanted:
-        operation = wanted.pop()
-        if operation not in found:
-            found.add(operation)
-            wanted += [t.op for t in operation.inputs] + list(operation.control_inputs)
-    return [o for o in operations if o in found]
+    pending = [tensor.op for tensor in _tensors(graph.structured_outputs)]
+    pending += [o for o in operations if o.type.startswith(("Assign", "Resource"))]
+    pending += list(graph.control_outputs)
+    executed: set[Any] = set()
+    while pending:
+        operation = pending.pop()
+        if operation not in executed:
+            executed.add(operation)
+            pending += [t.op for t in operation.inputs] + list(operation.control_inputs)
+    return [o for o in operations if o in executed]
 
 
 def _walk(
     operations: Sequence[Any], roots: dict[str, str], last: dict[str, int], size: dict[str, int]
 ) -> int:
+    """Return the peak of the live bytes; a tensor lives from its operation to its last reader."""
     alive = highest = 0
-    ending: dict[int, list[str]] = {}
-    for name, at in last.items():
-        ending.setdefault(at, []).append(name)
-    for at, operation in enumerate(operations):
-        gone = sum(size.get(name, 0) for name in ending.get(at, ()))
-        made = sum(size.get(tensor.name, 0) for tensor in operation.outputs)
+    ending: dict[int, list[str]] = {}  # index of an operation -> tensors that it reads last
+    for name, index in last.items():
+        ending.setdefault(index, []).append(name)
+    for index, operation in enumerate(operations):
+        freed = sum(size.get(name, 0) for name in ending.get(index, ()))
+        allocated = sum(size.get(tensor.name, 0) for tensor in operation.outputs)
         unread = sum(size.get(t.name, 0) for t in operation.outputs if t.name not in last)
         reused = 0
         if operation.type in _IN_PLACE:
-            dying = {size.get(name, 0) for name in ending.get(at, ())}
-            reused = made if made in dying else 0
-        highest = max(highest, alive + made - reused)
-        alive += made - gone - unread
+            freed_sizes = {size.get(name, 0) for name in ending.get(index, ())}
+            reused = allocated if allocated in freed_sizes else 0
+        highest = max(highest, alive + allocated - reused)
+        alive += allocated - freed - unread
     return highest
 
 

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, from the section `optimizer` and the course."""
+"""Optimizers and learning-rate schedules, from the section `optimizer` and the phases."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +16,17 @@ from tfft.utils.errors import UserError, nearest
 
 
 class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
-    """Keras' optimizer with the update of its paper.
+    """Keras' ScheduleFreeAdamW with the update of the paper.
 
-    Keras 3.15 on TensorFlow takes the old z after it has been changed, so that the average is not
-    one. Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5, with weights c = 1 / t.
+    Keras 3.15 on TensorFlow reads z after overwriting it, so that its x is not the average of the
+    z. Here: Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5, with weights
+    c = 1 / t.
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        """One variable's update; the variable is y."""
-        at = self._get_variable_index(variable)
-        z, second = self._momentums[at], self._velocities[at]
+        """Update one variable, which holds y."""
+        index = self._get_variable_index(variable)
+        z, second = self._momentums[index], self._velocities[index]
         rate, gradient = ops.cast(learning_rate, z.dtype), ops.cast(gradient, z.dtype)
         step = ops.cast(self.iterations + 1, z.dtype)
         if self.warmup_steps:
@@ -42,14 +43,14 @@ class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
 
 
 class SharedBiasCorrection:
-    """Compute Adam's bias-corrected rate once per step instead of once per variable.
+    """Mixin that computes Adam's bias-corrected rate once per step, not once per variable.
 
     The update is bit-identical to Keras' (Kingma & Ba 2015, "Adam", end of section 2) and its
     graph has about half the operations.
     """
 
     def update_step(self, gradient, variable, learning_rate):
-        """One variable's update."""
+        """Update one variable."""
         if self.amsgrad:
             super().update_step(gradient, variable, learning_rate)
             return
@@ -57,25 +58,25 @@ class SharedBiasCorrection:
         first, second = self._momentums[index], self._velocities[index]
         rate = self.once(
             ("rate", id(learning_rate), self._since, dtype),
-            lambda: self._corrected(ops.cast(learning_rate, dtype), dtype),
+            lambda: self._bias_corrected(ops.cast(learning_rate, dtype), dtype),
         )
         gradient = tf.cast(gradient, dtype)
         self.assign_add(first, (gradient - first.value) * (1 - self.beta_1))
         self.assign_add(second, (tf.square(gradient) - second.value) * (1 - self.beta_2))
         self.assign_sub(variable, first.value * rate / (tf.sqrt(second.value) + self.epsilon))
 
-    def _corrected(self, learning_rate, dtype):
+    def _bias_corrected(self, learning_rate, dtype):
         step = ops.cast(self.iterations + 1, dtype)
         powers = [ops.power(ops.cast(beta, dtype), step) for beta in (self.beta_1, self.beta_2)]
         return learning_rate * ops.sqrt(1 - powers[1]) / (1 - powers[0])
 
 
 class Adam(SharedBiasCorrection, keras.optimizers.Adam):
-    """Keras' Adam."""
+    """Keras' Adam with a shared bias correction."""
 
 
 class AdamW(SharedBiasCorrection, keras.optimizers.AdamW):
-    """Keras' AdamW."""
+    """Keras' AdamW with a shared bias correction."""
 
 
 OPTIMIZERS: Mapping[str, type[keras.optimizers.Optimizer]] = {
@@ -94,25 +95,25 @@ OPTIMIZERS: Mapping[str, type[keras.optimizers.Optimizer]] = {
     "schedule_free_adamw": ScheduleFreeAdamW,
     "sgd": keras.optimizers.SGD,
 }
-# Fields of the section that some optimizers take; others refuse them.
-_SHARED = ("beta_1", "beta_2", "epsilon")
+# Fields of the section that are passed to the optimizers that take them.
+_OPTIONAL_FIELDS = ("beta_1", "beta_2", "epsilon")
 
 
 class WarmUpAndDecay(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up, then constant, linear, cosine or polynomial decay.
+    """Learning-rate schedule: linear warm-up, then constant, linear, cosine or polynomial decay.
 
     The rate of step s (from 0) is that of transformers' schedulers: s / warm-up before the peak,
     then with t = (s - warm-up) / (total - warm-up): 1 - t for `linear`, (1 + cos(pi * t)) / 2 for
-    `cosine`, (1 - t) ** power for `polynomial`, all from the peak to `end` of it.
-    `slanted_triangular` (Howard & Ruder 2018, equation 3, ratio 1 / end) rises from `end` too.
+    `cosine`, (1 - t) ** power for `polynomial`, all from the peak to `end` times the peak.
+    `slanted_triangular` (Howard & Ruder 2018, equation 3, ratio 1 / end) also begins at `end`.
 
     Args:
         peak: the highest rate.
-        kind: of the decay.
+        kind: `constant`, `linear`, `slanted_triangular`, `cosine` or `polynomial`.
         warmup: steps before the peak.
-        total: steps of the training.
+        total: steps of the schedule.
         end: the last rate, as a share of the peak.
-        power: of `polynomial`.
+        power: exponent of `polynomial`.
     """
 
     def __init__(
@@ -129,36 +130,36 @@ class WarmUpAndDecay(keras.optimizers.schedules.LearningRateSchedule):
         self.end, self.power = end, power
 
     def __call__(self, step):
-        """The rate of a step."""
+        """Return the rate of a step, float32."""
         step = ops.cast(step, "float32")
-        after = (step - self.warmup) / max(1, self.total - self.warmup)
-        after = ops.clip(after, 0.0, 1.0)
+        progress = (step - self.warmup) / max(1, self.total - self.warmup)
+        progress = ops.clip(progress, 0.0, 1.0)
         decay = {
-            "constant": lambda: ops.ones_like(after),
-            "linear": lambda: 1.0 - after,
-            "slanted_triangular": lambda: 1.0 - after,
-            "cosine": lambda: 0.5 * (1.0 + ops.cos(np.pi * after)),
-            "polynomial": lambda: ops.power(1.0 - after, self.power),
+            "constant": lambda: ops.ones_like(progress),
+            "linear": lambda: 1.0 - progress,
+            "slanted_triangular": lambda: 1.0 - progress,
+            "cosine": lambda: 0.5 * (1.0 + ops.cos(np.pi * progress)),
+            "polynomial": lambda: ops.power(1.0 - progress, self.power),
         }[self.kind]()
         if self.kind != "constant":
             decay = self.end + (1.0 - self.end) * decay
-        rising = step / max(1, self.warmup)
+        warmup = step / max(1, self.warmup)
         if self.kind == "slanted_triangular":
-            rising = self.end + (1.0 - self.end) * rising
-        return self.peak * ops.where(step < self.warmup, rising, decay)
+            warmup = self.end + (1.0 - self.end) * warmup
+        return self.peak * ops.where(step < self.warmup, warmup, decay)
 
     def get_config(self):
-        """Arguments that rebuild the schedule."""
+        """Return the arguments that rebuild the schedule."""
         names = ("peak", "kind", "warmup", "total", "end", "power")
         return {name: getattr(self, name) for name in names}
 
 
-class OneAfterAnother(keras.optimizers.schedules.LearningRateSchedule):
-    """Schedules that each count from their own start.
+class RestartingSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Learning-rate schedule that runs several schedules one after another.
 
     Args:
-        starts: first steps, ascending, the first being 0.
-        schedules: one for each.
+        starts: first step of each schedule, ascending from 0.
+        schedules: the schedules; each counts steps from its start.
     """
 
     def __init__(self, starts: Sequence[int], schedules: Sequence[WarmUpAndDecay]):
@@ -166,33 +167,39 @@ class OneAfterAnother(keras.optimizers.schedules.LearningRateSchedule):
         self.starts, self.schedules = list(starts), list(schedules)
 
     def __call__(self, step):
-        """The rate of a step."""
+        """Return the rate of a step, float32."""
         rate = self.schedules[0](step)
         for start, schedule in zip(self.starts[1:], self.schedules[1:], strict=True):
-            later = ops.cast(step, "int32") - start
-            rate = ops.where(later >= 0, schedule(ops.maximum(later, 0)), rate)
+            local_step = ops.cast(step, "int32") - start
+            rate = ops.where(local_step >= 0, schedule(ops.maximum(local_step, 0)), rate)
         return rate
 
     def get_config(self):
-        """Arguments that rebuild the schedule."""
+        """Return the arguments that rebuild the schedule."""
         return {"starts": self.starts, "schedules": [s.get_config() for s in self.schedules]}
 
 
 def schedule(
-    config: OptimizerConfig, course: TrainingSchedule, per_epoch: int
+    config: OptimizerConfig, training_schedule: TrainingSchedule, per_epoch: int
 ) -> keras.optimizers.schedules.LearningRateSchedule:
-    """The schedule with its lengths resolved to steps, one for each stretch that starts anew."""
-    anew = (
-        [s for s in course.phases if s.restart_schedule and s.start]
-        if len(course.phases) > 1
+    """Build the learning-rate schedule; it restarts in each phase that says so.
+
+    Args:
+        config: the section `optimizer`.
+        training_schedule: the phases of the training.
+        per_epoch: steps of an epoch, to resolve durations.
+    """
+    restarts = (
+        [s for s in training_schedule.phases if s.restart_schedule and s.start]
+        if len(training_schedule.phases) > 1
         else []
     )
-    starts = [0, *(s.start for s in anew)]
-    peaks = [s.learning_rate for s in (course.phases[0], *anew)]
-    made = []
-    for start, end, peak in zip(starts, [*starts[1:], course.total], peaks, strict=True):
+    starts = [0, *(s.start for s in restarts)]
+    peaks = [s.learning_rate for s in (training_schedule.phases[0], *restarts)]
+    schedules = []
+    for start, end, peak in zip(starts, [*starts[1:], training_schedule.total], peaks, strict=True):
         total = end - start
-        made.append(
+        schedules.append(
             WarmUpAndDecay(
                 peak or config.learning_rate,
                 config.schedule,
@@ -202,23 +209,32 @@ def schedule(
                 config.power,
             )
         )
-    return made[0] if len(made) == 1 else OneAfterAnother(starts, made)
+    return schedules[0] if len(schedules) == 1 else RestartingSchedule(starts, schedules)
 
 
 def build(
-    config: OptimizerConfig, course: TrainingSchedule, per_epoch: int, precision: str = "float32"
+    config: OptimizerConfig,
+    training_schedule: TrainingSchedule,
+    per_epoch: int,
+    precision: str = "float32",
 ) -> keras.optimizers.Optimizer:
-    """The optimizer, its rate scaled for each variable as the mask of the stretch says.
+    """Build the optimizer, with the learning rates of the first phase's mask.
 
-    Weight decay is decoupled (Loshchilov & Hutter 2019) and left out of vectors: biases and
+    Weight decay is decoupled (Loshchilov & Hutter 2019) and not applied to vectors: biases and
     norms. In mixed_float16 the loss is scaled dynamically (Micikevicius et al. 2018, section 3.2).
 
+    Args:
+        config: the section `optimizer`.
+        training_schedule: the phases of the training.
+        per_epoch: steps of an epoch, to resolve durations.
+        precision: `distribute.precision`.
+
     Raises:
-        UserError: an option that this optimizer does not have.
+        UserError: the optimizer has no such option, or refuses a value.
     """
-    kind = OPTIMIZERS[config.name]
-    accepted = inspect.signature(kind.__init__).parameters
-    options = {n: getattr(config, n) for n in _SHARED if n in accepted}
+    optimizer_class = OPTIMIZERS[config.name]
+    accepted = inspect.signature(optimizer_class.__init__).parameters
+    options = {n: getattr(config, n) for n in _OPTIONAL_FIELDS if n in accepted}
     if config.name == "sgd":
         options["momentum"] = config.momentum
     for name, value in config.options.items():
@@ -230,63 +246,70 @@ def build(
         options[name] = value
     swa = config.swa
     options |= {
-        "learning_rate": schedule(config, course, per_epoch),
+        "learning_rate": schedule(config, training_schedule, per_epoch),
         "global_clipnorm": config.clip_norm,
         "clipvalue": config.clip_value,
-        # Plain Adam has none: that would be its L2 form, which `regularization.l2` is.
+        # Keras' Adam with `weight_decay` would be AdamW. The L2 form is `regularization.l2`.
         "weight_decay": None if config.name == "adam" else config.weight_decay,
         "use_ema": config.ema is not None or swa is not None,
         "ema_momentum": config.ema or 0.99,
     }
     try:
-        optimizer = _scaled(kind)(**options)
+        optimizer = _scaled(optimizer_class)(**options)
     except (ValueError, TypeError) as error:
         raise UserError(f"optimizer: {config.name}: {' '.join(str(error).split())}") from None
     if swa is not None:
-        start = min(swa.start.steps(per_epoch, course.total), course.total)
-        optimizer.swa = start, max(1, swa.every.steps(per_epoch, course.total))
-    enter(optimizer, course, 0)
+        total = training_schedule.total
+        start = min(swa.start.steps(per_epoch, total), total)
+        optimizer.swa = start, max(1, swa.every.steps(per_epoch, total))
+    enter(optimizer, training_schedule, 0)
     if precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
 
-def enter(optimizer: keras.optimizers.Optimizer, course: TrainingSchedule, step: int) -> None:
-    """Take the rates of the stretch that `step` belongs to; the step must be traced anew."""
+def enter(
+    optimizer: keras.optimizers.Optimizer, training_schedule: TrainingSchedule, step: int
+) -> None:
+    """Set the learning rates of the phase of `step`.
+
+    They are constants in the graph, so the train step must be traced again afterwards.
+    """
     optimizer = inner(optimizer)
-    optimizer.factors = dict(course.at(step).mask.learning_rates)
-    optimizer.starts = dict(course.starts)
+    optimizer.factors = dict(training_schedule.at(step).mask.learning_rates)
+    optimizer.starts = dict(training_schedule.starts)
 
 
 def inner(optimizer: Any) -> Any:
-    """The optimizer itself, out of a loss scaler."""
+    """Return the optimizer within a loss scaler; any other optimizer unchanged."""
     return getattr(optimizer, "inner_optimizer", optimizer)
 
 
 @contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Within: the model has its averaged weights, where the optimizer keeps averages."""
+    """Give the model its averaged weights within the context, if the optimizer has averages."""
     optimizer = inner(model.optimizer)
+    # Before the first step the moving averages are zeros, not weights.
     averages = {} if ops.convert_to_numpy(optimizer.iterations) == 0 else _averages(optimizer)
     variables = optimizer._trainable_variables
-    before = {i: ops.convert_to_numpy(variables[i]).copy() for i in averages}
+    originals = {i: ops.convert_to_numpy(variables[i]).copy() for i in averages}
     for i, value in averages.items():
         variables[i].assign(value)
     try:
         yield
     finally:
-        for i, value in before.items():
+        for i, value in originals.items():
             variables[i].assign(value)
 
 
 def _averages(optimizer: Any) -> dict[int, np.ndarray]:
-    """The averaged value of each variable, by its place in the optimizer."""
+    """Return the averaged value of each variable, by its index in the optimizer."""
     if optimizer.use_ema:
-        kept = enumerate(optimizer._model_variables_moving_average)
-        return {i: ops.convert_to_numpy(average) for i, average in kept}
+        averages = enumerate(optimizer._model_variables_moving_average)
+        return {i: ops.convert_to_numpy(average) for i, average in averages}
     if isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
-        # The variables are where gradients are taken, y = (1 - beta) z + beta x; the average is x
-        # (Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5).
+        # The variables hold the points at which gradients are computed, y = (1 - beta) z + beta x;
+        # the average is x (Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5).
         beta = optimizer.beta_1
         pairs = zip(optimizer._trainable_variables, optimizer._momentums, strict=True)
         pairs = [(ops.convert_to_numpy(y), ops.convert_to_numpy(z)) for y, z in pairs]
@@ -295,41 +318,46 @@ def _averages(optimizer: Any) -> dict[int, np.ndarray]:
 
 
 class Scaled:
-    """What tfft adds to a Keras optimizer: a rate for each variable, its own count of steps for
-    those that begin to move later, no decay of vectors, and averages by SWA.
+    """Mixin of the optimizers: learning rates per variable, later starts, no decay of vectors, SWA.
 
-    The update is scaled, not the gradient: Adam's normalisation would undo that.
+    The update is scaled, not the gradient, because Adam's normalisation would undo a factor on the
+    gradient.
 
     Attributes:
-        factors: variable path -> factor on the rate, default 1.
-        starts: variable path -> the step at which it begins to move.
-        swa: (first step, steps between) of stochastic weight averaging, None for none.
+        factors: variable path -> factor on the learning rate; default 1.
+        starts: variable path -> step from which it is trainable; default 0.
+        swa: first step and steps between two weights of stochastic weight averaging; None: off.
     """
 
     factors: Mapping[str, float] = {}
     starts: Mapping[str, int] = {}
     swa: tuple[int, int] | None = None
     _since = 0
-    _shared: dict[Any, Any] | None = None  # what `once` computed in the running update
+    _shared: dict[Any, Any] | None = None  # results of `once` during an update
 
     @property
     def iterations(self):
-        """Steps done; within an update those since the variable began to move, so that Adam's
-        bias correction is that of a variable with empty moments."""
+        """Number of steps done; during an update, those since the variable became trainable.
+
+        Adam's bias correction then counts from the step at which the moments of the variable were
+        empty.
+        """
         return super().iterations - self._since if self._since else super().iterations
 
     def apply(self, grads, trainable_variables=None):
-        """Update the variables; what is the same for all of them is computed once."""
-        self.__dict__["_shared"] = {}  # past Keras' and TensorFlow's tracking of attributes
+        """Update the variables, with one computation of what is the same for all of them."""
+        # Through `__dict__`, because Keras and TensorFlow would track an assigned attribute.
+        self.__dict__["_shared"] = {}
         try:
             super().apply(grads, trainable_variables)
         finally:
             self.__dict__["_shared"] = None
 
     def once(self, key, compute):
-        """Return `compute()`, the same tensor for the same key within an update.
+        """Return `compute()`, computed once for each key within an update.
 
-        Branches of a condition are graphs of their own, which share nothing with each other.
+        The branches of a condition are separate graphs and cannot share tensors, so the key
+        includes the graph.
         """
         if self._shared is None:
             return compute()
@@ -342,8 +370,8 @@ class Scaled:
         return self.once("learning_rate", super()._get_current_learning_rate)
 
     def update_step(self, gradient, variable, learning_rate):
-        """One variable's update."""
-        # This may be a tf.Variable, which has no path: go by its place.
+        """Update one variable with its own learning rate and count of steps."""
+        # `variable` may be a tf.Variable, which has no path, so look it up by its index.
         path = self._trainable_variables[self._get_variable_index(variable)].path
         self._since = self.starts.get(path, 0)
         try:
@@ -376,21 +404,22 @@ class Scaled:
             return
         # Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", equation 1 (section 3.2).
         start, every = self.swa
-        after = self._iterations + 1 - start  # steps since the start, this one counted
-        taken = ops.cast(after // every, "float32")  # weights in the average so far
-        due = ops.logical_and(after >= 0, after % every == 0)
-        share = ops.where(due, 1.0 / (taken + 1.0), 0.0)
-        share = ops.where(after < 0, 1.0, share)  # until then it follows the weights
+        elapsed = self._iterations + 1 - start  # steps since the start, this one included
+        count = ops.cast(elapsed // every, "float32")  # weights in the average so far
+        due = ops.logical_and(elapsed >= 0, elapsed % every == 0)
+        share = ops.where(due, 1.0 / (count + 1.0), 0.0)
+        share = ops.where(elapsed < 0, 1.0, share)  # before the start: equal to the weights
         averages = self._model_variables_moving_average
         for variable, average in zip(trainable_variables, averages, strict=True):
             average.assign(average + ops.cast(share, average.dtype) * (variable - average))
 
 
-_MADE: dict[type, type] = {}
+_SCALED_CLASSES: dict[type, type] = {}
 
 
-def _scaled(kind: type[keras.optimizers.Optimizer]) -> Any:
-    """A Keras optimizer's class with `Scaled` before it."""
-    if kind not in _MADE:
-        _MADE[kind] = type(f"Scaled{kind.__name__}", (Scaled, kind), {})
-    return _MADE[kind]
+def _scaled(optimizer_class: type[keras.optimizers.Optimizer]) -> Any:
+    """Return a subclass of `Scaled` and a Keras optimizer; the same one for each call."""
+    if optimizer_class not in _SCALED_CLASSES:
+        name = f"Scaled{optimizer_class.__name__}"
+        _SCALED_CLASSES[optimizer_class] = type(name, (Scaled, optimizer_class), {})
+    return _SCALED_CLASSES[optimizer_class]

@@ -1,7 +1,7 @@
 """The phases of a training, resolved to steps and audited masks.
 
-Most methods have one phase. Gradual unfreezing and probe-then-tune have several: each has a mask,
-decided before the training, and the train step is traced anew only where one begins.
+Most methods have one phase. Gradual unfreezing and `lp_ft` have several: each has a mask, decided
+before the training, and the train step is traced again only where a phase begins.
 """
 
 from collections.abc import Sequence
@@ -22,9 +22,9 @@ class SchedulePhase:
 
     Attributes:
         start: its first step, from 0.
-        mask: what is trainable in it.
-        learning_rate: peak rate; None: the optimizer's.
-        anew: whether the learning-rate schedule restarts here.
+        mask: which variables are trainable in it.
+        learning_rate: peak rate; None: `optimizer.learning_rate`.
+        restart_schedule: whether the learning-rate schedule restarts here.
     """
 
     start: int
@@ -51,11 +51,12 @@ class TrainingSchedule:
 
     def at(self, step: int) -> SchedulePhase:
         """Return the phase of a step."""
-        return [s for s in self.phases if s.start <= step][-1]
+        return [phase for phase in self.phases if phase.start <= step][-1]
 
     def until(self, step: int) -> int:
         """Return the step at which the phase of a step ends."""
-        return min((s.start for s in self.phases if s.start > step), default=self.total)
+        later_starts = (phase.start for phase in self.phases if phase.start > step)
+        return min(later_starts, default=self.total)
 
 
 def resolve(
@@ -70,14 +71,18 @@ def resolve(
     """Resolve the phases of a method to steps and masks.
 
     Args:
-        rules: of the config; they come before those of a phase.
+        model: the assembled model, with everything that the method injects.
+        stages: stages of the model, bottom to top.
+        method_phases: phases of the method, in order.
+        rules: rules of the section `mask`; they precede those of a phase.
+        optimizer: the section `optimizer`, for its layer decay.
         per_epoch: steps of an epoch.
         total: steps of the training.
 
     Raises:
         UserError: a mask is not valid, or the phases are not in order.
     """
-    variables, fixed = masks.variables(model), masks.statistics(model)
+    variables, statistics = masks.variables(model), masks.statistics(model)
     phases: list[SchedulePhase] = []
     for phase in method_phases:
         start = 0 if phase.start is None else phase.start.steps(per_epoch, total)
@@ -92,7 +97,7 @@ def resolve(
                 f"{total:,} steps"
             )
             break
-        mask = masks.decide(variables, stages, [*rules, *phase.rules], fixed)
+        mask = masks.decide(variables, stages, [*rules, *phase.rules], statistics)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
         phases.append(SchedulePhase(start, mask, phase.learning_rate, phase.restart_schedule))

@@ -14,51 +14,68 @@ from tfft.utils.files import open_to_append, write_atomic
 
 
 class Progress(keras.callbacks.Callback):
-    """The line with epoch, step, loss, speed, the share of time spent waiting for input, and the
-    time left."""
+    """Callback that writes the progress line.
+
+    It shows the epoch, step, loss, examples a second, time of a step, share of time spent waiting
+    for input, and the remaining time.
+
+    Args:
+        state: gives the number of steps done.
+        steps_per_epoch: steps of an epoch.
+        total: steps of the whole training.
+        batch_size: examples of a step.
+    """
 
     def __init__(self, state: TrainingState, steps_per_epoch: int, total: int, batch_size: int):
         super().__init__()
         self._state, self._per_epoch, self._total = state, steps_per_epoch, total
         self._batch_size = batch_size
-        self._began: float | None = None
-        self._first = state.step
-        self._waited = 0.0
+        self._start_time: float | None = None
+        self._start_step = state.step
+        self._wait_seconds = 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Rewrite the line."""
-        done = self._state.step
-        if self._began is None:  # the first step warms up: it says nothing of the speed
-            self._began, self._first = time.monotonic(), done
+        """Write the line; the first step of a start is not measured, because it traces graphs."""
+        step = self._state.step
+        if self._start_time is None:
+            self._start_time, self._start_step = time.monotonic(), step
             return
-        self._waited += self.model.report.wait
-        seconds = time.monotonic() - self._began
-        speed = (done - self._first) / seconds
-        left = (self._total - done) / speed
+        self._wait_seconds += self.model.report.wait
+        elapsed = time.monotonic() - self._start_time
+        steps_per_second = (step - self._start_step) / elapsed
+        remaining = (self._total - step) / steps_per_second  # seconds
         console.progress(
-            f"epoch {(done - 1) // self._per_epoch + 1}/{math.ceil(self._total / self._per_epoch)}"
-            f"  step {done:,}/{self._total:,}  loss {float(logs['loss']):.4f}"
-            f"  {speed * self._batch_size:,.0f} examples/s"
-            f"  {1000 / speed:,.0f} ms a step, {self._waited / seconds:.0%} waiting for input"
-            f"  {int(left) // 60}:{int(left) % 60:02d} left",
-            last=done == self._total,
+            f"epoch {(step - 1) // self._per_epoch + 1}/{math.ceil(self._total / self._per_epoch)}"
+            f"  step {step:,}/{self._total:,}  loss {float(logs['loss']):.4f}"
+            f"  {steps_per_second * self._batch_size:,.0f} examples/s"
+            f"  {1000 / steps_per_second:,.0f} ms a step"
+            f", {self._wait_seconds / elapsed:.0%} waiting for input"
+            f"  {int(remaining) // 60}:{int(remaining) % 60:02d} left",
+            last=step == self._total,
         )
 
 
 class History(keras.callbacks.Callback):
-    """Appends the training loss and the learning rate to the history and to metrics.jsonl."""
+    """Callback that logs the training loss and the learning rate to the history and metrics.jsonl.
+
+    Args:
+        state: holds the history.
+        path: metrics.jsonl; None: no file is written.
+        every: steps between two entries.
+        steps_per_epoch: steps of an epoch, whose end has an entry too.
+    """
 
     def __init__(self, state: TrainingState, path: Path | None, every: int, steps_per_epoch: int):
         super().__init__()
         self._state, self._path = state, path
         self._every, self._per_epoch = every, steps_per_epoch
-        # Entries that an interrupted run wrote after its last checkpoint will come again.
+        # Drop entries that an interrupted run wrote after its last checkpoint: the steps run again.
         if path is not None:
             lines = (json.dumps(entry) for entry in state.history)
             write_atomic(path, "".join(f"{line}\n" for line in lines))
 
     def add(self, entry: dict[str, float]) -> None:
-        """One entry, with the step, the epochs that this is, and the time."""
+        """Append an entry, with the step, the epoch (a fraction) and the time (seconds, Unix)."""
         step = self._state.step
         epoch, now = round(step / self._per_epoch, 4), round(time.time(), 1)
         entry = {"step": step, "epoch": epoch, "time": now, **entry}
@@ -68,10 +85,10 @@ class History(keras.callbacks.Callback):
                 file.write(json.dumps(entry) + "\n")
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        """Every so often: the mean loss over the examples since the last entry."""
+        """Log the mean loss over the examples since the last entry, if an entry is due."""
         step = self._state.step
         if step % self._every and step % self._per_epoch:
             return
-        rate = float(self.model.optimizer.learning_rate)
-        self.add({"train/loss": float(logs["loss"]), "learning_rate": rate})
+        learning_rate = float(self.model.optimizer.learning_rate)
+        self.add({"train/loss": float(logs["loss"]), "learning_rate": learning_rate})
         self.model.reset_metrics()

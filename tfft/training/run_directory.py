@@ -1,4 +1,4 @@
-"""The run directory: who may use it, and the plain files in it that say what a run is."""
+"""The run directory: its lock, and the plain files in it that describe a run."""
 
 import json
 import platform
@@ -29,14 +29,14 @@ FACTS = "run.json"
 
 @contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Create the run directory if there is none, and hold it against other processes.
+    """Create the run directory if it does not exist, and lock it within the context.
 
-    The lock is on the folder itself, so that it leaves no file behind; the kernel releases it with
-    the process. Of several workers the first holds it.
+    The lock is on the folder, so that no lock file remains; the kernel releases it when the process
+    ends. Of several workers the first holds it.
 
     Raises:
-        UserError: another process trains there, it holds something that is no run, or it cannot be
-            written.
+        UserError: another process trains there, the folder holds something other than a run, or it
+            cannot be written.
     """
     if not strategies.workers().first:
         yield
@@ -44,10 +44,10 @@ def locked(workdir: Path) -> Iterator[None]:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir}: is a file; --workdir must be a folder")
     try:
-        begun = {"config.yaml", "config.given.yaml"}
+        run_files = {"config.yaml", "config.given.yaml"}
         names = [path.name for path in workdir.iterdir()] if workdir.is_dir() else []
-        # A killed process may have left a file without its name yet, which is a hidden one.
-        if not begun & set(names) and any(not name.startswith(".") for name in names):
+        # Hidden files do not count: a killed process may leave one that was not yet renamed.
+        if not run_files & set(names) and any(not name.startswith(".") for name in names):
             raise UserError(f"{workdir}: is not empty and holds no run; choose another --workdir")
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -65,13 +65,13 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def open_workdir(config: Config, workdir: Path) -> None:
-    """Check that the run directory is this config's, if it holds a run.
+    """Check that the run in the directory, if there is one, has this config.
 
-    `describe` writes the config there, once data and model are known to be good. A mistake that is
-    found before the first steps leaves nothing to lose: the corrected config may use the folder.
+    `describe` writes the config once the data and the model are valid. A run that failed before its
+    first steps has nothing to lose, so the corrected config may use the folder.
 
     Raises:
-        UserError: it holds a run of another config.
+        UserError: the directory holds a run with another config.
     """
     path = workdir / "config.yaml"
     if path.is_file() and not untrained(workdir):
@@ -79,26 +79,30 @@ def open_workdir(config: Config, workdir: Path) -> None:
 
 
 def untrained(workdir: Path) -> bool:
-    """Whether a run was described there and ended before anything of its training was kept."""
-    entries = workdir / "metrics.jsonl"
+    """Return whether the directory holds a run that saved no checkpoint and logged no metrics."""
+    metrics_log = workdir / "metrics.jsonl"
     return (
         (workdir / FACTS).is_file()
         and not (workdir / "metrics.json").is_file()
         and not any((workdir / "checkpoints").glob("step_*"))
-        and not (entries.is_file() and entries.stat().st_size)
+        and not (metrics_log.is_file() and metrics_log.stat().st_size)
     )
 
 
 def check_same(path: Path, text: str) -> None:
-    """The run directory's config must be this one.
+    """Check that the config file of a run directory equals a config.
+
+    Args:
+        path: the config file.
+        text: the config as YAML.
 
     Raises:
-        UserError: it is another; some of the differences are named.
+        UserError: they differ; the message names up to five differences.
     """
-    changed = _differences(read(path), loads(text, "config"))
-    if changed:
+    differences = _differences(read(path), loads(text, "config"))
+    if differences:
         raise UserError(
-            f"{path.parent}: holds a run with another config ({'; '.join(changed[:5])}); "
+            f"{path.parent}: holds a run with another config ({'; '.join(differences[:5])}); "
             "choose another --workdir"
         )
 
@@ -110,12 +114,12 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [f"{path.lstrip('.')}: {old!r} there, {new!r} here"]
 
 
-def describe(result: Run, data: Datasets, course: TrainingSchedule) -> None:
-    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and show the mask."""
+def describe(result: Run, data: Datasets, schedule: TrainingSchedule) -> None:
+    """Write `config.yaml`, `mask.txt`, `run.json` and `bad_rows.txt`, and log the mask table."""
     write_atomic(result.workdir / "config.yaml", dump(result.config))
-    text = masks.table(course.mask, course.starts)
-    console.log(text)
-    write_atomic(result.workdir / "mask.txt", text + "\n")
+    mask_table = masks.table(schedule.mask, schedule.starts)
+    console.log(mask_table)
+    write_atomic(result.workdir / "mask.txt", mask_table + "\n")
     packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
     facts = {
         "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
@@ -135,30 +139,30 @@ def describe(result: Run, data: Datasets, course: TrainingSchedule) -> None:
         "command": [printable(argument) for argument in sys.argv],
     }
     write_atomic(result.workdir / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
-    bad = result.workdir / "bad_rows.txt"
-    bad.unlink(missing_ok=True)
+    bad_rows = result.workdir / "bad_rows.txt"
+    bad_rows.unlink(missing_ok=True)
     if data.bad_rows:
-        write_atomic(bad, "\n".join(data.bad_rows) + "\n")
+        write_atomic(bad_rows, "\n".join(data.bad_rows) + "\n")
 
 
 def read_facts(workdir: Path) -> dict[str, Any]:
-    """What `describe` wrote of a run."""
+    """Return the content of `run.json`: versions, device, commit, backbone, data and command."""
     return read_json(workdir / FACTS)
 
 
 def finish(result: Run, evaluations: dict[str, Evaluation], state: TrainingState) -> None:
-    """Write `metrics.json`, which also says that the run is done."""
-    figures: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
+    """Write `metrics.json`, whose existence marks the run as finished."""
+    metrics: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
     for name, evaluation in evaluations.items():
-        figures |= evaluation.flat(name)
-    write_atomic(result.workdir / "metrics.json", json.dumps(figures, indent=1))
+        metrics |= evaluation.flat(name)
+    write_atomic(result.workdir / "metrics.json", json.dumps(metrics, indent=1))
     console.log(f"done: {result.workdir / 'report.html'}")
 
 
 def _git_commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return process.stdout.strip() or None

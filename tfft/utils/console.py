@@ -1,22 +1,22 @@
-"""What a run says while it works: lines on standard error, and one that is rewritten.
+"""Log lines and the progress line of a run, on standard error.
 
-Standard output stays free for answers, so that `tfft predict ... > out.jsonl` holds only those.
+Standard output is for results, so that `tfft predict ... > out.jsonl` holds only those.
 """
 
 import sys
 import time
 
-_EVERY = 10.0  # seconds between progress lines where there is no terminal
+_INTERVAL = 10.0  # seconds between progress lines without a terminal
 _state = {"open": False, "last": 0.0, "quiet": False}
 
 
 def quiet(on: bool) -> None:
-    """Say nothing from here on: of several workers, one speaks."""
+    """Switch all output off or on; of several workers only the first writes."""
     _state["quiet"] = on
 
 
 def log(text: str) -> None:
-    """Write a line."""
+    """Write a line, below the progress line if one is open."""
     if _state["quiet"]:
         return
     if _state["open"]:
@@ -27,7 +27,12 @@ def log(text: str) -> None:
 
 
 def progress(text: str, last: bool = False) -> None:
-    """Rewrite the progress line; without a terminal, write one every ten seconds."""
+    """Rewrite the progress line; without a terminal, write a line every ten seconds.
+
+    Args:
+        text: the new content of the line.
+        last: whether it is final: it is written in any case, and the next line begins below.
+    """
     if _state["quiet"]:
         return
     if sys.stderr.isatty():
@@ -37,6 +42,6 @@ def progress(text: str, last: bool = False) -> None:
         if last:
             sys.stderr.write("\n")
             _state["open"] = False
-    elif last or time.monotonic() - _state["last"] >= _EVERY:
+    elif last or time.monotonic() - _state["last"] >= _INTERVAL:
         _state["last"] = time.monotonic()
         log(text)

@@ -1,8 +1,8 @@
-"""Energy by the machine's own counters, where it has some that may be read; never an estimate.
+"""Energy measured by the counters of the machine, if it has readable ones; never an estimate.
 
-- CPU: RAPL, the kernel's `powercap` (Khan et al. 2018, "RAPL in Action"): whole packages, with
-  whatever else they do. Since Linux 5.10 only root may read them unless an administrator allows it.
-- NVIDIA GPUs: NVML's total energy, with the package `nvidia-ml-py`, from Volta on.
+- CPU: RAPL, through the kernel's `powercap` (Khan et al. 2018, "RAPL in Action"). It counts whole
+  packages, other processes included. Since Linux 5.10 only root may read it by default.
+- NVIDIA GPUs from Volta on: NVML's total energy, with the package `nvidia-ml-py`.
 """
 
 import importlib
@@ -17,60 +17,73 @@ POWERCAP = Path("/sys/class/powercap")
 
 @dataclass
 class _Counter:
-    """Microjoules that only grow, until they begin again at `size` (None: they do not)."""
+    """A counter of microjoules.
+
+    Attributes:
+        read: returns the current value.
+        last: value at the last reading.
+        size: value at which the counter wraps to 0; None: it does not.
+    """
 
     read: Callable[[], int]
     last: int
     size: int | None = None
 
-    def grown(self) -> int:
-        """Since it was last asked."""
-        now = self.read()
-        grown, self.last = now - self.last, now
-        return grown if grown >= 0 or self.size is None else grown + self.size
+    def increase(self) -> int:
+        """Return the microjoules since the last reading."""
+        value = self.read()
+        increase, self.last = value - self.last, value
+        return increase if increase >= 0 or self.size is None else increase + self.size
 
 
 class Meter:
-    """Counts from when it was made. To be asked more often than RAPL's counters begin again, which
-    is some minutes at full load.
+    """Energy meter of the CPU packages and the GPUs of this process, from its creation on.
+
+    Read it more often than RAPL's counters wrap, which takes some minutes at full load.
+
+    Args:
+        powercap: the kernel's folder of RAPL counters.
 
     Attributes:
-        names: what is measured, such as `1 CPU package (RAPL)`; empty where nothing is.
+        names: the counters, such as `1 CPU package (RAPL)`; empty if nothing is measured.
     """
 
     def __init__(self, powercap: Path = POWERCAP):
         packages, gpus = _packages(powercap), _gpus()
         self._counters = packages + gpus
-        kinds = [(packages, "CPU package", "RAPL"), (gpus, "GPU", "NVML")]
+        groups = [(packages, "CPU package", "RAPL"), (gpus, "GPU", "NVML")]
         self.names = [
-            f"{len(found)} {what}{'s' if len(found) > 1 else ''} ({how})"
-            for found, what, how in kinds
-            if found
+            f"{len(counters)} {device}{'s' if len(counters) > 1 else ''} ({interface})"
+            for counters, device, interface in groups
+            if counters
         ]
 
     def joules(self) -> float | None:
-        """Since it was last asked; None where nothing can be measured (any more)."""
+        """Return the energy since the last call; None if nothing can be measured."""
         if not self._counters:
             return None
         try:
-            return sum(counter.grown() for counter in self._counters) / 1e6
-        except (OSError, ValueError):  # a counter that went away
+            return sum(counter.increase() for counter in self._counters) / 1e6
+        except (OSError, ValueError):  # a counter has disappeared
             self._counters, self.names = [], []
             return None
 
 
 def _packages(powercap: Path) -> list[_Counter]:
-    """The zones `intel-rapl:0`, `:1`, ... (AMD's are called so too), not the parts within them."""
-    found = []
+    """Return the counters of the CPU packages.
+
+    These are the zones `intel-rapl:0`, `:1`, ..., also on AMD, without the zones within them.
+    """
+    counters = []
     for zone in sorted(powercap.glob("intel-rapl:*")):
         energy = zone / "energy_uj"
         try:
             if (zone / "name").read_text().startswith("package-"):
                 first, size = _number(energy), _number(zone / "max_energy_range_uj")
-                found.append(_Counter(lambda path=energy: _number(path), first, size))
+                counters.append(_Counter(lambda path=energy: _number(path), first, size))
         except (OSError, ValueError):
             continue
-    return found
+    return counters
 
 
 def _number(path: Path) -> int:
@@ -78,7 +91,7 @@ def _number(path: Path) -> int:
 
 
 def _gpus() -> list[_Counter]:
-    """Those that this process may use."""
+    """Return the counters of the GPUs that this process may use."""
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -87,7 +100,7 @@ def _gpus() -> list[_Counter]:
         nvml.nvmlInit()
     except nvml.NVMLError:  # no driver
         return []
-    found = []
+    counters = []
     for name in _visible(nvml):
         try:
             device = (
@@ -97,13 +110,15 @@ def _gpus() -> list[_Counter]:
             )
 
             millijoules = nvml.nvmlDeviceGetTotalEnergyConsumption
-            found.append(_Counter(_reading(nvml, device), 1000 * millijoules(device)))
-        except nvml.NVMLError:  # too old a card, or a part of one
+            counters.append(_Counter(_reader(nvml, device), 1000 * millijoules(device)))
+        except nvml.NVMLError:  # a card before Volta, or a MIG partition
             return []
-    return found
+    return counters
 
 
-def _reading(nvml: Any, device: Any) -> Callable[[], int]:
+def _reader(nvml: Any, device: Any) -> Callable[[], int]:
+    """Return a function that reads the microjoules of a GPU."""
+
     def read() -> int:
         try:
             return 1000 * nvml.nvmlDeviceGetTotalEnergyConsumption(device)
@@ -114,7 +129,8 @@ def _reading(nvml: Any, device: Any) -> Callable[[], int]:
 
 
 def _visible(nvml: Any) -> list[str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given is None:
+    """Return the indices or UUIDs of the GPUs that this process may use."""
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is None:
         return [str(i) for i in range(nvml.nvmlDeviceGetCount())]
-    return [name.strip() for name in given.split(",") if name.strip() not in ("", "-1")]
+    return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1")]

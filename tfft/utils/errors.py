@@ -1,4 +1,4 @@
-"""What a user can fix, and how it is said: one line, exit code 2, never a traceback."""
+"""Errors that a user can fix: one line each and exit code 2, never a traceback."""
 
 import difflib
 import importlib
@@ -7,15 +7,27 @@ from types import ModuleType
 
 
 class UserError(Exception):
-    """A mistake that the user can fix; the message is what they see, exit code 2."""
+    """A mistake that the user can fix. The command line prints the message and exits with 2."""
 
 
 class Interrupted(Exception):
-    """The run was asked to stop and saved its state; the message resumes it, exit code 3."""
+    """A run stopped on request and saved its state.
+
+    The message says how to resume it. The command line exits with 3.
+    """
 
 
 def nearest(name: object, options: Iterable[object]) -> str:
-    """Return `"; did you mean 'x'?"`, the options if they are few, or nothing."""
+    """Return a hint to the nearest option, to append to an error message.
+
+    Args:
+        name: the unknown name.
+        options: the valid names.
+
+    Returns:
+        `"; did you mean 'x'?"`; without a similar option `"; valid: a, b"` if there are at most
+        30; else an empty string.
+    """
     names = [str(option) for option in options]
     close = difflib.get_close_matches(str(name), names, n=1, cutoff=0.6)
     if close:
@@ -31,11 +43,15 @@ def _one_line(name: str) -> str:
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional package, or name the extra that installs it.
+    """Import an optional module.
+
+    Args:
+        module: name of the module.
+        extra: the extra of tfft that installs it.
 
     Raises:
-        UserError: the package is not installed. A package that is installed but broken
-            raises its own ImportError: "not installed" would be the wrong answer.
+        UserError: the package is not installed.
+        ImportError: the package is installed but cannot be imported.
     """
     try:
         return importlib.import_module(module)

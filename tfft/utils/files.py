@@ -1,8 +1,8 @@
-"""Files and folders that are whole at any moment, whoever else can write beside them.
+"""Atomic writes of files and folders, safe against other processes and symbolic links.
 
-A file gets its name once its content is written; a folder is filled under a temporary name, which
-is a hidden one. What has a name already is replaced and never written through: a symbolic link
-in a run directory cannot send a write elsewhere.
+A file or folder is filled under a hidden temporary name and then renamed, so that it is complete
+whenever it is visible. An existing name is replaced, never written through: a symbolic link in a
+run directory cannot redirect a write.
 """
 
 import contextlib
@@ -20,19 +20,19 @@ from typing import IO
 
 
 def _host() -> str:
-    """Return a name of this machine since it was started; host names alone are not unique."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    started = boot.read_text() if boot.is_file() else ""
-    return f"{zlib.crc32(f'{platform.node()} {started}'.encode()):08x}"
+    """Return an id of this host and its boot; host names alone are not unique."""
+    boot_id_file = Path("/proc/sys/kernel/random/boot_id")
+    boot_id = boot_id_file.read_text() if boot_id_file.is_file() else ""
+    return f"{zlib.crc32(f'{platform.node()} {boot_id}'.encode()):08x}"
 
 
 HOST = _host()
-_STARTING = 1.0  # seconds within which a new folder gets its lock
-_DAY = 24 * 3600.0
+_LOCK_DELAY = 1.0  # seconds; a new folder gets its lock within this time
+_DAY = 24 * 3600.0  # seconds
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text to a temporary name beside `path`, then rename it."""
+    """Write a text file atomically: to a temporary name beside `path`, then rename it."""
     temporary = unused(path)
     try:
         with open(temporary, "x", encoding="utf-8") as file:  # "x" follows no link
@@ -44,17 +44,17 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 def unused(path: Path) -> Path:
-    """Return the temporary name of a file that is to be written, after removing what has it."""
+    """Return the temporary name of a file to write, and delete an old file of that name."""
     temporary = path.with_name(f".{path.name}")
     temporary.unlink(missing_ok=True)
     return temporary
 
 
 def open_to_append(path: Path) -> IO[str]:
-    """Open a text file to append to it.
+    """Open a text file for appending.
 
     Raises:
-        OSError: it is a symbolic link.
+        OSError: the path is a symbolic link.
     """
 
     def opener(name: str, flags: int) -> int:
@@ -65,13 +65,13 @@ def open_to_append(path: Path) -> IO[str]:
 
 @contextlib.contextmanager
 def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
-    """Yield a new folder `parent/.NAME-HOST-RANDOM`; remove it, unless it was renamed.
+    """Yield a new folder `parent/.NAME-HOST-RANDOM`; remove it at the end unless it was renamed.
 
-    It has the permissions of any new folder, so that a shared cache can be read by others
-    (`tempfile` creates folders for the owner alone). A process that is killed leaves its folder
-    behind, which the next call removes: a folder is in use as long as its process holds a lock
-    on it. Where another host cannot see the lock, or there are none, a folder is abandoned once
-    nothing in it has changed for a day.
+    Unlike folders of `tempfile`, which are for the owner alone, it has the default permissions, so
+    that others can read a shared cache. A killed process leaves its folder behind, and the next
+    call removes it: a folder is in use while its process holds a lock on it. Another host may not
+    see the lock, and some file systems have none; there a folder counts as abandoned when nothing
+    in it has changed for a day.
     """
     parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(parent, name)
@@ -85,14 +85,14 @@ def temporary_folder(parent: Path, name: str) -> Iterator[Path]:
 
 
 def remove_abandoned(parent: Path, name: str) -> None:
-    """Remove what `temporary_folder` left where its process was killed."""
+    """Remove the folders of `temporary_folder` whose processes were killed."""
     pattern = re.compile(rf"\.{re.escape(name)}-([0-9a-f]{{8}})-[0-9a-f]{{8}}")
     for folder in parent.glob(f".{name}-*"):
         if not (match := pattern.fullmatch(folder.name)) or folder.is_symlink():
             continue
-        with contextlib.suppress(OSError):  # another process removed it first
+        with contextlib.suppress(OSError):  # another process may remove it at the same time
             age = time.time() - max(p.stat().st_mtime for p in (folder, *folder.iterdir()))
-            if age <= (_STARTING if match[1] == HOST else _DAY):
+            if age <= (_LOCK_DELAY if match[1] == HOST else _DAY):
                 continue  # its process may be about to lock it
             try:
                 with locked(folder):
@@ -106,7 +106,7 @@ def remove_abandoned(parent: Path, name: str) -> None:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which ends with the process.
+    """Hold the lock of a folder within the context; the kernel releases it with the process.
 
     Raises:
         BlockingIOError: another process holds it.

@@ -1,7 +1,7 @@
-"""Where pretrained files lie: a local folder as it is, or a hub repository, downloaded once.
+"""Pretrained files: a local folder, or a hub repository that is downloaded once.
 
-Of Hugging Face repositories only data is fetched (JSON, safetensors, vocabularies), nothing that
-could run; SavedModels are graphs, which `backbones.hub` looks through before it loads them.
+From Hugging Face repositories only data is downloaded (JSON, safetensors, vocabularies), no code
+and no pickles. SavedModels are graphs, which `backbones.hub` inspects before it loads them.
 """
 
 import errno
@@ -21,17 +21,21 @@ from tfft.utils.files import temporary_folder
 from tfft.utils.reading import expanded
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model", "1_Pooling/*")
-JSON_LIMIT = 16 << 20  # bytes; as Python objects up to twenty times that
-WEIGHTS_LIMIT = 64 << 30
+JSON_LIMIT = 16 << 20  # bytes; parsed JSON takes up to twenty times as much memory
+WEIGHTS_LIMIT = 64 << 30  # bytes
 MOST_TOKENS = 1 << 20  # of a vocabulary; the largest published ones have a quarter of it
-_LONGEST_NAME = 255  # of a file, on all common file systems
+_MAX_NAME = 255  # bytes of a file name on all common file systems
 
 
 def folder(name: str, revision: str | None = None) -> Path:
-    """The local folder of a Hugging Face checkpoint, given its path or its repository.
+    """Return the local folder of a Hugging Face checkpoint; download it if it is a repository.
+
+    Args:
+        name: path of a folder, or a repository such as `owner/name`.
+        revision: branch, tag or commit of the repository.
 
     Raises:
-        UserError: no such folder, or the repository cannot be had.
+        UserError: the folder does not exist, or the repository cannot be downloaded.
     """
     local = expanded(name)
     if local.is_dir():
@@ -60,8 +64,8 @@ def _download(name: str, revision: str | None) -> Path:
             f"model.backbone: no repository {name!r} on the hub, and no such folder here "
             "(a private one needs `hf auth login`)"
         ) from None
-    except (errors.HfHubHTTPError, OSError) as e:
-        reason = " ".join(str(e).split())[:160]
+    except (errors.HfHubHTTPError, OSError) as error:
+        reason = " ".join(str(error).split())[:160]
         raise UserError(
             f"model.backbone: no folder {name!r} here, and it cannot be downloaded: {reason}"
         ) from None
@@ -71,8 +75,8 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
     """Return the JSON object in a file of a checkpoint.
 
     Raises:
-        UserError: the file is missing, is no regular file of at most `limit` bytes, or holds
-            something else.
+        UserError: the file is missing, is not a regular file of at most `limit` bytes, or does not
+            hold a JSON object.
     """
     if not path.exists():
         raise UserError(f"{path}: missing; is {path.parent} a checkpoint folder?")
@@ -80,19 +84,22 @@ def read_json(path: Path, limit: int = JSON_LIMIT) -> dict[str, Any]:
 
 
 def shards(index: Path) -> list[str]:
-    """The names of the files that an index of weights lists.
+    """Return the names of the files that an index of weights lists.
+
+    Args:
+        index: the index file, such as `model.safetensors.index.json`.
 
     Raises:
-        UserError: it lists none, or one that is not a plain name: those lie beside the index.
+        UserError: it lists no file, or a name with a folder: a path could leave the checkpoint.
     """
-    table = read_json(index).get("weight_map")
-    if not isinstance(table, Mapping) or not table:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not weight_map:
         raise UserError(f"{index}: weight_map must be an object of tensor and file names")
-    names: dict[str, None] = {}
-    for value in table.values():
+    names: dict[str, None] = {}  # a dict keeps the order
+    for value in weight_map.values():
         for name in value if isinstance(value, list) else [value]:
-            plain = isinstance(name, str) and Path(name).name == name != ".."
-            if not plain or len(name) > _LONGEST_NAME:
+            is_plain = isinstance(name, str) and Path(name).name == name != ".."
+            if not is_plain or len(name) > _MAX_NAME:
                 raise UserError(
                     f"{index}: weight_map must list names of files beside it. "
                     f"Received: {name!r:.60}"
@@ -102,20 +109,24 @@ def shards(index: Path) -> list[str]:
 
 
 def saved_model(handle: str) -> Path:
-    """The local folder of a SavedModel: given as it is, or a TF Hub or Kaggle handle.
+    """Return the local folder of a SavedModel; download it if it is a TF Hub or Kaggle handle.
 
-    A handle is downloaded once, to $TFHUB_CACHE_DIR or the cache, under TF Hub's own names, so that
-    what tensorflow_hub fetched before is found.
+    A TF Hub handle is downloaded once, to $TFHUB_CACHE_DIR or the cache. The folders are named as
+    by tensorflow_hub, whose downloads are used too.
+
+    Args:
+        handle: path of a folder, `https://tfhub.dev/...`, or
+            `owner/model/tensorFlow2/variation/version` of Kaggle.
 
     Raises:
-        UserError: no such folder, or it cannot be downloaded.
+        UserError: the folder does not exist, or the handle cannot be downloaded.
     """
     local = expanded(handle)
     if local.is_dir():
         return local
     if not handle.startswith(("http://", "https://")):
         if handle.count("/") >= 4 and not handle.startswith((".", "/", "~")):
-            return _from_kaggle(handle)
+            return _download_from_kaggle(handle)
         raise UserError(
             f"model.backbone: no such folder: {handle} (or https://tfhub.dev/..., or a Kaggle "
             "handle: owner/model/tensorFlow2/variation/version)"
@@ -123,43 +134,44 @@ def saved_model(handle: str) -> Path:
     cache = os.environ.get("TFHUB_CACHE_DIR") or os.path.join(
         os.environ.get("TFFT_CACHE") or "~/.cache/tfft", "hub"
     )
-    folder_ = expanded(cache) / hashlib.sha1(handle.encode("utf8")).hexdigest()
-    if not (folder_ / "saved_model.pb").is_file():
-        _unpacked(handle, folder_)
-    return folder_
+    target = expanded(cache) / hashlib.sha1(handle.encode("utf8")).hexdigest()
+    if not (target / "saved_model.pb").is_file():
+        _download_archive(handle, target)
+    return target
 
 
-def _from_kaggle(handle: str) -> Path:
+def _download_from_kaggle(handle: str) -> Path:
     import kagglehub
 
     try:
         return Path(kagglehub.model_download(handle))
-    except Exception as error:  # kagglehub's own kinds of errors, and those of requests
+    except Exception as error:  # kagglehub and requests have no common class of errors
         reason = " ".join(str(error).split())[:160]
         raise UserError(
-            f"model.backbone: no folder {handle!r} here, and Kaggle does not give it: {reason}"
+            f"model.backbone: no folder {handle!r} here, and it cannot be downloaded from Kaggle: "
+            f"{reason}"
         ) from None
 
 
-def _unpacked(handle: str, target: Path) -> None:
-    """Download TF Hub's archive of a model and unpack it; a torn one is never used."""
-    address = f"{handle}{'&' if '?' in handle else '?'}tf-hub-format=compressed"
+def _download_archive(handle: str, target: Path) -> None:
+    """Download TF Hub's archive of a model and unpack it; an incomplete one is never used."""
+    url = f"{handle}{'&' if '?' in handle else '?'}tf-hub-format=compressed"
     try:
         with (
             temporary_folder(target.parent, "downloading") as temporary,
-            urllib.request.urlopen(address, timeout=60) as answer,
-            tarfile.open(fileobj=answer, mode="r|gz") as archive,
+            urllib.request.urlopen(url, timeout=60) as response,
+            tarfile.open(fileobj=response, mode="r|gz") as archive,
         ):
-            # Nothing outside of the folder, no links out of it, no devices.
+            # This filter refuses paths and links that leave the folder, and devices.
             archive.extractall(temporary, filter="data")
-            _put(temporary, target)
+            _publish(temporary, target)
     except (OSError, ValueError, http.client.HTTPException, tarfile.TarError, EOFError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"model.backbone: {handle} cannot be downloaded: {reason}") from None
 
 
-def _put(temporary: Path, target: Path) -> None:
-    """Rename a folder, unless another process has done as much; in place of an incomplete one."""
+def _publish(temporary: Path, target: Path) -> None:
+    """Rename a folder to `target`, unless another process did; replace an incomplete one."""
     while not (target / "saved_model.pb").is_file():
         try:
             return os.rename(temporary, target)

@@ -1,7 +1,7 @@
-"""Files of users, which may be anything: every reader opens them here.
+"""Safe reading of files that users name; all readers open files here.
 
-A path that a user names may be a device, a FIFO that nobody writes to, or larger than the memory;
-what lies there may be torn, or made to break a library.
+Such a path may be a device, a FIFO without a writer, or a file larger than the memory. Its content
+may be incomplete, or crafted to break a library.
 """
 
 import json
@@ -17,12 +17,12 @@ from pydantic import TypeAdapter, ValidationError
 from tfft.utils.errors import Interrupted, UserError
 
 MIB = 1 << 20
-LONGEST_LINE = 1 << 24  # characters; also of a cell, which an unclosed quote may make longer
-LONGEST_TEXT = 1 << 19  # characters: a tokenizer takes some 340 bytes of memory for each
+LONGEST_LINE = 1 << 24  # characters; also of a cell, which an unclosed quote can extend
+LONGEST_TEXT = 1 << 19  # characters; a tokenizer takes some 340 bytes of memory for each
 
 
 def expanded(path: str | Path) -> Path:
-    """Return a path with `~` and `~user` replaced; as it is where there is no such user."""
+    """Return a path with `~` and `~user` replaced; unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -30,10 +30,10 @@ def expanded(path: str | Path) -> Path:
 
 
 def is_file(path: Path) -> bool:
-    """Return whether a path is a regular file; False also for what cannot be a path."""
+    """Return whether a path is a regular file; False also for an invalid path."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or not to be looked at
+    except (OSError, ValueError):  # too long, no permission, or a null character
         return False
 
 
@@ -41,13 +41,14 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     """Open a regular file for reading.
 
     Args:
-        limit: bytes that it may have.
+        path: the file.
+        limit: largest size in bytes; None: any.
 
     Raises:
         UserError: it cannot be read, is a folder, FIFO or device, or is larger than `limit`.
     """
     try:
-        # Without O_NONBLOCK this waits until somebody writes to a FIFO.
+        # Without O_NONBLOCK, opening a FIFO waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror}") from None
@@ -56,8 +57,8 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
     status = os.fstat(descriptor)
     reason = None
     if not stat.S_ISREG(status.st_mode):
-        kind = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO or a device"
-        reason = f"is {kind}, not a regular file"
+        file_type = "a folder" if stat.S_ISDIR(status.st_mode) else "a FIFO or a device"
+        reason = f"is {file_type}, not a regular file"
     elif limit is not None and status.st_size > limit:
         reason = f"has {status.st_size:,} bytes; at most {limit:,} are read"
     if reason is not None:
@@ -67,7 +68,7 @@ def open_regular(path: str | Path, limit: int | None = None) -> BinaryIO:
 
 
 def regular_file(path: Path, limit: int) -> Path:
-    """Return `path`, for a library that opens it itself.
+    """Check that a path is a regular file and return it, for a library that opens it itself.
 
     Raises:
         UserError: as `open_regular`.
@@ -83,14 +84,15 @@ def read_bytes(path: str | Path, limit: int) -> bytes:
         UserError: as `open_regular`.
     """
     with open_regular(path, limit) as file:
-        content = file.read(limit + 1)  # a file may grow, and those of /proc have no size
+        # The size at opening is not enough: a file may grow, and files of /proc report 0.
+        content = file.read(limit + 1)
     if len(content) > limit:
         raise UserError(f"{path}: has more than {limit:,} bytes; no more are read")
     return content
 
 
 def read_text(path: str | Path, limit: int = 16 * MIB) -> str:
-    """Return a UTF-8 text without its byte-order mark.
+    """Return the content of a UTF-8 file without its byte-order mark.
 
     Raises:
         UserError: as `open_regular`, or it is not UTF-8.
@@ -105,15 +107,17 @@ def read_json(path: str | Path, limit: int = 256 * MIB, **kinds: Any) -> dict[st
     """Return the JSON object in a file.
 
     Args:
-        kinds: keys with the types of their values; where one may be None, the key may be missing.
+        path: the file.
+        limit: largest size in bytes.
+        kinds: types of values by key; a key whose value may be None may be missing.
 
     Raises:
-        UserError: as `read_text`, or it was cut or changed since.
+        UserError: as `read_text`, or it is not a JSON object with these keys.
     """
     text = read_text(path, limit)
     try:
         value = json.loads(text)
-        # Half of a surrogate pair can be escaped in JSON, and then neither printed nor saved.
+        # JSON can escape a lone surrogate, which cannot be printed or saved.
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON: {printable(str(error))}") from None
@@ -132,14 +136,14 @@ def read_json(path: str | Path, limit: int = 256 * MIB, **kinds: Any) -> dict[st
 
 @contextmanager
 def library_errors(message: str) -> Iterator[None]:
-    """Turn what a library raises for a broken file into a UserError: `message` and the reason.
+    """Turn any exception of a library for a broken file into a UserError.
 
-    For single calls of libraries that trust what they read and so raise anything: zipfile, zlib,
-    numpy, pyarrow, TFDS and tokenizers have no common class; some raise KeyError from within, and
-    Rust's panic is a BaseException.
+    For single calls of libraries that trust their input: zipfile, zlib, numpy, pyarrow, TFDS and
+    tokenizers have no common class of errors. Some raise a KeyError from within, and a panic in
+    Rust is a BaseException.
 
     Args:
-        message: the file, and what it should have been: "t.npz: not an npz file".
+        message: the file and the expected format: "t.npz: not an npz file".
 
     Raises:
         UserError: `message` and the library's reason.
@@ -150,20 +154,26 @@ def library_errors(message: str) -> Iterator[None]:
         raise
     except BaseException as error:
         kind = type(error).__name__
-        # By exact name: numpy's and pyarrow's own kinds also follow from a size that a file claims.
+        # An exact MemoryError says nothing about the file. Its subclasses in numpy and pyarrow can
+        # come from a size that the file claims, so only the name counts.
         if kind in ("MemoryError", "ResourceExhaustedError"):
-            raise  # says nothing about the file
+            raise
         if not isinstance(error, Exception) and kind != "PanicException":
             raise
         reason = " ".join(str(error).split())[:200] or kind
         raise UserError(f"{message}: {printable(reason)}") from None
 
 
-def parsed(items: Iterable[Any], what: str) -> Iterator[Any]:
-    """Iterate over what a library reads, each step as in `library_errors`."""
+def parsed(items: Iterable[Any], message: str) -> Iterator[Any]:
+    """Iterate over items that a library reads, with each step in `library_errors`.
+
+    Args:
+        items: an iterable of the library.
+        message: see `library_errors`.
+    """
     iterator, end = iter(items), object()
     while True:
-        with library_errors(what):
+        with library_errors(message):
             item = next(iterator, end)
         if item is end:
             return
@@ -171,7 +181,7 @@ def parsed(items: Iterable[Any], what: str) -> Iterator[Any]:
 
 
 def is_unicode(text: str) -> bool:
-    """Return whether a text has no lone surrogates, which no encoding can write."""
+    """Return whether a text is free of lone surrogates, which no encoding can write."""
     if text.isascii():
         return True
     try:
@@ -182,5 +192,5 @@ def is_unicode(text: str) -> bool:
 
 
 def printable(text: str) -> str:
-    """Return a text with lone surrogates, as paths may hold them, written as escapes."""
+    """Return a text with escapes of lone surrogates, which paths may hold."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
