@@ -334,7 +334,7 @@ def test_other_verbs(arguments, expected, tmp_path):
     ("given", "expected"),
     [
         (["--workers=a:1,b:1", "--worker=2"], "--worker: must be below 2"),
-        (["--workers=a,b:1"], "--workers: must be HOST:PORT,HOST:PORT,...; received 'a'"),
+        (["--workers=a,b:1"], "--workers: must be HOST:PORT,HOST:PORT,... Received: 'a'"),
         (["--worker=-1"], "worker"),
         (["--set=distribute.strategy=multi_worker"], "multi_worker needs TF_CONFIG with two"),
         (["--set=distribute.strategy=tpu"], "no TPU is seen"),
