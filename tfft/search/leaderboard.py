@@ -62,7 +62,7 @@ class Leaderboard:
         rows: dict[str, Row] = {}
         for name in oracle.end_order:
             trial, notes = oracle.trials[name], oracle.notes[name]
-            root_id = oracles.root(oracle, trial)
+            root_id = oracles.root_trial(oracle, trial)
             previous = rows.pop(root_id, None)
             outcome = Outcome(**notes)
             if previous is not None:
