@@ -42,8 +42,12 @@ class Evaluation:
     worst: list[dict[str, Any]]
 
     def flat(self, split: str) -> dict[str, float]:
-        """Return the metrics with the keys of metrics.json: `test/accuracy`,
-        `test/accuracy/low`.
+        """Return the metrics with the keys of metrics.json.
+
+        The keys are `test/accuracy`, `test/accuracy/low`, `test/baseline/tfidf/accuracy` and so on.
+
+        Args:
+            split: name of the split, the first part of each key.
         """
         flat = {f"{split}/{name}": value for name, value in self.metrics.items()}
         for name, values in self.baselines.items():

@@ -22,14 +22,14 @@ class Probe(NamedTuple):
     Attributes:
         accuracy: accuracy on the held-out rows.
         chance: share of the most frequent class among the held-out rows.
-        learned: number of rows that the probe was fitted to.
-        held: number of held-out rows.
+        num_fitted: number of rows that the probe was fitted to.
+        num_held_out: number of held-out rows.
     """
 
     accuracy: float
     chance: float
-    learned: int
-    held: int
+    num_fitted: int
+    num_held_out: int
 
 
 def probe(
@@ -70,8 +70,8 @@ def probe(
     return Probe(
         accuracy=float((scores.argmax(axis=1) == held_out_labels).mean()),
         chance=float(np.bincount(held_out_labels).max() / len(held_out_labels)),
-        learned=num_fitted,
-        held=len(held_out),
+        num_fitted=num_fitted,
+        num_held_out=len(held_out),
     )
 
 
