@@ -193,7 +193,7 @@ def test_quickstart_serves_an_export_folder(run, raw, capfd):
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
     paths = [next((Path(raw["data"]["train"]) / name).glob("*.png")) for name in COLOURS]
-    quickstart.served(run.workdir / "export", paths)
+    quickstart.serve_images(run.workdir / "export", paths)
     printed = re.findall(r"^  (\w+) \(\d\.\d{3}\)$", capfd.readouterr().out, re.MULTILINE)
     assert printed == [
         prediction["label"] for prediction in run.predict([str(path) for path in paths])

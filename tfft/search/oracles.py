@@ -325,9 +325,7 @@ class _JournaledOracle(keras_tuner.Oracle):
             self.requeue_trial_of(tuner)
 
     def _time_was_raised(self) -> bool:
-        """Return whether trials that the time limit stopped may continue, as it was raised
-        since.
-        """
+        """Return whether trials that the time limit stopped may continue."""
         return self._time_limit is None or self.prior_seconds < self._time_limit
 
     def _replay_create(self, event: dict[str, Any]) -> None:
