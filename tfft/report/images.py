@@ -51,7 +51,13 @@ def shown(
 
 
 def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
-    """Write a page of training images: each unchanged, then under `NUM_DRAWS` augmentations."""
+    """Write a page of training images: each unchanged, then under `NUM_DRAWS` augmentations.
+
+    Args:
+        path: HTML file to write.
+        config: config with the data and the section `augmentation`.
+        inputs: preprocessing of images.
+    """
     data = dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config))
     count = min(NUM_SHEET_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
@@ -107,10 +113,8 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     if not poolings:
         return None
     feature_map = poolings[-1].input  # earlier ones belong to squeeze-and-excitation blocks
-    to_map, to_logits = (
-        keras.Model(model.inputs, feature_map),
-        keras.Model(feature_map, model.output),
-    )
+    to_map = keras.Model(model.inputs, feature_map)
+    to_logits = keras.Model(feature_map, model.output)
     maps = tf.convert_to_tensor(to_map([tf.constant(pixels)], training=False))
     with tf.GradientTape() as tape:
         tape.watch(maps)
@@ -146,6 +150,7 @@ def roll_out(model: keras.Model, pixels: np.ndarray) -> np.ndarray | None:
         attention = 0.5 * (keras.ops.convert_to_numpy(block.attended(x)) + np.eye(x.shape[1]))
         flow = attention if flow is None else attention @ flow
     heat = flow[:, 0, embeddings.extra :].reshape(-1, *embeddings.grid)
+    # Every position receives some attention: subtract the least to use the full range.
     heat = heat - heat.min(axis=(1, 2), keepdims=True)
     return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
 

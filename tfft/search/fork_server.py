@@ -137,10 +137,8 @@ class ForkServer:
         self._send({"id": job_id, "signal": int(signal_number)})
 
     def _send(self, message: Mapping[str, Any]) -> None:
-        with (
-            self._lock,
-            contextlib.suppress(OSError, ValueError),
-        ):  # the server is gone: `_listen` reports it
+        # If the server is gone, `_read_exit_codes` reports its jobs as lost.
+        with self._lock, contextlib.suppress(OSError, ValueError):
             if self._process is not None and self._process.stdin is not None:
                 self._process.stdin.write(json.dumps(message) + "\n")
                 self._process.stdin.flush()
@@ -155,7 +153,7 @@ def main() -> int:
     output = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     _import()
-    running: dict[int, int] = {}  # process -> job
+    running: dict[int, int] = {}  # process id -> job id
     buffer = b""
     while True:
         ready, _, _ = select.select([0], [], [], POLL_SECONDS)
@@ -207,10 +205,8 @@ def _run_job(message: Mapping[str, Any], parent_pid: int) -> None:
         for source, target in ((null, 0), (log, 1), (log, 2)):
             os.dup2(source, target)
         os.environ.update(message["environment"])
-        for name in (
-            "OPENBLAS_NUM_THREADS",
-            "OMP_NUM_THREADS",
-        ):  # processes that the job starts use all cores
+        # The limit was for the server; processes that the job starts use all cores.
+        for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
             os.environ.pop(name, None)
         code = trial_worker.run_job({**message["job"], "parent": parent_pid})
     except BaseException:

@@ -81,7 +81,7 @@ class HyperModel(keras_tuner.HyperModel):
             raise UserError("HyperModel: the data come from the config; call search() without data")
         initial_epoch = kwargs.pop("initial_epoch", 0)
         epochs = min(kwargs.pop("epochs", None) or pipeline.train.epochs, pipeline.train.epochs)
-        kwargs.pop("shuffle", None)
+        kwargs.pop("shuffle", None)  # the input pipeline shuffles
         validation_metrics = _ValidationMetrics(result, pipeline)
         history: keras.callbacks.History = model.fit(
             pipeline.dataset(initial_epoch * plan.per_epoch),

@@ -14,7 +14,7 @@ from tfft.search.trials import Outcome, interval
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 
-SHOWN = 10  # trials in the printed table
+NUM_PRINTED = 10  # trials in the printed table
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class Leaderboard:
         result = (
             f"trial {row.trial} ({len(self.rows)} so far): {_result(row.outcome, self.objective)}"
         )
-        values = ", ".join(f"{name}={_shown(v)}" for name, v in row.values.items())
+        values = ", ".join(f"{name}={_format_value(v)}" for name, v in row.values.items())
         best = self.best()
         if best.outcome.score is None:
             return f"{result}; {values}"
@@ -130,8 +130,8 @@ class Leaderboard:
 
     def to_text(self) -> str:
         """Return the table that is printed at the end of the search."""
-        lines = self._table(self.ranked[:SHOWN])
-        num_hidden = len(self.rows) - SHOWN
+        lines = self._table(self.ranked[:NUM_PRINTED])
+        num_hidden = len(self.rows) - NUM_PRINTED
         if num_hidden > 0:
             lines.append(f"and {num_hidden} more in leaderboard.csv")
         return "\n".join([*lines, "", *self.describe_best()])
@@ -144,7 +144,7 @@ class Leaderboard:
             outcome = row.outcome
             score = "failed" if outcome.status == "FAILED" else f"{outcome.score:.4f}"
             bounds = f"[{outcome.low:.4f}, {outcome.high:.4f}]" if outcome.low is not None else ""
-            values = [_shown(row.values.get(name, "")) for name in names]
+            values = [_format_value(row.values.get(name, "")) for name in names]
             cells.append(
                 [row.trial, score, bounds, str(outcome.epochs), f"{outcome.seconds:.0f}", *values]
             )
@@ -230,5 +230,5 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.4f}" if low is None else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -83,8 +83,10 @@ def find(config: Config, low: float, high: float, steps: int) -> LearningRateCur
     """Train `steps` steps at rising rates, with the variables that are trainable in the first step.
 
     Args:
+        config: config of the run; `method: auto` is resolved first.
         low: rate of the first step.
         high: rate of the last step.
+        steps: number of steps; fewer are trained if the loss diverges.
 
     Raises:
         UserError: the rates are not in order, or the loss diverges within the first steps.

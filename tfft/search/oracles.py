@@ -128,11 +128,8 @@ class _JournaledOracle(keras_tuner.Oracle):
         self.journal, self.epochs, self._max_trials = journal, epochs, trials
         self.rungs = Rungs(halving, epochs, self.objective.direction == "max") if halving else None
         self.notes: dict[str, dict[str, Any]] = {}
-        self.prior_seconds, self._time_limit, self._start_time = (
-            prior_seconds,
-            seconds,
-            time.monotonic(),
-        )
+        self.prior_seconds, self._time_limit = prior_seconds, seconds
+        self._start_time = time.monotonic()
         self._display.verbose = 0
         self._replay()
 
@@ -153,6 +150,7 @@ class _JournaledOracle(keras_tuner.Oracle):
     # --- choosing a trial ---
 
     def _random_values(self) -> dict[str, Any] | None:
+        # KerasTuner draws its first trial at random; here it takes the defaults of the space.
         if self.trials or self._tried_so_far:
             return super()._random_values()
         hp = self.hyperparameters
@@ -161,6 +159,8 @@ class _JournaledOracle(keras_tuner.Oracle):
         }
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
+        # Epochs do not make a trial new. The id of the parent does: a Hyperband trial that continues
+        # another one has the same values.
         hashed = {k: v for k, v in values.items() if not k.startswith("tuner/") or k == PARENT}
         return super()._compute_values_hash(hashed)
 
@@ -310,6 +310,8 @@ class _JournaledOracle(keras_tuner.Oracle):
                 self._replay_create(event)
             elif event["event"] == "lost":
                 self.requeue_trial_of(event["tuner"])
+            # The end of a trial that the time limit stopped is skipped if the limit was raised: the
+            # trial counts as running, and resumes.
             elif not (event["notes"].get("cut") and self._time_was_raised()):
                 trial = self.trials[event["trial"]]
                 trial = Trial.from_state(trial.get_state())

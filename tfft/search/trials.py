@@ -91,9 +91,9 @@ class Runner:
     environment: Mapping[str, str] = field(default_factory=dict)
     fork_server: ForkServer = field(default_factory=ForkServer)
 
-    def trial_folder(self, run_trial: str) -> Path:
+    def trial_folder(self, trial: str) -> Path:
         """Return the directory of a trial."""
-        return self.workdir / "trials" / run_trial
+        return self.workdir / "trials" / trial
 
     def run_trial(
         self, name: str, values: Mapping[str, Any], epochs: int, should_stop: Callable[[], bool]
@@ -187,7 +187,7 @@ class Runner:
             while process.poll() is None and not should_stop():
                 time.sleep(POLL_SECONDS)
             if process.poll() is None:
-                process.terminate()
+                process.terminate()  # the run saves a checkpoint and exits with 3
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(GRACE_SECONDS)
         finally:
@@ -237,10 +237,8 @@ def _mean_outcome(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
         first.seconds = seconds
         return first
     mean, low, high = interval([outcome.score for outcome in outcomes if outcome.score is not None])
-    epochs, cut = (
-        min(outcome.epochs for outcome in outcomes),
-        any(outcome.cut for outcome in outcomes),
-    )
+    epochs = min(outcome.epochs for outcome in outcomes)
+    cut = any(outcome.cut for outcome in outcomes)
     curve, metrics = first.curve, first.metrics
     return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, curve, metrics, cut)
 
