@@ -152,11 +152,11 @@ def _worst(
     positions = wrong_positions[np.argsort(-losses[wrong_positions], kind="stable")][:count]
     return [
         {
-            "row": split.raw(int(at)),
-            **details.describe(int(at), labels),
-            "loss": float(losses[at]),
+            "row": split.raw(int(position)),
+            **details.describe(int(position), labels),
+            "loss": float(losses[position]),
         }
-        for at in positions
+        for position in positions
     ]
 
 
@@ -170,23 +170,21 @@ def _baselines(
         counts = np.bincount(train.labels, minlength=num_classes)
         shares = (counts + 1) / (counts.sum() + num_classes)
     majority = np.tile(task.to_logits(shares), (len(split), 1))
-    metrics = {"majority": dict(task.metrics(majority, split.labels))}
+    baselines = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
         fit_linear = _linear_tags if task.multi_label else _linear_classes
         logits = task.to_logits(fit_linear(features, train, split, num_classes))
-        metrics[name] = dict(task.metrics(logits, split.labels))
+        baselines[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
         console.log(f"no {name} baseline: {error}")
-    return metrics
+    return baselines
 
 
 def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
     """Return probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
-    linear_model, positions = (
-        require("sklearn.linear_model", "baselines"),
-        _baseline_positions(train),
-    )
+    linear_model = require("sklearn.linear_model", "baselines")
+    positions = _baseline_positions(train)
     seen_classes = np.unique(train.labels[positions])
     train_features, split_features = features(train, positions, split)
     model = linear_model.LogisticRegression(max_iter=1000)
@@ -201,10 +199,8 @@ def _linear_tags(features: Any, train: Dataset, split: Dataset, num_classes: int
 
     A class that all training rows have, or none, keeps its frequency: there is nothing to fit.
     """
-    linear_model, positions = (
-        require("sklearn.linear_model", "baselines"),
-        _baseline_positions(train),
-    )
+    linear_model = require("sklearn.linear_model", "baselines")
+    positions = _baseline_positions(train)
     train_features, split_features = features(train, positions, split)
     probabilities = np.tile(train.labels[positions].mean(axis=0, dtype=np.float64), (len(split), 1))
     for index in range(num_classes):
@@ -224,7 +220,7 @@ def _baseline_positions(train: Dataset) -> np.ndarray:
 
 
 def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
-    """Return TF-IDF features of training rows `at` and of the split."""
+    """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
     train_features = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in positions)
     return train_features, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))

@@ -159,8 +159,8 @@ class _JournaledOracle(keras_tuner.Oracle):
         }
 
     def _compute_values_hash(self, values: dict[str, Any]) -> str:
-        # Epochs do not make a trial new. The id of the parent does: a Hyperband trial that continues
-        # another one has the same values.
+        # Epochs do not make a trial new, but the id of the parent does: a Hyperband trial that
+        # continues another one has the same values.
         hashed = {k: v for k, v in values.items() if not k.startswith("tuner/") or k == PARENT}
         return super()._compute_values_hash(hashed)
 
