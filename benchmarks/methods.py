@@ -1,14 +1,14 @@
-"""The ways of fine-tuning beside each other: TREC-6 with few and with all examples.
+"""Compare fine-tuning methods on TREC-6 with few and with all examples.
 
     python benchmarks/methods.py --data=trec/ --backbone=hf:FOLDER [--rows=full,lora] [--sizes=100]
-    python benchmarks/methods.py --out=benchmarks/methods.jsonl --table   # of what is there
+    python benchmarks/methods.py --out=benchmarks/methods.jsonl --table   # of existing results
 
-Each row trains in a process of its own, once for each seed; the same seed draws the same examples
-for every row. There is no validation split: the last weights count. Accuracy is that of the 500
-test questions, with the mean and its 95 % interval over the seeds (Student's t), and in brackets
-the difference from `full` on the same examples, with its interval. Step time (median) and peak
-memory are of `--cost`: 30 steps of 32 rows of 40 tokens, no cached prefix, nothing else running.
-Rates are those found best on other training rows with one seed (`--sweep`).
+Each row of the table trains in a separate process, once for each seed; a seed draws the same
+examples for all rows. There is no validation split: the last weights are tested. Accuracy is on the
+500 test questions: the mean and its 95 % interval over the seeds (Student's t), and in brackets the
+difference from `full` on the same examples, with its interval. Step time (median) and peak memory
+are measured by `--cost`: 30 steps of 32 rows of 40 tokens, without cached features, on an idle
+machine. Learning rates are the best of `--sweep`, on other training rows with one seed.
 """
 
 import argparse
@@ -23,9 +23,10 @@ import tempfile
 import time
 from pathlib import Path
 
-T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}  # of n seeds
-FULL = 1e-4
-# name -> what differs from `method: full`
+# Student's t by number of seeds.
+T95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 8: 2.36, 10: 2.26}
+FULL = 1e-4  # learning rate of `full`
+# Name -> changes to the config of `method: full`.
 ROWS = {
     "head": {"method": {"name": "head"}, "optimizer": {"learning_rate": 3e-3}},
     "top 2": {"method": {"name": "top", "stages": 2}, "optimizer": {"learning_rate": 5e-4}},
@@ -54,42 +55,50 @@ SWEEP = {
     "bitfit": (1e-3, 3e-3),
     "ia3": (3e-3, 1e-2, 3e-2),
 }
-# size -> (rows a step, epochs)
+# Number of examples -> (batch size, epochs).
 TRAIN = {100: (16, 20), 500: (16, 10), 5452: (32, 3)}
 
 
-def merged(*changes: dict) -> dict:
-    """Nested mappings, later ones over earlier ones; a named section is taken whole."""
-    out: dict = {}
+def merge(*changes: dict) -> dict:
+    """Merge nested mappings, later ones over earlier ones; a section with a `name` is replaced."""
+    result: dict = {}
     for change in changes:
         for key, value in change.items():
-            both = isinstance(value, dict) and isinstance(out.get(key), dict)
-            if both and not {"name"} & set(value):
-                out[key] = merged(out[key], value)
+            both_mappings = isinstance(value, dict) and isinstance(result.get(key), dict)
+            if both_mappings and not {"name"} & set(value):
+                result[key] = merge(result[key], value)
             else:
-                out[key] = value
-    return out
+                result[key] = value
+    return result
 
 
 def sample(path: Path, size: int, seed: int, folder: Path, other: bool = False) -> Path:
-    """`size` rows drawn by the seed; `other`: those that come after them."""
+    """Write `size` rows drawn by the seed to a file in `folder` and return its path.
+
+    Args:
+        path: table to draw from.
+        size: number of rows.
+        seed: seed of the draw.
+        folder: folder of the new file.
+        other: draw the rows that follow those of `other=False`.
+    """
     with open(path, encoding="utf-8", newline="") as file:
         header, *rows = list(csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     random.Random(seed).shuffle(rows)
-    chosen = rows[size : 2 * size] if other else rows[:size]
-    out = folder / f"{size}_{seed}{'_other' if other else ''}.tsv"
-    lines = ["\t".join(row) for row in (header, *chosen)]
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return out
+    drawn = rows[size : 2 * size] if other else rows[:size]
+    output = folder / f"{size}_{seed}{'_other' if other else ''}.tsv"
+    lines = ["\t".join(row) for row in (header, *drawn)]
+    output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return output
 
 
 def config(flags: argparse.Namespace, size: int, seed: int, folder: Path, changes: dict) -> dict:
-    """The config of one run."""
-    batch, epochs = TRAIN[size]
+    """Return the config of one run."""
+    batch_size, epochs = TRAIN[size]
     test = Path(flags.data) / "test.tsv"
     if flags.sweep:
         test = sample(Path(flags.data) / "train.tsv", size, seed, folder, other=True)
-    plain = {
+    base = {
         "data": {
             "train": str(sample(Path(flags.data) / "train.tsv", size, seed, folder)),
             "validation": None,
@@ -100,91 +109,96 @@ def config(flags: argparse.Namespace, size: int, seed: int, folder: Path, change
         },
         "model": {"backbone": flags.backbone},
         "optimizer": {"learning_rate": FULL},
-        "train": {"epochs": epochs, "batch_size": batch, "seed": seed},
+        "train": {"epochs": epochs, "batch_size": batch_size, "seed": seed},
         "evaluate": {"bootstrap": 0, "baselines": False},
         "export": {"enabled": False},
     }
-    return merged(plain, changes)
+    return merge(base, changes)
 
 
-def child(flags: argparse.Namespace) -> None:
-    """One row: every seed; a JSON line for each to standard output."""
+def run_worker(flags: argparse.Namespace) -> None:
+    """Train one row of the table with each seed; print a line of JSON for each."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     import tfft
     from tfft.utils import console
 
     console.quiet(True)
-    changes = json.loads(flags.child)
+    changes = json.loads(flags.worker)
     if flags.lr:
-        changes = merged(changes, {"optimizer": {"learning_rate": flags.lr}})
+        changes = merge(changes, {"optimizer": {"learning_rate": flags.lr}})
     size = int(flags.sizes)
     for seed in range(flags.first_seed, flags.first_seed + flags.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            began = time.monotonic()
-            made = config(flags, size, seed, Path(folder), changes)
+            start = time.monotonic()
+            run_config = config(flags, size, seed, Path(folder), changes)
             if flags.cost:
-                cost(made, Path(folder))
+                cost(run_config, Path(folder))
                 return
-            run = tfft.train(made, workdir=Path(folder) / "run")
-            found = {"seed": seed, "accuracy": run.metrics["test/accuracy"]}
-            print(json.dumps({**found, "seconds": round(time.monotonic() - began, 1)}), flush=True)
+            run = tfft.train(run_config, workdir=Path(folder) / "run")
+            result = {"seed": seed, "accuracy": run.metrics["test/accuracy"]}
+            print(json.dumps({**result, "seconds": round(time.monotonic() - start, 1)}), flush=True)
 
 
-def cost(made: dict, folder: Path) -> None:
-    """Step time, peak memory and parameters of 30 steps at a fixed shape."""
+def cost(run_config: dict, folder: Path) -> None:
+    """Print step time, peak memory and parameters of 30 steps at a fixed shape."""
     from tfft.config import parse
     from tfft.distribute import strategies
     from tfft.model import masks
     from tfft.training import memory, memory_estimate, setup
     from tfft.training.input_pipeline import InputPipeline
 
-    made = merged(
-        made, {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache_features": False}}
+    run_config = merge(
+        run_config,
+        {"train": {"batch_size": 32, "epochs": 30, "buckets": 1, "cache_features": False}},
     )
-    parsed = parse(made)
-    strategies.setup(parsed.distribute, 0, True)
-    before = memory.resident()
+    config = parse(run_config)
+    strategies.setup(config.distribute, 0, True)
+    memory_before = memory.resident()
     times = []
 
     def steps() -> None:
-        result, data, plan, course = setup.prepare(parsed, folder)
-        masks.set_trainable(result.model, course.mask)
-        feed = InputPipeline(result, data, plan)
-        function, iterator = result.model.make_train_function(), feed.after(0)
+        result, data, plan, schedule = setup.prepare(config, folder)
+        masks.set_trainable(result.model, schedule.mask)
+        pipeline = InputPipeline(result, data, plan)
+        train_function, iterator = result.model.make_train_function(), pipeline.after(0)
         for _ in range(30):
-            began = time.perf_counter()
-            function(iterator, 1)
-            times.append(time.perf_counter() - began)
-        total, moving = masks.parameters(course.mask)
+            start = time.perf_counter()
+            train_function(iterator, 1)
+            times.append(time.perf_counter() - start)
+        total, trainable = masks.parameters(schedule.mask)
         width = plan.buckets[-1]
-        found.update(trainable=moving, total=total, width=width)
-        keep.append(result)
+        measurements.update(trainable=trainable, total=total, width=width)
+        models.append(result)
 
-    found: dict = {}
-    keep: list = []
-    peak = memory.peak_of(steps) - before
-    expected = memory_estimate.process(memory_estimate.step(keep[0].model, 32, found["width"]))
-    found |= {"ms": round(1000 * statistics.median(times[5:]), 1)}
-    found |= {"peak_mib": round(peak / 2**20), "estimate_mib": round(expected / 2**20)}
-    print(json.dumps(found), flush=True)
+    measurements: dict = {}
+    models: list = []
+    peak = memory.peak_of(steps) - memory_before
+    expected = memory_estimate.process(
+        memory_estimate.step(models[0].model, 32, measurements["width"])
+    )
+    measurements |= {"ms": round(1000 * statistics.median(times[5:]), 1)}
+    measurements |= {"peak_mib": round(peak / 2**20), "estimate_mib": round(expected / 2**20)}
+    print(json.dumps(measurements), flush=True)
 
 
-def run_child(flags: argparse.Namespace, name: str, size: int, lr: float | None = None) -> list:
-    """What a process of its own says of a row, a mapping for each seed."""
+def start_worker(
+    flags: argparse.Namespace, name: str, size: int, learning_rate: float | None = None
+) -> list:
+    """Train a row in a separate process and return its results, one mapping per seed."""
     command = [sys.executable, __file__, f"--data={flags.data}", f"--backbone={flags.backbone}"]
-    command += [f"--child={json.dumps(ROWS[name])}", f"--sizes={size}", f"--seeds={flags.seeds}"]
+    command += [f"--worker={json.dumps(ROWS[name])}", f"--sizes={size}", f"--seeds={flags.seeds}"]
     command += [f"--first-seed={flags.first_seed}"]
     command += ["--cost"] * flags.cost + ["--sweep"] * flags.sweep
-    command += [f"--lr={lr}"] if lr else []
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        print(done.stderr[-1500:], file=sys.stderr)
+    command += [f"--lr={learning_rate}"] if learning_rate else []
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]
+    if process.returncode:
+        print(process.stderr[-1500:], file=sys.stderr)
     return lines
 
 
 def interval(values: list[float]) -> float:
-    """Half the width of the 95 % interval of the mean."""
+    """Return half the width of the 95 % interval of the mean."""
     if len(values) < 2:
         return float("nan")
     nearest = max(n for n in T95 if n <= len(values))
@@ -192,31 +206,35 @@ def interval(values: list[float]) -> float:
 
 
 def table(path: Path) -> str:
-    """The results as Markdown, in the order of ROWS."""
-    found: dict = {}
+    """Return the results as a Markdown table, in the order of ROWS."""
+    results: dict = {}
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         key = entry["row"], entry.get("size")
         if "accuracy" in entry:
-            found.setdefault(key, {})[entry["seed"]] = entry["accuracy"]
+            results.setdefault(key, {})[entry["seed"]] = entry["accuracy"]
         elif "ms" in entry:
-            found[entry["row"], "cost"] = entry
-    heads = ["", *(f"{size:,} examples" for size in TRAIN), "trainable", "ms a step", "peak MiB"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+            results[entry["row"], "cost"] = entry
+    header = ["", *(f"{size:,} examples" for size in TRAIN), "trainable", "ms a step", "peak MiB"]
+    lines = ["| " + " | ".join(header) + " |", "|---" * len(header) + "|"]
     for name in ROWS:
         cells = [name]
         for size in TRAIN:
-            own, full = found.get((name, size), {}), found.get(("full", size), {})
-            values = [100 * v for v in own.values()]
-            apart = [100 * (own[s] - full[s]) for s in own if s in full and name != "full"]
+            accuracies, reference = results.get((name, size), {}), results.get(("full", size), {})
+            values = [100 * v for v in accuracies.values()]
+            differences = [
+                100 * (accuracies[s] - reference[s])
+                for s in accuracies
+                if s in reference and name != "full"
+            ]
             cell = f"{statistics.mean(values):.1f} ± {interval(values):.1f}" if values else ""
-            if apart:
-                cell += f" ({statistics.mean(apart):+.1f} ± {interval(apart):.1f})"
+            if differences:
+                cell += f" ({statistics.mean(differences):+.1f} ± {interval(differences):.1f})"
             cells.append(cell)
-        more = found.get((name, "cost"))
+        cost = results.get((name, "cost"))
         cells += (
-            [f"{more['trainable']:,}", f"{more['ms']:.0f}", f"{more['peak_mib']:,}"]
-            if more
+            [f"{cost['trainable']:,}", f"{cost['ms']:.0f}", f"{cost['peak_mib']:,}"]
+            if cost
             else [""] * 3
         )
         lines.append("| " + " | ".join(cells) + " |")
@@ -224,7 +242,7 @@ def table(path: Path) -> str:
 
 
 def main() -> None:
-    """Run what the flags ask for."""
+    """Run the benchmark that the flags select."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="trec")
     parser.add_argument("--backbone", default="hf:sentence-transformers/all-MiniLM-L6-v2")
@@ -236,30 +254,32 @@ def main() -> None:
     parser.add_argument("--cost", action="store_true")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--child")
+    parser.add_argument("--worker", help="train one row; used by the benchmark itself")
     parser.add_argument("--lr", type=float)
     flags = parser.parse_args()
-    out = Path(flags.out)
-    if flags.child:
-        child(flags)
+    output = Path(flags.out)
+    if flags.worker:
+        run_worker(flags)
         return
     if flags.table:
-        print(table(out))
+        print(table(output))
         return
     sizes = [500] if flags.sweep or flags.cost else [int(s) for s in flags.sizes.split(",")]
     for size in sizes:
         for name in flags.rows.split(","):
             rates = SWEEP.get(name, ()) if flags.sweep else (None,)
-            for lr in rates:
-                lines = run_child(flags, name, size, lr)
-                with open(out, "a", encoding="utf-8") as file:
+            for learning_rate in rates:
+                lines = start_worker(flags, name, size, learning_rate)
+                with open(output, "a", encoding="utf-8") as file:
                     for line in lines:
-                        more = {"lr": lr} if lr else {}
-                        file.write(json.dumps({"row": name, "size": size, **more, **line}) + "\n")
-                shown = [line.get("accuracy", line) for line in lines]
-                print(size, name, lr or "", shown, flush=True)
+                        rate_field = {"lr": learning_rate} if learning_rate else {}
+                        file.write(
+                            json.dumps({"row": name, "size": size, **rate_field, **line}) + "\n"
+                        )
+                summary = [line.get("accuracy", line) for line in lines]
+                print(size, name, learning_rate or "", summary, flush=True)
     if not flags.sweep:
-        print(table(out))
+        print(table(output))
 
 
 if __name__ == "__main__":

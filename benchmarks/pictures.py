@@ -1,8 +1,8 @@
-"""Pictures a second: of the input alone and of training, beside Keras' own, in one process.
+"""Compare images per second, of the input pipeline and of training, with Keras in one process.
 
-The peer is `keras.utils.image_dataset_from_directory` and `fit`, on the same files, the same
-MobileNetV2 from random weights, the same batch and size, all layers moving, BatchNorm in training
-mode. Rounds alternate; the best of each is printed.
+The reference is `keras.utils.image_dataset_from_directory` and `fit`, with the same files,
+MobileNetV2 from random weights, batch size and image size; all layers are trained, BatchNorm is in
+training mode. Rounds alternate; the best round of each is printed.
 
     python benchmarks/pictures.py --data=FOLDER_OF_CLASSES [--size=96] [--steps=30] [--rounds=3]
 """
@@ -21,7 +21,7 @@ BATCH = 32
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the speeds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", required=True)
     parser.add_argument("--size", type=int, default=96)
@@ -29,22 +29,22 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     flags = parser.parse_args()
     with TemporaryDirectory() as folder:
-        ours, theirs = tfft_rounds(flags, Path(folder)), keras_rounds(flags)
+        tfft_measures, keras_measures = tfft_rounds(flags, Path(folder)), keras_rounds(flags)
         best: dict[str, float] = {}
         for _ in range(flags.rounds):
-            for name, measure in (*ours.items(), *theirs.items()):
+            for name, measure in (*tfft_measures.items(), *keras_measures.items()):
                 best[name] = max(best.get(name, 0.0), flags.steps * BATCH / measure())
     for name, speed in best.items():
-        print(f"{name:<28}{speed:10,.0f} pictures/s")
-    for what in ("input", "training"):
-        ratio = best[f"tfft {what}"] / best[f"keras {what}"]
-        print(f"{what}: tfft {ratio:.2f} times keras")
-    ratio = best["tfft input, kept"] / best["keras input"]
-    print(f"input, kept pixels: tfft {ratio:.2f} times keras")
+        print(f"{name:<28}{speed:10,.0f} images/s")
+    for part in ("input", "training"):
+        ratio = best[f"tfft {part}"] / best[f"keras {part}"]
+        print(f"{part}: tfft {ratio:.2f} times keras")
+    ratio = best["tfft input, cached"] / best["keras input"]
+    print(f"input, cached pixels: tfft {ratio:.2f} times keras")
 
 
 def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[], float]]:
-    """Seconds of `steps` batches: decoded, from kept pixels, and trained on (decoded)."""
+    """Return functions that measure `steps` batches in seconds: decoded, cached, trained."""
     import tensorflow as tf
 
     from tfft.config import parse
@@ -52,14 +52,14 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
     from tfft.training import setup
     from tfft.training.input_pipeline import InputPipeline
 
-    made = {}
-    for kept in (False, True):
+    pipelines = {}
+    for cached in (False, True):
         config = parse(
             {
                 "data": {
                     "train": {"source": "images", "path": flags.data},
                     "validation": None,
-                    "cache_images": kept,
+                    "cache_images": cached,
                     "cache_dir": str(folder),
                 },
                 "model": {
@@ -72,38 +72,38 @@ def tfft_rounds(flags: argparse.Namespace, folder: Path) -> dict[str, Callable[[
             }
         )
         with tf.distribute.get_strategy().scope():
-            result, data, plan, course = setup.prepare(config, folder / "run")
-        made[kept] = (result, InputPipeline(result, data, plan), course)
+            result, data, plan, schedule = setup.prepare(config, folder / "run")
+        pipelines[cached] = (result, InputPipeline(result, data, plan), schedule)
 
-    def read(kept: bool) -> float:
-        iterator = made[kept][1].after(0)
+    def read(cached: bool) -> float:
+        iterator = pipelines[cached][1].after(0)
         next(iterator)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in islice(iterator, flags.steps):
             pass
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    result, feed, course = made[False]
-    masks.set_trainable(result.model, course.mask)
-    function = result.model.make_train_function()
+    result, pipeline, schedule = pipelines[False]
+    masks.set_trainable(result.model, schedule.mask)
+    train_function = result.model.make_train_function()
 
     def trained() -> float:
-        iterator = feed.after(0)
-        function(iterator, 1)
-        began = time.perf_counter()
+        iterator = pipeline.after(0)
+        train_function(iterator, 1)
+        start = time.perf_counter()
         for _ in range(flags.steps):
-            function(iterator, 1)
-        return time.perf_counter() - began
+            train_function(iterator, 1)
+        return time.perf_counter() - start
 
     return {
         "tfft input": lambda: read(False),
-        "tfft input, kept": lambda: read(True),
+        "tfft input, cached": lambda: read(True),
         "tfft training": trained,
     }
 
 
 def keras_rounds(flags: argparse.Namespace) -> dict[str, Callable[[], float]]:
-    """The same of Keras' own road."""
+    """Return functions that measure the same batches with Keras' own pipeline."""
     import keras
 
     size = (flags.size, flags.size)
@@ -111,7 +111,7 @@ def keras_rounds(flags: argparse.Namespace) -> dict[str, Callable[[], float]]:
         flags.data, image_size=size, batch_size=BATCH, seed=0, verbose=False
     )
     classes = len(data.class_names)
-    ahead = data.repeat().prefetch(4)
+    prefetched = data.repeat().prefetch(4)
     model = keras.Sequential(
         [
             keras.Input([*size, 3]),
@@ -127,19 +127,19 @@ def keras_rounds(flags: argparse.Namespace) -> dict[str, Callable[[], float]]:
     model.compile(keras.optimizers.AdamW(5e-5, global_clipnorm=1.0), loss, jit_compile=False)
 
     def read() -> float:
-        iterator = iter(ahead)
+        iterator = iter(prefetched)
         next(iterator)
-        began = time.perf_counter()
+        start = time.perf_counter()
         for _ in islice(iterator, flags.steps):
             pass
-        return time.perf_counter() - began
+        return time.perf_counter() - start
 
-    model.fit(ahead, steps_per_epoch=2, verbose=0)
+    model.fit(prefetched, steps_per_epoch=2, verbose=0)
 
     def trained() -> float:
-        began = time.perf_counter()
-        model.fit(ahead, steps_per_epoch=flags.steps, verbose=0)
-        return time.perf_counter() - began
+        start = time.perf_counter()
+        model.fit(prefetched, steps_per_epoch=flags.steps, verbose=0)
+        return time.perf_counter() - start
 
     return {"keras input": read, "keras training": trained}
 

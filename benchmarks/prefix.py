@@ -1,10 +1,10 @@
-"""The cached prefix: training the head alone, beside one forward pass and beside no cache.
+"""Measure training on cached features: the head alone, against one forward pass and no cache.
 
     python benchmarks/prefix.py --data=trec/ --backbone=hf:FOLDER [--epochs=20] [--top=0]
 
 In one process: the time of one forward pass over the training and validation rows, then that of the
-training (`loop.fit`: the cache is computed in it, every epoch is validated), with the cache and
-without it, and the test accuracy of both.
+training (`loop.fit`, which computes the cache and validates each epoch), with the cache and without
+it, and the test accuracy of both.
 """
 
 import argparse
@@ -18,12 +18,12 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def main() -> None:
-    """Measure, print a line of JSON."""
+    """Measure and print a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default="trec")
     parser.add_argument("--backbone", default="hf:sentence-transformers/all-MiniLM-L6-v2")
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--top", type=int, default=0, help="blocks that move; 0: the head alone")
+    parser.add_argument("--top", type=int, default=0, help="trainable blocks; 0: only the head")
     parser.add_argument("--only-cached", action="store_true")
     flags = parser.parse_args()
 
@@ -60,36 +60,41 @@ def main() -> None:
             "evaluate": {"bootstrap": 0, "baselines": False},
         }
 
-    found: dict = {"method": method, "epochs": flags.epochs}
+    measurements: dict = {"method": method, "epochs": flags.epochs}
     for cache in (True,) if flags.only_cached else (True, False):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            parsed = parse(config(cache, folder))
-            strategies.setup(parsed.distribute, 0, parsed.train.deterministic)
-            result, data, plan, course = setup.prepare(parsed, folder)
+            parsed_config = parse(config(cache, folder))
+            strategies.setup(parsed_config.distribute, 0, parsed_config.train.deterministic)
+            result, data, plan, schedule = setup.prepare(parsed_config, folder)
             (folder / "checkpoints").mkdir()
             splits = [data.train, data.validation]
             rows = [batches.Tokens(split, result.inputs.pad_id) for split in splits]
             if cache:
-                for key in ("forward_traced_s", "forward_s"):  # the first traces, as the training
-                    began = time.perf_counter()
+                # The first call traces, as in training.
+                for key in ("forward_traced_s", "forward_s"):
+                    start = time.perf_counter()
                     for split, tokens in zip(splits, rows, strict=True):
                         evaluate.predict(result.model, split, tokens, 64)
-                    found[key] = round(time.perf_counter() - began, 2)
-            keep = Checkpoints(folder / "checkpoints", 1, weight_paths=result.trained)
-            state = keep.restore(result.model)
-            began = time.perf_counter()
-            loop.fit(result, data, plan, course, state, keep)
+                    measurements[key] = round(time.perf_counter() - start, 2)
+            checkpoints = Checkpoints(folder / "checkpoints", 1, weight_paths=result.trained)
+            state = checkpoints.restore(result.model)
+            start = time.perf_counter()
+            loop.fit(result, data, plan, schedule, state, checkpoints)
             key = "cached" if cache else "plain"
-            found[f"{key}_s"] = round(time.perf_counter() - began, 2)
+            measurements[f"{key}_s"] = round(time.perf_counter() - start, 2)
             result.load_weights()
             test = result.evaluate("test", bootstrap=0, baselines=False)
-            found[f"{key}_accuracy"] = round(test.metrics["accuracy"], 4)
+            measurements[f"{key}_accuracy"] = round(test.metrics["accuracy"], 4)
         tf.keras.backend.clear_session()
-    found["cached_to_forward"] = round(found["cached_s"] / found["forward_s"], 2)
+    measurements["cached_to_forward"] = round(
+        measurements["cached_s"] / measurements["forward_s"], 2
+    )
     if not flags.only_cached:
-        found["plain_to_cached"] = round(found["plain_s"] / found["cached_s"], 2)
-    print(json.dumps(found))
+        measurements["plain_to_cached"] = round(
+            measurements["plain_s"] / measurements["cached_s"], 2
+        )
+    print(json.dumps(measurements))
 
 
 if __name__ == "__main__":

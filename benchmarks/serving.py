@@ -1,14 +1,14 @@
-"""Raw texts answered: an export beside the Hugging Face pipeline in PyTorch, in one run.
+"""Compare an export with the Hugging Face pipeline in PyTorch on raw texts.
 
-The same weights (`tfft export --format=huggingface` of the run), the same texts, each in a process
-of its own with all cores: the run's newest export in a session, as TF Serving runs it, the same as
-Python calls it, the pipeline. Rounds go from one to the next and the best of each counts. Latency:
-one text at a time; throughput: batches of 32.
+Both use the same weights (`tfft export --format=huggingface` of the run) and texts, each in a
+separate process with all cores: the newest export of the run in a session, as TF Serving runs it,
+the same export called from Python, and the pipeline. Rounds alternate between them and the best
+round of each counts. Latency: one text at a time; throughput: batches of 32.
 
     python benchmarks/serving.py --workdir=RUN --texts=FILE [--rounds=5]
         --torch=PYTHON_THAT_HAS_TORCH_AND_TRANSFORMERS
 
-FILE holds a text a line.
+FILE holds one text per line.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 BATCH, SINGLES, BATCHES = 32, 100, 8
 
-# What both do, between the two that load a model as `answer(texts)`.
+# Measures `answer(texts)`, which the code before it defines.
 LOOP = """
 import json, sys, time
 texts = json.load(open(sys.argv[2], encoding="utf-8"))
@@ -29,33 +29,32 @@ singles, batches = int(sys.argv[3]), int(sys.argv[4])
 for line in sys.stdin:
     answer(texts[:32]), answer(texts[:1])
     times = []
-    for at in range(singles):
-        began = time.perf_counter()
-        answer([texts[at % len(texts)]])
-        times.append(time.perf_counter() - began)
-    began = time.perf_counter()
-    for at in range(batches):
-        answer([texts[(32 * at + i) % len(texts)] for i in range(32)])
-    spent = time.perf_counter() - began
-    first = answer(texts[:8])
-    told = {"latency": sorted(times)[len(times) // 2], "rate": 32 * batches / spent, "first": first}
-    print(json.dumps(told), flush=True)
+    for index in range(singles):
+        start = time.perf_counter()
+        answer([texts[index % len(texts)]])
+        times.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    for index in range(batches):
+        answer([texts[(32 * index + i) % len(texts)] for i in range(32)])
+    seconds = time.perf_counter() - start
+    latency, rate = sorted(times)[len(times) // 2], 32 * batches / seconds
+    print(json.dumps({"latency": latency, "rate": rate, "first": answer(texts[:8])}), flush=True)
 """
-# As TF Serving runs it: a session.
-OURS = """
+# A session, as TF Serving runs the export.
+TFFT_SESSION = """
 import sys
 import tensorflow as tf, tensorflow_text
 session = tf.compat.v1.Session(graph=tf.Graph())
 with session.graph.as_default():
     saved = tf.compat.v1.saved_model.load(session, ["serve"], sys.argv[1])
 signature = saved.signature_def["serving_default"]
-given = signature.inputs["text"].name
-serve = session.make_callable(signature.outputs["probabilities"].name, [given])
+input_name = signature.inputs["text"].name
+serve = session.make_callable(signature.outputs["probabilities"].name, [input_name])
 def answer(texts):
     return serve(texts).tolist()
 """
-# As Python calls it, with what TensorFlow needs for that.
-PYTHON = """
+# A signature called from Python, with its overhead.
+TFFT_PYTHON = """
 import sys
 import tensorflow as tf, tensorflow_text
 model = tf.saved_model.load(sys.argv[1])
@@ -63,19 +62,19 @@ serve = model.signatures["serving_default"]
 def answer(texts):
     return serve(text=tf.constant(texts))["probabilities"].numpy().tolist()
 """
-THEIRS = """
+PYTORCH_PIPELINE = """
 import sys
 from transformers import pipeline
 classify = pipeline("text-classification", model=sys.argv[1], top_k=None, device="cpu")
 names = list(classify.model.config.label2id)
 def answer(texts):
-    found = classify(texts, batch_size=32, truncation=True, max_length=MAX_LENGTH)
-    return [[{d["label"]: d["score"] for d in row}[n] for n in names] for row in found]
+    rows = classify(texts, batch_size=32, truncation=True, max_length=MAX_LENGTH)
+    return [[{d["label"]: d["score"] for d in row}[n] for n in names] for row in rows]
 """
 
 
 def main() -> None:
-    """Start both, ask in turn, print."""
+    """Start the processes, measure in turn, and print the result."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--texts", required=True)
@@ -93,18 +92,18 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         try:
             checkpoint = run.export_huggingface(Path(folder) / "checkpoint")
-        except UserError as error:  # a head that transformers has no form for
+        except UserError as error:  # transformers has no equivalent of the head
             sys.exit(f"serving.py: {error}")
         (Path(folder) / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
-        theirs = THEIRS.replace("MAX_LENGTH", str(run.config.data.max_length))
+        pytorch_pipeline = PYTORCH_PIPELINE.replace("MAX_LENGTH", str(run.config.data.max_length))
         del run
         processes = {
-            "tfft": started(sys.executable, OURS, export, folder),
-            "in Python": started(sys.executable, PYTHON, export, folder),
-            "pytorch": started(flags.torch, theirs, checkpoint, folder),
+            "tfft": start_process(sys.executable, TFFT_SESSION, export, folder),
+            "in Python": start_process(sys.executable, TFFT_PYTHON, export, folder),
+            "pytorch": start_process(flags.torch, pytorch_pipeline, checkpoint, folder),
         }
         rounds = [
-            {name: asked(process) for name, process in processes.items()}
+            {name: measure_round(process) for name, process in processes.items()}
             for _ in range(flags.rounds)
         ]
         for process in processes.values():
@@ -112,8 +111,8 @@ def main() -> None:
     report(rounds)
 
 
-def started(python: str, load: str, model: Path | None, folder: str) -> subprocess.Popen[str]:
-    """A process that measures once for each line that it gets."""
+def start_process(python: str, load: str, model: Path | None, folder: str) -> subprocess.Popen[str]:
+    """Start a process that measures once for each line that it receives."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     arguments = [str(model), f"{folder}/texts.json", str(SINGLES), str(BATCHES)]
     return subprocess.Popen(
@@ -126,18 +125,22 @@ def started(python: str, load: str, model: Path | None, folder: str) -> subproce
     )
 
 
-def asked(process: subprocess.Popen[str]) -> dict[str, object]:
-    """One round."""
+def measure_round(process: subprocess.Popen[str]) -> dict[str, object]:
+    """Measure one round and return its result."""
     process.stdin.write("go\n")
     process.stdin.flush()
     return json.loads(process.stdout.readline())
 
 
 def report(rounds: list[dict[str, dict[str, object]]]) -> None:
-    """The best round of each, and how far the answers are apart."""
+    """Print the best round of each process and the largest difference of their answers."""
     first = rounds[0]
     pairs = zip(first["tfft"]["first"], first["pytorch"]["first"], strict=True)
-    apart = max(abs(a - b) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True))
+    difference = max(
+        abs(a - b)
+        for tfft_row, pytorch_row in pairs
+        for a, b in zip(tfft_row, pytorch_row, strict=True)
+    )
     latency = {n: 1000 * min(r[n]["latency"] for r in rounds) for n in first}
     rate = {n: max(r[n]["rate"] for r in rounds) for n in first}
     for name in first:
@@ -146,7 +149,7 @@ def report(rounds: list[dict[str, dict[str, object]]]) -> None:
         )
     print(
         f"tfft takes {latency['tfft'] / latency['pytorch']:.2f} of the time and answers "
-        f"{rate['tfft'] / rate['pytorch']:.2f} times as many; probabilities {apart:.1e} apart"
+        f"{rate['tfft'] / rate['pytorch']:.2f} times as many; probabilities {difference:.1e} apart"
     )
 
 

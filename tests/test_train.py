@@ -95,7 +95,7 @@ def test_report_is_one_page_with_everything(finished):
         "confusion",
         "reliability",
         "learning rate",
-        "tokens a row",
+        "tokens per row",
         "parameters are trainable",
         "tfft.load(",
         "tensorflow/serving",

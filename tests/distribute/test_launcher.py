@@ -159,8 +159,8 @@ def test_user_errors_are_printed_once_without_restart(setting, tmp_path):
     assert "train.epoch: unknown key; did you mean 'epochs'?" in text
     assert "restarting" not in text and not workdir.exists()
     for arguments, message in (
-        (["launch", "--workers=2"], "launch: name the verb to run"),
-        (["launch", "predict"], "launch: runs `train` only; received 'predict'"),
+        (["launch", "--workers=2"], "launch: name the command to run"),
+        (["launch", "predict"], "launch: the command must be train. Received: 'predict'"),
         (["launch", "--workers=0", "train"], "workers"),
     ):
         code, text = Command(*arguments).wait()

@@ -1,4 +1,4 @@
-"""The least-squares probe and what the advisor makes of it."""
+"""The linear probe and what the advisor concludes from it."""
 
 import dataclasses
 from types import SimpleNamespace
@@ -20,18 +20,18 @@ from tfft.methods.auto import advise
 @pytest.mark.parametrize("shape", [(40, 7), (12, 30)])
 def test_least_squares_is_ridge_regression(shape):
     generator = np.random.default_rng(0)
-    x, other = generator.normal(2, 3, shape), generator.normal(2, 3, (9, shape[1]))
+    x, held_out_x = generator.normal(2, 3, shape), generator.normal(2, 3, (9, shape[1]))
     labels = generator.integers(0, 3, shape[0])
-    scores = linear_probe.least_squares(x, labels, other, 3)
+    scores = linear_probe.least_squares(x, labels, held_out_x, 3)
     mean, deviation = x.mean(0), x.std(0)
     model = Ridge(alpha=linear_probe.RIDGE).fit(
         (x - mean) / deviation, np.where(np.arange(3) == labels[:, None], 1, -1)
     )
-    np.testing.assert_allclose(scores, model.predict((other - mean) / deviation), rtol=1e-6)
+    np.testing.assert_allclose(scores, model.predict((held_out_x - mean) / deviation), rtol=1e-6)
 
 
-def probed(labels, classes=3, features=None):
-    """A probe of rows whose features are given."""
+def run_probe(labels, classes=3, features=None):
+    """Return the probe of rows with the given features."""
     features = np.eye(classes)[labels] if features is None else features
     image = keras.Input([features.shape[1]], name="image")
     model = keras.Model({"image": image}, {"pooled": keras.layers.Identity()(image)})
@@ -40,19 +40,19 @@ def probed(labels, classes=3, features=None):
     return linear_probe.probe(model, rows, split, classes, 0)
 
 
-def test_features_that_are_the_classes_are_known_and_others_are_not():
+def test_probe_of_class_features_and_of_noise():
     labels = np.random.default_rng(0).integers(0, 3, 200)
-    found = probed(labels)
-    assert (found.accuracy, found.learned, found.held) == (1.0, 30, 30)
-    assert found.chance == pytest.approx(1 / 3)
-    noise = probed(labels, features=np.random.default_rng(1).normal(size=(200, 5)))
+    perfect = run_probe(labels)
+    assert (perfect.accuracy, perfect.num_fitted, perfect.num_held_out) == (1.0, 30, 30)
+    assert perfect.chance == pytest.approx(1 / 3)
+    noise = run_probe(labels, features=np.random.default_rng(1).normal(size=(200, 5)))
     assert noise.accuracy < 0.7
-    assert probed(np.arange(3)) is None  # one row a class: none to judge by
-    assert probed(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # tags
+    assert run_probe(np.arange(3)) is None  # one row per class: none to hold out
+    assert run_probe(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # tags
 
 
-PICTURES = {
-    "data": {"train": "pictures/"},
+IMAGE_CONFIG = {
+    "data": {"train": "images/"},
     "model": {"backbone": "keras:MobileNetV2"},
     "task": {"name": "image_classification"},
     "method": {"name": "auto"},
@@ -72,18 +72,18 @@ PICTURES = {
         ({"probe": (0.6, 0.1), "seconds": 15.0}, "head", 20),
     ],
 )
-def test_rules_for_pictures(facts, method, epochs):
-    own = dataclasses.replace(FACTS, tokens=None, **facts)
-    config, reasons = advise(parse(PICTURES), own)
+def test_advice_for_images(facts, method, epochs):
+    changed_facts = dataclasses.replace(FACTS, tokens=None, **facts)
+    config, reasons = advise(parse(IMAGE_CONFIG), changed_facts)
     assert (config.method.name, config.train.epochs) == (method, epochs)
-    assert bool(config.augmentation.mixup) == (own.rows >= 20_000)
+    assert bool(config.augmentation.mixup) == (changed_facts.rows >= 20_000)
     assert not any("TREC" in line for line in reasons)
 
 
-def test_a_run_on_pictures_is_advised(tmp_path):
+def test_image_run_takes_the_advice(tmp_path):
     write_folder(tmp_path / "train", 12, 0)
     config = {
-        **PICTURES,
+        **IMAGE_CONFIG,
         "data": {"train": f"{tmp_path / 'train'}/", "validation": {"fraction": 0.25}},
         "model": {"backbone": f"hf:{GOLDEN / 'vision' / 'resnet'}", "image_size": 32},
         "train": {"epochs": 1},

@@ -1,4 +1,4 @@
-"""Parts of MODEL_CARD.md that a whole run does not show; test_train reads a run's."""
+"""Parts of MODEL_CARD.md that a full run does not cover; test_train reads the card of a run."""
 
 from types import SimpleNamespace
 
@@ -11,20 +11,20 @@ from tfft.training.checkpoints import TrainingState
 VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
 
 
-def test_energy():
-    alone, device = {"workers": 1}, {"workers": 2}
+def test_energy_is_described():
+    one_worker, two_workers = {"workers": 1}, {"workers": 2}
     state = TrainingState(
         seconds=100.2, joules=1800, metered=100.2, meters=["1 CPU package (RAPL)"]
     )
-    line = model_card._energy(state, alone)
+    line = model_card._energy(state, one_worker)
     assert line == "0.50 Wh by 1 CPU package (RAPL); other work of the machine counts too"
     state.metered = 40.2
-    assert ", without 60 seconds that were not measured;" in model_card._energy(state, alone)
-    assert "of the first worker" in model_card._energy(state, device)
-    assert model_card._energy(TrainingState(seconds=9), alone).startswith("not measured")
+    assert ", without 60 seconds that were not measured;" in model_card._energy(state, one_worker)
+    assert "of the first worker" in model_card._energy(state, two_workers)
+    assert model_card._energy(TrainingState(seconds=9), one_worker).startswith("not measured")
 
 
-def test_weakest_first_and_last_what_had_no_rows():
+def test_classes_are_sorted_by_f1_with_absent_ones_last():
     by_class = {
         "precision": np.array([0.0, 0.5, 1.0]),
         "recall": np.array([0.0, 1.0, 0.25]),
@@ -32,7 +32,7 @@ def test_weakest_first_and_last_what_had_no_rows():
         "support": np.array([0, 4, 1200]),
     }
     evaluation = SimpleNamespace(details=SimpleNamespace(by_class=by_class))
-    lines = model_card._slices("test", evaluation, ["none", "a|b", "c\n# <b>d"]).splitlines()
+    lines = model_card._class_table("test", evaluation, ["none", "a|b", "c\n# <b>d"]).splitlines()
     assert lines[2:] == [
         "| class | precision | recall | f1 | support |",
         "| --- | --- | --- | --- | --- |",
@@ -42,8 +42,8 @@ def test_weakest_first_and_last_what_had_no_rows():
     ]
 
 
-def test_hostile_names_are_shown_as_they_are():
-    """Class names come from the data, paths and names of devices from elsewhere."""
+def test_hostile_names_are_escaped():
+    """Class names come from the data; paths and device names come from elsewhere."""
     hostile = "<script>\n# Forged"
     config = parse({"data": {"train": "t.csv"}, "model": {"backbone": f"hf:a`b{hostile}"}})
     facts = {"data": {"labels": ["a", hostile]}, "backbone": "f", "versions": VERSIONS}

@@ -1,4 +1,4 @@
-"""The pages that runs and searches leave, as a person sees them: in Chromium, light and dark."""
+"""The pages of runs and searches in Chromium, in light and dark mode."""
 
 import re
 import shutil
@@ -9,7 +9,7 @@ import yaml
 
 import tfft
 from tests.conftest import write_csv
-from tests.search.test_oracles import RAW, Simulated, finish, oracle
+from tests.search.test_oracles import RAW, FakeRunner, finish, make_oracle
 from tfft.evaluation import metrics
 from tfft.report import page as report_page
 from tfft.search import report
@@ -17,10 +17,10 @@ from tfft.search.leaderboard import Leaderboard
 from tfft.search.space import Space
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-CONTRAST = 4.5  # of text to what is behind it: WCAG 2.1, level AA
+CONTRAST = 4.5  # of text to its background: WCAG 2.1, level AA
 
-# Texts, their colours and what is behind them, as the browser computes them.
-LOOK = """() => {
+# Texts, their colours and backgrounds, as the browser computes them.
+READ_TEXTS = """() => {
   const behind = (e) => {
     for (let at = e; at; at = at.parentElement) {
       const colour = getComputedStyle(at).backgroundColor;
@@ -33,12 +33,12 @@ LOOK = """() => {
     if (!e.textContent.trim()) continue;
     const svg = e.closest('svg'), style = getComputedStyle(e), box = e.getBoundingClientRect();
     const ink = svg ? style.fill : style.color;
-    if (svg && ink === 'rgb(255, 255, 255)') continue;  // on a dark cell of its own
+    if (svg && ink === 'rgb(255, 255, 255)') continue;  // on a dark cell
     found.push([e.textContent.trim().slice(0, 40), ink, behind(svg || e), box.width * box.height]);
   }
   return found;
 }"""
-# Texts of one plot that lie on each other, or outside it.
+# Texts of one plot that overlap or leave it.
 OVERLAPS = """() => {
   const found = [];
   for (const svg of document.querySelectorAll('svg')) {
@@ -58,12 +58,12 @@ OVERLAPS = """() => {
 }"""
 
 
-def test_confusion_matrix_of_many_classes_is_of_those_with_errors():
+def test_confusion_matrix_of_many_classes_shows_those_with_errors():
     labels = np.repeat(np.arange(1000), 3)
     predicted = labels.copy()
     predicted[labels == 731] = 44
     drawing = report_page._heat_map(
-        metrics.confusion(predicted, labels, 1000), [f"c{at}" for at in range(1000)]
+        metrics.confusion(predicted, labels, 1000), [f"c{index}" for index in range(1000)]
     )
     assert "the 60 of 1,000 classes with the most errors" in drawing
     assert "c731 as c44: 3" in drawing and "c44 as c44: 3" in drawing
@@ -73,18 +73,18 @@ def test_confusion_matrix_of_many_classes_is_of_those_with_errors():
 @pytest.fixture(scope="module")
 def browser():
     if CHROMIUM is None:
-        pytest.skip("no chromium on the PATH: pages are not looked at (apt-get install chromium)")
+        pytest.skip("no chromium on the PATH: pages are not rendered (apt-get install chromium)")
     playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as started:
+    with playwright.sync_playwright() as driver:
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        made = started.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield made
-        made.close()
+        chromium = driver.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture(scope="module")
 def pages(tiny, tmp_path_factory):
-    """Of a run, and of a search of 30 trials."""
+    """The pages of a run and of a search of 30 trials."""
     folder = tmp_path_factory.mktemp("pages")
     config = {
         "data": {
@@ -99,39 +99,43 @@ def pages(tiny, tmp_path_factory):
         "export": {"enabled": False},
     }
     run = tfft.train(config, folder / "run")
-    made = finish(oracle(folder, trials=30, halving={"factor": 3, "min_epochs": 1}), Simulated())
-    board = Leaderboard(Space(yaml.safe_load(RAW)), "accuracy", "max")
-    board.take(made)
-    report.write(board, folder / "search.html")
+    search_oracle = finish(
+        make_oracle(folder, trials=30, halving={"factor": 3, "min_epochs": 1}), FakeRunner()
+    )
+    leaderboard = Leaderboard(Space(yaml.safe_load(RAW)), "accuracy", "max")
+    leaderboard.update(search_oracle)
+    report.write(leaderboard, folder / "search.html")
     return {"run": run.workdir / "report.html", "search": folder / "search.html"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("name", ["run", "search"])
-def test_a_page_is_whole_quiet_and_readable(browser, pages, tmp_path, name, scheme):
+def test_page_is_self_contained_and_readable(browser, pages, tmp_path, name, scheme):
     context = browser.new_context(color_scheme=scheme, viewport={"width": 1100, "height": 900})
-    view, said, asked = context.new_page(), [], []
-    view.on("console", lambda message: said.append(message.text))
-    view.on("pageerror", lambda error: said.append(str(error)))
-    view.on("request", lambda request: asked.append(request.url))
-    view.goto(pages[name].as_uri())
-    view.screenshot(path=tmp_path / f"{name}_{scheme}.png", full_page=True)
-    assert said == []
-    assert asked == [pages[name].as_uri()]  # nothing from elsewhere
-    width = view.evaluate("document.documentElement.scrollWidth")
+    page_view, messages, urls = context.new_page(), [], []
+    page_view.on("console", lambda message: messages.append(message.text))
+    page_view.on("pageerror", lambda error: messages.append(str(error)))
+    page_view.on("request", lambda request: urls.append(request.url))
+    page_view.goto(pages[name].as_uri())
+    page_view.screenshot(path=tmp_path / f"{name}_{scheme}.png", full_page=True)
+    assert messages == []
+    assert urls == [pages[name].as_uri()]  # no other request
+    width = page_view.evaluate("document.documentElement.scrollWidth")
     assert width <= 1100  # no sideways scrolling
-    texts = view.evaluate(LOOK)
+    texts = page_view.evaluate(READ_TEXTS)
     assert len(texts) > 40
-    dim = [(t, ink, paper) for t, ink, paper, _ in texts if contrast(ink, paper) < CONTRAST]
-    assert dim == []
+    low_contrast = [
+        (t, ink, paper) for t, ink, paper, _ in texts if contrast(ink, paper) < CONTRAST
+    ]
+    assert low_contrast == []
     assert all(area > 0 for *_, area in texts)
-    assert view.evaluate(OVERLAPS) == []
+    assert page_view.evaluate(OVERLAPS) == []
     context.close()
 
 
-def contrast(one, other):
-    """WCAG's ratio of two colours, from 1 to 21."""
-    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+def contrast(color, background):
+    """Return WCAG's contrast ratio of two colours, from 1 to 21."""
+    light, dark = sorted((luminance(color), luminance(background)), reverse=True)
     return (light + 0.05) / (dark + 0.05)
 
 

@@ -44,31 +44,31 @@ def raw(tiny, tmp_path):
     ],
 )
 def test_tuners_search_over_a_config(raw, tmp_path, tuner, options):
-    hyper = HyperModel(raw)
-    made = tuner(
-        hyper,
+    hypermodel = HyperModel(raw)
+    search_tuner = tuner(
+        hypermodel,
         objective=keras_tuner.Objective("val_macro_f1", "max"),
         directory=str(tmp_path / "tuner"),
         seed=1,
         **options,
     )
-    made.search(verbose=0)
-    trials = [t for t in made.oracle.trials.values() if t.status == "COMPLETED"]
-    assert len(trials) == len(made.oracle.trials) >= 2
+    search_tuner.search(verbose=0)
+    trials = [t for t in search_tuner.oracle.trials.values() if t.status == "COMPLETED"]
+    assert len(trials) == len(search_tuner.oracle.trials) >= 2
     for trial in trials:
         assert 0 <= trial.score <= 1 and np.isfinite(trial.score)
         values = trial.hyperparameters.values
         assert (values["method"] == "lora") == ("method.rank" in values)
-    model = made.get_best_models(1)[0]
-    found = best_checkpoint.validation_metrics(*hyper.built(model))
-    assert found["macro_f1"] == pytest.approx(max(trial.score for trial in trials), abs=1e-6)
+    model = search_tuner.get_best_models(1)[0]
+    metrics = best_checkpoint.validation_metrics(*hypermodel.built(model))
+    assert metrics["macro_f1"] == pytest.approx(max(trial.score for trial in trials), abs=1e-6)
 
 
-def test_what_it_does_not_do_is_told(raw):
+def test_unsupported_methods_and_data_are_errors(raw):
     hp = keras_tuner.HyperParameters()
     with pytest.raises(UserError, match="trains in phases"):
         HyperModel({**raw, "method": {"name": "lp_ft"}}).build(hp)
-    model = HyperModel(raw)
-    built = model.build(keras_tuner.HyperParameters())
-    with pytest.raises(UserError, match="the data are those of the config"):
-        model.fit(hp, built, np.zeros(3))
+    hypermodel = HyperModel(raw)
+    model = hypermodel.build(keras_tuner.HyperParameters())
+    with pytest.raises(UserError, match="the data come from the config"):
+        hypermodel.fit(hp, model, np.zeros(3))

@@ -1,4 +1,4 @@
-"""The chief's service answers workers, and nobody who makes trials up."""
+"""The chief's service answers workers and refuses forged trials."""
 
 from concurrent import futures
 
@@ -8,27 +8,27 @@ from keras_tuner import HyperParameters
 from keras_tuner.engine.trial import Trial, TrialStatus
 from keras_tuner.src import protos
 
-from tests.search.test_oracles import oracle
+from tests.search.test_oracles import make_oracle
 from tfft.search import service
 from tfft.utils.errors import UserError
 
 
 @pytest.fixture
 def chief(tmp_path):
-    """A client's stub, and the oracle behind it."""
-    made = oracle(tmp_path, trials=3)
+    """A client's stub and the oracle behind it."""
+    search_oracle = make_oracle(tmp_path, trials=3)
     server = grpc.server(futures.ThreadPoolExecutor(1))
-    servicer = service._Servicer(made, tmp_path, lambda: None)
+    servicer = service._Servicer(search_oracle, tmp_path, lambda: None)
     protos.get_service_grpc().add_OracleServicer_to_server(servicer, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield protos.get_service_grpc().OracleStub(channel), made
+        yield protos.get_service_grpc().OracleStub(channel), search_oracle
     server.stop(None).wait()
 
 
-def test_a_trial_that_was_not_given_out_is_refused(chief, tmp_path):
-    stub, made = chief
+def test_unknown_trials_are_refused(chief, tmp_path):
+    stub, search_oracle = chief
     (tmp_path / "secret.json").write_text('{"score": 1.0, "epochs": 9}')
     messages = protos.get_service()
     for name in ("../secret", "0007", ""):
@@ -40,20 +40,20 @@ def test_a_trial_that_was_not_given_out_is_refused(chief, tmp_path):
             with pytest.raises(grpc.RpcError) as caught:
                 call(request, timeout=20)
             assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert not made.notes
+    assert not search_oracle.notes
 
     request = messages.CreateTrialRequest(tuner_id="worker-a")
     trial = stub.CreateTrial(request, timeout=20).trial
-    with pytest.raises(grpc.RpcError, match=r"0000\.json"):  # it left no outcome
+    with pytest.raises(grpc.RpcError, match=r"0000\.json"):  # the worker wrote no outcome
         stub.EndTrial(messages.EndTrialRequest(trial=trial), timeout=20)
-    assert set(made.trials) == {"0000"}
+    assert set(search_oracle.trials) == {"0000"}
 
 
-def test_a_worker_takes_no_path_from_a_chief(tmp_path, monkeypatch):
-    class Forged:
+def test_worker_refuses_a_trial_id_that_is_a_path(tmp_path, monkeypatch):
+    class ForgedClient:
         def create_trial(self, tuner_id):
             return Trial(HyperParameters(), "../../elsewhere", TrialStatus.RUNNING)
 
-    monkeypatch.setattr(service, "OracleClient", lambda _: Forged())
+    monkeypatch.setattr(service, "OracleClient", lambda _: ForgedClient())
     with pytest.raises(UserError, match="not a chief of tfft"):
         service.Client(tmp_path).create_trial("worker-a")

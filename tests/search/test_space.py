@@ -1,4 +1,4 @@
-"""Search spaces: found in the YAML, drawn by KerasTuner, put back as a plain config."""
+"""Search spaces: read from the YAML, sampled by KerasTuner, replaced by a plain config."""
 
 import keras_tuner
 import pytest
@@ -27,22 +27,22 @@ tune: {space: {train.batch_size: {search: int, min: 8, max: 32, step: 8}}}
 """
 
 
-def space(text=BASE, **changes):
+def make_space(text=BASE, **changes):
     return Space({**yaml.safe_load(text), **changes})
 
 
-def test_values_are_drawn_and_become_a_plain_config():
-    own = space()
+def test_sampled_values_give_a_valid_config():
+    search_space = make_space()
     oracle = keras_tuner.oracles.RandomSearchOracle(
-        keras_tuner.Objective("accuracy", "max"), 50, 1, own.hyperparameters()
+        keras_tuner.Objective("accuracy", "max"), 50, 1, search_space.hyperparameters()
     )
     ranks = {"full": {None}, "lora": {4, 8}, "dora": {16, 32}}
-    seen = set()
+    sampled = set()
     for _ in range(40):
         values = oracle._random_values()
-        config = own.config(values)
+        config = search_space.config(values)
         name, rank = config.method.name, getattr(config.method, "rank", None)
-        seen.add((name, rank))
+        sampled.add((name, rank))
         assert rank in ranks[name]
         assert config.train.batch_size in (8, 16, 24, 32)
         assert 1e-5 <= config.optimizer.learning_rate <= 1e-3
@@ -51,13 +51,13 @@ def test_values_are_drawn_and_become_a_plain_config():
             min(decays, key=lambda d: abs(d - config.optimizer.layer_decay))
         )
         assert config.tune is None
-    assert len(seen) == 5
+    assert len(sampled) == 5
 
 
-def test_the_first_trial_is_a_given_config_as_far_as_the_space_has_it():
-    own = space()
+def test_values_of_a_config_are_clamped_to_the_space():
+    search_space = make_space()
     plain = {k: v for k, v in yaml.safe_load(BASE).items() if k != "tune"}
-    given = parse(
+    config = parse(
         {
             **plain,
             "method": {"name": "dora", "rank": 20},
@@ -65,7 +65,7 @@ def test_the_first_trial_is_a_given_config_as_far_as_the_space_has_it():
             "train": {"batch_size": 19},
         }
     )
-    assert own.values_of(given) == {
+    assert search_space.values_of(config) == {
         "method": "dora",
         "optimizer.learning_rate": 1e-3,
         "train.batch_size": 16,
@@ -73,7 +73,7 @@ def test_the_first_trial_is_a_given_config_as_far_as_the_space_has_it():
     }
 
 
-def test_lists_booleans_and_nothing_are_values_too():
+def test_values_in_lists_booleans_and_null_can_be_searched():
     text = """
 data: {train: rows.csv, validation: {fraction: 0.1}}
 model: {backbone: "hf:folder"}
@@ -83,13 +83,15 @@ train:
 mask:
   - {match: embeddings, trainable: {search: choice, values: [true, false]}}
 """
-    own = space(text)
-    assert own.defaults == {
+    search_space = make_space(text)
+    assert search_space.defaults == {
         "train.early_stopping": "None",
         "train.remat": "False",
         "mask.0.trainable": "True",
     }
-    config = own.config({**own.defaults, "train.early_stopping": own.dimensions[0].labels[1]})
+    config = search_space.config(
+        {**search_space.defaults, "train.early_stopping": search_space.dimensions[0].labels[1]}
+    )
     assert config.train.early_stopping.patience == 2
     assert config.train.remat is False and config.mask[0].trainable is True
 
@@ -125,7 +127,7 @@ mask:
                     "epochs": {"search": "int", "min": 1, "max": 9, "when": {"method": "fool"}}
                 }
             },
-            "method has full, lora, dora; received 'fool'",
+            "method must be one of full, lora, dora. Received: 'fool'",
         ),
         (
             {
@@ -142,13 +144,13 @@ mask:
         ({"tune": {"space": {"train.epochs": {"search": "int"}}}}, "takes min and max"),
     ],
 )
-def test_mistakes_are_told_by_path(change, message):
+def test_errors_name_the_path(change, message):
     with pytest.raises(UserError) as error:
-        space(**change)
+        make_space(**change)
     assert message in str(error.value)
 
 
-def test_show_tells_of_a_search_and_of_the_middle_of_it(tiny, tmp_path):
+def test_show_prints_the_space_and_the_default_config(tiny, tmp_path):
     rows = write_csv(tmp_path / "rows.csv", 40)
     path = tmp_path / "search.yaml"
     path.write_text(
@@ -163,9 +165,9 @@ def test_show_tells_of_a_search_and_of_the_middle_of_it(tiny, tmp_path):
     assert "learning_rate: 0.001\n" in out and "parameters are trainable" in out
 
 
-def test_a_config_without_a_space_is_no_search_and_one_with_it_no_run():
+def test_search_needs_a_space_and_training_refuses_one():
     with pytest.raises(UserError, match="holds no search space"):
-        space(method={"name": "full"}, optimizer={}, tune={})
+        make_space(method={"name": "full"}, optimizer={}, tune={})
     with pytest.raises(UserError) as error:
         parse(yaml.safe_load(BASE))
     assert "config: method: is a search space, which needs tfft tune" in str(error.value)

@@ -1,4 +1,4 @@
-"""A run on pictures, from a folder of files to served bytes."""
+"""Runs on images, from a folder of files to served predictions."""
 
 import importlib.util
 import json
@@ -22,7 +22,7 @@ from tfft.utils.errors import Interrupted, UserError
 COLOURS = {"blue": (10, 20, 200), "green": (20, 180, 30), "red": (200, 10, 20)}
 SIZE = 32
 CHECKPOINTS = Path(__file__).parent / "golden" / "vision"
-# Changes to `raw`: tiny networks, where it need not be one of keras.applications.
+# Changes to `raw`: a tiny network for tests that do not need keras.applications.
 VIT = {
     "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}", "image_size": 24},
     "method": {"name": "lora", "targets": "query|value|up"},
@@ -33,10 +33,11 @@ HEAD = {**VIT, "method": {"name": "head"}, "export": {"enabled": False}}
 
 
 def write_folder(root, count, seed):
+    """Write `count` noisy images of each colour to a folder per class."""
     generator = np.random.default_rng(seed)
     for name, colour in COLOURS.items():
-        for at in range(count):
-            path = root / name / f"{at}.png"
+        for index in range(count):
+            path = root / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             noise = generator.integers(-10, 50, (SIZE, SIZE + 8, 3))
             pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
@@ -45,8 +46,8 @@ def write_folder(root, count, seed):
 
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory):
-    """A config on files: pictures, and the weights of a MobileNet."""
-    root = tmp_path_factory.mktemp("pictures")
+    """A config on files: images, and the weights of a MobileNet."""
+    root = tmp_path_factory.mktemp("images")
     write_folder(root / "train", 30, 0)
     write_folder(root / "test", 10, 1)
     keras.utils.set_random_seed(0)
@@ -55,7 +56,8 @@ def raw(tmp_path_factory):
     )
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = 0.0  # the statistics of one batch, so that a signal comes through
+            # Statistics of one batch, so that activations of the random network differ.
+            layer.momentum = 0.0
     colours = np.random.default_rng(0).uniform(-1, 1, (64, 1, 1, 3))
     model(np.broadcast_to(colours, (64, SIZE, SIZE, 3)).astype(np.float32), training=True)
     model.save_weights(root / "mobilenet.weights.h5")
@@ -85,41 +87,60 @@ def run(raw, tmp_path_factory):
     return tfft.train(raw, tmp_path_factory.mktemp("run") / "whole")
 
 
-def test_it_learns_the_colours(run):
-    assert run.metrics["test/accuracy"] > 0.6  # on the features of a random network
+def test_run_learns_the_colours(run):
+    assert run.metrics["test/accuracy"] > 0.6  # with features of a random network
     assert {"test/baseline/tiny/accuracy", "test/log_loss/low"} <= set(run.metrics)
 
 
-def test_what_is_frozen_is_bit_equal_statistics_too(run, raw):
+def test_frozen_weights_and_statistics_are_unchanged(run, raw):
     from tfft import backbones
 
-    before = {v.path: v for v in backbones.load(parse(raw).model).model.weights}
-    moved = {v.path for v in run.model.trainable_variables}
-    same = [v for v in run.model.weights if v.path in before and v.path not in moved]
-    assert {v.path for v in same} > {"conv_pw_13_bn/moving_mean", "conv_dw_13_bn/moving_variance"}
-    for variable in same:
-        np.testing.assert_array_equal(variable.value, before[variable.path].value)
-    assert any(not np.array_equal(before[p].value, v.value) for p, v in _paths(run) if p in moved)
-    assert "top" not in moved and "conv_pw_13/kernel" in moved and "conv1/kernel" not in moved
+    pretrained = {
+        variable.path: variable for variable in backbones.load(parse(raw).model).model.weights
+    }
+    trainable = {variable.path for variable in run.model.trainable_variables}
+    frozen = [
+        variable
+        for variable in run.model.weights
+        if variable.path in pretrained and variable.path not in trainable
+    ]
+    assert {variable.path for variable in frozen} > {
+        "conv_pw_13_bn/moving_mean",
+        "conv_dw_13_bn/moving_variance",
+    }
+    for variable in frozen:
+        np.testing.assert_array_equal(variable.value, pretrained[variable.path].value)
+    assert any(
+        not np.array_equal(pretrained[path].value, variable.value)
+        for path, variable in _weights_by_path(run)
+        if path in trainable
+    )
+    assert (
+        "top" not in trainable
+        and "conv_pw_13/kernel" in trainable
+        and "conv1/kernel" not in trainable
+    )
 
 
-def _paths(run):
+def _weights_by_path(run):
     return [(v.path, v) for v in run.model.weights]
 
 
-def test_interrupted_and_resumed_to_the_bit(vit, raw, tmp_path):
-    """With augmentation, whose draws go on where they were."""
-    workdir = tmp_path / "again"
+def test_resume_is_bit_identical(vit, raw, tmp_path):
+    """With augmentation, whose draws continue at the interrupted step."""
+    workdir = tmp_path / "resumed"
     workdir.mkdir()
     config = parse({**raw, **VIT}, changes={"export": {"enabled": False}})
     _stopped(config, workdir, "step 1 of 15")
-    again = train.run(config, workdir)
-    for (path, one), (_, other) in zip(_paths(vit), _paths(again), strict=True):
-        np.testing.assert_array_equal(one.value, other.value, err_msg=path)
+    resumed = train.run(config, workdir)
+    for (path, expected), (_, actual) in zip(
+        _weights_by_path(vit), _weights_by_path(resumed), strict=True
+    ):
+        np.testing.assert_array_equal(expected.value, actual.value, err_msg=path)
 
 
-def _stopped(config, workdir, where="step 1 of 30"):
-    """Train up to the first look at the file STOP."""
+def _stopped(config, workdir, position="step 1 of 30"):
+    """Train up to the first check for the file STOP."""
     from tfft.training import callbacks, progress
 
     original = progress.History.on_train_batch_end
@@ -129,71 +150,79 @@ def _stopped(config, workdir, where="step 1 of 30"):
         (workdir / "STOP").touch()
         return original(self, *args, **kwargs)
 
-    every, callbacks.Interrupt.POLL_SECONDS = callbacks.Interrupt.POLL_SECONDS, 0.0
+    interval, callbacks.Interrupt.POLL_SECONDS = callbacks.Interrupt.POLL_SECONDS, 0.0
     progress.History.on_train_batch_end = stop
     try:
-        with pytest.raises(Interrupted, match=f"interrupted at {where}"):
+        with pytest.raises(Interrupted, match=f"interrupted at {position}"):
             train.run(config, workdir)
     finally:
         progress.History.on_train_batch_end = original
-        callbacks.Interrupt.POLL_SECONDS = every
+        callbacks.Interrupt.POLL_SECONDS = interval
         (workdir / "STOP").unlink(missing_ok=True)
 
 
-def test_loaded_and_served_from_paths_and_bytes(run, raw):
+def test_loaded_run_and_export_agree_on_paths_and_bytes(run, raw):
     folder = raw["data"]["test"]["path"]
     paths = [f"{folder}/{name}/3.png" for name in COLOURS]
     encoded = [Path(path).read_bytes() for path in paths]
     loaded = tfft.load(run.workdir)
-    answers = loaded.predict(paths)
-    wanted = run.logits(paths).argmax(1)
-    assert [a["label"] for a in answers] == [run.labels[at] for at in wanted]
-    assert answers == loaded.predict(encoded)
-    served = ExportedModel(run.workdir / "export")
-    found = served.probabilities([(one,) for one in encoded], 2)
-    live = [[a["probabilities"][name] for name in COLOURS] for a in answers]
-    np.testing.assert_allclose(found, live, atol=1e-5)
-    np.testing.assert_array_equal(found, served.probabilities([(path,) for path in paths], 2))
+    predictions = loaded.predict(paths)
+    expected = run.logits(paths).argmax(1)
+    assert [prediction["label"] for prediction in predictions] == [
+        run.labels[class_id] for class_id in expected
+    ]
+    assert predictions == loaded.predict(encoded)
+    exported_model = ExportedModel(run.workdir / "export")
+    probabilities = exported_model.probabilities([(image,) for image in encoded], 2)
+    expected_probabilities = [
+        [prediction["probabilities"][name] for name in COLOURS] for prediction in predictions
+    ]
+    np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
+    np.testing.assert_array_equal(
+        probabilities, exported_model.probabilities([(path,) for path in paths], 2)
+    )
     with pytest.raises(UserError, match=r"^row 2: not an image of a known format"):
-        served.probabilities([(encoded[0],), (b"nothing",)], 2)
+        exported_model.probabilities([(encoded[0],), (b"nothing",)], 2)
 
 
-def test_the_quickstart_asks_an_export_as_it_stands(run, raw, capfd):
-    """Its folder holds more than versions."""
+def test_quickstart_serves_an_export_folder(run, raw, capfd):
+    """The export folder holds other files beside the versions."""
     spec = importlib.util.spec_from_file_location(
         "quickstart_image", ROOT / "examples" / "quickstart_image.py"
     )
     quickstart = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(quickstart)
     paths = [next((Path(raw["data"]["train"]) / name).glob("*.png")) for name in COLOURS]
-    quickstart.served(run.workdir / "export", paths)
-    told = re.findall(r"^  (\w+) \(\d\.\d{3}\)$", capfd.readouterr().out, re.MULTILINE)
-    assert told == [a["label"] for a in run.predict([str(path) for path in paths])]
+    quickstart.serve_images(run.workdir / "export", paths)
+    printed = re.findall(r"^  (\w+) \(\d\.\d{3}\)$", capfd.readouterr().out, re.MULTILINE)
+    assert printed == [
+        prediction["label"] for prediction in run.predict([str(path) for path in paths])
+    ]
 
 
-def test_signatures(run):
+def test_export_signatures(run):
     model = tf.saved_model.load(str(run.workdir / "export" / "1"))
     assert set(model.signatures) == {"serving_default", "tensors", "serialized", "classify"}
-    raw_, tensors = model.signatures["serving_default"], model.signatures["tensors"]
-    assert raw_.structured_input_signature[1] == {
+    serving, tensors = model.signatures["serving_default"], model.signatures["tensors"]
+    assert serving.structured_input_signature[1] == {
         "image": tf.TensorSpec([None], tf.string, "image")
     }
-    given = tensors.structured_input_signature[1]["image"]
-    assert given.dtype == tf.float32 and given.shape.as_list() == [None, SIZE, SIZE, 3]
-    for signature in (raw_, tensors):
+    image_spec = tensors.structured_input_signature[1]["image"]
+    assert image_spec.dtype == tf.float32 and image_spec.shape.as_list() == [None, SIZE, SIZE, 3]
+    for signature in (serving, tensors):
         outputs = signature.structured_outputs
         assert outputs["probabilities"].dtype == tf.float32
         assert outputs["label"].dtype == tf.string
 
 
-def test_the_page_shows_pictures(run):
+def test_report_shows_images(run):
     page = (run.workdir / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 24
-    assert "Training pictures" in page and "size of the training pictures" in page
+    assert "Training images" in page and "size of the training images" in page
     assert not re.findall(r'(?:src|href)="http', page)
 
 
-def test_grad_cam_of_a_map_that_is_averaged_by_hand():
+def test_grad_cam_equals_its_definition():
     from tfft.report.images import grad_cam
 
     image = keras.Input([8, 8, 3], name="image")
@@ -202,39 +231,39 @@ def test_grad_cam_of_a_map_that_is_averaged_by_hand():
     model = keras.Model({"image": image}, keras.layers.Dense(3, name="logits")(vector))
     pixels = np.random.default_rng(0).normal(size=(2, 8, 8, 3)).astype(np.float32)
     heat = grad_cam(model, pixels, np.array([2, 0]))
-    found = np.asarray(model.get_layer("conv")(pixels))
+    feature_maps = np.asarray(model.get_layer("conv")(pixels))
     weights = np.asarray(model.get_layer("logits").kernel).T[[2, 0]] / 64
-    expected = np.maximum((found * weights[:, None, None]).sum(-1), 0)
+    expected = np.maximum((feature_maps * weights[:, None, None]).sum(-1), 0)
     expected /= expected.max((1, 2), keepdims=True)
     np.testing.assert_allclose(heat, expected, atol=1e-5)
 
 
-def test_most_wrong_pictures_and_where_the_model_looked(run, raw):
+def test_report_shows_wrong_images_with_grad_cam(run, raw):
     from tfft.report import shown
 
     test = run.datasets.test
-    told = {"label": "blue", "predicted": "red", "confidence": 0.9, "about": 2}
-    wrong = [{"row": test.raw(0), **told}]
-    evaluation = type("Evaluation", (), {"worst": wrong})
+    description = {"label": "blue", "predicted": "red", "confidence": 0.9, "about": 2}
+    worst = [{"row": test.raw(0), **description}]
+    evaluation = type("Evaluation", (), {"worst": worst})
     from tfft.data import model_inputs
 
-    plain = model_inputs.plain(run.datasets.train, run.inputs)
-    page = shown(run.model, run.inputs, run.datasets, plain, {"test": evaluation})
+    rows = model_inputs.plain(run.datasets.train, run.inputs)
+    page = shown(run.model, run.inputs, run.datasets, rows, {"test": evaluation})
     assert "Grad-CAM" in page.worst["test"] and "blue, not red (0.90)" in page.worst["test"]
 
 
-def test_the_cached_prefix_gives_what_the_pictures_give(raw, tmp_path):
-    """Head alone, without augmentation: stored vectors in place of decoded pictures."""
-    plain = {**raw, **HEAD, "data": {**raw["data"], "validation": None}, "augmentation": {}}
-    found = {}
+def test_cached_features_give_the_same_logits(raw, tmp_path):
+    """Only the head is trained, without augmentation, so features are cached instead of images."""
+    base = {**raw, **HEAD, "data": {**raw["data"], "validation": None}, "augmentation": {}}
+    runs = {}
     for cache in (True, False):
         changes = {"train": {**HEAD["train"], "cache_features": cache, "cache_dtype": "float32"}}
-        found[cache] = tfft.train({**plain, **changes}, tmp_path / str(cache))
-    logits = [found[c].logits([found[c].datasets.test.raw(0)]) for c in found]
+        runs[cache] = tfft.train({**base, **changes}, tmp_path / str(cache))
+    logits = [runs[cache].logits([runs[cache].datasets.test.raw(0)]) for cache in runs]
     np.testing.assert_allclose(*logits, atol=1e-4)
 
 
-def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
+def test_feature_cache_with_augmentation_is_an_error(raw, tmp_path):
     with pytest.raises(
         UserError, match=r"train\.cache_features: augmentation changes the pictures"
     ):
@@ -243,7 +272,7 @@ def test_augmentation_keeps_the_prefix_off(raw, tmp_path):
         )
 
 
-def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
+def test_augmented_variants_are_cached(raw, tmp_path):
     changes = {
         **HEAD,
         "augmentation": {"flip": "horizontal", "brightness": 0.2, "variants": 2},
@@ -254,17 +283,17 @@ def test_drawn_variants_are_stored_and_taken_in_turn(raw, tmp_path):
     run = tfft.train(
         {**raw, **changes, "data": data}, tmp_path / "run", train={"cache_features": True}
     )
-    found = [np.load(path) for path in cache.glob("prefix/*/below_0.npy")]
-    drawn = [values for values in found if len(values) == len(run.datasets.train)]
-    assert len(drawn) == 2 and len(found) == 3
-    assert (drawn[0] != drawn[1]).any(1).mean() > 0.9
+    arrays = [np.load(path) for path in cache.glob("prefix/*/below_0.npy")]
+    variants = [values for values in arrays if len(values) == len(run.datasets.train)]
+    assert len(variants) == 2 and len(arrays) == 3
+    assert (variants[0] != variants[1]).any(1).mean() > 0.9
 
 
-def test_stored_draws_alternate_by_epoch():
+def test_cached_variants_alternate_by_epoch():
     from tfft.data import batches
     from tfft.training import feature_cache
 
-    class One:
+    class ConstantRows:
         uniform = True
 
         def __init__(self, value):
@@ -273,26 +302,30 @@ def test_stored_draws_alternate_by_epoch():
         def arrays(self, _):
             return self.value
 
-    rows = feature_cache.CyclingCache([One("a"), One("b"), One("c")], per_epoch=4)
-    found = [rows.arrays(batches.Batch(np.arange(2), 8, draw)) for draw in range(0, 20, 2)]
-    assert found == list("aabbccaabb")
+    rows = feature_cache.CyclingCache(
+        [ConstantRows("a"), ConstantRows("b"), ConstantRows("c")], per_epoch=4
+    )
+    values = [rows.arrays(batches.Batch(np.arange(2), 8, draw)) for draw in range(0, 20, 2)]
+    assert values == list("aabbccaabb")
 
 
-def test_answers_are_averaged_over_both_views(run):
-    one = run.evaluate("test", test_time_augmentation="none")
+def test_test_time_augmentation_averages_both_views(run):
+    single = run.evaluate("test", test_time_augmentation="none")
     both = run.evaluate("test", test_time_augmentation="mirrored")
-    assert both.metrics["log_loss"] != one.metrics["log_loss"]
+    assert both.metrics["log_loss"] != single.metrics["log_loss"]
     test = run.datasets.test
-    pixels = run.inputs.batch([test.raw(at)[0] for at in range(len(test))])["image"]
-    shares = [
+    pixels = run.inputs.batch([test.raw(index)[0] for index in range(len(test))])["image"]
+    probabilities = [
         tf.nn.softmax(run.model.predict_on_batch({"image": view})).numpy()
         for view in (pixels, pixels[:, :, ::-1])
     ]
-    mean = np.mean(shares, axis=0)[np.arange(len(test)), test.labels]
-    np.testing.assert_allclose(both.metrics["log_loss"], -np.log(mean).mean(), rtol=1e-4)
+    true_probabilities = np.mean(probabilities, axis=0)[np.arange(len(test)), test.labels]
+    np.testing.assert_allclose(
+        both.metrics["log_loss"], -np.log(true_probabilities).mean(), rtol=1e-4
+    )
 
 
-def test_show_and_mistakes(raw, minilm):
+def test_preview_and_modality_error(raw, minilm):
     text = train.preview(parse(raw))
     assert re.search(r"block_12 +10", text) and "with 16 pictures" in text
     config = parse({**raw, "model": {"backbone": f"hf:{minilm}"}})
@@ -300,15 +333,15 @@ def test_show_and_mistakes(raw, minilm):
         train.preview(config)
 
 
-def test_random_weights_are_saved_whole(raw, tmp_path):
+def test_random_backbone_weights_are_saved(raw, tmp_path):
     model = {"backbone": "keras:MobileNet", "weights": "none", "image_size": SIZE}
     data = {**raw["data"], "validation": None}
     changes = {**HEAD, "model": model, "data": data, "augmentation": {}}
-    made = tfft.train({**raw, **changes}, tmp_path / "run")
-    described = json.loads((made.workdir / "best" / "model.json").read_text())
-    assert described["trained"] is None
-    path = made.datasets.test.raw(0)
-    np.testing.assert_array_equal(tfft.load(made.workdir).logits([path]), made.logits([path]))
+    run = tfft.train({**raw, **changes}, tmp_path / "run")
+    description = json.loads((run.workdir / "best" / "model.json").read_text())
+    assert description["trained"] is None
+    path = run.datasets.test.raw(0)
+    np.testing.assert_array_equal(tfft.load(run.workdir).logits([path]), run.logits([path]))
 
 
 @pytest.fixture(scope="session")
@@ -317,25 +350,25 @@ def vit(raw, tmp_path_factory):
     return tfft.train({**raw, **VIT}, tmp_path_factory.mktemp("vit") / "run")
 
 
-def test_a_vision_transformer_with_lora_served_and_saved(vit, raw, tmp_path):
+def test_vision_transformer_with_lora_is_served_and_exported(vit, raw, tmp_path):
     assert vit.metrics["test/accuracy"] > 0.5
     paths = [str(p) for p in sorted(Path(raw["data"]["test"]["path"]).glob("*/*"))[::5]]
-    live = tf.nn.softmax(vit.logits(paths)).numpy()
-    served = ExportedModel(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
-    np.testing.assert_allclose(served, live, atol=1e-5)
+    expected = tf.nn.softmax(vit.logits(paths)).numpy()
+    actual = ExportedModel(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
     vit.export_huggingface(tmp_path)
     settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}
-    again = backbones.load(ModelConfig(**settings))
-    assert again.head.labels == tuple(COLOURS)
-    assert again.image_spec == vit.inputs.image_spec
+    backbone = backbones.load(ModelConfig(**settings))
+    assert backbone.head.labels == tuple(COLOURS)
+    assert backbone.image_spec == vit.inputs.image_spec
     task = TASKS["image_classification"]
-    model = assemble(again, task, TaskConfig(name=task.name), again.head.labels)
-    found = np.asarray(model(vit.inputs.batch(paths)))
-    np.testing.assert_allclose(found, vit.logits(paths), atol=1e-5)
+    model = assemble(backbone, task, TaskConfig(name=task.name), backbone.head.labels)
+    logits = np.asarray(model(vit.inputs.batch(paths)))
+    np.testing.assert_allclose(logits, vit.logits(paths), atol=1e-5)
 
 
-def test_where_a_vision_transformer_looked(vit):
-    """Roll-out of the attention, against its definition on the weights by hand."""
+def test_attention_roll_out_equals_its_definition(vit):
+    """Attention roll-out against its definition, computed from the weights."""
     from tfft.report.images import roll_out
 
     pixels = np.random.default_rng(0).uniform(0, 255, [2, 24, 24, 3]).astype(np.float32)
@@ -353,9 +386,9 @@ def test_where_a_vision_transformer_looked(vit):
         weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         flow = (0.5 * weights.mean(1) + 0.5 * np.eye(37)) @ flow
         x = block(x)
-    first = flow[:, 0, 1:]
-    first = (first - first.min(1, keepdims=True)) / np.ptp(first, axis=1, keepdims=True)
-    np.testing.assert_allclose(heat.reshape(2, -1), first, atol=1e-4)
+    expected = flow[:, 0, 1:]
+    expected = (expected - expected.min(1, keepdims=True)) / np.ptp(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(heat.reshape(2, -1), expected, atol=1e-4)
     assert roll_out(keras.Model(*[keras.Input([2])] * 2), pixels) is None
 
 
@@ -372,7 +405,7 @@ def test_where_a_vision_transformer_looked(vit):
 @pytest.mark.parametrize(
     "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
 )
-def test_methods_on_checkpoints_of_pictures(raw, tmp_path, name, method, precision):
+def test_methods_on_image_checkpoints(raw, tmp_path, name, method, precision):
     config = {
         **raw,
         "model": {"backbone": f"hf:{CHECKPOINTS / name}"},
@@ -387,7 +420,7 @@ def test_methods_on_checkpoints_of_pictures(raw, tmp_path, name, method, precisi
     assert (run.workdir / "report.html").is_file()
 
 
-def test_what_has_no_place_for_a_prompt(raw, tmp_path):
+def test_prompt_and_prefix_need_a_transformer(raw, tmp_path):
     config = {**raw, "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}"}, "augmentation": {}}
     with pytest.raises(UserError, match="prompt"):
         tfft.train({**config, "method": {"name": "prompt"}}, tmp_path / "run")

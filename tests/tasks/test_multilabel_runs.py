@@ -1,4 +1,4 @@
-"""Runs whose rows have any number of tags, from a table to served answers."""
+"""Multi-label runs, from a table to served predictions."""
 
 import csv
 import json
@@ -21,17 +21,17 @@ COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 200, 20)}
 
 
 def write_table(folder, count, seed, separator="|"):
-    """Squares of some of three colours on grey; nothing where there is none."""
+    """Write images with stripes in up to three colours on grey, labelled by their colours."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for at in range(count):
+    for index in range(count):
         pixels = generator.integers(90, 120, (16, 16, 3)).astype(np.uint8)
         tags = [name for name in COLOURS if generator.uniform() < 0.4]
-        for place, name in enumerate(tags):
-            pixels[:, 5 * place : 5 * place + 5] = COLOURS[name]
-        (folder / f"{at}.png").write_bytes(tf.io.encode_png(pixels).numpy())
-        rows.append([f"{at}.png", separator.join(tags)])
+        for position, name in enumerate(tags):
+            pixels[:, 5 * position : 5 * position + 5] = COLOURS[name]
+        (folder / f"{index}.png").write_bytes(tf.io.encode_png(pixels).numpy())
+        rows.append([f"{index}.png", separator.join(tags)])
     with open(folder / "rows.csv", "w", newline="") as file:
         csv.writer(file).writerows([["image", "label"], *rows])
     return str(folder / "rows.csv")
@@ -62,69 +62,77 @@ def run(raw, tmp_path_factory):
     return tfft.train(raw, tmp_path_factory.mktemp("run") / "tags")
 
 
-def test_it_learns_the_tags(run):
+def test_run_learns_the_labels(run):
     assert set(run.labels) == set(COLOURS)
-    figures = run.metrics
-    assert figures["test/mean_average_precision"] > 0.9
-    assert figures["test/micro_f1"] > figures["test/baseline/majority/micro_f1"]
-    assert {"test/baseline/tiny/exact_match", "test/micro_f1/low"} <= set(figures)
+    metrics = run.metrics
+    assert metrics["test/mean_average_precision"] > 0.9
+    assert metrics["test/micro_f1"] > metrics["test/baseline/majority/micro_f1"]
+    assert {"test/baseline/tiny/exact_match", "test/micro_f1/low"} <= set(metrics)
     assert run.config.train.metric == "mean_average_precision"
 
 
-def test_thresholds_are_of_the_validation_rows_and_kept(run):
+def test_thresholds_are_fitted_on_validation_rows_and_saved(run):
     split = run.datasets.validation
-    logits = run.logits([split.raw(at) for at in range(len(split))])
+    logits = run.logits([split.raw(index) for index in range(len(split))])
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     for tag in range(3):
         best = max(
             sk.f1_score(split.labels[:, tag], p[:, tag] >= t, zero_division=0)
             for t in np.unique(p[:, tag])
         )
-        found = sk.f1_score(split.labels[:, tag], p[:, tag] >= run.thresholds[tag])
-        assert found == pytest.approx(best)
+        actual = sk.f1_score(split.labels[:, tag], p[:, tag] >= run.thresholds[tag])
+        assert actual == pytest.approx(best)
     np.testing.assert_array_equal(load_run(run.workdir).thresholds, run.thresholds)
 
 
-def test_served_answers_are_those_of_python(run, raw):
+def test_export_and_python_give_the_same_labels(run, raw):
     folder = Path(raw["data"]["test"]).parent
-    paths = [str(folder / f"{at}.png") for at in range(12)]
-    answers = run.predict(paths)
-    assert any(len(a["labels"]) > 1 for a in answers)
-    served = ExportedModel(run.workdir / "export")
-    np.testing.assert_allclose(served.thresholds, run.thresholds)
+    paths = [str(folder / f"{index}.png") for index in range(12)]
+    predictions = run.predict(paths)
+    assert any(len(prediction["labels"]) > 1 for prediction in predictions)
+    exported_model = ExportedModel(run.workdir / "export")
+    np.testing.assert_allclose(exported_model.thresholds, run.thresholds)
     serve = tf.saved_model.load(str(run.workdir / "export" / "1")).signatures["serving_default"]
-    found = serve(image=tf.constant([Path(p).read_bytes() for p in paths]))
-    for at, answer in enumerate(answers):
-        assert found["label"].numpy()[at].decode() == "|".join(answer["labels"])
-        chosen = [n for n, yes in zip(run.labels, found["chosen"].numpy()[at], strict=True) if yes]
-        assert chosen == answer["labels"]
-    lines = folder / "paths.txt"
-    lines.write_text("\n".join(paths))
-    code, out, err = command("predict", f"--export={run.workdir / 'export'}", f"--input={lines}")
+    outputs = serve(image=tf.constant([Path(p).read_bytes() for p in paths]))
+    for index, prediction in enumerate(predictions):
+        assert outputs["label"].numpy()[index].decode() == "|".join(prediction["labels"])
+        chosen = [
+            n
+            for n, is_chosen in zip(run.labels, outputs["chosen"].numpy()[index], strict=True)
+            if is_chosen
+        ]
+        assert chosen == prediction["labels"]
+    paths_file = folder / "paths.txt"
+    paths_file.write_text("\n".join(paths))
+    code, out, err = command(
+        "predict", f"--export={run.workdir / 'export'}", f"--input={paths_file}"
+    )
     assert code == 0, err
-    shown = [json.loads(line) for line in out.splitlines()]
-    assert [s["labels"] for s in shown] == [a["labels"] for a in answers]
+    printed = [json.loads(line) for line in out.splitlines()]
+    assert [row["labels"] for row in printed] == [
+        prediction["labels"] for prediction in predictions
+    ]
 
 
-def test_the_memory_of_a_step_is_estimated(raw):
+def test_memory_of_a_step_is_estimated(raw):
     assert "memory: " in tfft.train.preview(parse({**raw, "method": {"name": "head"}}))
 
 
-def test_the_page_shows_tags(run):
+def test_report_shows_label_metrics(run):
     page = (run.workdir / "report.html").read_text()
     assert "average precision" in page and "threshold" in page
     assert "confusion" not in page
     assert "red|" in page or "|red" in page or "red|blue" in page
 
 
-def test_saved_for_transformers_as_several_labels(run, tmp_path):
+def test_huggingface_export_is_multi_label(run, tmp_path):
     run.export_huggingface(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["problem_type"] == "multi_label_classification"
     assert list(settings["label2id"]) == run.labels
 
 
-def test_without_validation_rows_thresholds_stay_at_a_half(raw, tmp_path, capfd):
+def test_thresholds_stay_at_the_default_without_validation_rows(raw, tmp_path, capfd):
     config = {
         **raw,
         "data": {**raw["data"], "validation": None},
@@ -139,14 +147,14 @@ def test_without_validation_rows_thresholds_stay_at_a_half(raw, tmp_path, capfd)
     assert "labels" in run.predict([str(Path(raw["data"]["test"]).parent / "0.png")])[0]
 
 
-def test_texts_have_tags_too(tiny, tmp_path):
+def test_text_multilabel_run(tiny, tmp_path):
     words = {"cat": "animal", "dog": "animal", "red": "colour", "blue": "colour"}
     generator = np.random.default_rng(0)
     with open(tmp_path / "rows.jsonl", "w") as file:
         for _ in range(64):
-            own = list(generator.choice(list(words), generator.integers(0, 3), replace=False))
-            tags = sorted({words[w] for w in own})
-            file.write(json.dumps({"text": " ".join(["the", *own]), "label": tags}) + "\n")
+            row_words = list(generator.choice(list(words), generator.integers(0, 3), replace=False))
+            tags = sorted({words[word] for word in row_words})
+            file.write(json.dumps({"text": " ".join(["the", *row_words]), "label": tags}) + "\n")
     config = {
         "data": {
             "train": str(tmp_path / "rows.jsonl"),
@@ -164,7 +172,7 @@ def test_texts_have_tags_too(tiny, tmp_path):
     assert set(run.predict(["the cat"])[0]) == {"labels", "probabilities"}
 
 
-def test_an_unknown_tag_has_a_place(raw, tmp_path):
+def test_unknown_label_error_has_a_position(raw, tmp_path):
     config = {**raw, "data": {**raw["data"], "labels": ["red", "blue"]}}
     with pytest.raises(UserError, match=r"rows.csv:\d+: label 'green' is not a class"):
         tfft.train(config, tmp_path / "run")

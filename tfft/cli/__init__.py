@@ -1,1 +1,1 @@
-"""The verbs of the command line: one thin binary each."""
+"""The commands of `tfft`: one thin module each."""

@@ -1,4 +1,4 @@
-"""`tfft COMMAND ...`: the one console script."""
+"""The console script: `tfft COMMAND ...`."""
 
 import importlib
 import signal
@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Hand over to the command's binary."""
+    """Run the command's module and exit with its code."""
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -42,22 +42,23 @@ def main() -> None:
         suggestion = renamed.hint(renamed.COMMANDS, command) or nearest(command, COMMANDS)
         print(f"tfft: unknown command {command!r}{suggestion}", file=sys.stderr)
         sys.exit(2)
-    # SIGTERM ends a command as Ctrl-C does: its temporary folders and processes end with it.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # SIGTERM acts like Ctrl-C, so that a command removes its temporary folders and stops the
+    # processes that it started.
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         module = importlib.import_module(f"tfft.cli.{command.replace('-', '_')}")
         module.main([f"tfft {command}", *arguments[1:]])
-    except KeyboardInterrupt:  # before the command has begun, or after its end
+    except KeyboardInterrupt:  # before the command handles signals, or after it has finished
         print("tfft: interrupted", file=sys.stderr)
         sys.exit(3)
     except Exception as error:
-        sys.exit(_unforeseen(error))
+        sys.exit(_report_unexpected(error))
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
 
 
-def _unforeseen(error: Exception) -> int:
-    """Say in one line what no part of tfft expected; the traceback goes to a file."""
+def _report_unexpected(error: Exception) -> int:
+    """Print an unexpected error in one line, write its traceback to a file, and return 1."""
     descriptor, path = tempfile.mkstemp(prefix="tfft-", suffix=".log")
     with open(descriptor, "w", encoding="utf-8", errors="backslashreplace") as log:
         log.writelines(traceback.format_exception(error))
@@ -69,7 +70,13 @@ def _unforeseen(error: Exception) -> int:
 def _usage() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
-        ["usage: tfft VERB [--flag=value ...]", "", *lines, "", "tfft VERB --help: its flags"]
+        [
+            "usage: tfft COMMAND [--flag=value ...]",
+            "",
+            *lines,
+            "",
+            "tfft COMMAND --help: flags of a command",
+        ]
     )
 
 

@@ -1,4 +1,4 @@
-"""Say what is installed and whether it works; exit 2 if something is amiss."""
+"""Report what is installed and whether it works; exit with 2 if there is a problem."""
 
 import os
 import shutil
@@ -11,10 +11,14 @@ from tfft.cli import common
 from tfft.utils.errors import UserError
 
 
-def verb() -> None:
-    """Check the packages against setup.cfg's bounds, then the stack itself."""
+def run() -> None:
+    """Check the packages against setup.cfg's bounds, then TensorFlow, Keras and tensorflow-text."""
     print(f"python               {sys.version.split()[0]}")
-    problems = [problem for line in requires("tfft") or [] if (problem := _check(line))]
+    problems = [
+        problem
+        for requirement_line in requires("tfft") or []
+        if (problem := _check(requirement_line))
+    ]
     common.load_tensorflow()
     problems += _stack()
     free = shutil.disk_usage(os.path.expanduser("~")).free / 2**30
@@ -24,25 +28,27 @@ def verb() -> None:
     print("all well")
 
 
-def _check(line: str) -> str | None:
-    requirement = Requirement(line)
+def _check(requirement_line: str) -> str | None:
+    """Print the installed version of a requirement; return the problem, or None."""
+    requirement = Requirement(requirement_line)
     optional = requirement.marker is not None and "extra" in str(requirement.marker)
     try:
-        have = version(requirement.name)
+        installed = version(requirement.name)
     except PackageNotFoundError:
         if not optional:
             return f"{requirement.name} is not installed: pip install '{requirement}'"
         return None
-    fits = requirement.specifier.contains(have, prereleases=True)
-    if not optional or not fits:
+    satisfied = requirement.specifier.contains(installed, prereleases=True)
+    if not optional or not satisfied:
         print(
-            f"{requirement.name:<20} {have}{'' if fits else '  (needs ' + str(requirement) + ')'}"
+            f"{requirement.name:<20} {installed}"
+            f"{'' if satisfied else '  (needs ' + str(requirement) + ')'}"
         )
-    return None if fits or optional else f"{requirement.name} {have}: needs {requirement}"
+    return None if satisfied or optional else f"{requirement.name} {installed}: needs {requirement}"
 
 
 def _stack() -> list[str]:
-    """Devices, the Keras backend, an op of tensorflow-text."""
+    """Print the devices; return the problems of the Keras backend and tensorflow-text."""
     import keras
     import tensorflow as tf
     import tensorflow_text as tf_text
@@ -60,8 +66,8 @@ def _stack() -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

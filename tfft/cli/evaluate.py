@@ -1,4 +1,4 @@
-"""Figures of a trained model on a split of its config, or on another file.
+"""Metrics of a trained model on a split of its config, or on another file.
 
 Prints them with intervals and baselines; with --output they are written as JSON too.
 """
@@ -15,40 +15,46 @@ common.define_workdir()
 common.define_backbone()
 flags.DEFINE_string("split", "test", "split of the run's config: train, validation or test")
 flags.DEFINE_string("data", None, "a file to evaluate on instead: csv, tsv, jsonl or parquet")
-flags.DEFINE_string("output", None, "JSON file for the figures")
+flags.DEFINE_string("output", None, "JSON file for the metrics")
 
 
-def verb() -> None:
-    """Load the run, evaluate, print."""
-    f = common.FLAGS
-    if f.workdir is None:
+def run() -> None:
+    """Load the run, evaluate the split or the file, and print the metrics."""
+    flag_values = common.FLAGS
+    if flag_values.workdir is None:
         raise UserError("--workdir: required and not given")
     splits = ("train", "validation", "test")
-    if f.split not in splits:
-        raise UserError(f"--split: unknown split {f.split!r}{nearest(f.split, splits)}")
+    if flag_values.split not in splits:
+        raise UserError(
+            f"--split: unknown split {flag_values.split!r}{nearest(flag_values.split, splits)}"
+        )
     common.load_tensorflow()
     from tfft.config import Source
     from tfft.evaluation import evaluate
     from tfft.run import load_run
 
-    run = load_run(f.workdir, f.backbone)
-    if f.data is not None:
-        name = Path(f.data).name
+    loaded_run = load_run(flag_values.workdir, flag_values.backbone)
+    if flag_values.data is not None:
+        name = Path(flag_values.data).name
         try:
-            source = Source.model_validate(f.data)
+            source = Source.model_validate(flag_values.data)
         except ValueError:
-            raise UserError(f"--data: cannot tell the format of {f.data} from its name") from None
-        found = run.evaluate_source(source, run.config.evaluate)
+            raise UserError(
+                f"--data: cannot tell the format of {flag_values.data} from its name"
+            ) from None
+        evaluation = loaded_run.evaluate_source(source, loaded_run.config.evaluate)
     else:
-        name, found = f.split, run.evaluate(f.split)
-    print(evaluate.text(found, name, run.config.evaluate.confidence))
-    if f.output is not None:
-        Path(f.output).write_text(json.dumps(found.flat(name), indent=1), encoding="utf-8")
+        name, evaluation = flag_values.split, loaded_run.evaluate(flag_values.split)
+    print(evaluate.text(evaluation, name, loaded_run.config.evaluate.confidence))
+    if flag_values.output is not None:
+        Path(flag_values.output).write_text(
+            json.dumps(evaluation.flat(name), indent=1), encoding="utf-8"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""Publish a trained model: a verified SavedModel for TF Serving, a Hugging Face checkpoint, LiteRT,
-ONNX or `.keras`.
+"""Export a trained model.
+
+Formats: a verified SavedModel for TF Serving, a Hugging Face checkpoint, LiteRT, ONNX, `.keras`.
 """
 
 from pathlib import Path
@@ -13,39 +14,41 @@ common.define_workdir()
 common.define_backbone()
 FORMATS = ("saved_model", "huggingface", "litert", "onnx", "keras")
 flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR and the format")
-flags.DEFINE_enum("format", "saved_model", FORMATS, "what is written")
+flags.DEFINE_enum("format", "saved_model", FORMATS, "format of the export")
 WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "int8")
 flags.DEFINE_enum(
     "weight_dtype",
     None,
     WEIGHT_DTYPES,
-    "of a SavedModel's stored weights; default: export.weight_dtype",
+    "dtype of a SavedModel's stored weights; default: export.weight_dtype",
 )
 
 
-def verb() -> None:
-    """Load the run, write."""
-    f = common.FLAGS
-    if f.workdir is None:
+def run() -> None:
+    """Load the run and write the export."""
+    flag_values = common.FLAGS
+    if flag_values.workdir is None:
         raise UserError("--workdir: required and not given")
-    if f.weight_dtype is not None and f.format != "saved_model":
-        raise UserError(f"--weight_dtype: of a SavedModel; received it with --format={f.format}")
+    if flag_values.weight_dtype is not None and flag_values.format != "saved_model":
+        raise UserError(
+            f"--weight_dtype: needs --format=saved_model. Received: --format={flag_values.format}"
+        )
     common.load_tensorflow()
     from tfft.run import load_run
 
-    run = load_run(f.workdir, f.backbone)
-    folder = Path(f.output) if f.output is not None else None
-    if f.format == "huggingface":
-        print(run.export_huggingface(folder))
-    elif f.format == "saved_model":
-        print(run.export(folder, f.weight_dtype))
+    loaded_run = load_run(flag_values.workdir, flag_values.backbone)
+    folder = Path(flag_values.output) if flag_values.output is not None else None
+    if flag_values.format == "huggingface":
+        print(loaded_run.export_huggingface(folder))
+    elif flag_values.format == "saved_model":
+        print(loaded_run.export(folder, flag_values.weight_dtype))
     else:
-        print(run.export_as(f.format, folder))
+        print(loaded_run.export_as(flag_values.format, folder))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Find a learning rate: train a few steps at rising rates, plot the loss. Keeps no weights."""
+"""Find a learning rate: train a few steps at rising rates and plot the loss. Saves no weights."""
 
 from pathlib import Path
 
@@ -7,28 +7,28 @@ from absl import flags
 from tfft.cli import common
 
 common.define_config()
-flags.DEFINE_float("low", 1e-7, "the first rate")
-flags.DEFINE_float("high", 1.0, "the last rate")
-flags.DEFINE_integer("steps", 100, "steps between the two", lower_bound=20)
-flags.DEFINE_string("output", "lr_find.html", "the page with the plot")
+flags.DEFINE_float("low", 1e-7, "first learning rate")
+flags.DEFINE_float("high", 1.0, "last learning rate")
+flags.DEFINE_integer("steps", 100, "number of steps", lower_bound=20)
+flags.DEFINE_string("output", "lr_find.html", "HTML file for the plot")
 
 
-def verb() -> None:
-    """Climb, print, plot."""
-    f = common.FLAGS
+def run() -> None:
+    """Run the learning-rate finder, print the suggestion and write the plot."""
+    flag_values = common.FLAGS
     config = common.config()
     common.load_tensorflow()
     from tfft.search import lr_finder
 
-    found = lr_finder.find(config, f.low, f.high, f.steps)
-    print(found.text())
-    lr_finder.write(found, Path(f.output))
-    print(f"plot: {f.output}")
+    curve = lr_finder.find(config, flag_values.low, flag_values.high, flag_values.steps)
+    print(curve.text())
+    lr_finder.write(curve, Path(flag_values.output))
+    print(f"plot: {flag_values.output}")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

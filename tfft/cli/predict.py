@@ -1,8 +1,8 @@
-"""Answer raw rows: one text a line, or jsonl objects, in; jsonl out on standard output.
+"""Predict raw rows: one text per line, or jsonl objects, in; jsonl on standard output.
 
-A picture is the path of its file. A jsonl object holds the columns of the config (or `text` and
-`text_pair`, or `image`). Rows of a pair must be jsonl. The model is a run directory, or an exported
-SavedModel (which needs nothing of the run).
+An image is given as the path of its file. A jsonl object holds the columns of the config (or `text`
+and `text_pair`, or `image`). Rows of text pairs must be jsonl. The model is a run directory or an
+exported SavedModel (which needs no file of the run).
 """
 
 import io
@@ -22,55 +22,65 @@ from tfft.utils.reading import LONGEST_LINE, LONGEST_TEXT, is_unicode, open_regu
 
 common.define_workdir()
 common.define_backbone()
-flags.DEFINE_string("export", None, "a SavedModel, or the folder of its numbered versions")
+flags.DEFINE_string("export", None, "SavedModel, or the folder of its numbered versions")
 flags.DEFINE_string("input", "-", "file of rows; -: standard input")
 FORMS = ("auto", "text", "jsonl")
 flags.DEFINE_enum(
-    "input_format", "auto", FORMS, "auto: jsonl where the first line holds an object, or by suffix"
+    "input_format",
+    "auto",
+    FORMS,
+    "auto: jsonl if the first line is an object or the name ends in .jsonl",
 )
-flags.DEFINE_integer("batch_size", 64, "rows at once", lower_bound=1)
+flags.DEFINE_integer("batch_size", 64, "rows per batch", lower_bound=1)
 
 
-def verb() -> None:
-    """Read, answer, write; row by row as batches fill."""
-    f = common.FLAGS
-    if (f.workdir is None) == (f.export is None):
+def run() -> None:
+    """Read rows, predict in chunks, and print each answer as soon as its chunk is done."""
+    flag_values = common.FLAGS
+    if (flag_values.workdir is None) == (flag_values.export is None):
         raise UserError("one of --workdir and --export is required, not both")
-    path = None if f.input == "-" else Path(f.input)
+    path = None if flag_values.input == "-" else Path(flag_values.input)
     if path is not None and not path.is_file():
         raise UserError(f"--input: no such file: {path}")
     common.load_tensorflow()
     from tfft import run
     from tfft.export import ExportedModel
 
-    if f.export is not None:
-        served = ExportedModel(Path(f.export))
-        columns, labels = tuple(served.columns), served.labels
+    if flag_values.export is not None:
+        exported_model = ExportedModel(Path(flag_values.export))
+        columns, labels = tuple(exported_model.columns), exported_model.labels
         names = columns
 
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
-            found = served.probabilities(rows, f.batch_size)
-            return run.answers(found, labels, served.thresholds)
+            probabilities = exported_model.probabilities(rows, flag_values.batch_size)
+            return run.answers(probabilities, labels, exported_model.thresholds)
     else:
-        loaded = run.load_run(f.workdir, f.backbone)
-        columns = loaded.inputs.columns
-        names = tuple(str(getattr(loaded.config.data, name)) for name in columns)
-        predict = loaded.predict
+        loaded_run = run.load_run(flag_values.workdir, flag_values.backbone)
+        columns = loaded_run.inputs.columns
+        names = tuple(str(getattr(loaded_run.config.data, name)) for name in columns)
+        predict = loaded_run.predict
 
     _utf8(sys.stdout)
-    rows = rows_of(path, names, columns, f.input_format)
-    while chunk := list(islice(rows, 16 * f.batch_size)):
+    rows = rows_of(path, names, columns, flag_values.input_format)
+    while chunk := list(islice(rows, 16 * flag_values.batch_size)):
         for row, answer in zip(chunk, predict(chunk), strict=True):
-            given = dict(zip(columns, row, strict=True))
-            print(json.dumps({**given, **answer}, ensure_ascii=False))
+            inputs = dict(zip(columns, row, strict=True))
+            print(json.dumps({**inputs, **answer}, ensure_ascii=False))
 
 
 def rows_of(
     path: Path | None, names: tuple[str, ...], columns: tuple[str, ...], form: str = "auto"
 ) -> Iterator[tuple[str, ...]]:
-    """Rows of a file or of standard input, by the config's names of the columns or tfft's.
+    """Yield the rows of a file or of standard input.
 
-    `form` is that of `--input_format`.
+    Args:
+        path: file, or None for standard input.
+        names: the config's names of the columns.
+        columns: tfft's names of the columns, accepted as well.
+        form: value of `--input_format`.
+
+    Raises:
+        UserError: a line is not a valid row; the message holds its number.
     """
     keys = (names, columns)
     if path is None:
@@ -83,7 +93,7 @@ def rows_of(
 
 
 def _utf8(stream: Any) -> Any:
-    """A standard stream in UTF-8, whatever the locale says."""
+    """Set a standard stream to UTF-8, whatever the locale, and return it."""
     if isinstance(stream, io.TextIOWrapper):
         reading = {"encoding": "utf-8-sig", "errors": "strict"}
         stream.reconfigure(**(reading if stream.readable() else {"encoding": "utf-8"}))
@@ -94,8 +104,8 @@ def _rows(
     file: Any, keys: tuple[tuple[str, ...], ...], where: str, form: str
 ) -> Iterator[tuple[str, ...]]:
     try:
-        for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
-            place = f"{where}:{number}"
+        for line_number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), ""), 1):
+            place = f"{where}:{line_number}"
             if len(line) == LONGEST_LINE:
                 raise UserError(f"{place}: a line of more than {LONGEST_LINE:,} characters")
             line = line.rstrip("\r\n")
@@ -117,10 +127,10 @@ def _rows(
 
 
 def _form(line: str, place: str) -> str:
-    """Return the form of rows whose first is `line`.
+    """Return the format of rows whose first is `line`.
 
     Raises:
-        UserError: it begins as an object does, and is not one.
+        UserError: the line begins like a JSON object and is not valid JSON.
     """
     from tfft.data.text_files import json_object
 
@@ -129,7 +139,7 @@ def _form(line: str, place: str) -> str:
     except ValueError as error:
         if re.match(r'\s*\{\s*"', line):
             raise UserError(
-                f"{place}: {error}; --input_format=text takes lines as they are"
+                f"{place}: {error}; --input_format=text reads lines as plain texts"
             ) from None
         return "text"
 
@@ -141,19 +151,19 @@ def _json_row(line: str, keys: tuple[tuple[str, ...], ...], place: str) -> tuple
         value = json_object(line)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
-    for own in keys:
-        if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in own):
-            return tuple(value[k] for k in own)
-    wanted = " and ".join(map(repr, keys[0]))
+    for names in keys:
+        if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in names):
+            return tuple(value[k] for k in names)
+    expected = " and ".join(map(repr, keys[0]))
     raise UserError(
-        f"{place}: must be an object with text at {wanted} (--input_format=text takes lines as "
-        "they are)"
+        f"{place}: must be an object with text at {expected} (--input_format=text reads lines "
+        "as plain texts)"
     )
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Print the JSON schema of the YAML; editors complete and check from it."""
+"""Print the JSON schema of the YAML, with which editors complete and check it."""
 
 import json
 
@@ -6,14 +6,14 @@ from tfft.cli import common
 from tfft.config import schema
 
 
-def verb() -> None:
-    """Print it."""
+def run() -> None:
+    """Print the schema."""
     print(json.dumps(schema(), indent=1))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

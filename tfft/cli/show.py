@@ -1,6 +1,6 @@
-"""Show what a config means: every value, the mask table, the memory it needs. Trains nothing.
+"""Show the resolved config, the mask table and the estimated memory. Trains nothing.
 
-Of a search: its space, and all this of the middle of it.
+For a search: its search space, and the same for its default values.
 """
 
 from tfft.cli import common
@@ -9,8 +9,8 @@ from tfft.config import Config, dump, searches
 common.define_config()
 
 
-def verb() -> None:
-    """Resolve, assemble, print."""
+def run() -> None:
+    """Resolve the config, build the model, and print both."""
     config = _config()
     if config.method.name != "auto":
         print(dump(config))
@@ -36,8 +36,8 @@ def _config() -> Config:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

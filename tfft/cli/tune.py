@@ -1,6 +1,6 @@
-"""Search for hyperparameters: values of the YAML that are search spaces are tried out.
+"""Search for hyperparameters: try values of the search spaces in the YAML.
 
-The same command goes on where it was. `best.yaml` in WORKDIR is a config for `tfft train`.
+Run the same command to resume. `best.yaml` in WORKDIR is a config for `tfft train`.
 """
 
 from absl import flags
@@ -9,25 +9,25 @@ from tfft.cli import common
 
 common.define_config()
 common.define_workdir("directory of the search")
-flags.DEFINE_integer("parallel", 1, "trials at once on this machine", lower_bound=1)
+flags.DEFINE_integer("parallel", 1, "parallel trials on this machine", lower_bound=1)
 
 
-def verb() -> None:
-    """Search, print the leaderboard."""
-    f = common.FLAGS
+def run() -> None:
+    """Run the search and print the leaderboard."""
+    flag_values = common.FLAGS
     raw = common.raw()
     from tfft.search.space import Space
 
-    Space(raw, f.config)  # mistakes first: what follows takes seconds
+    Space(raw, flag_values.config)  # report mistakes before the slow import
     common.load_tensorflow()
     from tfft.search.pipeline import search
 
-    search(raw, common.workdir(), f.parallel, f.config)
+    search(raw, common.workdir(), flag_values.parallel, flag_values.config)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The binary."""
-    common.main(verb, argv)
+    """Parse the command line and run the command."""
+    common.main(run, argv)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Metrics of a split, their intervals, and the baselines beside them."""
+"""Metrics of a split, their confidence intervals, and baselines."""

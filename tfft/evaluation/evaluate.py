@@ -1,7 +1,6 @@
 """Metrics of a split: headline metrics with intervals, baselines, the most wrong rows.
 
-One function for the loop, for offline use and for an export: it takes logits, however they were
-made.
+Training, offline evaluation and exports share `evaluate`: it takes logits from any source.
 """
 
 from collections import deque
@@ -21,20 +20,20 @@ from tfft.spec import Details, Task
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
 
-AHEAD = 2  # batches whose inputs are made before they are asked for
-BASELINE_ROWS = 50_000  # rows that the TF-IDF baseline learns from at most
-_LEAST = float(np.exp(-30.0))  # probability of a class that a baseline never saw
+NUM_PREFETCHED = 2  # batches whose inputs are prepared in advance
+BASELINE_ROWS = 50_000  # training rows of a baseline at most
+_MIN_PROBABILITY = float(np.exp(-30.0))  # probability of a class without training rows
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Everything that is known of a model on a split.
+    """The results of a model on a split.
 
     Attributes:
-        metrics: the headline metrics, `NAME`, `NAME/low`, `NAME/high` where there are intervals.
-        baselines: the same metrics without intervals, by the baseline's name.
-        details: of the classes and the rows.
-        worst: the most wrong rows.
+        metrics: headline metrics, `NAME`, and their intervals, `NAME/low` and `NAME/high`.
+        baselines: name of a baseline -> its metrics, without intervals.
+        details: metrics by class and losses by row.
+        worst: the most wrong rows, most wrong first.
     """
 
     metrics: dict[str, float]
@@ -43,7 +42,13 @@ class Evaluation:
     worst: list[dict[str, Any]]
 
     def flat(self, split: str) -> dict[str, float]:
-        """Return the metrics as metrics.json holds them: `test/accuracy`, `test/accuracy/low`, ..."""
+        """Return the metrics with the keys of metrics.json.
+
+        The keys are `test/accuracy`, `test/accuracy/low`, `test/baseline/tfidf/accuracy` and so on.
+
+        Args:
+            split: name of the split, the first part of each key.
+        """
         flat = {f"{split}/{name}": value for name, value in self.metrics.items()}
         for name, values in self.baselines.items():
             flat |= {f"{split}/baseline/{name}/{k}": v for k, v in values.items()}
@@ -51,30 +56,39 @@ class Evaluation:
 
 
 def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: int) -> np.ndarray:
-    """Logits of every row, float32 [N, C], in the split's order; workers share the batches."""
+    """Compute the logits of every row, float32 [N, C], in the order of the split.
+
+    With several workers, each computes a part of the batches and all return the full logits.
+
+    Args:
+        model: model to run.
+        split: split of N rows.
+        rows: model inputs of the split.
+        batch_size: rows per batch.
+    """
     strategy = model.distribute_strategy
-    shared = strategy.num_replicas_in_sync > 1
-    workers = strategies.workers() if shared else strategies.Workers()
+    is_distributed = strategy.num_replicas_in_sync > 1
+    workers = strategies.workers() if is_distributed else strategies.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
-    planned = batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]
-    for batch, arrays in _ahead(rows, planned):
+    planned_batches = batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]
+    for batch, arrays in _prefetch(rows, planned_batches):
         logits[batch.positions] = model.predict_on_batch(arrays)
-    return strategies.sum_over_workers(strategy, logits) if shared else logits
+    return strategies.sum_over_workers(strategy, logits) if is_distributed else logits
 
 
-def _ahead(
-    rows: batches.Rows, planned: Sequence[batches.Batch]
+def _prefetch(
+    rows: batches.Rows, planned_batches: Sequence[batches.Batch]
 ) -> Iterator[tuple[batches.Batch, dict[str, np.ndarray]]]:
-    """Each batch with its inputs, which are made while the one before is answered."""
+    """Yield each batch with its inputs; a thread prepares the next ones during the prediction."""
     with ThreadPoolExecutor(1) as pool:
-        waiting: deque[tuple[batches.Batch, Any]] = deque()
-        for batch in planned:
-            waiting.append((batch, pool.submit(rows.arrays, batch)))
-            if len(waiting) > AHEAD:
-                before, made = waiting.popleft()
-                yield before, made.result()
-        for batch, made in waiting:
-            yield batch, made.result()
+        pending: deque[tuple[batches.Batch, Any]] = deque()
+        for batch in planned_batches:
+            pending.append((batch, pool.submit(rows.arrays, batch)))
+            if len(pending) > NUM_PREFETCHED:
+                ready, arrays = pending.popleft()
+                yield ready, arrays.result()
+        for batch, arrays in pending:
+            yield batch, arrays.result()
 
 
 def evaluate(
@@ -87,7 +101,18 @@ def evaluate(
     seed: int,
     thresholds: np.ndarray | None = None,
 ) -> Evaluation:
-    """Compute all metrics of a split; `train` is what the baselines learn from."""
+    """Compute all metrics of a split.
+
+    Args:
+        task: task whose metrics are computed.
+        logits: [N, C].
+        split: split of N rows.
+        labels: names of the C classes.
+        config: section `evaluate`.
+        train: training rows, from which the baselines learn; None for no baselines.
+        seed: seed of the bootstrap.
+        thresholds: [C] for tasks with several labels per row, otherwise None.
+    """
     values = dict(task.metrics(logits, split.labels, thresholds))
     if config.bootstrap:
         samples = task.bootstrap(logits, split.labels, config.bootstrap, seed, thresholds)
@@ -104,7 +129,7 @@ def evaluate(
 
 
 def text(evaluation: Evaluation, split: str, confidence: float) -> str:
-    """The headline as a few lines."""
+    """Return the headline metrics as lines of text, with intervals at `confidence`."""
     lines = [f"{split}:"]
     names = [name for name in evaluation.metrics if "/" not in name]
     width = max(18, 1 + max(map(len, names)))
@@ -122,79 +147,88 @@ def text(evaluation: Evaluation, split: str, confidence: float) -> str:
 def _worst(
     details: Details, split: Dataset, labels: Sequence[str], count: int
 ) -> list[dict[str, Any]]:
-    wrong, losses = np.flatnonzero(details.wrong), details.losses
-    chosen = wrong[np.argsort(-losses[wrong], kind="stable")][:count]
+    """Return the `count` wrong rows with the highest losses."""
+    wrong_positions, losses = np.flatnonzero(details.wrong), details.losses
+    positions = wrong_positions[np.argsort(-losses[wrong_positions], kind="stable")][:count]
     return [
         {
-            "row": split.raw(int(at)),
-            **details.describe(int(at), labels),
-            "loss": float(losses[at]),
+            "row": split.raw(int(position)),
+            **details.describe(int(position), labels),
+            "loss": float(losses[position]),
         }
-        for at in chosen
+        for position in positions
     ]
 
 
 def _baselines(
-    train: Dataset, split: Dataset, task: Task, classes: int
+    train: Dataset, split: Dataset, task: Task, num_classes: int
 ) -> dict[str, dict[str, float]]:
-    """The class frequencies, and logistic regression on words or on tiny pictures."""
+    """Return the metrics of the class frequencies and of logistic regression on simple features."""
     if task.multi_label:
         shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
     else:
-        counts = np.bincount(train.labels, minlength=classes)
-        shares = (counts + 1) / (counts.sum() + classes)
+        counts = np.bincount(train.labels, minlength=num_classes)
+        shares = (counts + 1) / (counts.sum() + num_classes)
     majority = np.tile(task.to_logits(shares), (len(split), 1))
-    result = {"majority": dict(task.metrics(majority, split.labels))}
+    baselines = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        linear = _linear_tags if task.multi_label else _linear
-        logits = task.to_logits(linear(features, train, split, classes))
-        result[name] = dict(task.metrics(logits, split.labels))
+        fit_linear = _linear_tags if task.multi_label else _linear_classes
+        logits = task.to_logits(fit_linear(features, train, split, num_classes))
+        baselines[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
         console.log(f"no {name} baseline: {error}")
-    return result
+    return baselines
 
 
-def _linear(features: Any, train: Dataset, split: Dataset, classes: int) -> np.ndarray:
-    """Probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
-    linear, at = require("sklearn.linear_model", "baselines"), _learned_from(train)
-    seen = np.unique(train.labels[at])
-    learned, held = features(train, at, split)
-    model = linear.LogisticRegression(max_iter=1000)
-    model.fit(learned, train.labels[at])
-    out = np.zeros((len(split), classes))
-    out[:, seen] = model.predict_proba(held)
-    return out.clip(_LEAST)
+def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
+    """Return probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
+    linear_model = require("sklearn.linear_model", "baselines")
+    positions = _baseline_positions(train)
+    seen_classes = np.unique(train.labels[positions])
+    train_features, split_features = features(train, positions, split)
+    model = linear_model.LogisticRegression(max_iter=1000)
+    model.fit(train_features, train.labels[positions])
+    probabilities = np.zeros((len(split), num_classes))
+    probabilities[:, seen_classes] = model.predict_proba(split_features)
+    return probabilities.clip(_MIN_PROBABILITY)
 
 
-def _linear_tags(features: Any, train: Dataset, split: Dataset, classes: int) -> np.ndarray:
-    """The same, one model a tag; a tag that all rows have, or none, keeps its share."""
-    linear, at = require("sklearn.linear_model", "baselines"), _learned_from(train)
-    learned, held = features(train, at, split)
-    out = np.tile(train.labels[at].mean(axis=0, dtype=np.float64), (len(split), 1))
-    for tag in range(classes):
-        if 0 < out[0, tag] < 1:
-            model = linear.LogisticRegression(max_iter=1000)
-            model.fit(learned, train.labels[at, tag])
-            out[:, tag] = model.predict_proba(held)[:, 1]
-    return out
+def _linear_tags(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
+    """Return probabilities of one logistic regression for each class, [N, C].
+
+    A class that all training rows have, or none, keeps its frequency: there is nothing to fit.
+    """
+    linear_model = require("sklearn.linear_model", "baselines")
+    positions = _baseline_positions(train)
+    train_features, split_features = features(train, positions, split)
+    probabilities = np.tile(train.labels[positions].mean(axis=0, dtype=np.float64), (len(split), 1))
+    for index in range(num_classes):
+        if 0 < probabilities[0, index] < 1:
+            model = linear_model.LogisticRegression(max_iter=1000)
+            model.fit(train_features, train.labels[positions, index])
+            probabilities[:, index] = model.predict_proba(split_features)[:, 1]
+    return probabilities
 
 
-def _learned_from(train: Dataset) -> np.ndarray:
-    at = np.arange(len(train))
-    if len(at) <= BASELINE_ROWS:
-        return at
-    return np.sort(np.random.default_rng(0).choice(at, BASELINE_ROWS, replace=False))
+def _baseline_positions(train: Dataset) -> np.ndarray:
+    """Return the positions of the training rows that baselines learn from."""
+    positions = np.arange(len(train))
+    if len(positions) <= BASELINE_ROWS:
+        return positions
+    return np.sort(np.random.default_rng(0).choice(positions, BASELINE_ROWS, replace=False))
 
 
-def _tfidf(train: Dataset, at: np.ndarray, split: Dataset) -> tuple[Any, Any]:
-    """Weights of the words of some training rows, and of the split."""
+def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
+    """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
-    learned = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in at)
-    return learned, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))
+    train_features = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in positions)
+    return train_features, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))
 
 
-def _tiny(train: Dataset, at: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """The pictures at 8 x 8 (Torralba et al. 2008, "80 million tiny images"), from 0 to 1."""
-    learned, held = (s.prepared.tiny[s.rows] / 255 for s in (train.take(at), split))
-    return learned, held
+def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return images at 8 x 8 pixels, 0 to 1 (Torralba et al. 2008, "80 million tiny images")."""
+    train_features, split_features = (
+        s.prepared.tiny[s.rows] / 255 for s in (train.take(positions), split)
+    )
+    return train_features, split_features

@@ -1,7 +1,7 @@
-"""What a backbone's features know of the classes already: a few rows of each and least squares.
+"""A linear probe: how well a least-squares classifier on the frozen features separates the classes.
 
-Kolesnikov et al. 2020, "Big Transfer", and Dosovitskiy et al. 2021, section 4.1, judge features so:
-no training, a closed form, seconds.
+Kolesnikov et al. 2020, "Big Transfer", and Dosovitskiy et al. 2021, section 4.1, evaluate features
+this way: in closed form, without training, in seconds.
 """
 
 from typing import NamedTuple
@@ -11,87 +11,108 @@ import numpy as np
 
 from tfft.data import Dataset, batches
 
-SHOTS, HELD = 10, 10  # rows of each class that the probe learns from and is judged by, at most
-ROWS = 4_000  # of both together, at most
-RIDGE = 2.0**10  # on the weights, of features with deviation 1, as the authors' code has it
+NUM_FITTED, NUM_HELD_OUT = 10, 10  # rows per class to fit and to hold out, at most
+MAX_ROWS = 4_000  # rows to fit and to hold out in total, at most
+RIDGE = 2.0**10  # penalty on the weights of standardised features, from the authors' code
 
 
 class Probe(NamedTuple):
-    """The share of held rows that the probe gets right, and of how many rows it learned."""
+    """The result of a linear probe.
+
+    Attributes:
+        accuracy: accuracy on the held-out rows.
+        chance: share of the most frequent class among the held-out rows.
+        num_fitted: number of rows that the probe was fitted to.
+        num_held_out: number of held-out rows.
+    """
 
     accuracy: float
     chance: float
-    learned: int
-    held: int
+    num_fitted: int
+    num_held_out: int
 
 
 def probe(
     model: keras.Model, rows: batches.Rows, split: Dataset, classes: int, seed: int
 ) -> Probe | None:
-    """Judge the features `pooled` of a backbone by some rows of a split.
+    """Probe the features `pooled` of a backbone on some rows of a split.
 
     Args:
-        model: of `spec.Backbone`.
+        model: model of a `spec.Backbone`.
+        rows: model inputs of the split.
+        split: split to draw rows from.
+        classes: number of classes.
+        seed: seed of the draw.
 
-    Returns None where a row may have several classes, there is no vector for a row, or some class
-    has a single row.
+    Returns:
+        The result, or None where rows may have several labels, the backbone has no `pooled`
+        feature, or no class has a second row to hold out.
     """
     if split.labels.ndim != 1 or "pooled" not in model.output:
         return None
-    learned, held = _chosen(split.labels, classes, seed)
-    if not len(held):
+    fitted, held_out = _draw_rows(split.labels, classes, seed)
+    if not len(held_out):
         return None
-    every = np.concatenate([learned, held])
+    positions = np.concatenate([fitted, held_out])
     vector = keras.Model(model.inputs, model.output["pooled"])
-    features = np.zeros((len(every), int(vector.output.shape[-1])), np.float32)
-    place = {int(row): i for i, row in enumerate(every)}
-    lengths = split.lengths[every]
+    features = np.zeros((len(positions), int(vector.output.shape[-1])), np.float32)
+    index_of = {int(row): i for i, row in enumerate(positions)}
+    lengths = split.lengths[positions]
     for batch in batches.in_order(lengths, 32):
-        own = batches.Batch(every[batch.positions], batch.width)
-        found = vector.predict_on_batch(rows.arrays(own))
-        features[[place[int(p)] for p in own.positions]] = found
-    cut = len(learned)
-    truth = split.labels[held]
-    scores = least_squares(features[:cut], split.labels[learned], features[cut:], classes)
+        batch_rows = batches.Batch(positions[batch.positions], batch.width)
+        batch_features = vector.predict_on_batch(rows.arrays(batch_rows))
+        features[[index_of[int(p)] for p in batch_rows.positions]] = batch_features
+    num_fitted = len(fitted)
+    held_out_labels = split.labels[held_out]
+    scores = least_squares(
+        features[:num_fitted], split.labels[fitted], features[num_fitted:], classes
+    )
     return Probe(
-        accuracy=float((scores.argmax(axis=1) == truth).mean()),
-        chance=float(np.bincount(truth).max() / len(truth)),
-        learned=cut,
-        held=len(held),
+        accuracy=float((scores.argmax(axis=1) == held_out_labels).mean()),
+        chance=float(np.bincount(held_out_labels).max() / len(held_out_labels)),
+        num_fitted=num_fitted,
+        num_held_out=len(held_out),
     )
 
 
 def least_squares(
-    features: np.ndarray, labels: np.ndarray, held: np.ndarray, classes: int
+    features: np.ndarray, labels: np.ndarray, held_out: np.ndarray, classes: int
 ) -> np.ndarray:
-    """Scores of held rows, [M, C]: ridge regression of +1 and -1 on standardised features.
+    """Fit ridge regression of +1 and -1 on standardised features, and score other rows.
 
     Args:
-        features: [N, D]; held: [M, D].
+        features: [N, D].
         labels: class ids, [N].
+        held_out: features of the rows to score, [M, D].
+        classes: number of classes, C.
+
+    Returns:
+        Scores, [M, C].
     """
-    x, other = features.astype(np.float64), held.astype(np.float64)
-    mean, deviation = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-5)
-    x, other = (x - mean) / deviation, (other - mean) / deviation
+    fitted_x, other_x = features.astype(np.float64), held_out.astype(np.float64)
+    mean, deviation = fitted_x.mean(axis=0), np.maximum(fitted_x.std(axis=0), 1e-5)
+    fitted_x, other_x = (fitted_x - mean) / deviation, (other_x - mean) / deviation
     y = np.where(np.arange(classes) == labels[:, None], 1.0, -1.0)
-    # The smaller of the two systems: D x D, or, with fewer rows than features, N x N.
+    # Solve the smaller of two equivalent systems: D x D, or N x N with fewer rows than features.
     offset = y.mean(axis=0)
-    if len(x) < x.shape[1]:
-        dual = np.linalg.solve(x @ x.T + RIDGE * np.eye(len(x)), y - offset)
-        return other @ (x.T @ dual) + offset
-    weights = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (y - offset))
-    return other @ weights + offset
+    if len(fitted_x) < fitted_x.shape[1]:
+        dual = np.linalg.solve(fitted_x @ fitted_x.T + RIDGE * np.eye(len(fitted_x)), y - offset)
+        return other_x @ (fitted_x.T @ dual) + offset
+    weights = np.linalg.solve(
+        fitted_x.T @ fitted_x + RIDGE * np.eye(fitted_x.shape[1]), fitted_x.T @ (y - offset)
+    )
+    return other_x @ weights + offset
 
 
-def _chosen(labels: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to learn from and others to be judged by, as many of each class as it has."""
+def _draw_rows(labels: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of rows to fit and of rows to hold out, balanced over the classes."""
     generator = np.random.default_rng(seed)
-    share = max(1, ROWS // (2 * max(1, classes)))
-    shots, judged = min(SHOTS, share), min(HELD, share)
-    learned, held = [], []
+    limit = max(1, MAX_ROWS // (2 * max(1, classes)))
+    num_fitted, num_held_out = min(NUM_FITTED, limit), min(NUM_HELD_OUT, limit)
+    fitted, held_out = [], []
     for label in np.unique(labels):
-        own = generator.permutation(np.flatnonzero(labels == label))
-        first = min(shots, (len(own) + 1) // 2)
-        learned.append(own[:first])
-        held.append(own[first : first + judged])
-    return np.sort(np.concatenate(learned)), np.sort(np.concatenate(held))
+        class_rows = generator.permutation(np.flatnonzero(labels == label))
+        num_first = min(num_fitted, (len(class_rows) + 1) // 2)
+        fitted.append(class_rows[:num_first])
+        held_out.append(class_rows[num_first : num_first + num_held_out])
+    return np.sort(np.concatenate(fitted)), np.sort(np.concatenate(held_out))

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page with what a run was and what came of it."""
+"""report.html: one self-contained page with the config and the results of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from tfft.evaluation.metrics import Confusion
 from tfft.report import plots
 from tfft.utils.files import write_atomic
 
-HEAT_MAP_CLASSES = 60  # that a confusion matrix is drawn of: more are neither readable nor small
+HEAT_MAP_CLASSES = 60  # classes in a confusion matrix; more are unreadable and make a huge page
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#222;--soft:#777;--line:#ddd;--paper:#fff;--box:#f6f6f6}
@@ -30,7 +30,7 @@ pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
 svg{margin:.4em;max-width:100%;vertical-align:top}
 svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
 svg .g{stroke:var(--line)}svg .a{stroke:var(--soft)}svg .s{fill:var(--line)}
-.pictures{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
+.images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
 svg text.t{font-weight:600;font-size:12px}
 """
 
@@ -43,16 +43,27 @@ def write(
     mask_table: str,
     data: Datasets,
     exported: Path | None,
-    shown: "PageImages",
+    images: "PageImages",
 ) -> Path:
-    """Write `workdir/report.html` and return its path."""
+    """Write `workdir/report.html` and return its path.
+
+    Args:
+        workdir: run directory.
+        config: config of the run.
+        history: entries of metrics.jsonl.
+        evaluations: evaluation of each split by name.
+        mask_table: table of trainable variables, as text.
+        data: splits of the run.
+        exported: folder of the export, or None.
+        images: image sections of the page.
+    """
     sections = [
-        *(_figures(name, e, config) for name, e in evaluations.items()),
+        *(_metrics_section(name, e, config) for name, e in evaluations.items()),
         _section("Training", _curves(history)),
-        *(_details(name, e, data.labels, shown) for name, e in evaluations.items()),
-        *([_section("Training pictures", shown.batch)] if shown.batch else []),
+        *(_class_section(name, e, data.labels, images) for name, e in evaluations.items()),
+        *([_section("Training images", images.batch)] if images.batch else []),
         _section("Data", _data(data, config)),
-        _section("What moved", f"<pre>{escape(mask_table)}</pre>"),
+        _section("Trainable variables", f"<pre>{escape(mask_table)}</pre>"),
         _section("Use it", f"<pre>{escape(_usage(workdir, config, exported))}</pre>"),
         _section("Config", f"<pre>{escape(dump(config))}</pre>"),
     ]
@@ -68,11 +79,11 @@ def write(
 
 @dataclass(frozen=True)
 class PageImages:
-    """Pictures for the page, as HTML; all empty where rows are texts.
+    """Image sections of the page as HTML; empty for tasks on text.
 
     Attributes:
-        batch: training pictures after augmentation.
-        worst: split -> its most wrong pictures.
+        batch: training images after augmentation.
+        worst: split -> its most wrong images.
     """
 
     batch: str = ""
@@ -80,7 +91,7 @@ class PageImages:
 
 
 def write_page(path: Path, title: str, plot: str, text: str) -> None:
-    """A page with one plot and a text."""
+    """Write a page with one plot and a text."""
     write_atomic(
         path,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
@@ -93,29 +104,30 @@ def _section(title: str, body: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> str:
-    """Columns from `numbers` on are aligned to the right."""
-    kind = [' class="n"' if at >= numbers else "" for at in range(len(header))]
-    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(kind, header, strict=True))
+    """Return an HTML table; columns from `numbers` on are right-aligned."""
+    attributes = [' class="n"' if column >= numbers else "" for column in range(len(header))]
+    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(attributes, header, strict=True))
     body = "".join(
         "<tr>"
-        + "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(kind, row, strict=True))
+        + "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(attributes, row, strict=True))
         + "</tr>"
         for row in rows
     )
     return f"<table><tr>{head}</tr>{body}</table>"
 
 
-def _figures(name: str, evaluation: Evaluation, config: Config) -> str:
-    figures = evaluation.metrics
+def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:
+    """Return the table of metrics, intervals and baselines of a split."""
+    metrics = evaluation.metrics
     rows = []
-    for key in (key for key in figures if "/" not in key):
-        low, high = figures.get(f"{key}/low"), figures.get(f"{key}/high")
-        between = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-        others = [f"{figures_[key]:.4f}" for figures_ in evaluation.baselines.values()]
-        rows.append([key, f"{figures[key]:.4f}", between, *others])
-    interval = f"{config.evaluate.confidence:.0%} bootstrap interval"
-    header = ["", "model", interval, *evaluation.baselines]
-    return _section(f"Figures: {name}", _table(header, rows))
+    for key in (key for key in metrics if "/" not in key):
+        low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
+        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
+        baseline_values = [f"{baseline[key]:.4f}" for baseline in evaluation.baselines.values()]
+        rows.append([key, f"{metrics[key]:.4f}", interval, *baseline_values])
+    interval_title = f"{config.evaluate.confidence:.0%} bootstrap interval"
+    header = ["", "model", interval_title, *evaluation.baselines]
+    return _section(f"Metrics: {name}", _table(header, rows))
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> str:
@@ -134,12 +146,15 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     )
 
 
-def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "PageImages") -> str:
+def _class_section(
+    name: str, evaluation: Evaluation, labels: Sequence[str], images: "PageImages"
+) -> str:
+    """Return the tables and plots by class, and the most wrong rows, of a split."""
     by_class = {k: v for k, v in evaluation.details.by_class.items() if k != "support"}
     support = evaluation.details.by_class["support"]
     rows = [
-        [label, *(f"{values[at]:.4f}" for values in by_class.values()), f"{support[at]:.0f}"]
-        for at, label in enumerate(labels)
+        [label, *(f"{values[index]:.4f}" for values in by_class.values()), f"{support[index]:.0f}"]
+        for index, label in enumerate(labels)
     ]
     body = _table(["class", *(k.replace("_", " ") for k in by_class), "rows"], rows)
     matrix = evaluation.details.confusion
@@ -148,66 +163,68 @@ def _details(name: str, evaluation: Evaluation, labels: Sequence[str], shown: "P
     body += plots.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
     if evaluation.worst:
         body += "<h3>Most wrong</h3>"
-        if name in shown.worst:
-            body += shown.worst[name]
+        if name in images.worst:
+            body += images.worst[name]
         else:
-            wrong = [
+            worst_rows = [
                 [" | ".join(w["row"])[:400], w["label"], w["predicted"], f"{w['confidence']:.3f}"]
                 for w in evaluation.worst
             ]
-            body += _table(["text", "label", "predicted", "confidence"], wrong, numbers=3)
+            body += _table(["text", "label", "predicted", "confidence"], worst_rows, numbers=3)
     return _section(f"By class: {name}", body)
 
 
 def _heat_map(confusion: Confusion, labels: Sequence[str]) -> str:
-    """Draw the confusion matrix, of many classes that of those with the most errors."""
-    chosen, title = np.arange(len(labels)), "confusion: true class down, predicted across"
+    """Draw the confusion matrix; with many classes, of those with the most errors."""
+    classes, title = np.arange(len(labels)), "confusion: true class down, predicted across"
     if len(labels) > HEAT_MAP_CLASSES:
         errors = confusion.by_true() + confusion.by_predicted() - 2 * confusion.hits()
-        chosen = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
-        title += f"; the {len(chosen)} of {len(labels):,} classes with the most errors"
-    names = [labels[at] for at in chosen]
-    return plots.heat_map(title, confusion.matrix(chosen), confusion.by_true()[chosen], names)
+        classes = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
+        title += f"; the {len(classes)} of {len(labels):,} classes with the most errors"
+    names = [labels[index] for index in classes]
+    return plots.heat_map(title, confusion.matrix(classes), confusion.by_true()[classes], names)
 
 
 def _data(data: Datasets, config: Config) -> str:
+    """Return the table of class counts and a histogram of lengths or sizes."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
     rows = []
     counts = [s.counts(len(data.labels)) if s else None for s in splits.values()]
-    for at, label in enumerate(data.labels):
-        rows.append([label, *("" if c is None else str(c[at]) for c in counts)])
+    for index, label in enumerate(data.labels):
+        rows.append([label, *("" if c is None else str(c[index]) for c in counts)])
     rows.append(["all", *(str(len(s)) if s else "" for s in splits.values())])
     table = _table(["class", *splits], rows)
     if config.task.modality == "image":
         edges = np.sqrt(data.train.prepared.sizes[data.train.rows].prod(axis=1))
         return table + plots.histogram(
-            "size of the training pictures", edges, "root of height times width, in pixels", None
+            "size of the training images", edges, "root of height times width, in pixels", None
         )
     return table + plots.histogram(
-        "tokens a row (train)",
+        "tokens per row (train)",
         np.asarray(data.train.lengths),
-        "tokens; the line: max_length",
+        "tokens (dashed line: max_length)",
         float(config.data.max_length),
     )
 
 
 def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
-    pair, images = config.data.text_pair is not None, config.task.modality == "image"
-    row = '["first text", "second text"]' if pair else '"a text"'
-    row = '"picture.jpg"' if images else row
-    file, given = ("pictures.txt", "the path of a picture") if images else ("texts.txt", "a text")
+    """Return example calls in Python, on the command line and for TF Serving."""
+    is_pair, is_image = config.data.text_pair is not None, config.task.modality == "image"
+    row = '["first text", "second text"]' if is_pair else '"a text"'
+    row = '"image.jpg"' if is_image else row
+    file, item = ("images.txt", "path of an image") if is_image else ("texts.txt", "text")
     lines = [
         "# Python",
         "import tfft",
         f"run = tfft.load({str(workdir)!r})",
         f"run.predict([{row}])",
         "",
-        f"# Command line: {given} a line in, jsonl out",
+        f"# Command line: one {item} per line in, jsonl out",
         f"tfft predict --workdir={workdir} --input={file}",
     ]
     if exported is not None:
-        instance = '{"text": "first", "text_pair": "second"}' if pair else '{"text": "a text"}'
-        instance = '{"image": {"b64": "..."}}' if images else instance
+        instance = '{"text": "first", "text_pair": "second"}' if is_pair else '{"text": "a text"}'
+        instance = '{"image": {"b64": "..."}}' if is_image else instance
         lines += [
             "",
             "# TF Serving",

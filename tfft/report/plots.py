@@ -1,7 +1,7 @@
-"""Small plots as inline SVG: curves, bars, a heat map. No dependency, no script.
+"""Small plots as inline SVG: curves, bars, heat maps. Needs no dependency and no script.
 
-All plots are 460 x 280 units, a legend below them; colours are safe for the colour-blind (Okabe &
-Ito). What is grey has a class, which the page colours for light and dark (`page`).
+Plots are 460 x 280 units with a legend below. The colours are safe for the colour-blind (Okabe &
+Ito). Grey parts have a CSS class, which the page colours for light and dark mode (`page`).
 """
 
 import math
@@ -22,11 +22,14 @@ def curves(
     marks: bool = False,
     dots: Collection[str] = (),
 ) -> str:
-    """Lines through (x, y) points, one for each name.
+    """Draw lines through (x, y) points, one for each name.
 
     Args:
-        marks: draw the points too.
-        dots: names whose points alone are drawn.
+        title: title above the plot.
+        series: name -> points.
+        x_name: label of the x axis.
+        marks: whether to draw the points too.
+        dots: names of which only the points are drawn.
     """
     points = [p for line in series.values() for p in line]
     if not points:
@@ -50,13 +53,13 @@ def curves(
 
 
 def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
-    """Accuracy against confidence, with the share of rows as bars and the diagonal."""
+    """Draw accuracy against confidence, with the share of rows as bars and the diagonal."""
     axes = _Axes([0, 1], [0, 1])
     parts = [axes.frame(title, "confidence")]
     share = bins["count"] / max(1, bins["count"].sum())
     size = len(share)
-    for at, height in enumerate(share):
-        parts.append(_bar(axes, at / size, (at + 1) / size, float(height), 'class="s"'))
+    for index, height in enumerate(share):
+        parts.append(_bar(axes, index / size, (index + 1) / size, float(height), 'class="s"'))
     line = f'x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"'
     parts.append(f'<line {line} class="a" stroke-dasharray="4 3"/>')
     for count, x, y in zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True):
@@ -69,7 +72,7 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
 
 
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
-    """Rows in 30 bins; `mark` draws a line, such as where texts are cut."""
+    """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
     counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
     axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
     parts = [axes.frame(title, x_name)]
@@ -82,11 +85,13 @@ def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = 
 
 
 def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str:
-    """A confusion matrix: true class down, predicted across.
+    """Draw a confusion matrix: true classes down, predicted classes across.
 
     Args:
+        title: title above the plot.
         counts: [C, C].
-        rows: of each true class, [C]; a cell is shaded by its share of them.
+        rows: rows of each true class, [C]; a cell is shaded by its share of them.
+        names: names of the classes.
     """
     size = len(names)
     cell = max(14, min(44, 420 // size))
@@ -100,17 +105,21 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
             f"{escape(_short(names[row]))}</text>"
         )
         for column in range(size):
-            x, count, part = left + column * cell, int(counts[row, column]), share[row, column]
-            light = ' style="fill:#fff"' if part > 0.5 else ""
+            x, count, cell_share = (
+                left + column * cell,
+                int(counts[row, column]),
+                share[row, column],
+            )
+            text_color = ' style="fill:#fff"' if cell_share > 0.5 else ""
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
-                f'fill-opacity="{part:.3f}" class="a"><title>{escape(names[row])} as '
+                f'fill-opacity="{cell_share:.3f}" class="a"><title>{escape(names[row])} as '
                 f"{escape(names[column])}: {count}</title></rect>"
             )
             if cell >= 24 and count:
                 parts.append(
                     f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
-                    f"{light}>{count}</text>"
+                    f"{text_color}>{count}</text>"
                 )
     for column in range(size):
         x = left + column * cell + cell / 2
@@ -122,13 +131,13 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
-    """A bar across for each name, with its number."""
+    """Draw a horizontal bar for each name, with its value."""
     left, top, row = 170, 30, 22
-    most = max(values.values(), default=0.0) or 1.0
+    largest = max(values.values(), default=0.0) or 1.0
     parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for at, (name, value) in enumerate(values.items()):
-        y = top + at * row
-        width = max(0.5, value / most * (WIDTH - left - 60))
+    for index, (name, value) in enumerate(values.items()):
+        y = top + index * row
+        width = max(0.5, value / largest * (WIDTH - left - 60))
         parts.append(
             f'<text x="{left - 6}" y="{y + 12}" text-anchor="end">{escape(name[-26:])}</text>'
             f'<rect x="{left}" y="{y}" width="{width:.1f}" height="15" fill="{COLORS[0]}"/>'
@@ -142,45 +151,47 @@ def parallel(
     axes: Mapping[str, tuple[str, str]],
     lines: Sequence[tuple[str, Sequence[float | None], float]],
 ) -> str:
-    """Parallel coordinates: an upright axis for each name, a line for each trial.
+    """Draw parallel coordinates: a vertical axis for each name, a line for each trial.
 
     Args:
-        axes: name -> what stands at its foot and at its top.
-        lines: a caption, the place on each axis from 0 to 1 (None: it has none there), and how good
-            it is from 0 to 1, which is how strongly it is drawn.
+        title: title above the plot.
+        axes: name -> labels at the bottom and at the top of the axis.
+        lines: caption, position on each axis from 0 to 1 (None: no value), and goodness from 0 to
+            1, which sets the opacity.
     """
     gap = 150
-    width, height, foot, top = gap * (len(axes) - 1) + 160, HEIGHT, HEIGHT - 40, 50
+    width, height, bottom, top = gap * (len(axes) - 1) + 160, HEIGHT, HEIGHT - 40, 50
 
-    def y(place: float) -> float:
-        return foot - place * (foot - top)
+    def y(position: float) -> float:
+        return bottom - position * (bottom - top)
 
     parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for at, (name, (low, high)) in enumerate(axes.items()):
-        x = 80 + gap * at
+    for index, (name, (low, high)) in enumerate(axes.items()):
+        x = 80 + gap * index
         parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{foot}" class="a"/>'
+            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" class="a"/>'
             f'<text x="{x}" y="{top - 20}" text-anchor="middle">{escape(name[-24:])}</text>'
             f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
-            f'<text x="{x}" y="{foot + 14}" text-anchor="middle">{escape(low)}</text>'
+            f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{escape(low)}</text>'
         )
-    for caption, places, good in sorted(lines, key=lambda line: line[2]):
-        points = [(80 + gap * at, y(p)) for at, p in enumerate(places) if p is not None]
+    for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
+        points = [(80 + gap * index, y(p)) for index, p in enumerate(positions) if p is not None]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        color = COLORS[1] if good >= 1 else COLORS[0]
+        color = COLORS[1] if goodness >= 1 else COLORS[0]
         parts.append(
             f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8" '
-            f'stroke-opacity="{0.15 + 0.85 * good:.2f}"><title>{escape(caption)}</title></polyline>'
+            f'stroke-opacity="{0.15 + 0.85 * goodness:.2f}"><title>{escape(caption)}</title>'
+            "</polyline>"
         )
     return _svg(parts, width, height)
 
 
 class _Axes:
-    """Data to drawing units, and the frame around."""
+    """Maps data to drawing units, and draws the frame."""
 
     def __init__(self, xs: Sequence[float], ys: Sequence[float]):
-        self._x0, self._x1 = _widened(min(xs), max(xs))
-        self._y0, self._y1 = _widened(min(ys), max(ys))
+        self._x0, self._x1 = _non_empty_range(min(xs), max(xs))
+        self._y0, self._y1 = _non_empty_range(min(ys), max(ys))
 
     def x(self, value: float) -> float:
         return _LEFT + (value - self._x0) / (self._x1 - self._x0) * (WIDTH - _LEFT - _RIGHT)
@@ -209,17 +220,17 @@ class _Axes:
         return "".join(parts)
 
 
-def _widened(low: float, high: float) -> tuple[float, float]:
+def _non_empty_range(low: float, high: float) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to nine round numbers between two: multiples of 1, 2 or 5 times a power of ten."""
-    rough = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough * 0.75)
+    """Return four to nine ticks in a range: multiples of 1, 2 or 5 times a power of ten."""
+    rough_step = (high - low) / 5
+    power = 10.0 ** math.floor(math.log10(rough_step))
+    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough_step * 0.75)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{at * step:.10g}") for at in range(first, last + 1)]
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
 def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
@@ -229,10 +240,10 @@ def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
 
 
 def _legend(names: Sequence[str]) -> tuple[str, int]:
-    """Rows below the plot, and their height."""
+    """Return the legend below the plot and its height."""
     parts, x, y = [], _LEFT, HEIGHT + 12
     for name, color in zip(names, COLORS * 9, strict=False):
-        width = 30 + round(6.2 * len(name))  # as wide as the letters are, about
+        width = 30 + round(6.2 * len(name))  # approximate width of the text
         if x + width > WIDTH and x > _LEFT:
             x, y = _LEFT, y + 16
         parts.append(

@@ -1,4 +1,4 @@
-"""A search for TensorBoard's HParams page: `tensorboard --logdir=WORKDIR/tensorboard`."""
+"""TensorBoard's HParams page of a search: `tensorboard --logdir=WORKDIR/tensorboard`."""
 
 import shutil
 from pathlib import Path
@@ -10,8 +10,8 @@ from tfft.search.space import Dimension
 from tfft.utils.errors import require
 
 
-def write(board: Leaderboard, folder: Path) -> None:
-    """Values, score and learning curve of every trial, anew.
+def write(leaderboard: Leaderboard, folder: Path) -> None:
+    """Write the values, score and learning curve of every trial, replacing what `folder` holds.
 
     Raises:
         UserError: tensorboard is not installed.
@@ -20,26 +20,30 @@ def write(board: Leaderboard, folder: Path) -> None:
     from tensorboard.plugins.hparams import api
 
     shutil.rmtree(folder, ignore_errors=True)
-    dimensions = list({d.name: d for d in board.space.dimensions}.values())
+    dimensions = list({d.name: d for d in leaderboard.space.dimensions}.values())
 
-    def domain(one: Dimension) -> api.Domain:
-        search = one.search
+    def domain(dimension: Dimension) -> api.Domain:
+        search = dimension.search
         if search.search == "choice":
-            return api.Discrete(one.labels)
+            return api.Discrete(dimension.labels)
         if search.whole:
             return api.IntInterval(int(search.min or 0), int(search.max or 0))
         return api.RealInterval(float(search.min or 0), float(search.max or 0))
 
     with tf.summary.create_file_writer(str(folder)).as_default():
         api.hparams_config(
-            hparams=[api.HParam(one.name, domain(one)) for one in dimensions],
-            metrics=[api.Metric(board.objective, display_name=f"validation {board.objective}")],
+            hparams=[api.HParam(dimension.name, domain(dimension)) for dimension in dimensions],
+            metrics=[
+                api.Metric(
+                    leaderboard.objective, display_name=f"validation {leaderboard.objective}"
+                )
+            ],
         )
-    for row in board.rows:
+    for row in leaderboard.rows:
         if row.outcome.score is None:
             continue
         with tf.summary.create_file_writer(str(folder / row.trial)).as_default():
             api.hparams(dict(row.values), trial_id=row.trial)
             for step, score in row.outcome.curve:
                 tf.summary.scalar("curve", score, step=step)
-            tf.summary.scalar(board.objective, row.outcome.score, step=row.outcome.epochs)
+            tf.summary.scalar(leaderboard.objective, row.outcome.score, step=row.outcome.epochs)

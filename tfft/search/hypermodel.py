@@ -18,7 +18,7 @@ from tfft.utils.errors import UserError
 
 
 class HyperModel(keras_tuner.HyperModel):
-    """Builds and fits a config's model with values that a KerasTuner tuner chose.
+    """A KerasTuner hypermodel that builds and fits the model of a config.
 
         tuner = keras_tuner.RandomSearch(
             tfft.search.HyperModel("search.yaml"),
@@ -27,93 +27,102 @@ class HyperModel(keras_tuner.HyperModel):
         )
         tuner.search()
 
-    The data are the config's; the objective is `val_` and any figure of the task, computed on the
-    validation split after each epoch. Hyperband's epochs and the tuner's callbacks count. `tfft
-    tune` does more: a process a trial, resumption, fresh seeds. Methods that train in phases
-    (`gradual`, `lp_ft`) are for it alone.
+    The data come from the config. The objective is `val_` and the name of any metric of the task,
+    computed on the validation split after each epoch. Hyperband's epochs and the tuner's callbacks
+    are honoured. `tfft tune` does more: it runs each trial in a separate process, resumes, and
+    reports scores on fresh seeds. It is required for methods that train in phases (`gradual`,
+    `lp_ft`).
 
     Args:
-        config: a YAML file, or its content as nested mappings, with search spaces.
+        config: path of a YAML file with search spaces, or its content as nested mappings.
 
     Raises:
-        UserError: with one line for each mistake.
+        UserError: the config has mistakes; the message has one line for each.
     """
 
     def __init__(self, config: str | Path | Mapping[str, Any]):
         super().__init__(name="tfft", tunable=True)
-        given = isinstance(config, Mapping)
-        self.space = Space(config, "config") if given else Space(read(config), str(config))
+        is_mapping = isinstance(config, Mapping)
+        self.space = Space(config, "config") if is_mapping else Space(read(config), str(config))
         self._built: dict[int, tuple[Any, InputPipeline]] = {}
 
     def build(self, hp: keras_tuner.HyperParameters) -> Model:
-        """The compiled model for the values that `hp` holds; registers the space in it."""
-        values = self.space.ask(hp)
+        """Return the compiled model for the values in `hp`; register the search space in `hp`."""
+        values = self.space.register(hp)
         config = self.space.config(values)
-        result, feed = self._prepared(config)
+        result, pipeline = self._prepare(config)
         model = result.model
-        self._built = {id(model): (result, feed)}  # one at a time stays in memory
+        self._built = {id(model): (result, pipeline)}  # only the newest model stays in memory
         return model
 
     def built(self, model: Model) -> tuple[Any, InputPipeline]:
-        """The run and the rows of the model that was built last.
+        """Return the run and the input pipeline of the model that was built last.
 
         Raises:
-            UserError: another was built since.
+            UserError: `model` is not the model that was built last.
         """
         if id(model) not in self._built:
-            raise UserError("HyperModel: another model was built since; build this one again")
+            raise UserError("HyperModel: another model was built since; build this model again")
         return self._built[id(model)]
 
     def fit(
         self, hp: keras_tuner.HyperParameters, model: Model, *args: Any, **kwargs: Any
     ) -> keras.callbacks.History:
-        """Train on the config's rows; `epochs`, `initial_epoch`, `callbacks` and `verbose` are the
-        tuner's."""
-        result, feed = self.built(model)
-        plan = feed.plan
+        """Train on the rows of the config and return the history.
+
+        The tuner sets `epochs`, `initial_epoch`, `callbacks` and `verbose`.
+
+        Raises:
+            UserError: data are passed, or another model was built since.
+        """
+        result, pipeline = self.built(model)
+        plan = pipeline.plan
         if args or {"x", "y", "validation_data"} & set(kwargs):
-            raise UserError("HyperModel: the data are those of the config; give search() none")
-        first = kwargs.pop("initial_epoch", 0)
-        epochs = min(kwargs.pop("epochs", None) or feed.train.epochs, feed.train.epochs)
-        kwargs.pop("shuffle", None)
-        figures = _Figures(result, feed)
+            raise UserError("HyperModel: the data come from the config; call search() without data")
+        initial_epoch = kwargs.pop("initial_epoch", 0)
+        epochs = min(kwargs.pop("epochs", None) or pipeline.train.epochs, pipeline.train.epochs)
+        kwargs.pop("shuffle", None)  # the input pipeline shuffles
+        validation_metrics = _ValidationMetrics(result, pipeline)
         history: keras.callbacks.History = model.fit(
-            feed.dataset(first * plan.per_epoch),
+            pipeline.dataset(initial_epoch * plan.per_epoch),
             steps_per_epoch=plan.per_epoch,
-            initial_epoch=first,
+            initial_epoch=initial_epoch,
             epochs=epochs,
             shuffle=False,
-            callbacks=[figures, *kwargs.pop("callbacks", [])],
+            callbacks=[validation_metrics, *kwargs.pop("callbacks", [])],
             **kwargs,
         )
         return history
 
-    def _prepared(self, config: Config) -> tuple[Any, InputPipeline]:
+    def _prepare(self, config: Config) -> tuple[Any, InputPipeline]:
         strategy = strategies.setup(
             config.distribute, config.train.seed, config.train.deterministic
         )
         with strategy.scope():
-            result, data, plan, course = setup.prepare(config, Path("runs"))
-        if len(course.phases) > 1:
+            result, data, plan, schedule = setup.prepare(config, Path("runs"))
+        if len(schedule.phases) > 1:
             raise UserError(
-                f"HyperModel: method {config.method.name} trains in phases, which Keras' fit does "
-                "not; use tfft tune"
+                f"HyperModel: method {config.method.name} trains in phases, which keras.Model.fit "
+                "does not support; use tfft tune"
             )
         if data.validation is None:
             raise UserError("HyperModel: data.validation: a search needs a validation split")
-        masks.set_trainable(result.model, course.mask)
+        masks.set_trainable(result.model, schedule.mask)
         return result, InputPipeline(result, data, plan)
 
 
-class _Figures(keras.callbacks.Callback):
-    """Puts the task's figures of the validation split into the logs; must stand first."""
+class _ValidationMetrics(keras.callbacks.Callback):
+    """Adds the metrics of the validation split to the logs of each epoch.
 
-    def __init__(self, result: Any, feed: InputPipeline):
+    Must be the first callback: later ones, such as the tuner's, read the metrics from the logs.
+    """
+
+    def __init__(self, result: Any, pipeline: InputPipeline):
         super().__init__()
-        self._result, self._feed = result, feed
+        self._result, self._pipeline = result, pipeline
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        """See the class."""
+        """Evaluate the validation split with the averaged weights and extend `logs`."""
         with optimizers.averaged(self._result.model):
-            found = best_checkpoint.validation_metrics(self._result, self._feed)
-        logs.update({f"val_{name}": float(np.asarray(value)) for name, value in found.items()})
+            metrics = best_checkpoint.validation_metrics(self._result, self._pipeline)
+        logs.update({f"val_{name}": float(np.asarray(value)) for name, value in metrics.items()})

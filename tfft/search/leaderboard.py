@@ -1,4 +1,4 @@
-"""The leaderboard of a search: what was tried, what was best, what that is worth on fresh seeds."""
+"""The leaderboard of a search: its trials, the best one, and its score on fresh seeds."""
 
 import csv
 import io
@@ -14,17 +14,17 @@ from tfft.search.trials import Outcome, interval
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 
-SHOWN = 10  # trials in the table that is printed
+NUM_PRINTED = 10  # trials in the printed table
 
 
 @dataclass(frozen=True)
 class Row:
-    """A trial, with all parts in which it was trained.
+    """A trial, with all runs that continue it merged.
 
     Attributes:
-        trial: its name, and its folder's.
-        values: of the space.
-        outcome: of the part that came furthest; `seconds` is of all.
+        trial: name of the trial and of its folder.
+        values: values of the search space by name.
+        outcome: outcome of the run that trained longest; `seconds` is the total over all runs.
     """
 
     trial: str
@@ -34,20 +34,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Final:
-    """A config trained again on fresh seeds."""
+    """A config that is trained again on fresh seeds."""
 
     name: str
     values: Mapping[str, Any]
     runs: Sequence[Outcome]
 
-    def scores(self, figure: str) -> list[float]:
-        """Of the runs that came to an end."""
-        return [run.metrics[figure] for run in self.runs if figure in run.metrics]
+    def scores(self, metric: str) -> list[float]:
+        """Return the value of `metric` for each run that completed."""
+        return [run.metrics[metric] for run in self.runs if metric in run.metrics]
 
 
 @dataclass
 class Leaderboard:
-    """What a search found so far."""
+    """The results of a search so far."""
 
     space: Space
     objective: str
@@ -57,52 +57,54 @@ class Leaderboard:
     seconds: float = 0.0
     lock: Any = field(default_factory=threading.RLock)
 
-    def take(self, oracle: Any) -> None:
-        """Look at what the oracle knows; the trial that ended last comes last."""
-        found: dict[str, Row] = {}
+    def update(self, oracle: Any) -> None:
+        """Read the ended trials from the oracle; the trial that ended last comes last."""
+        rows: dict[str, Row] = {}
         for name in oracle.end_order:
             trial, notes = oracle.trials[name], oracle.notes[name]
-            root = oracles.root(oracle, trial)
-            before = found.pop(root, None)
+            root_id = oracles.root_trial(oracle, trial)
+            previous = rows.pop(root_id, None)
             outcome = Outcome(**notes)
-            if before is not None:
-                outcome.seconds += before.outcome.seconds if before.trial != name else 0.0
-                if outcome.status == "FAILED":  # what it reached before counts
-                    before.outcome.reason, outcome = outcome.reason, before.outcome
-            values = trial.hyperparameters.values
-            own = {d.name: values[d.name] for d in self.space.dimensions if d.name in values}
-            found[root] = Row(root, own, outcome)
-        self.rows = list(found.values())
+            if previous is not None:
+                outcome.seconds += previous.outcome.seconds if previous.trial != name else 0.0
+                if outcome.status == "FAILED":  # the last score before the failure counts
+                    previous.outcome.reason, outcome = outcome.reason, previous.outcome
+            all_values = trial.hyperparameters.values
+            values = {
+                d.name: all_values[d.name] for d in self.space.dimensions if d.name in all_values
+            }
+            rows[root_id] = Row(root_id, values, outcome)
+        self.rows = list(rows.values())
         self.seconds = oracle.elapsed
 
     @property
     def ranked(self) -> list[Row]:
-        """The best first: those that were trained whole, then the others; failed ones last."""
+        """Rows from best to worst: fully trained trials, partly trained ones, failed ones."""
         sign = -1 if self.direction == "max" else 1
-        whole = max((row.outcome.epochs for row in self.rows), default=0)
+        full_epochs = max((row.outcome.epochs for row in self.rows), default=0)
         if any(d.name == "train.epochs" for d in self.space.dimensions):
-            whole = 0
+            full_epochs = 0  # epochs differ on purpose: no trial counts as partly trained
 
         def key(row: Row) -> tuple[bool, bool, float]:
-            one = row.outcome
-            score = one.score if one.score is not None else 0.0
-            return one.status == "FAILED", one.epochs < whole, sign * score
+            outcome = row.outcome
+            score = outcome.score if outcome.score is not None else 0.0
+            return outcome.status == "FAILED", outcome.epochs < full_epochs, sign * score
 
         return sorted(self.rows, key=key)
 
     def best(self) -> Row:
-        """The best trial."""
+        """Return the row of the best trial."""
         return self.ranked[0]
 
-    def kept(self, count: int) -> list[str]:
-        """The names of the best trials."""
+    def best_names(self, count: int) -> list[str]:
+        """Return the names of the best `count` trials."""
         return [row.trial for row in self.ranked if row.outcome.status != "FAILED"][:count]
 
-    def check_some(self) -> None:
-        """At least one trial came to an end.
+    def require_success(self) -> None:
+        """Check that at least one trial completed.
 
         Raises:
-            UserError: none did, and why.
+            UserError: no trial completed; the message lists the reasons.
         """
         if any(row.outcome.status != "FAILED" for row in self.rows):
             return
@@ -111,40 +113,42 @@ class Leaderboard:
         reasons: dict[str, list[str]] = {}
         for row in self.rows:
             reasons.setdefault(row.outcome.reason or "unknown", []).append(row.trial)
-        lines = [f"tune: trial {', '.join(names)}: {why}" for why, names in reasons.items()]
+        lines = [f"tune: trial {', '.join(names)}: {reason}" for reason, names in reasons.items()]
         raise UserError("\n".join([f"tune: all {len(self.rows)} trials failed", *lines]))
 
-    def line(self) -> str:
-        """The trial that ended last, and the best so far."""
+    def progress_line(self) -> str:
+        """Return a log line with the trial that ended last and the best one so far."""
         row = self.rows[-1]
-        ended = (
+        result = (
             f"trial {row.trial} ({len(self.rows)} so far): {_result(row.outcome, self.objective)}"
         )
-        values = ", ".join(f"{name}={_shown(v)}" for name, v in row.values.items())
+        values = ", ".join(f"{name}={_format_value(v)}" for name, v in row.values.items())
         best = self.best()
         if best.outcome.score is None:
-            return f"{ended}; {values}"
-        return f"{ended}; {values}; best {best.outcome.score:.4f} of trial {best.trial}"
+            return f"{result}; {values}"
+        return f"{result}; {values}; best {best.outcome.score:.4f} of trial {best.trial}"
 
-    def text(self) -> str:
-        """The table that is printed at the end."""
-        lines = self._table(self.ranked[:SHOWN])
-        left = len(self.rows) - SHOWN
-        if left > 0:
-            lines.append(f"and {left} more in leaderboard.csv")
-        return "\n".join([*lines, "", *self.told_of_best()])
+    def to_text(self) -> str:
+        """Return the table that is printed at the end of the search."""
+        lines = self._table(self.ranked[:NUM_PRINTED])
+        num_hidden = len(self.rows) - NUM_PRINTED
+        if num_hidden > 0:
+            lines.append(f"and {num_hidden} more in leaderboard.csv")
+        return "\n".join([*lines, "", *self.describe_best()])
 
     def _table(self, rows: Sequence[Row]) -> list[str]:
         names = list(dict.fromkeys(d.name for d in self.space.dimensions))
-        head = ["trial", self.objective, "95%", "epochs", "seconds", *names]
-        cells = [head]
+        header = ["trial", self.objective, "95%", "epochs", "seconds", *names]
+        cells = [header]
         for row in rows:
-            one = row.outcome
-            score = "failed" if one.status == "FAILED" else f"{one.score:.4f}"
-            bounds = f"[{one.low:.4f}, {one.high:.4f}]" if one.low is not None else ""
-            values = [_shown(row.values.get(name, "")) for name in names]
-            cells.append([row.trial, score, bounds, str(one.epochs), f"{one.seconds:.0f}", *values])
-        widths = [max(len(line[at]) for line in cells) for at in range(len(head))]
+            outcome = row.outcome
+            score = "failed" if outcome.status == "FAILED" else f"{outcome.score:.4f}"
+            bounds = f"[{outcome.low:.4f}, {outcome.high:.4f}]" if outcome.low is not None else ""
+            values = [_format_value(row.values.get(name, "")) for name in names]
+            cells.append(
+                [row.trial, score, bounds, str(outcome.epochs), f"{outcome.seconds:.0f}", *values]
+            )
+        widths = [max(len(line[column]) for line in cells) for column in range(len(header))]
         lines = [
             "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
             for line in cells
@@ -152,58 +156,73 @@ class Leaderboard:
         failed = [row for row in rows if row.outcome.status == "FAILED"]
         return lines + [f"trial {row.trial} failed: {row.outcome.reason}" for row in failed]
 
-    def told_of_best(self) -> list[str]:
-        """What the best is worth: of many trials the best one's own figure is too good."""
+    def describe_best(self) -> list[str]:
+        """Describe the best trial and its scores on fresh seeds, as lines.
+
+        The best score of many trials is biased upwards; the scores on fresh seeds are not.
+        """
         best = self.best()
         score = best.outcome.score or 0.0
         lines = [
             f"best of {len(self.rows)} trials: trial {best.trial}, validation {self.objective} "
             f"{score:.4f} (the best of many is partly luck)"
         ]
-        for figure in self.figures():
+        for metric in self.final_metrics():
             for final in self.finals:
-                values = final.scores(figure)
+                values = final.scores(metric)
                 if values:
                     name = "the best" if final.name == "best" else "the advisor's choice"
-                    lines.append(f"{figure}: {name} on {len(values)} fresh seeds {_mean(values)}")
-            if (gain := self.gain(figure)) is not None:
-                lines.append(f"{figure}: gained over the advisor's choice {_mean(gain)}")
+                    lines.append(f"{metric}: {name} on {len(values)} fresh seeds {_mean(values)}")
+            if (gain := self.gain(metric)) is not None:
+                lines.append(f"{metric}: gained over the advisor's choice {_mean(gain)}")
         if self.finals and len(self.finals) == 1 and self.space.tune.advise:
             lines.append("the advisor's choice was the best: the search gained nothing over it")
         return lines
 
-    def figures(self) -> list[str]:
-        """The figures that are told of the final runs."""
+    def final_metrics(self) -> list[str]:
+        """Return the names of the metrics that are reported for the final runs."""
         names = (f"validation/{self.objective}", f"test/{self.objective}")
         return [n for n in names if any(final.scores(n) for final in self.finals)]
 
-    def gain(self, figure: str) -> list[float] | None:
-        """Seed by seed, how much better the best is than the advisor's choice."""
-        by_name = {final.name: final.scores(figure) for final in self.finals}
+    def gain(self, metric: str) -> list[float] | None:
+        """Return the gain of the best config over the advised one, seed by seed.
+
+        Positive values mean that the best config is better. None where either has no complete set
+        of runs.
+        """
+        by_name = {final.name: final.scores(metric) for final in self.finals}
         if set(by_name) != {"best", "advised"} or len(set(map(len, by_name.values()))) != 1:
             return None
         sign = 1 if self.direction == "max" else -1
         return [sign * (a - b) for a, b in zip(by_name["best"], by_name["advised"], strict=True)]
 
     def write(self, workdir: Path) -> None:
-        """`leaderboard.csv`: every trial."""
+        """Write `leaderboard.csv`, with a line for each trial."""
         names = list(dict.fromkeys(d.name for d in self.space.dimensions))
         buffer = io.StringIO()
         writer = csv.writer(buffer)
-        head = ["rank", "trial", "status", self.objective, "low", "high", "epochs", "seconds"]
-        writer.writerow([*head, *names, "reason"])
+        header = ["rank", "trial", "status", self.objective, "low", "high", "epochs", "seconds"]
+        writer.writerow([*header, *names, "reason"])
         for rank, row in enumerate(self.ranked, 1):
-            one = row.outcome
-            cells = [rank, row.trial, one.status, one.score, one.low, one.high, one.epochs]
+            outcome = row.outcome
+            cells = [
+                rank,
+                row.trial,
+                outcome.status,
+                outcome.score,
+                outcome.low,
+                outcome.high,
+                outcome.epochs,
+            ]
             values = [row.values.get(name) for name in names]
-            writer.writerow([*cells, round(one.seconds, 1), *values, one.reason])
+            writer.writerow([*cells, round(outcome.seconds, 1), *values, outcome.reason])
         write_atomic(workdir / "leaderboard.csv", buffer.getvalue())
 
 
-def _result(one: Outcome, objective: str) -> str:
-    if one.status == "FAILED":
-        return f"failed: {one.reason}"
-    return f"{objective} {one.score:.4f} at {one.epochs} epochs, {one.seconds:.0f} s"
+def _result(outcome: Outcome, objective: str) -> str:
+    if outcome.status == "FAILED":
+        return f"failed: {outcome.reason}"
+    return f"{objective} {outcome.score:.4f} at {outcome.epochs} epochs, {outcome.seconds:.0f} s"
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -211,5 +230,5 @@ def _mean(values: Sequence[float]) -> str:
     return f"{mean:.4f}" if low is None else f"{mean:.4f} [{low:.4f}, {high:.4f}]"
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,9 @@
-"""The road of a search: the advisor's choice first, what the oracle says after it, the best again.
+"""The pipeline of a search: advised values first, then the oracle's trials, then the best again.
 
 WORKDIR/
-  search.yaml, journal.jsonl     what is searched, what happened
+  search.yaml, journal.jsonl     config and events of the search
   trials/0003/seed_0/            a run directory each (`tfft train`), with its log beside it
-  final/0003/seed_1000/          the best again on fresh seeds, with the test split
+  final/0003/seed_1000/          the best config on fresh seeds, with the test split
   best.yaml, leaderboard.csv, report.html
 """
 
@@ -30,100 +30,111 @@ from tfft.search.fork_server import ForkServer
 from tfft.search.leaderboard import Final, Leaderboard
 from tfft.search.oracles import EPOCHS, Journal
 from tfft.search.space import Space
-from tfft.search.trials import GRACE, LOOK, Outcome, Runner
+from tfft.search.trials import GRACE_SECONDS, POLL_SECONDS, Outcome, Runner
 from tfft.training.best_checkpoint import LOWER_IS_BETTER
 from tfft.utils import console
 from tfft.utils.errors import Interrupted, UserError, nearest
 from tfft.utils.files import open_to_append, write_atomic
 
-FRESH = 1000  # the first seed of the runs after the search
-GROWS = ("trials", "time", "final_seeds", "keep")  # what a search may be given more of
+FIRST_FINAL_SEED = 1000  # first seed of the final runs
+RESUMABLE_KEYS = (
+    "trials",
+    "time",
+    "final_seeds",
+    "keep",
+)  # keys of `tune` that a resumed search may change
 
 
 def search(
     raw: Mapping[str, Any], workdir: Path, parallel: int = 1, where: str = "config"
 ) -> Leaderboard | None:
-    """Search as configured; everything that is found out stands in `workdir`.
+    """Run the search of a config; all results are written to `workdir`.
 
-    The same config in the same directory goes on where it was, or returns what was found; what is
-    in `GROWS` may have changed.
+    The same config in the same directory resumes the search, or returns the results of a finished
+    one. Only the keys of `tune` in `RESUMABLE_KEYS` may change in between.
 
     Args:
         raw: the YAML as nested mappings (`tfft.config.read`), with search spaces in it.
-        parallel: trials at once on this machine; with several GPUs each gets one of its own.
-        where: names the config in errors.
+        workdir: directory of the search.
+        parallel: number of parallel trials on this machine; with several GPUs each trial gets one.
+        where: name of the config in errors.
 
-    Returns None in a worker of a search on several machines (`service`).
+    Returns:
+        The leaderboard, or None in a worker of a search on several machines (`service`).
 
     Raises:
-        UserError: something that the user can mend, or no trial came to an end.
-        Interrupted: a signal asked for it.
+        UserError: the config or the directory is not usable, or no trial completed.
+        Interrupted: a signal asked the search to stop.
     """
     space = Space(raw, where)
     objective, direction = objective_of(space)
     role = service.role()
     if role not in (None, "chief"):
-        with closing(ForkServer()) as nursery:
+        with closing(ForkServer()) as fork_server:
             maximize, seeds = direction == "max", space.tune.seeds
-            help_out(Runner(space, workdir, objective, maximize, seeds, nursery=nursery), role)
+            run_worker(
+                Runner(space, workdir, objective, maximize, seeds, fork_server=fork_server), role
+            )
         return None
-    with alone(workdir), closing(ForkServer()) as nursery:
+    with alone(workdir), closing(ForkServer()) as fork_server:
         open_search(space, raw, workdir)
-        began = time.monotonic()
-        first = first_values(space, workdir, nursery)
-        oracle = oracles.make(
+        start = time.monotonic()
+        advised_values = first_values(space, workdir, fork_server)
+        oracle = oracles.build(
             space.tune,
-            space.hyperparameters(first),
+            space.hyperparameters(advised_values),
             (objective, direction),
             space.plain.train.epochs,
             Journal(workdir / "journal.jsonl"),
-            time.monotonic() - began,
+            time.monotonic() - start,
         )
         runners = [
-            Runner(space, workdir, objective, direction == "max", space.tune.seeds, gpu, nursery)
+            Runner(
+                space, workdir, objective, direction == "max", space.tune.seeds, gpu, fork_server
+            )
             for gpu in devices(parallel)
         ]
-        board = Leaderboard(space, objective, direction)
+        leaderboard = Leaderboard(space, objective, direction)
         if role == "chief":
-            service.serve(oracle, workdir, lambda: _told(oracle, runners[0], board))
+            service.serve(oracle, workdir, lambda: _after_trial(oracle, runners[0], leaderboard))
         else:
-            work(oracle, runners, board)
-        board.check_some()
-        best = board.best()
-        write_best(space, best.values, workdir, board)
-        board.finals = again(runners, board, first)
-        runners[0].prune(set(board.kept(space.tune.keep)))
-        write_best(space, best.values, workdir, board)
-        board.write(workdir)
-        report.write(board, workdir / "report.html")
+            work(oracle, runners, leaderboard)
+        leaderboard.require_success()
+        best = leaderboard.best()
+        write_best(space, best.values, workdir, leaderboard)
+        leaderboard.finals = run_finals(runners, leaderboard, advised_values)
+        runners[0].prune(set(leaderboard.best_names(space.tune.keep)))
+        write_best(space, best.values, workdir, leaderboard)
+        leaderboard.write(workdir)
+        report.write(leaderboard, workdir / "report.html")
         if space.plain.train.tensorboard:
-            hparams.write(board, workdir / "tensorboard")
-    console.log(board.text())
-    return board
+            hparams.write(leaderboard, workdir / "tensorboard")
+    console.log(leaderboard.to_text())
+    return leaderboard
 
 
 def objective_of(space: Space) -> tuple[str, str]:
-    """The figure that is searched for, and whether more or less of it is better.
+    """Return the metric to optimise, and its direction, `max` or `min`.
 
     Raises:
-        UserError: the task has none of that name, or there is no validation split.
+        UserError: the task has no such metric, or there is no validation split.
     """
     config, tune = space.plain, space.tune
     objective = tune.objective or config.train.metric
     if objective not in METRICS[config.task.name]:
         options = METRICS[config.task.name]
         raise UserError(
-            f"{space.where}: tune.objective: {config.task.name} has {', '.join(options)}; received "
-            f"{objective!r}{nearest(objective, options)}"
+            f"{space.where}: tune.objective: must be one of {', '.join(options)} for "
+            f"{config.task.name}. Received: {objective!r}{nearest(objective, options)}"
         )
     if config.data.validation is None:
         raise UserError(f"{space.where}: data.validation: a search needs a validation split")
-    own = "min" if objective in LOWER_IS_BETTER else "max"
-    return objective, tune.direction or own
+    default = "min" if objective in LOWER_IS_BETTER else "max"
+    return objective, tune.direction or default
 
 
 def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
-    """Write what is searched, or check that it is the same.
+    """Write the config of the search, or check that it has not changed.
 
     Raises:
         UserError: the folder holds another search, or one whose files were changed.
@@ -131,140 +142,153 @@ def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:
     path = workdir / "search.yaml"
     text = yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False, allow_unicode=True)
     if path.is_file() and (workdir / "journal.jsonl").is_file():
-        if _settled(read(path)) != _settled(loads(text, "config")):
+        if _fixed_part(read(path)) != _fixed_part(loads(text, "config")):
             raise UserError(
-                f"{workdir}: holds a search of another config (only tune.{', tune.'.join(GROWS)} "
-                "may change); choose another --workdir"
+                f"{workdir}: holds a search of another config (only "
+                f"tune.{', tune.'.join(RESUMABLE_KEYS)} may change); choose another --workdir"
             )
         write_atomic(path, text)
         return
-    if path.is_file():  # a mistake ended it before the first trial: nothing is lost
+    if path.is_file():  # stopped by an error before the first trial: start afresh
         for name in ("advised.yaml", "advised.given.yaml"):
             (workdir / name).unlink(missing_ok=True)
     write_atomic(path, text)
 
 
-def _settled(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """A search without what may change while it goes on."""
+def _fixed_part(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of a search without the keys that may change between its runs."""
     tune = raw.get("tune") or {}
-    return {**raw, "tune": {k: v for k, v in tune.items() if k not in GROWS}}
+    return {**raw, "tune": {k: v for k, v in tune.items() if k not in RESUMABLE_KEYS}}
 
 
-def first_values(space: Space, workdir: Path, nursery: ForkServer) -> dict[str, Any]:
-    """What the first trial takes: the advisor's choice, as far as the space has it."""
+def first_values(space: Space, workdir: Path, fork_server: ForkServer) -> dict[str, Any]:
+    """Return the values of the first trial: the advisor's choice, clamped to the search space."""
     if not space.tune.advise:
         return space.defaults
     path = workdir / "advised.yaml"
     if not path.is_file():
         raw = space.without()
         raw["method"] = {"name": "auto"}
-        asked = workdir / "advised.given.yaml"
-        write_atomic(asked, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
-        console.log("first trial: what method: auto takes (looking at the data and the backbone)")
-        if reason := _advice(asked, path, nursery):
-            raise UserError(f"{space.where}: {reason}")
+        request = workdir / "advised.given.yaml"
+        write_atomic(request, yaml.safe_dump(json.loads(json.dumps(raw)), sort_keys=False))
+        console.log(
+            "first trial: the choice of method: auto (inspecting the data and the backbone)"
+        )
+        if error := _advice(request, path, fork_server):
+            raise UserError(f"{space.where}: {error}")
     advised = load(path)
     if all(d.path[0] != "method" for d in space.dimensions):
-        settled = space.plain.method.name
-        if settled != advised.method.name:  # rates of one method say nothing of another's
-            console.log(f"method: auto would take {advised.method.name}, not {settled}: no advice")
+        method = space.plain.method.name
+        if method != advised.method.name:  # learning rates do not carry over between methods
+            console.log(
+                f"method: auto chooses {advised.method.name}, not {method}: its advice is not used"
+            )
             return space.defaults
     return space.values_of(advised)
 
 
-def _advice(given: Path, output: Path, nursery: ForkServer) -> str:
+def _advice(request: Path, output: Path, fork_server: ForkServer) -> str:
+    """Resolve `method: auto` in a separate process and write `output`; return the error, or ""."""
     temporary = output.with_name(f".{output.name}")
-    job = {"verb": "advise", "config": str(given), "output": str(temporary)}
+    job = {"verb": "advise", "config": str(request), "output": str(temporary)}
     with tempfile.TemporaryDirectory() as folder:
-        record = Path(folder) / "advice.log"
-        record.touch()  # where the fork server is lost, nothing writes it
-        code = nursery.start(job, record, {}).wait()
-        written = record.read_text(encoding="utf-8", errors="replace")
+        log = Path(folder) / "advice.log"
+        log.touch()  # must exist even if the fork server is lost before it writes the log
+        code = fork_server.start(job, log, {}).wait()
+        log_text = log.read_text(encoding="utf-8", errors="replace")
     if code:
-        reasons = [line for line in written.splitlines() if line.startswith("tfft: ")]
-        if reasons:
-            return reasons[-1].removeprefix("tfft: ")
-        return written[-300:].strip() or f"the advice ended with exit code {code}"
+        errors = [line for line in log_text.splitlines() if line.startswith("tfft: ")]
+        if errors:
+            return errors[-1].removeprefix("tfft: ")
+        return log_text[-300:].strip() or f"the advisor ended with exit code {code}"
     os.replace(temporary, output)
     return ""
 
 
-def help_out(runner: Runner, name: str) -> None:
-    """Be a worker: take trials from the chief until it has no more.
+def run_worker(runner: Runner, name: str) -> None:
+    """Take trials from the chief, as a worker, until it has no more.
 
     Raises:
-        Interrupted: a signal asked for it; the chief gives the trial again.
+        Interrupted: a signal asked the worker to stop; the chief gives the trial to another worker.
     """
     console.log(f"{name}: taking trials from the chief")
-    ended, failures = threading.Event(), list[BaseException]()
+    stop, failures = threading.Event(), list[BaseException]()
     client = service.Client(runner.workdir)
 
-    def take() -> None:
+    def take_all() -> None:
         try:
-            take_trials(client, runner, name, ended.is_set)
+            take_trials(client, runner, name, stop.is_set)
         except BaseException as error:  # handed to the main thread
             failures.append(error)
 
-    thread = threading.Thread(target=take, name=name, daemon=True)
+    thread = threading.Thread(target=take_all, name=name, daemon=True)
     thread.start()
     try:
         while thread.is_alive():
             thread.join(0.2)
     except KeyboardInterrupt:
-        ended.set()
-        thread.join(GRACE + 1)
-        raise Interrupted(f"{name}: interrupted; the same command goes on") from None
+        stop.set()
+        thread.join(GRACE_SECONDS + 1)
+        raise Interrupted(f"{name}: interrupted; run the same command to resume") from None
     if failures:
         raise failures[0]
-    console.log(f"{name}: there are no more trials")
+    console.log(f"{name}: no trials are left")
 
 
-def work(oracle: Any, runners: Sequence[Runner], board: Leaderboard) -> None:
-    """Let every runner take trials until there are no more.
+def work(oracle: Any, runners: Sequence[Runner], leaderboard: Leaderboard) -> None:
+    """Let all runners take trials until none is left.
 
     Raises:
-        Interrupted: a signal asked for it; what ran is saved and goes on next time.
+        Interrupted: a signal asked the search to stop; running trials are saved and resume later.
     """
-    board.take(oracle)
+    leaderboard.update(oracle)
 
-    def one(runner: Runner, tuner: str, ended: Callable[[], bool]) -> None:
-        take_trials(oracle, runner, tuner, ended, lambda: _told(oracle, runner, board))
+    def take(runner: Runner, name: str, should_stop: Callable[[], bool]) -> None:
+        take_trials(
+            oracle, runner, name, should_stop, lambda: _after_trial(oracle, runner, leaderboard)
+        )
 
     try:
-        at_once(runners, one)
+        run_parallel(runners, take)
     except KeyboardInterrupt:
         raise Interrupted(
-            f"interrupted after {len(board.rows)} trials; what ran is saved, and the same command "
-            "goes on"
+            f"interrupted after {len(leaderboard.rows)} trials; running trials are saved; "
+            "run the same command to resume"
         ) from None
 
 
-def at_once(
-    runners: Sequence[Runner], one: Callable[[Runner, str, Callable[[], bool]], None]
+def run_parallel(
+    runners: Sequence[Runner], function: Callable[[Runner, str, Callable[[], bool]], None]
 ) -> None:
-    """Call `one` with each runner, a thread each, under a name and with what says whether to stop;
-    the first error of one of them, or a signal, stops all."""
-    ended, failures = threading.Event(), list[BaseException]()
+    """Call `function` for each runner in a separate thread.
+
+    The first error of a call, or a signal, stops all of them.
+
+    Args:
+        runners: runners, one for each thread.
+        function: (runner, name of the thread, function that returns whether to stop) -> None.
+    """
+    stop, failures = threading.Event(), list[BaseException]()
 
     def call(runner: Runner, name: str) -> None:
         try:
-            one(runner, name, ended.is_set)
+            function(runner, name, stop.is_set)
         except BaseException as error:  # handed to the main thread
             failures.append(error)
-            ended.set()
+            stop.set()
 
     threads = [
-        threading.Thread(target=call, args=(runner, f"worker{at}"), name=f"worker{at}")
-        for at, runner in enumerate(runners)
+        threading.Thread(target=call, args=(runner, f"worker{index}"), name=f"worker{index}")
+        for index, runner in enumerate(runners)
     ]
     for thread in threads:
         thread.start()
     try:
         for thread in threads:
             while thread.is_alive():
-                thread.join(LOOK)
+                thread.join(POLL_SECONDS)
     except KeyboardInterrupt:
-        ended.set()
+        stop.set()
         for thread in threads:
             thread.join()
         raise
@@ -276,11 +300,19 @@ def take_trials(
     oracle: Any,
     runner: Runner,
     tuner: str,
-    ended: Callable[[], bool],
-    told: Callable[[], None] = lambda: None,
+    should_stop: Callable[[], bool],
+    on_trial_end: Callable[[], None] = lambda: None,
 ) -> None:
-    """Run what the oracle gives until it has no more, or `ended`."""
-    while not ended():
+    """Run trials of the oracle until it has no more or `should_stop` returns True.
+
+    Args:
+        oracle: oracle of the search, or a client of the chief's.
+        runner: runner of the trials.
+        tuner: name of this worker.
+        should_stop: returns whether to stop.
+        on_trial_end: called after each trial.
+    """
+    while not should_stop():
         trial = oracle.create_trial(tuner)
         if trial.status == TrialStatus.STOPPED:
             return
@@ -289,99 +321,115 @@ def take_trials(
             continue
         values = {k: v for k, v in trial.hyperparameters.values.items() if "tuner/" not in k}
         epochs = int(trial.hyperparameters.values[EPOCHS])
-        name = oracles.root(oracle, trial)
+        name = oracles.root_trial(oracle, trial)
         with oracle.running(trial.trial_id):
-            outcome = runner.trial(name, values, epochs, lambda: ended() or bool(oracle.over))
-        if ended():
-            return  # it goes on next time
-        _end(oracle, trial, outcome)
-        told()
+            outcome = runner.run_trial(
+                name, values, epochs, lambda: should_stop() or bool(oracle.out_of_time)
+            )
+        if should_stop():
+            return  # interrupted: the trial resumes with the next start
+        _end_trial(oracle, trial, outcome)
+        on_trial_end()
 
 
-def _end(oracle: Any, trial: Trial, outcome: Outcome) -> None:
+def _end_trial(oracle: Any, trial: Trial, outcome: Outcome) -> None:
     copy = Trial.from_state(trial.get_state())
-    copy.status, copy.message = outcome.status, outcome.text()
+    copy.status, copy.message = outcome.status, outcome.to_json()
     oracle.end_trial(copy)
 
 
-def _told(oracle: Any, runner: Runner, board: Leaderboard) -> None:
-    """A line for the trial that ended; losers leave the disk."""
-    with board.lock:
-        board.take(oracle)
-        console.log(board.line())
-        needed = {oracles.root(oracle, oracle.trials[name]) for name in oracle.needed()}
-        runner.prune(needed | set(board.kept(board.space.tune.keep)))
+def _after_trial(oracle: Any, runner: Runner, leaderboard: Leaderboard) -> None:
+    """Log the trial that ended last and delete the weights that are no longer needed."""
+    with leaderboard.lock:
+        leaderboard.update(oracle)
+        console.log(leaderboard.progress_line())
+        needed_runs = {
+            oracles.root_trial(oracle, oracle.trials[name]) for name in oracle.needed_trials()
+        }
+        runner.prune(needed_runs | set(leaderboard.best_names(leaderboard.space.tune.keep)))
 
 
-def again(runners: Sequence[Runner], board: Leaderboard, first: Mapping[str, Any]) -> list[Final]:
-    """The best, and the advisor's choice beside it, on fresh seeds with the test split.
+def run_finals(
+    runners: Sequence[Runner], leaderboard: Leaderboard, advised_values: Mapping[str, Any]
+) -> list[Final]:
+    """Train the best config, and the advised one if it differs, on fresh seeds with the test split.
+
+    Args:
+        runners: runners to train with, in parallel.
+        leaderboard: leaderboard with at least one completed trial.
+        advised_values: values of the first trial.
 
     Raises:
-        Interrupted: a signal asked for it; what ran is saved and goes on next time.
+        Interrupted: a signal asked the search to stop; running trials are saved and resume later.
     """
-    best, count = board.best(), board.space.tune.final_seeds
+    best, count = leaderboard.best(), leaderboard.space.tune.final_seeds
     if not count:
         return []
     finals = [Final("best", best.values, [])]
     folders = {"best": best.trial}
-    if board.space.tune.advise and best.values != dict(first):
-        finals.append(Final("advised", dict(first), []))
-        folders["advised"] = next((r.trial for r in board.rows if r.values == first), "advised")
-    seeds = range(FRESH, FRESH + count)
-    left = deque((final, seed) for final in finals for seed in seeds)
-    found: dict[tuple[str, int], Outcome] = {}
+    if leaderboard.space.tune.advise and best.values != dict(advised_values):
+        finals.append(Final("advised", dict(advised_values), []))
+        folders["advised"] = next(
+            (r.trial for r in leaderboard.rows if r.values == advised_values), "advised"
+        )
+    seeds = range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + count)
+    pending = deque((final, seed) for final in finals for seed in seeds)
+    outcomes: dict[tuple[str, int], Outcome] = {}
 
-    def one(runner: Runner, name: str, ended: Callable[[], bool]) -> None:
-        while not ended():
+    def run_pending(runner: Runner, name: str, should_stop: Callable[[], bool]) -> None:
+        while not should_stop():
             try:
-                final, seed = left.popleft()
+                final, seed = pending.popleft()
             except IndexError:
                 return
-            at = f"{final.name}: fresh seed {seed} ({seed - FRESH + 1} of {count})"
-            console.log(f"{at}: training")
-            config = runner.config(board.space.config(final.values), seed, test=True)
+            description = (
+                f"{final.name}: fresh seed {seed} ({seed - FIRST_FINAL_SEED + 1} of {count})"
+            )
+            console.log(f"{description}: training")
+            config = runner.config(leaderboard.space.config(final.values), seed, test=True)
             folder = runner.workdir / "final" / folders[final.name] / f"seed_{seed}"
-            outcome = runner.run(config, folder, config.train.epochs, ended)
+            outcome = runner.run(config, folder, config.train.epochs, should_stop)
             if outcome.status == "FAILED":
-                console.log(f"{at}: failed: {outcome.reason}")
-            found[final.name, seed] = outcome
+                console.log(f"{description}: failed: {outcome.reason}")
+            outcomes[final.name, seed] = outcome
 
     try:
-        at_once(runners, one)
+        run_parallel(runners, run_pending)
     except KeyboardInterrupt:
         raise Interrupted(
-            "interrupted in the runs on fresh seeds; what ran is saved, and the same command goes "
-            "on"
+            "interrupted in the runs on fresh seeds; they are saved; run the same command to resume"
         ) from None
-    return [replace(final, runs=[found[final.name, seed] for seed in seeds]) for final in finals]
+    return [replace(final, runs=[outcomes[final.name, seed] for seed in seeds]) for final in finals]
 
 
-def write_best(space: Space, values: Mapping[str, Any], workdir: Path, board: Leaderboard) -> None:
-    """`best.yaml`, a plain config that `tfft train` runs, with what it reached above it."""
-    lines = [f"# {line}".rstrip() for line in board.told_of_best()]
+def write_best(
+    space: Space, values: Mapping[str, Any], workdir: Path, leaderboard: Leaderboard
+) -> None:
+    """Write `best.yaml`, a config for `tfft train`, with its results in a comment at the top."""
+    lines = [f"# {line}".rstrip() for line in leaderboard.describe_best()]
     write_atomic(workdir / "best.yaml", "\n".join(lines) + "\n" + dump(space.config(values)))
 
 
 def devices(parallel: int) -> list[dict[str, str]]:
-    """The environment of each of so many trials at once: its GPU, where there are several."""
+    """Return the environment of each of `parallel` trials: its GPU, where there are several."""
     if parallel == 1:
         return [{}]
     import tensorflow as tf
 
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     count = len(tf.config.list_physical_devices("GPU"))
-    names = visible.split(",") if visible and count else [str(at) for at in range(count)]
+    names = visible.split(",") if visible and count else [str(index) for index in range(count)]
     if count < 2:
         return [{} for _ in range(parallel)]
-    return [{"CUDA_VISIBLE_DEVICES": names[at % count]} for at in range(parallel)]
+    return [{"CUDA_VISIBLE_DEVICES": names[index % count]} for index in range(parallel)]
 
 
 @contextmanager
 def alone(workdir: Path) -> Iterator[None]:
-    """Hold a search directory.
+    """Hold the lock of a search directory.
 
     Raises:
-        UserError: another process does, it holds something that is no search, or it cannot be
+        UserError: another process holds it, it holds something that is no search, or it cannot be
             written.
     """
     try:

@@ -1,4 +1,4 @@
-"""One trial: its runs as processes, what came of them, what of it stays on the disk."""
+"""One trial: its runs as processes, their outcome, and the files of it that stay on disk."""
 
 import json
 import math
@@ -20,26 +20,37 @@ from tfft.search.space import Space
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 
-AGAIN = 2  # times that a run goes on after a signal ended it without a step forward
-GRACE = 30.0  # seconds between asking a run to stop and ending it
-LOOK = 0.2  # seconds between two looks at a process
-OF_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t, 1 to 9 d.f.
+MAX_DEATHS = 2  # deaths by a signal without progress between them, after which a run has failed
+GRACE_SECONDS = 30.0  # seconds between asking a run to stop and killing it
+POLL_SECONDS = 0.2  # seconds between two polls of a process
+T_95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+)  # 97.5 % quantile of Student's t, 1 to 9 d.f.
 
 
 @dataclass
 class Outcome:
-    """What came of a trial or a run.
+    """The result of a trial or a run.
 
     Attributes:
-        status: COMPLETED, also where it was paused on its way; or FAILED.
-        score: the objective, the mean over the seeds.
-        low, high: its 95 % interval: over the seeds, or of one run over the validation rows.
-        epochs: trained so far.
-        seconds: that this part took.
-        reason: of a failure, one line.
+        status: COMPLETED, also for a trial that is paused; or FAILED.
+        score: objective, averaged over the seeds.
+        low, high: 95 % interval of the score: over the seeds, or, of a single run, over the
+            validation rows.
+        epochs: epochs trained so far.
+        seconds: duration of this part of the trial.
+        reason: reason of a failure, in one line.
         curve: step and score of each validation of the first seed.
-        metrics: of the splits that were evaluated, by name.
-        cut: whether the time of the search ended it; with more time it goes on.
+        metrics: metrics of the evaluated splits by name.
+        cut: whether the time limit of the search stopped the trial; with more time it resumes.
     """
 
     status: str
@@ -53,23 +64,23 @@ class Outcome:
     metrics: dict[str, float] = field(default_factory=dict)
     cut: bool = False
 
-    def text(self) -> str:
-        """As JSON; `Outcome(**json.loads(text))` reads it back."""
+    def to_json(self) -> str:
+        """Return the outcome as JSON; `Outcome(**json.loads(text))` restores it."""
         return json.dumps(asdict(self))
 
 
 @dataclass(frozen=True)
 class Runner:
-    """Runs trials below a folder.
+    """Runs trials below a directory.
 
     Attributes:
-        space: what their values mean.
-        workdir: of the search.
-        objective: a figure of the validation split.
-        maximize: whether more of it is better.
-        seeds: runs a trial.
-        environment: of the processes, e.g. the GPU that they may use.
-        nursery: where they come from; runners may share one.
+        space: search space that turns values into configs.
+        workdir: directory of the search.
+        objective: name of a metric of the validation split.
+        maximize: whether a higher objective is better.
+        seeds: number of runs per trial, each with another seed.
+        environment: environment variables of the runs, such as the GPU that they may use.
+        fork_server: server that starts the runs; runners may share it.
     """
 
     space: Space
@@ -78,48 +89,54 @@ class Runner:
     maximize: bool
     seeds: int
     environment: Mapping[str, str] = field(default_factory=dict)
-    nursery: ForkServer = field(default_factory=ForkServer)
+    fork_server: ForkServer = field(default_factory=ForkServer)
 
-    def folder(self, trial: str) -> Path:
-        """Of the trial that began a run."""
+    def trial_folder(self, trial: str) -> Path:
+        """Return the directory of a trial."""
         return self.workdir / "trials" / trial
 
-    def trial(
-        self, name: str, values: Mapping[str, Any], epochs: int, stopped: Callable[[], bool]
+    def run_trial(
+        self, name: str, values: Mapping[str, Any], epochs: int, should_stop: Callable[[], bool]
     ) -> Outcome:
-        """Train all seeds of a trial up to `epochs`; what is trained already is not trained again.
+        """Train all seeds of a trial up to `epochs`; finished training is not repeated.
 
         Args:
-            name: of the trial whose runs these are.
-            values: of the space.
-            stopped: asked again and again; once it says so the runs stop and are saved.
+            name: id of the trial in whose directory the runs are.
+            values: values of the search space by name.
+            epochs: epochs at which the runs stop.
+            should_stop: polled during the run; when it returns True the runs save and stop.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             config = self.space.config(values)
         except UserError as error:
             return Outcome("FAILED", reason=str(error).replace("\n", "; "))
-        found: list[Outcome] = []
+        outcomes: list[Outcome] = []
         for seed in range(self.seeds):
-            own = self.config(config, config.train.seed + seed)
-            one = self.run(own, self.folder(name) / f"seed_{seed}", epochs, stopped)
-            if one.status == "FAILED":
-                one.seconds = time.monotonic() - began
-                return one
-            found.append(one)
-        return _together(found, time.monotonic() - began)
+            run_config = self.config(config, config.train.seed + seed)
+            outcome = self.run(
+                run_config, self.trial_folder(name) / f"seed_{seed}", epochs, should_stop
+            )
+            if outcome.status == "FAILED":
+                outcome.seconds = time.monotonic() - start
+                return outcome
+            outcomes.append(outcome)
+        return _mean_outcome(outcomes, time.monotonic() - start)
 
     def config(self, config: Config, seed: int, test: bool = False) -> Config:
-        """Of one run: without what only a finished model is for; the held-out rows are the same
-        whatever the seed.
+        """Return the config of one run, without export, baselines and, by default, the test split.
+
+        All seeds hold out the same validation rows.
 
         Args:
-            test: whether the test split is looked at, which trials never do.
+            config: config of the trial.
+            seed: training seed.
+            test: whether to keep the test split, which trials never see.
         """
         data = config.data if test else config.data.model_copy(update={"test": None})
         if isinstance(data.validation, Fraction) and data.validation.seed is None:
-            fixed = {"seed": self.space.plain.train.seed}
-            fraction = data.validation.model_copy(update=fixed)
+            update = {"seed": self.space.plain.train.seed}
+            fraction = data.validation.model_copy(update=update)
             data = data.model_copy(update={"validation": fraction})
         train = config.train.model_copy(update={"seed": seed, "metric": self.objective})
         return config.model_copy(
@@ -133,9 +150,9 @@ class Runner:
         )
 
     def run(
-        self, config: Config, workdir: Path, epochs: int, stopped: Callable[[], bool]
+        self, config: Config, workdir: Path, epochs: int, should_stop: Callable[[], bool]
     ) -> Outcome:
-        """Train one config up to `epochs`, in a process of its own."""
+        """Train one config up to `epochs` in a separate process."""
         workdir.parent.mkdir(parents=True, exist_ok=True)
         path = workdir.with_name(f"{workdir.name}.yaml")
         write_atomic(path, dump(config))
@@ -145,102 +162,110 @@ class Runner:
             "workdir": str(workdir),
             "epochs": epochs if epochs < config.train.epochs else None,
         }
-        began, tries, before = time.monotonic(), 0, -1
+        start, deaths, previous_step = time.monotonic(), 0, -1
         while True:
-            code, log = self._process(job, workdir, stopped)
-            if code >= 0 or stopped():
+            code, log = self._process(job, workdir, should_stop)
+            if code >= 0 or should_stop():
                 break
-            step = _newest_step(workdir)  # a signal ended it: perhaps not its own fault
-            tries = tries + 1 if step == before else 0
-            before = step
-            if tries >= AGAIN:
+            # A signal ended the run, perhaps through no fault of the config: resume while it makes
+            # progress between two deaths.
+            step = _newest_step(workdir)
+            deaths = deaths + 1 if step == previous_step else 0
+            previous_step = step
+            if deaths >= MAX_DEATHS:
                 break
-        one = self._outcome(code, log, workdir, config, epochs, stopped())
-        one.seconds = time.monotonic() - began
-        return one
+        outcome = self._outcome(code, log, workdir, config, epochs, should_stop())
+        outcome.seconds = time.monotonic() - start
+        return outcome
 
     def _process(
-        self, job: Mapping[str, Any], workdir: Path, stopped: Callable[[], bool]
+        self, job: Mapping[str, Any], workdir: Path, should_stop: Callable[[], bool]
     ) -> tuple[int, Path]:
         log = workdir.with_name(f"{workdir.name}.log")
-        process = self.nursery.start(job, log, self.environment)
+        process = self.fork_server.start(job, log, self.environment)
         try:
-            while process.poll() is None and not stopped():
-                time.sleep(LOOK)
+            while process.poll() is None and not should_stop():
+                time.sleep(POLL_SECONDS)
             if process.poll() is None:
-                process.terminate()
+                process.terminate()  # the run saves a checkpoint and exits with 3
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(GRACE)
+                    process.wait(GRACE_SECONDS)
         finally:
-            if process.poll() is None:  # it does not listen, or this thread is ended
+            if process.poll() is None:  # it ignored SIGTERM, or an exception ends this thread
                 process.kill()
         return process.wait(), log
 
     def _outcome(
         self, code: int, log: Path, workdir: Path, config: Config, epochs: int, stopped: bool
     ) -> Outcome:
-        name = f"validation/{self.objective}"
+        metric = f"validation/{self.objective}"
         entries = _entries(workdir / "metrics.jsonl")
-        curve = [(int(e["step"]), float(e[name])) for e in entries if name in e]
+        curve = [(int(e["step"]), float(e[metric])) for e in entries if metric in e]
         if code == 0:
             metrics = json.loads((workdir / "metrics.json").read_text())
-            low, high = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
-            score, whole = metrics[name], config.train.epochs
+            low, high = metrics.get(f"{metric}/low"), metrics.get(f"{metric}/high")
+            score, full_epochs = metrics[metric], config.train.epochs
             if not math.isfinite(score):
-                return Outcome("FAILED", reason=f"{name} is {score}", curve=curve)
-            return Outcome("COMPLETED", score, low, high, whole, 0.0, None, curve, metrics)
+                return Outcome("FAILED", reason=f"{metric} is {score}", curve=curve)
+            return Outcome("COMPLETED", score, low, high, full_epochs, 0.0, None, curve, metrics)
         if (code == 3 or stopped) and curve:
             best = (max if self.maximize else min)(value for _, value in curve)
-            done = int(entries[-1]["epoch"])
-            cut, metrics = stopped and done < epochs, {name: best}
-            return Outcome("COMPLETED", best, epochs=done, curve=curve, metrics=metrics, cut=cut)
+            epochs_done = int(entries[-1]["epoch"])
+            cut, metrics = stopped and epochs_done < epochs, {metric: best}
+            return Outcome(
+                "COMPLETED", best, epochs=epochs_done, curve=curve, metrics=metrics, cut=cut
+            )
         if stopped:
-            reason = "the time was over before its first validation"
+            reason = "stopped by the time limit before the first validation"
             return Outcome("FAILED", reason=reason, cut=True)
         return Outcome("FAILED", reason=_reason(code, log), curve=curve)
 
-    def prune(self, kept: set[str]) -> None:
-        """Take the weights of all trials but these from the disk; what was found out stays."""
-        for folder in (self.workdir / "trials").glob("*"):
-            if folder.name in kept or not folder.is_dir():
+    def prune(self, keep: set[str]) -> None:
+        """Delete the weights of all trials except `keep`; their metrics and logs stay."""
+        for trial_folder in (self.workdir / "trials").glob("*"):
+            if trial_folder.name in keep or not trial_folder.is_dir():
                 continue
-            for heavy in ("best", "checkpoints", "export", "soup"):
-                for found in folder.glob(f"seed_*/{heavy}"):
-                    shutil.rmtree(found, ignore_errors=True)
+            for subfolder in ("best", "checkpoints", "export", "soup"):
+                for path in trial_folder.glob(f"seed_*/{subfolder}"):
+                    shutil.rmtree(path, ignore_errors=True)
 
 
-def _together(found: Sequence[Outcome], seconds: float) -> Outcome:
-    """The mean over the seeds."""
-    first = found[0]
-    if len(found) == 1:
+def _mean_outcome(outcomes: Sequence[Outcome], seconds: float) -> Outcome:
+    """Return the mean outcome over the seeds."""
+    first = outcomes[0]
+    if len(outcomes) == 1:
         first.seconds = seconds
         return first
-    mean, low, high = interval([one.score for one in found if one.score is not None])
-    epochs, cut = min(one.epochs for one in found), any(one.cut for one in found)
+    mean, low, high = interval([outcome.score for outcome in outcomes if outcome.score is not None])
+    epochs = min(outcome.epochs for outcome in outcomes)
+    cut = any(outcome.cut for outcome in outcomes)
     curve, metrics = first.curve, first.metrics
     return Outcome("COMPLETED", mean, low, high, epochs, seconds, None, curve, metrics, cut)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None, float | None]:
-    """The mean of a few values and its 95 % interval by Student's t; none of one value."""
+    """Return the mean of a few values and the bounds of its 95 % interval by Student's t.
+
+    The bounds are None for a single value.
+    """
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
-    factor = OF_95[len(values) - 2] if len(values) <= len(OF_95) + 1 else 1.96
-    half = factor * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
+    factor = T_95[len(values) - 2] if len(values) <= len(T_95) + 1 else 1.96
+    half_width = factor * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, mean - half_width, mean + half_width
 
 
 def _entries(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    found = []
+    entries = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:  # cut off as the process was killed
+            entries.append(json.loads(line))
+        except json.JSONDecodeError:  # incomplete: the process was killed while writing
             break
-    return found
+    return entries
 
 
 def _newest_step(workdir: Path) -> int:
@@ -249,13 +274,13 @@ def _newest_step(workdir: Path) -> int:
 
 
 def _reason(code: int, log: Path) -> str:
-    """Why a process ended, in a line."""
+    """Return in one line why a process ended with `code`."""
     if code < 0:
         name = signal.Signals(-code).name
         memory = "; most likely the machine ran out of memory" if code == -signal.SIGKILL else ""
-        return f"ended by {name} again and again{memory}"
+        return f"killed repeatedly by {name}{memory}"
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    said = [line.removeprefix("tfft: ") for line in lines if line.startswith("tfft: ")]
-    if code == 2 and said:
-        return said[-1]
-    return f"exit code {code}: {lines[-1][:300] if lines else 'nothing was said'} (see {log})"
+    errors = [line.removeprefix("tfft: ") for line in lines if line.startswith("tfft: ")]
+    if code == 2 and errors:
+        return errors[-1]
+    return f"exit code {code}: {lines[-1][:300] if lines else 'no output'} (see {log})"

@@ -1,4 +1,4 @@
-"""Any number of tags for each picture."""
+"""Multi-label classification of images: any number of labels per image."""
 
 from tfft.evaluation import multilabel_metrics
 from tfft.spec import Task

@@ -1,7 +1,7 @@
-"""Any number of tags for each row, whatever a row is: losses, figures, decoding.
+"""Multi-label classification of texts or images: losses, metrics, decoding.
 
-A tag is chosen where its probability reaches its threshold: 0.5 until thresholds are tuned on the
-validation rows.
+A label is predicted where its probability reaches its threshold: 0.5 until thresholds are fitted on
+the validation rows.
 """
 
 from collections.abc import Sequence
@@ -16,14 +16,14 @@ from tfft.config import TaskConfig
 from tfft.evaluation import multilabel_metrics
 from tfft.spec import Details
 
-BETWEEN = "|"  # tags of one row, as they stand in a table
+SEPARATOR = "|"  # separator between the labels of a row
 
 
 class TagCrossEntropy(keras.losses.Loss):
-    """Binary cross-entropy, the mean over tags, optionally smoothed or focal; one value a row.
+    """Binary cross-entropy averaged over labels, optionally smoothed or focal; one value per row.
 
-    Smoothing moves 0 and 1 towards a half. Focal: Lin et al. 2017, equation 4: (1 - p)^gamma
-    before the logarithm, p being the probability of what is true.
+    Smoothing moves the targets 0 and 1 towards 0.5. Focal loss scales each term by (1 - p)^gamma,
+    where p is the probability of the true outcome (Lin et al. 2017, equation 4).
     """
 
     def __init__(self, label_smoothing: float = 0.0, gamma: float = 0.0, name: str = "loss"):
@@ -32,50 +32,52 @@ class TagCrossEntropy(keras.losses.Loss):
 
     @staticmethod
     def target_width(classes: int) -> int:
-        """Numbers of a row's target."""
+        """Return the number of values in a row's target."""
         return classes
 
     def call(self, y_true, y_pred):
-        """0 or 1 [B, C], or between where rows were mixed; logits [B, C] -> [B]."""
+        """Compute the loss [B] of targets [B, C] from 0 to 1 and logits [B, C]."""
         x, y = ops.cast(y_pred, "float32"), ops.cast(y_true, "float32")
         y = y * (1 - self.label_smoothing) + self.label_smoothing / 2
-        yes, no = ops.softplus(-x), ops.softplus(x)  # -log p, -log (1 - p)
+        positive_loss, negative_loss = ops.softplus(-x), ops.softplus(x)  # -log p, -log (1 - p)
         if self.gamma:
             p = ops.sigmoid(x)
-            # From above 0 only: at 0 the power's gradient is not defined for gamma < 1.
-            yes = yes * ops.power(ops.clip(1 - p, 1e-7, 1.0), self.gamma)
-            no = no * ops.power(ops.clip(p, 1e-7, 1.0), self.gamma)
-        return ops.mean(y * yes + (1 - y) * no, axis=-1)
+            # Clip above 0: the gradient of the power is infinite there for gamma < 1.
+            positive_loss = positive_loss * ops.power(ops.clip(1 - p, 1e-7, 1.0), self.gamma)
+            negative_loss = negative_loss * ops.power(ops.clip(p, 1e-7, 1.0), self.gamma)
+        return ops.mean(y * positive_loss + (1 - y) * negative_loss, axis=-1)
 
 
 def loss(config: TaskConfig) -> keras.losses.Loss:
-    """What is minimised, one value a row."""
+    """Build the loss of the config; it returns one value per row."""
     if config.loss == "focal":
         return TagCrossEntropy(gamma=config.focal_gamma)
     return TagCrossEntropy(label_smoothing=config.label_smoothing)
 
 
 def no_weights(config: TaskConfig, labels: Sequence[str], truth: np.ndarray) -> None:
-    """A row with several tags has no weight of a class."""
+    """Return None: a row with several labels has no class weight."""
 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """Logits, float32 [N, C]."""
+    """Convert probabilities to logits, float32 [N, C]."""
     p = np.clip(probabilities, 1e-7, 1 - 1e-7)
     return np.log(p / (1 - p)).astype(np.float32)
 
 
-def chosen(probabilities: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
-    """Which tags are, bool [N, C]."""
-    return probabilities >= (multilabel_metrics.HALF if thresholds is None else thresholds)
+def predict_labels(probabilities: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+    """Return the predicted labels, bool [N, C]; thresholds default to 0.5."""
+    return probabilities >= (
+        multilabel_metrics.DEFAULT_THRESHOLD if thresholds is None else thresholds
+    )
 
 
 def compute_metrics(
     logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The headline."""
+    """Compute the headline metrics."""
     p = multilabel_metrics.sigmoid(logits)
-    return multilabel_metrics.headline(p, truth, chosen(p, thresholds))
+    return multilabel_metrics.headline(p, truth, predict_labels(p, thresholds))
 
 
 def bootstrap(
@@ -85,28 +87,28 @@ def bootstrap(
     seed: int,
     thresholds: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """The headline of bootstrap resamples."""
+    """Compute the headline metrics of bootstrap resamples, each [draws]."""
     p = multilabel_metrics.sigmoid(logits)
-    return multilabel_metrics.bootstrap(p, truth, chosen(p, thresholds), draws, seed)
+    return multilabel_metrics.bootstrap(p, truth, predict_labels(p, thresholds), draws, seed)
 
 
 def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None = None) -> Details:
-    """What is known of each tag and of each row."""
+    """Compute metrics by label and losses by row."""
     p = multilabel_metrics.sigmoid(logits)
-    yes, ones = chosen(p, thresholds), np.ones(len(truth))
-    counts = multilabel_metrics.from_counts(multilabel_metrics.by_tag(yes, truth, ones))
+    predicted, ones = predict_labels(p, thresholds), np.ones(len(truth))
+    counts = multilabel_metrics.from_counts(multilabel_metrics.by_tag(predicted, truth, ones))
     limits = np.broadcast_to(
-        multilabel_metrics.HALF if thresholds is None else thresholds, p.shape[1:]
+        multilabel_metrics.DEFAULT_THRESHOLD if thresholds is None else thresholds, p.shape[1:]
     )
-    off = np.abs(p - truth)
+    error = np.abs(p - truth)
 
-    def describe(at: int, labels: Sequence[str]) -> dict[str, Any]:
-        worst = int(off[at].argmax())
+    def describe(position: int, labels: Sequence[str]) -> dict[str, Any]:
+        worst_label = int(error[position].argmax())
         return {
-            "label": _joined(truth[at] > 0, labels),
-            "predicted": _joined(yes[at], labels),
-            "confidence": float(p[at, worst]),
-            "about": worst,
+            "label": _join(truth[position] > 0, labels),
+            "predicted": _join(predicted[position], labels),
+            "confidence": float(p[position, worst_label]),
+            "about": worst_label,
         }
 
     return Details(
@@ -119,31 +121,37 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
         },
         reliability=multilabel_metrics.reliability(p, truth),
         losses=multilabel_metrics.log_losses(p, truth),
-        wrong=(yes != (truth > 0)).any(axis=1),
+        wrong=(predicted != (truth > 0)).any(axis=1),
         describe=describe,
     )
 
 
 def fit_thresholds(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The thresholds that give the highest F1 on these rows."""
+    """Return the threshold of each label with the highest F1 on these rows, [C]."""
     return multilabel_metrics.thresholds(multilabel_metrics.sigmoid(logits), truth)
 
 
 def decode(
     logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
 ) -> dict[str, tf.Tensor]:
-    """`probabilities` float32 [B, C], `chosen` bool [B, C], and `label` string [B]: the chosen
-    tags with | between them."""
+    """Decode logits in the graph.
+
+    Returns:
+        `probabilities` float32 [B, C], `chosen` bool [B, C], and `label` string [B]: the predicted
+        labels joined by |.
+    """
     probabilities = tf.sigmoid(tf.cast(logits, tf.float32))
     limits = np.broadcast_to(
-        multilabel_metrics.HALF if thresholds is None else thresholds, len(labels)
+        multilabel_metrics.DEFAULT_THRESHOLD if thresholds is None else thresholds, len(labels)
     )
-    yes = probabilities >= tf.constant(limits, tf.float32)
-    # A separator before each chosen tag; the first one is cut off.
-    parts = tf.where(yes, tf.constant([BETWEEN + name for name in labels]), "")
+    predicted = probabilities >= tf.constant(limits, tf.float32)
+    # Prefix each predicted label with a separator, then remove the first separator.
+    parts = tf.where(predicted, tf.constant([SEPARATOR + name for name in labels]), "")
     joined = tf.strings.regex_replace(tf.strings.reduce_join(parts, axis=1), r"^\|", "")
-    return {"probabilities": probabilities, "chosen": yes, "label": joined}
+    return {"probabilities": probabilities, "chosen": predicted, "label": joined}
 
 
-def _joined(yes: np.ndarray, labels: Sequence[str]) -> str:
-    return BETWEEN.join(name for name, one in zip(labels, yes, strict=True) if one)
+def _join(predicted: np.ndarray, labels: Sequence[str]) -> str:
+    return SEPARATOR.join(
+        name for name, is_predicted in zip(labels, predicted, strict=True) if is_predicted
+    )

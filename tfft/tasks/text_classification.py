@@ -1,4 +1,4 @@
-"""One class for each text, or for each pair of texts."""
+"""Single-label classification of texts or text pairs."""
 
 from tfft.evaluation import metrics
 from tfft.spec import Task

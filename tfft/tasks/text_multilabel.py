@@ -1,4 +1,4 @@
-"""Any number of tags for each text, or for each pair of texts."""
+"""Multi-label classification of texts or text pairs."""
 
 from dataclasses import replace
 
