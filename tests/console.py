@@ -1,4 +1,4 @@
-"""The console script inside this process, for tests of many commands."""
+"""The console script run inside this process, for tests of many commands."""
 
 import contextlib
 import io
@@ -10,19 +10,19 @@ from tfft.cli import __main__ as console
 
 
 def command(*arguments, stdin=""):
-    """Run a verb; its exit code, standard output and standard error.
+    """Run a command and return its exit code, standard output and standard error.
 
-    The verbs' modules are imported anew, for each defines the flags that it needs.
+    The modules of the commands are imported again, because importing one defines its flags.
     """
     out, err = io.StringIO(), io.StringIO()
-    before = sys.argv, sys.stdin
+    original = sys.argv, sys.stdin
     sys.argv, sys.stdin = ["tfft", *map(str, arguments)], io.StringIO(stdin)
     code = 0
     for name in [n for n in sys.modules if n.startswith("tfft.cli.") and "__main__" not in n]:
         del sys.modules[name]
-    own = flags.FLAGS.flags_by_module_dict()
-    for module in [m for m in own if m.startswith("tfft.")]:
-        for flag in list(own[module]):
+    flags_by_module = flags.FLAGS.flags_by_module_dict()
+    for module in [m for m in flags_by_module if m.startswith("tfft.")]:
+        for flag in list(flags_by_module[module]):
             delattr(flags.FLAGS, flag.name)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -30,5 +30,5 @@ def command(*arguments, stdin=""):
     except SystemExit as stop:
         code = stop.code
     finally:
-        sys.argv, sys.stdin = before
+        sys.argv, sys.stdin = original
     return code, out.getvalue(), err.getvalue()

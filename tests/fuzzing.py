@@ -1,10 +1,10 @@
-"""Values and bytes that are almost right, for the fuzz tests; seeded, bounded and offline."""
+"""Almost valid values and bytes for the fuzz tests; deterministic, bounded and offline."""
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-# For `make test`, and for `make test-slow`.
+# Number of examples in `make test` and in `make test-slow`.
 EXAMPLES = [
     pytest.param(60, id="short"),
     pytest.param(3000, id="long", marks=pytest.mark.slow),
@@ -27,7 +27,13 @@ VALUES = st.recursive(
 
 
 def fuzz(strategy, check, examples):
-    """Call `check` with `examples` values of a strategy; the same ones each time."""
+    """Call `check` with values of a strategy, equal in each run.
+
+    Args:
+        strategy: a Hypothesis strategy.
+        check: called with each value; raises if it is handled wrongly.
+        examples: number of values.
+    """
     settings(
         max_examples=examples,
         derandomize=True,
@@ -39,47 +45,47 @@ def fuzz(strategy, check, examples):
 
 
 def mutated(valid):
-    """Bytes that differ from one of `valid` in a few places, are cut off, or are others'."""
+    """Return a strategy for bytes that differ from one of `valid` in up to four places."""
 
     @st.composite
     def strategy(draw):
         data = bytearray(draw(st.sampled_from(valid)))
         for _ in range(draw(st.integers(1, 4))):
-            # The head of a file, where sizes and kinds are, is hit more often than the rest.
+            # The header of a file holds its sizes and types, so change it more often.
             end = draw(st.sampled_from([64, len(data)]))
-            at = draw(st.integers(0, max(0, min(end, len(data)) - 1)))
+            position = draw(st.integers(0, max(0, min(end, len(data)) - 1)))
             change = draw(st.sampled_from(["set", "insert", "delete", "repeat", "cut", "join"]))
             if change == "set" and data:
-                data[at] = draw(
+                data[position] = draw(
                     st.sampled_from([0, 1, 0x22, 0x7F, 0x80, 0xFF]) | st.integers(0, 255)
                 )
             elif change == "insert":
-                data[at:at] = draw(st.binary(max_size=6))
+                data[position:position] = draw(st.binary(max_size=6))
             elif change == "delete":
-                del data[at : at + draw(st.integers(1, 9))]
+                del data[position : position + draw(st.integers(1, 9))]
             elif change == "repeat":
-                data[at:at] = data[at : at + 40] * draw(st.integers(1, 5))
+                data[position:position] = data[position : position + 40] * draw(st.integers(1, 5))
             elif change == "cut":
-                del data[at:]
+                del data[position:]
             else:
-                data += draw(st.sampled_from(valid))[at:]
+                data += draw(st.sampled_from(valid))[position:]
         return bytes(data)
 
     return strategy()
 
 
 def replaced(draw, value):
-    """A copy of nested lists and mappings in which one place holds something else."""
+    """Return a copy of nested lists and mappings with one value or key changed or dropped."""
     if isinstance(value, dict) and value and draw(st.booleans()):
         key = draw(st.sampled_from(sorted(value)))
-        how = draw(st.sampled_from(["inside", "inside", "inside", "rename", "drop"]))
+        change = draw(st.sampled_from(["inside", "inside", "inside", "rename", "drop"]))
         rest = {k: v for k, v in value.items() if k != key}
-        if how == "drop":
+        if change == "drop":
             return rest
-        if how == "rename":
+        if change == "rename":
             return {**rest, draw(st.text(max_size=6)): value[key]}
         return {**value, key: replaced(draw, value[key])}
     if isinstance(value, list) and value and draw(st.booleans()):
-        at = draw(st.integers(0, len(value) - 1))
-        return [*value[:at], replaced(draw, value[at]), *value[at + 1 :]]
+        index = draw(st.integers(0, len(value) - 1))
+        return [*value[:index], replaced(draw, value[index]), *value[index + 1 :]]
     return draw(VALUES)

@@ -1,4 +1,7 @@
-"""What the commands of `tests.processes` find imported; it starts no thread, so a fork is safe."""
+"""Modules that the fork server of `tests.processes` imports for all commands.
+
+Importing them starts no thread, so that the server may fork.
+"""
 
 import os
 

@@ -1,8 +1,8 @@
-"""The console script in processes of their own, which begin with TensorFlow imported.
+"""The console script in separate processes, which start with TensorFlow imported.
 
-Importing it takes seconds; multiprocessing's fork server does it once for all commands. Each is
-still a process: it has its own process id, environment, standard error and exit code, and can be
-sent signals.
+The import takes seconds; multiprocessing's fork server does it once for all commands. Each command
+is still a process: it has a process id, environment, standard error and exit code, and can get
+signals.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-LIMIT = 240  # seconds, after which a hanging process is ended
+LIMIT = 240  # seconds, after which a hanging process is killed
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["tests.preloaded"])
@@ -23,13 +23,13 @@ _started = []
 
 
 def end_all():
-    """End what a test that failed or was cut off left running."""
+    """Kill the processes that a failed test left running."""
     while _started:
         _started.pop().kill()
 
 
 def running(process):
-    """Whether a process runs, by its id; a zombie does not."""
+    """Return whether the process of an id is running; a zombie is not."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -38,11 +38,15 @@ def running(process):
 
 
 class Command:
-    """`tfft ARGUMENTS` in a process of its own.
+    """A separate process that runs `tfft ARGUMENTS`.
 
     Args:
-        environment: variables added to this process's own.
-        setup: called first, in the new process.
+        arguments: the command and its flags.
+        environment: variables to add to the environment of this process.
+        setup: function that the new process calls before the command.
+
+    Attributes:
+        pid: the process id.
     """
 
     def __init__(self, *arguments, environment=None, setup=None):
@@ -51,9 +55,9 @@ class Command:
         self._log = Path(self._folder.name) / "stderr.txt"
         self._log.touch()
         variables = {**os.environ, **(environment or {})}
-        # One thread while libraries are imported, so that the server may fork.
+        # The server must not start threads during its imports: forking them is unsafe.
         threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        before = {name: os.environ.get(name) for name in threads}
+        original = {name: os.environ.get(name) for name in threads}
         os.environ.update(threads)
         try:
             arguments = [str(argument) for argument in arguments]
@@ -64,22 +68,26 @@ class Command:
             )
             self._process.start()
         finally:
-            for name, value in before.items():
+            for name, value in original.items():
                 os.environ.pop(name) if value is None else os.environ.update({name: value})
         self.pid = self._process.pid
 
     @property
     def stderr(self):
-        """What it wrote to standard error so far."""
+        """Standard output and standard error so far."""
         return self._log.read_text(errors="replace")
 
     def poll(self):
-        """The exit code, None while it runs."""
+        """Return the exit code; None while the process is running."""
         self._process.join(0)
         return self._process.exitcode
 
     def wait(self, timeout=LIMIT):
-        """The exit code and standard error; a process that hangs is ended."""
+        """Wait for the end and return the exit code and the output.
+
+        Raises:
+            subprocess.TimeoutExpired: it was still running after `timeout` seconds and was killed.
+        """
         self._process.join(timeout)
         if self._process.exitcode is None:
             self.kill()
@@ -87,25 +95,27 @@ class Command:
         return self._process.exitcode, self.stderr
 
     def wait_for(self, condition, timeout=LIMIT):
-        """Wait until `condition()` holds, while the process runs."""
-        until = time.monotonic() + timeout
+        """Wait until `condition()` is true; fail if the process ends first, or after `timeout`."""
+        deadline = time.monotonic() + timeout
         while not condition():
             ended = self.poll() is not None
-            assert not ended and time.monotonic() < until, f"ended or hangs: {self.stderr[-2000:]}"
+            in_time = time.monotonic() < deadline
+            assert not ended and in_time, f"ended or hangs: {self.stderr[-2000:]}"
             time.sleep(0.05)
 
     def send_signal(self, number):
-        """Send a signal, if it still runs."""
+        """Send a signal if the process is still running."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self):
-        """End it."""
+        """Kill the process."""
         self._process.kill()
         self._process.join()
 
 
 def _run(arguments, variables, folder, log, setup):
+    """Run a command in the new process, with its output redirected to a file."""
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(folder)

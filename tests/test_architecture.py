@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows."""
+"""Architecture rules that no linter checks."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_module(path):
+def test_a_module_is_short_documented_and_free_of_flags(path):
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= 500
     tree = ast.parse(source)
@@ -26,7 +26,7 @@ def test_module(path):
 
 
 @pytest.mark.parametrize(
-    ("room", "table", "apart"),
+    ("package_name", "table", "helpers"),
     [
         ("tasks", "TASKS", {"classification", "multilabel"}),
         ("methods", "METHODS", {"auto"}),
@@ -45,12 +45,12 @@ def test_module(path):
         ),
     ],
 )
-def test_every_file_of_a_room_stands_in_its_table(room, table, apart):
-    package = importlib.import_module(f"tfft.{room}")
-    files = {m.name for m in pkgutil.iter_modules(package.__path__)} - apart
-    written_out = {"hf": "huggingface", "keras": "applications"}
-    entries = {written_out.get(name, name) for name in getattr(package, table)}
-    assert files == entries
+def test_a_table_lists_all_modules_of_its_package(package_name, table, helpers):
+    package = importlib.import_module(f"tfft.{package_name}")
+    modules = {m.name for m in pkgutil.iter_modules(package.__path__)} - helpers
+    full_names = {"hf": "huggingface", "keras": "applications"}
+    entries = {full_names.get(name, name) for name in getattr(package, table)}
+    assert modules == entries
 
 
 def test_config_and_tables_agree():
@@ -64,11 +64,11 @@ def test_config_and_tables_agree():
 
     methods = get_args(get_args(method_sections.MethodConfig)[0])
     names = {get_args(m.model_fields["name"].annotation)[0] for m in methods}
-    assert names == {*METHODS, "auto"}  # which stands for one of the others
+    assert names == {*METHODS, "auto"}  # `auto` selects one of the others
     assert set(get_args(sections.TaskConfig.model_fields["name"].annotation)) == set(TASKS)
     assert set(sections.PROVIDERS) == set(BACKBONES)
 
 
-def test_nothing_stands_in_both_metadata_files():
+def test_metadata_and_tool_settings_are_in_separate_files():
     project = (ROOT.parent / "pyproject.toml").read_text(encoding="utf-8")
     assert "[project]" not in project and "[tool.ruff]" in project

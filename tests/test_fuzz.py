@@ -1,4 +1,4 @@
-"""Files of users that are almost right: read, or refused in a line; never a traceback."""
+"""Almost valid files are read or refused with a UserError; never a traceback."""
 
 import io
 import json
@@ -23,7 +23,7 @@ RECIPES = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("config
 
 
 def check_config(path):
-    """Read a config, which is refused in lines or is the same when what it stands for is read."""
+    """Check that a config is refused with a UserError, or equal after a dump and a load."""
     try:
         parsed = config.load(path)
     except UserError as error:
@@ -35,7 +35,7 @@ def check_config(path):
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_configs_with_a_wrong_value(tmp_path, examples):
+def test_configs_with_an_invalid_value(tmp_path, examples):
     recipes = [yaml.safe_load(text) for text in RECIPES]
 
     @st.composite
@@ -51,24 +51,24 @@ def test_configs_with_a_wrong_value(tmp_path, examples):
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_configs_with_wrong_bytes(tmp_path, examples):
+def test_configs_with_mutated_bytes(tmp_path, examples):
     def check(data):
         path = tmp_path / "config.yaml"
         path.write_bytes(data)
         check_config(path)
 
-    odd = [
+    edge_cases = [
         b"a: &a [*a]",
         b"!!python/object:x {}",
         b"a: !!int 'x'",
         b"{a: 2020-99-99}",
         b"- &x {y: *x}",
     ]
-    fuzz(mutated([*(text.encode() for text in RECIPES), *odd]), check, examples)
+    fuzz(mutated([*(text.encode() for text in RECIPES), *edge_cases]), check, examples)
 
 
 def tables():
-    """A small valid file of each kind."""
+    """Return small valid files of each format."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [('a "red", sky', "pos"), ("naïve 好\nline", "neg")] * 3
     texts, labels = map(list, zip(*rows, strict=True))
@@ -89,7 +89,7 @@ def tables():
 
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "npz"])
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_tables(tmp_path, kind, examples):
+def test_mutated_tables(tmp_path, kind, examples):
     path = tmp_path / f"table.{kind}"
     source = Source(source=kind, path=str(path))
     columns = ("image" if kind == "npz" else "text", "label")
@@ -111,7 +111,7 @@ def test_tables(tmp_path, kind, examples):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
 @pytest.mark.parametrize("examples", EXAMPLES)
-def test_pictures(kind, examples):
+def test_mutated_images(kind, examples):
     generator = np.random.default_rng(0)
     files = []
     for mode in ("RGB", "L"):
@@ -123,10 +123,10 @@ def test_pictures(kind, examples):
     inputs = ImageInputs(ImageSpec(size=(8, 8)))
 
     def check(data):
-        found = inputs.inspect(data)
-        if isinstance(found, str):
-            assert found and "\n" not in found and len(found) < 200
+        result = inputs.inspect(data)
+        if isinstance(result, str):  # the reason why the image is refused
+            assert result and "\n" not in result and len(result) < 200
         else:
-            assert found.pixels.shape == (8, 8, 3)
+            assert result.pixels.shape == (8, 8, 3)
 
     fuzz(mutated(files), check, examples)

@@ -1,4 +1,4 @@
-"""The notebooks of colab/ run from the first cell to the last, with little work in them."""
+"""The notebooks of colab/ run from the first cell to the last, with small settings."""
 
 import subprocess
 import sys
@@ -14,6 +14,6 @@ NOTEBOOKS = sorted(path.name for path in (ROOT / "colab").glob("*.ipynb"))
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name):
     command = [sys.executable, ROOT / "colab" / "execute.py", "--small", f"--only={name[0]}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert name in done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr[-3000:]
+    assert name in process.stdout

@@ -1,4 +1,4 @@
-"""The collector of the quickstart's texts; `make quickstart` itself is the test of the rest."""
+"""The collection of the quickstart's texts; `make quickstart` tests the rest."""
 
 import csv
 import importlib.util
@@ -21,19 +21,20 @@ def test_docstrings_of_python_and_cython(quickstart, tmp_path):
     (tmp_path / "a.py").write_text('def f():\n    """Gives one. Then more."""\nclass C: pass\n')
     (tmp_path / "b.pyx").write_text('cdef class C:\n    """\n    Holds two.\n    """\n')
     (tmp_path / "c.py").write_text("def f(:\n")
-    found = [
+    docstrings = [
         t for name in "abc" for p in tmp_path.glob(f"{name}.*") for t in quickstart.docstrings(p)
     ]
-    assert [" ".join(t.split()) for t in found if t] == ["Gives one. Then more.", "Holds two."]
+    texts = [" ".join(t.split()) for t in docstrings if t]
+    assert texts == ["Gives one. Then more.", "Holds two."]
 
 
-def test_tables_are_balanced_and_share_nothing(quickstart, tmp_path, monkeypatch):
-    made = {
+def test_tables_are_balanced_and_disjoint(quickstart, tmp_path, monkeypatch):
+    sentences = {
         "numpy": [f"Return the array number {i}." for i in range(9)] + ["Shared by two of them."],
         "keras": [f"Build the layer number {i}." for i in range(9)] + ["Shared by TWO of them!"],
     }
-    monkeypatch.setattr(quickstart, "LIBRARIES", tuple(made))
-    monkeypatch.setattr(quickstart, "sentences", made.__getitem__)
+    monkeypatch.setattr(quickstart, "LIBRARIES", tuple(sentences))
+    monkeypatch.setattr(quickstart, "sentences", sentences.__getitem__)
     monkeypatch.setattr(quickstart, "TRAIN", 6)
     monkeypatch.setattr(quickstart, "TEST", 3)
     quickstart.write_tables(tmp_path / "data")

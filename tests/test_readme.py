@@ -1,4 +1,4 @@
-"""The two READMEs say the same: every command and every figure of the one stands in the other."""
+"""The English and the Chinese README have the same commands, tables and measurements."""
 
 import re
 from collections import Counter
@@ -11,7 +11,7 @@ BLOCK = re.compile(r"^ *```\w*\n.*?^ *```$", re.DOTALL | re.MULTILINE)
 
 
 def rows(text):
-    """The first cells of all tables, where they are code."""
+    """Return the first cells of all rows of tables that are code."""
     return re.findall(r"^\| (`[^|]*`(?:、`[^|]*`|, `[^|]*`)*) \|", text, re.MULTILINE)
 
 
@@ -28,9 +28,9 @@ def test_sections_and_tables_are_the_same():
     assert names[0] == names[1]
 
 
-def test_figures_are_the_same():
-    """Whatever is measured: each decimal fraction as often in both."""
-    found = [
+def test_measurements_are_the_same():
+    """Each decimal fraction occurs equally often in both."""
+    counts = [
         Counter(re.findall(r"\d+\.\d+(?:e-\d)?", BLOCK.sub("", t))) for t in (ENGLISH, CHINESE)
     ]
-    assert found[0] - found[1] == found[1] - found[0] == Counter()
+    assert counts[0] - counts[1] == counts[1] - counts[0] == Counter()

@@ -1,4 +1,4 @@
-"""The budget of the slow tests: what no time is left for does not run, what fails fails."""
+"""The time budget of the slow tests: tests without time are skipped, failures still fail."""
 
 import itertools
 import time
@@ -19,12 +19,12 @@ def test_wrong():
     assert 1 == 2
 
 def test_long():
-    cut_off = None
+    timeout = None
     try:
         time.sleep(60)
     except BaseException as error:  # as libraries that run a test do
-        cut_off = error
-    raise BaseExceptionGroup("what was run behaved differently", [ValueError("x"), cut_off])
+        timeout = error
+    raise BaseExceptionGroup("what was run behaved differently", [ValueError("x"), timeout])
 
 def test_late():
     pass
@@ -33,7 +33,7 @@ def test_late():
 
 @pytest.fixture
 def run(pytester):
-    """Run the tests above with so many seconds left."""
+    """A function that runs the tests above with a number of seconds to the deadline."""
     pytester.makepyfile(TESTS)
     pytester.makeini("[pytest]\ntimeout = 100\n")
 
@@ -45,29 +45,29 @@ def run(pytester):
     return run
 
 
-def test_what_no_time_is_left_for_does_not_run(run):
+def test_after_the_deadline_no_test_runs(run):
     result = run(-1)
     result.assert_outcomes(skipped=4)
     assert "0 ran, 4 did not: no time left" in result.outlines
     assert result.ret == 0
 
 
-def test_a_failure_before_the_deadline_fails_and_what_it_cuts_off_does_not(run):
-    began = time.monotonic()
+def test_a_failure_before_the_deadline_fails_and_a_timeout_at_it_is_skipped(run):
+    start_time = time.monotonic()
     result = run(8)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - start_time < 30
     result.assert_outcomes(passed=1, failed=1, skipped=2)
     result.stdout.fnmatch_lines(["ran *::test_quick", "not run *::test_long"])
     assert result.ret == 1
 
 
-def test_the_starting_point_moves_over_all_files():
-    items = [SimpleNamespace(path=Path(f"test_{i % 12}.py"), at=i) for i in range(36)]
-    first = set()
+def test_each_file_is_the_first_one_in_some_rotation():
+    items = [SimpleNamespace(path=Path(f"test_{i % 12}.py"), index=i) for i in range(36)]
+    first_files = set()
     for rotate in range(30):
         order = rotated(items, rotate)
-        assert sorted(item.at for item in order) == list(range(36))
+        assert sorted(item.index for item in order) == list(range(36))
         names = [item.path.name for item in order]
         assert len([1 for a, b in itertools.pairwise(names) if a != b]) == 11
-        first.add(names[0])
-    assert len(first) == 12
+        first_files.add(names[0])
+    assert len(first_files) == 12

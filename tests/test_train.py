@@ -368,8 +368,8 @@ def test_the_head_of_a_checkpoint_keeps_its_labels(config, tmp_path):
     }
     result = run(config, tmp_path / "run", **changes)
     assert result.labels == ["zero", "one", "two"]
-    folder = result.export_huggingface(tmp_path / "hf")
-    assert json.loads((folder / "config.json").read_text())["id2label"]["2"] == "two"
+    exported = result.export_huggingface(tmp_path / "hf")
+    assert json.loads((exported / "config.json").read_text())["id2label"]["2"] == "two"
 
 
 def test_a_non_finite_loss_stops_the_run(config, tmp_path):

@@ -1,4 +1,4 @@
-"""Pytest plugin: run as many tests as fit before a deadline, beginning somewhere else each time.
+"""Pytest plugin: run as many tests as fit before a deadline, starting at another file each time.
 
     pytest -m slow --deadline=1795980000 --rotate=498883
 
@@ -12,8 +12,8 @@ import time
 import pytest
 
 NOT_RUN = "not run: the time budget is used up"
-# Multiples of the golden ratio spread evenly over the circle, however many are taken: starting
-# points that move by it cover all files in the fewest sessions (Knuth, TAOCP 3, section 6.4).
+# Any number of multiples of the golden ratio is spread evenly over the circle, so starting points
+# that move by it cover all files in the fewest sessions (Knuth, TAOCP 3, section 6.4).
 GOLDEN_RATIO = 0.6180339887498949
 
 
@@ -22,7 +22,7 @@ def pytest_addoption(parser):
     group.addoption(
         "--deadline", type=float, help="Unix time in seconds at which no further test begins"
     )
-    group.addoption("--rotate", type=int, help="number from which the first test file follows")
+    group.addoption("--rotate", type=int, help="number that selects the first test file")
 
 
 @pytest.hookimpl(trylast=True)  # of the tests that `-m` selected
@@ -41,27 +41,27 @@ def rotated(items, rotate):
 
 @pytest.hookimpl(tryfirst=True, wrapper=True)
 def pytest_runtest_protocol(item, nextitem):
-    """Give the test no more time than is left, before pytest-timeout reads its limit."""
-    if (left := _left(item.config)) is not None and left > 0:
+    """Limit the test to the remaining time, before pytest-timeout reads its limit."""
+    if (remaining := _remaining(item.config)) is not None and remaining > 0:
         limit = item.get_closest_marker("timeout")
         seconds = limit.args[0] if limit and limit.args else item.config.getini("timeout")
-        seconds = float(seconds or "inf")  # 0 stands for no limit
-        item.add_marker(pytest.mark.timeout(min(seconds, left)), append=False)
+        seconds = float(seconds or "inf")  # 0 means no limit
+        item.add_marker(pytest.mark.timeout(min(seconds, remaining)), append=False)
     return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
-    if (left := _left(item.config)) is not None and left <= 0:
+    if (remaining := _remaining(item.config)) is not None and remaining <= 0:
         pytest.skip(NOT_RUN)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Report a test that the deadline cut off as one that did not run."""
+    """Report a test that was stopped at the deadline as skipped."""
     report = yield
-    left = _left(item.config)
-    if left is not None and left < 1 and report.failed and _timed_out(call):
+    remaining = _remaining(item.config)
+    if remaining is not None and remaining < 1 and report.failed and _timed_out(call):
         report.outcome = "skipped"
         report.longrepr = (str(item.path), item.location[1] or 0, f"Skipped: {NOT_RUN}")
     return report
@@ -71,7 +71,7 @@ def pytest_terminal_summary(terminalreporter, config):
     if config.getoption("deadline") is None:
         return
     skipped = terminalreporter.getreports("skipped")
-    left_out = [report.nodeid for report in skipped if NOT_RUN in str(report.longrepr)]
+    not_run = [report.nodeid for report in skipped if NOT_RUN in str(report.longrepr)]
     ran = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.getreports(outcome):
@@ -79,26 +79,26 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.section("time budget")
     for name, seconds in ran.items():
         terminalreporter.line(f"ran      {seconds:6.1f} s  {name}")
-    for name in dict.fromkeys(left_out):
+    for name in dict.fromkeys(not_run):
         terminalreporter.line(f"not run           {name}")
-    terminalreporter.line(f"{len(ran)} ran, {len(set(left_out))} did not: no time left")
+    terminalreporter.line(f"{len(ran)} ran, {len(set(not_run))} did not: no time left")
 
 
-def _left(config):
-    """Return the seconds until the deadline, None where there is none."""
+def _remaining(config):
+    """Return the seconds until the deadline; None without a deadline."""
     deadline = config.getoption("deadline")
     return None if deadline is None else deadline - time.time()
 
 
 def _timed_out(call):
-    """Whether a test was cut off, also where the library that ran it raised its own error then."""
+    """Return whether a timeout stopped a test, also if a library wrapped it in another error."""
     pending = [call.excinfo.value] if call.excinfo is not None else []
-    seen = set()
+    visited = set()
     while pending:
         error = pending.pop()
-        if error is None or id(error) in seen:
+        if error is None or id(error) in visited:
             continue
-        seen.add(id(error))
+        visited.add(id(error))
         if isinstance(error, pytest.fail.Exception) and "Timeout" in str(error):
             return True
         pending += [error.__cause__, error.__context__, *getattr(error, "exceptions", ())]

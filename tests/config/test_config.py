@@ -1,4 +1,4 @@
-"""The YAML: every mistake at once, with its path, what was received and the nearest name."""
+"""The config: all mistakes at once, each with its key, the received value and the nearest name."""
 
 import json
 import subprocess
@@ -44,11 +44,11 @@ def test_recipe_loads_and_has_a_header(path):
         assert part in head, f"the header lacks {part!r}"
 
 
-def test_recipes_are_there():
+def test_there_are_recipes():
     assert len(RECIPES) >= 4
 
 
-def test_dump_reads_back():
+def test_a_dumped_config_is_read_back():
     config = parse(GOOD, ["optimizer.learning_rate=5e-5", "method={name: top, stages: 2}"])
     assert parse(yaml.safe_load(dump(config))) == config
     assert config.optimizer.learning_rate == 5e-5
@@ -118,7 +118,7 @@ def test_all_errors_at_once(tmp_path):
         ({"train": {"batch_size": "large"}}, "train.batch_size"),
     ],
 )
-def test_error_line(changes, expected):
+def test_a_mistake_gives_an_actionable_line(changes, expected):
     with pytest.raises(UserError, match=r".") as error:
         parse(GOOD, changes=changes)
     assert expected in str(error.value)
@@ -127,8 +127,8 @@ def test_error_line(changes, expected):
 def test_auto_batch_and_minutes():
     train = parse(GOOD, changes={"train": {"batch_size": "auto"}}).train
     assert (train.batch_size, train.micro_batch) == (32, "auto")
-    every = {"checkpoint": {"every": "2.5 minutes"}}
-    config = parse(GOOD, changes={"train": every})
+    checkpoint = {"checkpoint": {"every": "2.5 minutes"}}
+    config = parse(GOOD, changes={"train": checkpoint})
     assert config.train.checkpoint.every.seconds == 150
     assert parse(yaml.safe_load(dump(config))) == config
 
@@ -166,7 +166,7 @@ def test_yaml_mistakes(tmp_path, text, expected):
         load(path)
 
 
-def test_aliases_that_multiply_are_refused_before_they_are_followed(tmp_path):
+def test_aliases_that_multiply_are_refused_before_their_expansion(tmp_path):
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
     merged = ["m0: &m0 {k: x}"]
@@ -179,12 +179,12 @@ def test_aliases_that_multiply_are_refused_before_they_are_followed(tmp_path):
     assert read(tmp_path / "c.yaml")["train"] == {"epochs": 2}
 
 
-def test_what_a_config_stands_for_may_be_longer_than_a_mebibyte(tmp_path):
+def test_a_value_may_be_longer_than_a_mebibyte(tmp_path):
     (tmp_path / "c.yaml").write_text(f"data: {{label: '{'x' * (1 << 20)}'}}")
     assert len(read(tmp_path / "c.yaml")["data"]["label"]) == 1 << 20
 
 
-def test_texts_that_yaml_takes_for_dates_and_numbers():
+def test_dates_and_similar_texts_stay_texts():
     labels = plain_yaml.loads("[2020-01-01, 2020-99-99, =, 5e-5]", "x")
     assert labels == ["2020-01-01", "2020-99-99", "=", 5e-5]
     for text in ("1e5", "2020-01-01", "\x85 a", "=", "yes"):
@@ -212,7 +212,7 @@ def test_texts_that_yaml_takes_for_dates_and_numbers():
         ({"data": {"text": "x" * 10_000, "max_length": "y" * 10_000}}, "data.max_length"),
     ],
 )
-def test_values_that_no_library_takes(change, expected):
+def test_values_that_no_library_accepts_are_refused(change, expected):
     with pytest.raises(UserError) as error:
         parse(GOOD, changes=change)
     assert expected in str(error.value)
@@ -220,7 +220,7 @@ def test_values_that_no_library_takes(change, expected):
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.KEYS.items())
-def test_keys_of_version_1_are_answered_with_the_new_name(old, new):
+def test_the_error_for_a_key_of_version_1_shows_the_new_name(old, new):
     section, key = old.split(".")
     with pytest.raises(UserError) as error:
         parse(GOOD, changes={section: {key: "x"}})
@@ -230,45 +230,45 @@ def test_keys_of_version_1_are_answered_with_the_new_name(old, new):
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.VALUES["task.name"].items())
-def test_tasks_of_version_1_are_answered_with_the_new_name(old, new):
+def test_the_error_for_a_task_of_version_1_shows_the_new_name(old, new):
     with pytest.raises(UserError, match=rf"task.name: .*'{old}'; renamed to {new}$"):
         parse(GOOD, changes={"task": {"name": old}})
     assert new in get_args(TaskConfig.model_fields["name"].annotation)
 
 
-def test_paths_in_a_mapping():
+def test_a_mapping_from_python_may_hold_paths():
     assert parse(GOOD, changes={"data": {"train": Path("rows.csv")}}).data.train.path == "rows.csv"
     raw = {**GOOD, "data": {"train": {"source": "csv", "path": Path("a.txt")}}}
     assert parse(raw).data.train.path == "a.txt"
 
 
-def test_mappings_that_contain_themselves():
-    endless = {"data": {}}
-    endless["data"]["data"] = endless
-    for arguments in ((endless,), (GOOD, [], endless), (GOOD, [".".join("a" * 2000) + "=1"])):
+def test_mappings_that_contain_themselves_are_refused():
+    cyclic = {"data": {}}
+    cyclic["data"]["data"] = cyclic
+    for arguments in ((cyclic,), (GOOD, [], cyclic), (GOOD, [".".join("a" * 2000) + "=1"])):
         with pytest.raises(UserError, match=r"nested more than 50 deep|--set: must be"):
             parse(*arguments)
 
 
-def test_missing_file_names_the_nearest(tmp_path):
+def test_the_error_for_a_missing_file_names_the_nearest(tmp_path):
     (tmp_path / "trec.yaml").touch()
     with pytest.raises(UserError, match=r"did you mean 'trec.yaml'"):
         load(tmp_path / "terc.yaml")
 
 
 @pytest.mark.parametrize("override", ["train.epochs", "=3", "train..epochs=3"])
-def test_malformed_override(override):
+def test_a_malformed_override_is_refused(override):
     with pytest.raises(UserError, match="--set"):
         parse(GOOD, [override])
 
 
-def test_durations():
+def test_durations_resolve_to_steps():
     assert Duration.parse("10%").steps(50, 200) == 20
     assert Duration.parse("2 epochs").steps(50, 200) == 100
     assert Duration.parse("1 step").steps(50, 200) == 1
-    for wrong in ("10", "ten steps", 5, None, "120%"):
+    for invalid in ("10", "ten steps", 5, None, "120%"):
         with pytest.raises(ValueError):
-            Duration.parse(wrong)
+            Duration.parse(invalid)
 
 
 def test_schema_covers_every_section():
@@ -277,28 +277,30 @@ def test_schema_covers_every_section():
     assert "learning_rate" in json.dumps(schema())
 
 
-def test_schema_takes_what_tfft_takes_search_spaces_too():
+def test_the_schema_accepts_recipes_and_search_spaces():
     jsonschema.Draft202012Validator.check_schema(schema())
-    check = jsonschema.Draft202012Validator(schema())
+    validator = jsonschema.Draft202012Validator(schema())
     for path in RECIPES:
-        check.validate(read(path))
+        validator.validate(read(path))
     rate = {"search": "loguniform", "min": 1e-5, "max": 1e-3}
     methods = {"search": "choice", "values": [{"name": "full"}, {"name": "lora", "rank": rate}]}
-    assert check.is_valid({**GOOD, "optimizer": {"learning_rate": rate}, "method": methods})
-    assert check.is_valid({**GOOD, "tune": {"space": {"optimizer.learning_rate": rate}}})
-    assert check.is_valid({**GOOD, "train": {"batch_size": "auto"}})
-    assert not check.is_valid({**GOOD, "train": {"batch_size": "many"}})
-    assert not check.is_valid({**GOOD, "optimizer": {"learning_rate": {**rate, "search": "log"}}})
-    assert not check.is_valid({**GOOD, "optimizer": {"learning_rat": 1e-3}})
-    assert not check.is_valid({**GOOD, "tune": {"trials": rate}})
+    assert validator.is_valid({**GOOD, "optimizer": {"learning_rate": rate}, "method": methods})
+    assert validator.is_valid({**GOOD, "tune": {"space": {"optimizer.learning_rate": rate}}})
+    assert validator.is_valid({**GOOD, "train": {"batch_size": "auto"}})
+    assert not validator.is_valid({**GOOD, "train": {"batch_size": "many"}})
+    assert not validator.is_valid(
+        {**GOOD, "optimizer": {"learning_rate": {**rate, "search": "log"}}}
+    )
+    assert not validator.is_valid({**GOOD, "optimizer": {"learning_rat": 1e-3}})
+    assert not validator.is_valid({**GOOD, "tune": {"trials": rate}})
 
 
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["train", "--help"], ["train", "--config={}"], ["schema"], ["nonsense"]],
 )
-def test_no_tensorflow_for_help_and_typos(tmp_path, arguments):
-    """What a user waits for at a typo: looked at in sys.modules, not at a clock."""
+def test_help_and_typos_load_no_tensorflow(tmp_path, arguments):
+    """Check sys.modules instead of a time."""
     path = tmp_path / "typo.yaml"
     path.write_text("data: {train: a.csv}\nmodle: {}\n")
     code = (
@@ -309,7 +311,8 @@ def test_no_tensorflow_for_help_and_typos(tmp_path, arguments):
         "heavy = {'tensorflow', 'keras', 'transformers', 'numpy'} & set(sys.modules)\n"
         "print('CODE', code, 'HEAVY', sorted(heavy))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
     expected = 2 if arguments[-1] in ("nonsense", "--config={}") else 0
-    assert f"CODE {expected} HEAVY []" in done.stdout, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    assert f"CODE {expected} HEAVY []" in process.stdout, process.stdout + process.stderr
+    assert "Traceback" not in process.stderr

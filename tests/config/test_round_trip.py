@@ -1,4 +1,4 @@
-"""A resolved config, which a run directory holds, is read back as it was."""
+"""A resolved config, as a run directory holds it, is read back unchanged."""
 
 import random
 import types
@@ -16,40 +16,40 @@ from tfft.utils.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "configs").rglob("*.yaml"))
-# What YAML may take for something else.
+# Strings that YAML may read as something else.
 TEXTS = ["a", "1e5", "5.e-3", "1_0", "0x1f", "yes", "null", "~", "=", "<<", "2020-01-01", "1:30"]
 TEXTS += ["", " ", " a ", "é", "日本", "\t", "a\nb", "\x07", "\x85", "a: b", "#", "- a", "'", '"']
 TEXTS += ["%", "*a", "&a", "!a", "{", "[", "@", "`", "\\", "\u2028", "\ufeff", "|", "1e-3"]
 TIMES = ["1 steps", "1234567 steps", "0.1 epochs", "0.00001 epochs", "33.3333333333333 %", "0%"]
 
 
-def read_back(config, folder):
+def assert_reads_back(config, folder):
     path = folder / "config.yaml"
     path.write_text(dump(config), encoding="utf-8")
     assert load(path) == config
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
-def test_recipe(path, tmp_path):
+def test_a_recipe_is_read_back(path, tmp_path):
     raw = read(path)
     if searches(raw):
         space = Space(raw, str(path))
-        read_back(space.config(space.defaults), tmp_path)
+        assert_reads_back(space.config(space.defaults), tmp_path)
     else:
-        read_back(load(path), tmp_path)
+        assert_reads_back(load(path), tmp_path)
 
 
 @pytest.mark.parametrize("task", METRICS)
 @pytest.mark.parametrize("header", [True, False])
-def test_task_with_and_without_a_header(task, header, tmp_path):
-    first = "image" if task.startswith("image_") else "text"
-    columns = {first: "a", "label": "b"} if header else {first: 0, "label": 1}
+def test_column_names_and_numbers_are_read_back(task, header, tmp_path):
+    column = "image" if task.startswith("image_") else "text"
+    columns = {column: "a", "label": "b"} if header else {column: 0, "label": 1}
     raw = {
         "data": {"train": "t.csv", **columns},
         "model": {"backbone": "hf:x/y"},
         "task": {"name": task},
     }
-    read_back(parse(raw), tmp_path)
+    assert_reads_back(parse(raw), tmp_path)
 
 
 def test_columns_of_the_task_must_agree():
@@ -69,21 +69,21 @@ def test_columns_of_the_task_must_agree():
 
 
 class Generated:
-    """Random values of the config's own types."""
+    """Random values of the types of the config."""
 
     def __init__(self, seed):
         self.random = random.Random(seed)
 
     def section(self, model):
-        given = {}
+        values = {}
         for name, field in model.model_fields.items():
-            wanted = field.is_required() or self.random.random() < 0.12
-            if wanted and name != "tune":
-                given[name] = self.value(field.annotation, field.metadata)
-        if name := self.SPECIAL.get(model.__name__):
-            key, values = name
-            given[key] = self.random.choice(values)
-        return given
+            is_set = field.is_required() or self.random.random() < 0.12
+            if is_set and name != "tune":
+                values[name] = self.value(field.annotation, field.metadata)
+        if special := self.SPECIAL.get(model.__name__):
+            key, options = special
+            values[key] = self.random.choice(options)
+        return values
 
     SPECIAL: typing.ClassVar = {
         "ModelConfig": ("backbone", ["hf:a/b", "hub:./x", "keras:X", "kerashub:p", "timm:a/b"]),
@@ -102,10 +102,10 @@ class Generated:
         if origin in (typing.Union, types.UnionType):
             return self.value(choose(arguments), limits)
         if origin is list:
-            least = max([m.min_length for m in limits if isinstance(m, MinLen)], default=0)
-            return [self.value(arguments[0]) for _ in range(least + choose([0, 1, 2]))]
+            minimum = max([m.min_length for m in limits if isinstance(m, MinLen)], default=0)
+            return [self.value(arguments[0]) for _ in range(minimum + choose([0, 1, 2]))]
         if origin is tuple:
-            return sorted(self.value(own, limits) for own in arguments)
+            return sorted(self.value(argument, limits) for argument in arguments)
         if origin is dict:
             return {self.value(arguments[0]): self.value(arguments[1]) for _ in range(2)}
         if isinstance(kind, type) and issubclass(kind, BaseModel):
@@ -129,7 +129,7 @@ class Generated:
         return self.random.choice([small, self.random.uniform(low, high)])
 
 
-def test_generated_configs(tmp_path):
+def test_generated_configs_are_read_back_or_refused(tmp_path):
     accepted = 0
     for seed in range(250):
         try:
@@ -138,5 +138,5 @@ def test_generated_configs(tmp_path):
             assert str(error).startswith("config: "), error
             continue
         accepted += 1
-        read_back(config, tmp_path)
+        assert_reads_back(config, tmp_path)
     assert accepted > 50

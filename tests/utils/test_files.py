@@ -1,4 +1,4 @@
-"""Files and folders under temporary names: links, permissions, what a killed process leaves."""
+"""Atomic writes and temporary folders: links, permissions, killed processes."""
 
 import fcntl
 import os
@@ -16,69 +16,72 @@ from tfft.utils.errors import UserError
 
 
 @pytest.fixture
-def outside(tmp_path):
+def outside_file(tmp_path):
     path = tmp_path / "outside.txt"
     path.write_text("mine")
     return path
 
 
 @pytest.fixture
-def inside(tmp_path):
+def run_folder(tmp_path):
     folder = tmp_path / "run"
     folder.mkdir()
     return folder
 
 
 @pytest.mark.parametrize("name", ["metrics.json", ".metrics.json"])
-def test_a_link_is_replaced_and_not_written_through(outside, inside, name):
-    (inside / name).symlink_to(outside)
-    files.write_atomic(inside / "metrics.json", "{}")
-    assert outside.read_text() == "mine"
-    assert [p.name for p in inside.iterdir()] == ["metrics.json"]
-    assert (inside / "metrics.json").read_text() == "{}"
+def test_a_link_is_replaced_and_not_written_through(outside_file, run_folder, name):
+    (run_folder / name).symlink_to(outside_file)
+    files.write_atomic(run_folder / "metrics.json", "{}")
+    assert outside_file.read_text() == "mine"
+    assert [p.name for p in run_folder.iterdir()] == ["metrics.json"]
+    assert (run_folder / "metrics.json").read_text() == "{}"
 
 
-def test_weights_and_logs_follow_no_link_either(outside, inside):
-    (inside / ".weights.safetensors").symlink_to(outside)
-    assert not files.unused(inside / "weights.safetensors").is_symlink()
-    (inside / "metrics.jsonl").symlink_to(outside)
+def test_weights_and_logs_follow_no_link(outside_file, run_folder):
+    (run_folder / ".weights.safetensors").symlink_to(outside_file)
+    assert not files.unused(run_folder / "weights.safetensors").is_symlink()
+    (run_folder / "metrics.jsonl").symlink_to(outside_file)
     with pytest.raises(OSError, match=r"metrics\.jsonl"):
-        files.open_to_append(inside / "metrics.jsonl")
-    assert outside.read_text() == "mine"
+        files.open_to_append(run_folder / "metrics.jsonl")
+    assert outside_file.read_text() == "mine"
 
 
-def test_a_search_follows_no_link_either(outside, inside):
+def test_a_search_follows_no_link(outside_file, run_folder):
     from tfft.search.oracles import Journal
     from tfft.search.pipeline import alone
 
-    (inside / "lock").symlink_to(outside)
-    with pytest.raises(UserError, match="run: cannot be written: Too many levels"), alone(inside):
+    (run_folder / "lock").symlink_to(outside_file)
+    with (
+        pytest.raises(UserError, match="run: cannot be written: Too many levels"),
+        alone(run_folder),
+    ):
         pass
-    (inside / "journal.jsonl").symlink_to(outside)
+    (run_folder / "journal.jsonl").symlink_to(outside_file)
     with pytest.raises(OSError, match=r"journal\.jsonl"):
-        Journal(inside / "journal.jsonl").write({"a": 1})
-    assert outside.read_text() == "mine"
+        Journal(run_folder / "journal.jsonl").write({"a": 1})
+    assert outside_file.read_text() == "mine"
 
 
-def test_a_write_that_fails_leaves_nothing(inside):
-    (inside / "a.txt").write_text("before")
+def test_a_failed_write_leaves_the_old_file_alone(run_folder):
+    (run_folder / "a.txt").write_text("before")
     with pytest.raises(UnicodeEncodeError):
-        files.write_atomic(inside / "a.txt", "x" * 100_000 + "\ud800")
-    assert [p.name for p in inside.iterdir()] == ["a.txt"]
-    assert (inside / "a.txt").read_text() == "before"
+        files.write_atomic(run_folder / "a.txt", "x" * 100_000 + "\ud800")
+    assert [p.name for p in run_folder.iterdir()] == ["a.txt"]
+    assert (run_folder / "a.txt").read_text() == "before"
 
 
 def test_folders_of_the_cache_have_the_permissions_of_new_folders(tmp_path):
-    before = os.umask(0o027)
+    umask = os.umask(0o027)
     try:
         prepared.written(tmp_path / "cache" / "rows", lambda folder: {"rows": 1})
     finally:
-        os.umask(before)
+        os.umask(umask)
     assert stat.S_IMODE((tmp_path / "cache" / "rows").stat().st_mode) == 0o750
     assert [p.name for p in (tmp_path / "cache").iterdir()] == ["rows"]
 
 
-def hidden(folder):
+def hidden_names(folder):
     return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
 
 
@@ -94,7 +97,7 @@ with files.temporary_folder(Path(sys.argv[1]), "export") as folder:
 """
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+def test_the_folder_of_a_killed_process_is_removed_by_the_next(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)],
         stdin=subprocess.PIPE,
@@ -102,45 +105,45 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
         text=True,
         cwd=ROOT,
     ) as process:
-        left = process.stdout.readline().strip()
+        name = process.stdout.readline().strip()
         time.sleep(files._LOCK_DELAY)
         with files.temporary_folder(tmp_path, "export"):
-            assert left in hidden(tmp_path)  # its process runs
-    assert hidden(tmp_path) == [left]
+            assert name in hidden_names(tmp_path)  # its process is still running
+    assert hidden_names(tmp_path) == [name]
     with files.temporary_folder(tmp_path, "other"):
-        assert left in hidden(tmp_path)
+        assert name in hidden_names(tmp_path)
     with files.temporary_folder(tmp_path, "export") as folder:
-        assert hidden(tmp_path) == [folder.name]
-    assert hidden(tmp_path) == []
+        assert hidden_names(tmp_path) == [folder.name]
+    assert hidden_names(tmp_path) == []
 
 
-def test_folders_of_others_stay(tmp_path, monkeypatch):
-    """What only looks alike; a link; of another host until a day has passed."""
+def test_other_folders_are_not_removed(tmp_path, monkeypatch):
+    """These are similar names, links, and for a day the folders of another host."""
     foreign = tmp_path / ".export-00000000-00000000"
     for folder in (foreign, tmp_path / ".export-mine", tmp_path / ".export-models-00000000"):
         folder.mkdir()
     (tmp_path / f".export-{files.HOST}-00000001").symlink_to(tmp_path)
     long_ago = time.time() - 100
     os.utime(foreign, (long_ago, long_ago))
-    before = hidden(tmp_path)
+    names = hidden_names(tmp_path)
     with files.temporary_folder(tmp_path, "export"):
         pass
-    assert hidden(tmp_path) == before
+    assert hidden_names(tmp_path) == names
     monkeypatch.setattr(files, "_DAY", 50.0)
     with files.temporary_folder(tmp_path, "export"):
         pass
-    assert hidden(tmp_path) == sorted(set(before) - {foreign.name})
+    assert hidden_names(tmp_path) == sorted(set(names) - {foreign.name})
 
 
-def test_without_locks_a_folder_is_used_and_left_alone(tmp_path, monkeypatch):
-    def no_locks(*_):
+def test_without_locks_a_recent_folder_is_not_removed(tmp_path, monkeypatch):
+    def raise_unsupported(*_):
         raise OSError(95, "Operation not supported")
 
-    left = tmp_path / f".export-{files.HOST}-00000001"
-    left.mkdir()
-    os.utime(left, (1e9, time.time() - 100))
-    monkeypatch.setattr(fcntl, "flock", no_locks)
+    recent = tmp_path / f".export-{files.HOST}-00000001"
+    recent.mkdir()
+    os.utime(recent, (1e9, time.time() - 100))
+    monkeypatch.setattr(fcntl, "flock", raise_unsupported)
     with files.temporary_folder(tmp_path, "export") as folder:
         (folder / "model").mkdir()
         os.rename(folder / "model", tmp_path / "1")
-    assert hidden(tmp_path) == [left.name] and (tmp_path / "1").is_dir()
+    assert hidden_names(tmp_path) == [recent.name] and (tmp_path / "1").is_dir()

@@ -1,4 +1,4 @@
-"""Class names and paths in Markdown show as they are."""
+"""Escaped class names and paths render as plain text in Markdown."""
 
 import re
 
@@ -23,8 +23,8 @@ HOSTILE = [
 ]
 
 
-def shown(text):
-    """What a reader of the Markdown sees: escapes and entities undone."""
+def rendered(text):
+    """Return the text that a reader sees, without escapes and entities."""
     plain = re.sub(r"\\([!-/:-@\[-`{-~])", r"\1", text)
     for entity, character in (("&lt;", "<"), ("&gt;", ">"), ("&amp;", "&")):
         plain = plain.replace(entity, character)
@@ -38,12 +38,12 @@ def test_hostile_texts_have_no_effect(value):
     assert not re.search(r"(?<!\\)(?:\\\\)*[`*_\[\]#|~$<>]", text)
     assert not re.search(r"&(?!(lt|gt|amp);)", text)
     text.encode()
-    kept = " ".join(value.split())
-    if kept.isprintable():
-        assert shown(text) == kept
+    expected = " ".join(value.split())
+    if expected.isprintable():
+        assert rendered(text) == expected
 
 
-def test_plain_texts_stay_as_they_are():
+def test_plain_texts_are_unchanged():
     for value in ("", "positive", "B-PER", "très bien!", "好评", "1.5 (a+b)"):
         assert markdown.text(value) == value
     assert markdown.text("never_mind") == r"never\_mind"
@@ -59,5 +59,5 @@ def test_plain_texts_stay_as_they_are():
         ("<b>", "`<b>`"),
     ],
 )
-def test_code(value, span):
+def test_code_spans_fence_backticks(value, span):
     assert markdown.code(value) == span
