@@ -48,6 +48,7 @@ def describe(
 
 def versions(folder: Path) -> dict[int, Path]:
     """Return the versions in a folder, number -> path, in ascending order."""
+    # 18 digits always fit in int64, TF Serving's type of a version.
     paths = {int(p.name): p for p in folder.glob("*") if re.fullmatch(r"[0-9]{1,18}", p.name)}
     return dict(sorted(paths.items()))
 
