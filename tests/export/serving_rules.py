@@ -109,7 +109,7 @@ class Server:
         """Apply the config file: labels first, then versions.
 
         Raises:
-            Refused: a label cannot move; nothing is loaded.
+            RequestRejected: a label cannot move; nothing is loaded.
         """
         config = model_server_config_pb2.ModelServerConfig()
         text_format.Parse(self._path(self.config_file).read_text(), config)

@@ -71,6 +71,7 @@ def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
 
 def versions(folder: Path) -> dict[int, Path]:
     """Return the versions in a folder, number -> path, in ascending order."""
+    # 18 digits always fit in int64, TF Serving's type of a version.
     paths = {int(p.name): p for p in folder.glob("*") if re.fullmatch(r"[0-9]{1,18}", p.name)}
     return dict(sorted(paths.items()))
 

@@ -127,6 +127,8 @@ def _check_preprocessing(
     for start in range(0, min(len(sample), PARITY_ROWS), PARITY_BATCH):
         rows = sample[start : start + PARITY_BATCH]
         columns = list(zip(*rows, strict=True))
+        # Prefer the inputs that the model was trained on: preparing the rows again would not reveal
+        # stored inputs that differ from today's preprocessing.
         if trained_on is not None:
             host = trained_on(np.arange(start, start + len(rows)))
         else:

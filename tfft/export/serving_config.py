@@ -99,6 +99,8 @@ def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
 
 def batching() -> str:
     """Return TF Serving's batching parameters, which are the same for every export."""
+    # The last size must be max_batch_size (bundle_factory_util.cc), although splitting keeps batches
+    # of that size from being computed.
     allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in (*SIZES, MAX_ROWS))
     return f"""\
 # TF Serving reads this file only when it starts. A batch waits batch_timeout_micros for more
@@ -116,9 +118,12 @@ max_enqueued_batches {{ value: {MAX_QUEUED_REQUESTS * MAX_ROWS // SIZES[-1]} }}
 
 
 def _flags(name: str) -> list[str]:
+    """Return the command-line flags of TF Serving for a model mounted at /models/NAME."""
     return [
         f"--model_config_file=/models/{name}/{CONFIG}",
         "--model_config_file_poll_wait_seconds=30",
+        # A starting server reads labels before it loads their versions. The flag admits such
+        # labels only if they are new; a running server still moves labels to loaded versions only.
         "--allow_version_labels_for_unavailable_models=true",
         "--enable_batching=true",
         f"--batching_parameters_file=/models/{name}/{BATCHING}",
