@@ -90,7 +90,8 @@ COMMANDS = {
         "none*.csv matches no file",
     ),
     "profile: unknown encoding": (
-        "profile --config=good.yaml --set=data.train='{source: csv, path: train.csv, encoding: utf9}'",
+        "profile --config=good.yaml "
+        "--set=data.train='{source: csv, path: train.csv, encoding: utf9}'",
         "unknown encoding 'utf9'",
     ),
     "profile: column number": (
@@ -138,7 +139,8 @@ COMMANDS = {
         "data.train",
     ),
     "profile: TFDS set that is none": (
-        "profile --config=good.yaml --set=data.train='{source: tfds, path: colors, data_dir: tfds}'",
+        "profile --config=good.yaml "
+        "--set=data.train='{source: tfds, path: colors, data_dir: tfds}'",
         "data.train",
     ),
     "show: weights for keras.applications that are none": (

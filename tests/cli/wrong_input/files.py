@@ -15,8 +15,8 @@ import tensorflow as tf
 import yaml
 
 from tests.conftest import GOLDEN, whole_config, write_tiny
-from tfft import train
 from tfft.config import dump, parse
+from tfft.training import setup
 
 DEEP = "[" * 100_000
 DIGITS = "9" * 5000
@@ -389,7 +389,7 @@ def _write_valid():
     _put(Path("pictures.yaml"), yaml.safe_dump(pictures))
     _save_models()
     head = parse({**config, "method": {"name": "head"}})
-    run = train.prepare(head, Path("finished"))[0]
+    run = setup.prepare(head, Path("finished"))[0]
     run.save()
     _put(Path("finished/config.yaml"), dump(head))
     _put(Path("finished/metrics.json"), "{}")
