@@ -21,7 +21,7 @@ from tfft.utils.errors import Interrupted, UserError
 
 COLOURS = {"blue": (10, 20, 200), "green": (20, 180, 30), "red": (200, 10, 20)}
 SIZE = 32
-CHECKPOINTS = Path(__file__).parent / "golden" / "vision"
+CHECKPOINTS = Path(__file__).parents[1] / "golden" / "vision"
 # Changes to `raw`: a tiny network for tests that do not need keras.applications.
 VIT = {
     "model": {"backbone": f"hf:{CHECKPOINTS / 'vit'}", "image_size": 24},

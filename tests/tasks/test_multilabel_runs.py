@@ -16,7 +16,7 @@ from tfft.export import ExportedModel
 from tfft.run import load_run
 from tfft.utils.errors import UserError
 
-CHECKPOINT = Path(__file__).parent / "golden" / "vision" / "vit"
+CHECKPOINT = Path(__file__).parents[1] / "golden" / "vision" / "vit"
 COLOURS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 200, 20)}
 
 
