@@ -1,4 +1,4 @@
-"""Build the signatures of an exported SavedModel, with the names and methods that TF Serving expects.
+"""Signatures of an exported SavedModel, under the names and methods that TF Serving prescribes.
 
 | signature         | inputs                               | outputs                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
