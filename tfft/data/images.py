@@ -124,7 +124,7 @@ def read(request: Request) -> Iterator[Row | BadRow]:
     """Yield the rows of a source, each image as its path or its bytes."""
     multi_label = request.separator is not None
     rows = sources.read(request.source, request.columns, request.key, multi_label)
-    return rows if request.source.source == "images" else sources.with_paths(rows)
+    return rows if request.source.source == "images" else sources.with_image_paths(rows)
 
 
 def _cache_key(
