@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.preprocess.test_images import BROKEN, CASES
+from tests.preprocess.test_images import BROKEN_FILES, CASES
 from tfft.export import exported_model, serving_config, verify
 from tfft.export.signatures import Servable, Signatures, example
 from tfft.preprocess import ImageInputs
@@ -16,7 +16,7 @@ from tfft.utils.errors import UserError
 LABELS = ("blue", "green", "red")
 GOOD = {0: CASES["jpeg"], 3: CASES["gif of two"], 4: CASES["png clear"]}
 ROWS = [GOOD.get(at) for at in range(5)]
-ROWS[1:3] = BROKEN["text"][0], BROKEN["cut jpeg"][0]
+ROWS[1:3] = BROKEN_FILES["text"][0], BROKEN_FILES["cut jpeg"][0]
 STATUS = [
     b"ok",
     b"not an image of a known format (JPEG, PNG, GIF, BMP, WebP)",
