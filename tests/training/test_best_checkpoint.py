@@ -1,11 +1,14 @@
 """The best checkpoint: direction of the metric, min_delta, patience, no validation split."""
 
 import contextlib
+import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+import tfft
 from tfft.config.sections import EarlyStopping
 from tfft.training import best_checkpoint
 from tfft.training.best_checkpoint import Validate, finish, gain
@@ -120,14 +123,41 @@ def test_a_validation_is_due_at_intervals_and_at_the_end(monkeypatch):
     assert [step for step, _ in entries] == [3, 6, 7]
 
 
-def test_without_validation_the_last_weights_are_saved():
+def test_finish_without_validation_saves_the_last_weights():
     state = TrainingState(step=12)
     run = FakeRun(state)
     finish(run, SimpleNamespace(), state)
     assert run.saved_whole == [12]
 
 
-def test_with_validation_the_end_keeps_the_best_weights(monkeypatch):
+def test_finish_with_validation_keeps_the_best_weights(monkeypatch):
     run, state, _ = validate(monkeypatch, [0.5, 0.9, 0.4])
     finish(run, SimpleNamespace(), state)
     assert run.saved_whole == [] and run.saved_steps == [1, 2]
+
+
+def test_early_stopping_keeps_the_best_weights(config, tmp_path):
+    changes = {
+        "train": {
+            "epochs": 30,
+            "early_stopping": {"patience": 2},
+            "metric": "log_loss",
+            "validate_every": "3 steps",
+        },
+        "optimizer": {"learning_rate": 0.5, "schedule": "constant"},
+    }
+    result = tfft.train(config, workdir=tmp_path / "run", **changes)
+    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    losses = {x["step"]: x["validation/log_loss"] for x in entries if "validation/log_loss" in x}
+    best = min(losses, key=losses.get)
+    assert result.metrics["best_step"] == best
+    assert result.metrics["steps"] == max(losses) == best + 6 < 180
+    assert result.metrics["validation/log_loss"] == pytest.approx(losses[best], rel=1e-5)
+
+
+def test_without_validation_the_last_weights_are_saved(config, tmp_path):
+    result = tfft.train(config, workdir=tmp_path / "run", data={"validation": None})
+    assert "test/accuracy" in result.metrics and "validation/accuracy" not in result.metrics
+    loaded = tfft.load(tmp_path / "run")
+    for a, b in zip(result.model.weights, loaded.model.weights, strict=True):
+        np.testing.assert_array_equal(a.value, b.value, err_msg=a.path)

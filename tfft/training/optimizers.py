@@ -403,10 +403,10 @@ class Scaled:
             super()._update_model_variables_moving_average(trainable_variables)
             return
         # Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", equation 1 (section 3.2).
-        start, every = self.swa
+        start, interval = self.swa
         elapsed = self._iterations + 1 - start  # steps since the start, this one included
-        count = ops.cast(elapsed // every, "float32")  # weights in the average so far
-        due = ops.logical_and(elapsed >= 0, elapsed % every == 0)
+        count = ops.cast(elapsed // interval, "float32")  # weights in the average so far
+        due = ops.logical_and(elapsed >= 0, elapsed % interval == 0)
         share = ops.where(due, 1.0 / (count + 1.0), 0.0)
         share = ops.where(elapsed < 0, 1.0, share)  # before the start: equal to the weights
         averages = self._model_variables_moving_average
