@@ -389,7 +389,7 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
     if backbone is not None:
         section = config.model.model_dump() | {"backbone": backbone}
         config = config.model_copy(update={"model": ModelConfig(**section)})
-    if description["trained"] is None:
+    if description["trained"] is None:  # all weights are in best/: the architecture suffices
         loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
         loaded = replace(loaded, fingerprint=description["fingerprint"])
     else:
