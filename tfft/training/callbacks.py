@@ -89,22 +89,22 @@ class Save(keras.callbacks.Callback):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
         self._interval, self._seconds, self._total = max(1, interval), seconds, total
-        self._last_save = self._last_step = time.monotonic()
+        self._last_save_time = self._last_step_time = time.monotonic()
         self._meter = energy.Meter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is due."""
         state = self._state
         self._record_usage()
-        due = self._seconds is not None and time.monotonic() - self._last_save >= self._seconds
+        due = self._seconds is not None and time.monotonic() - self._last_save_time >= self._seconds
         if due or state.step % self._interval == 0 or state.step == self._total or state.stopped:
-            self._last_save = time.monotonic()
+            self._last_save_time = time.monotonic()
             self._checkpoints.save(self.model, state)
 
     def _record_usage(self) -> None:
         """Add the time and energy since the last step to the state."""
         state, now = self._state, time.monotonic()
-        elapsed, self._last_step = now - self._last_step, now
+        elapsed, self._last_step_time = now - self._last_step_time, now
         state.seconds = round(state.seconds + elapsed, 3)
         joules = self._meter.joules()
         if joules is not None:
