@@ -76,12 +76,12 @@ def test_another_backbone_is_refused(tiny, runs, tmp_path):
 
 
 def test_the_backbone_may_have_moved(tiny, runs, tmp_path):
-    moved = tmp_path / "moved"
-    shutil.copytree(tiny, moved)
+    new_folder = tmp_path / "new_folder"
+    shutil.copytree(tiny, new_folder)
     missing = f"hf:{tmp_path / 'missing'}"
     with pytest.raises(UserError, match="holds only the trained weights and needs its backbone"):
         tfft.load(runs["lora"].workdir, backbone=missing)
-    loaded = tfft.load(runs["lora"].workdir, backbone=f"hf:{moved}")
+    loaded = tfft.load(runs["lora"].workdir, backbone=f"hf:{new_folder}")
     np.testing.assert_allclose(loaded.logits(ROWS), runs["lora"].logits(ROWS), atol=1e-6)
 
 

@@ -296,31 +296,6 @@ def test_mask_rules_precede_those_of_the_method(config, tmp_path):
     assert not any(v.trainable for v in result.model.weights if v.path.startswith("block_0/"))
 
 
-def test_early_stopping_keeps_the_best_weights(config, tmp_path):
-    changes = {
-        "train": {
-            "epochs": 30,
-            "early_stopping": {"patience": 2},
-            "metric": "log_loss",
-            "validate_every": "3 steps",
-        },
-        "optimizer": {"learning_rate": 0.5, "schedule": "constant"},
-    }
-    result = run(config, tmp_path / "run", **changes)
-    entries = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").open()]
-    losses = {x["step"]: x["validation/log_loss"] for x in entries if "validation/log_loss" in x}
-    best = min(losses, key=losses.get)
-    assert result.metrics["best_step"] == best
-    assert result.metrics["steps"] == max(losses) == best + 6 < 180
-    assert result.metrics["validation/log_loss"] == pytest.approx(losses[best], rel=1e-5)
-
-
-def test_without_validation_the_last_weights_are_saved(config, tmp_path):
-    result = run(config, tmp_path / "run", data={"validation": None})
-    assert "test/accuracy" in result.metrics and "validation/accuracy" not in result.metrics
-    assert_equal(weights(result), weights(tfft.load(tmp_path / "run")))
-
-
 @pytest.mark.parametrize("precision", ["mixed_bfloat16"])
 def test_mixed_precision(config, tmp_path, precision):
     changes = {"distribute": {"precision": precision}, "export": {"enabled": True}}

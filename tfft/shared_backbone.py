@@ -75,7 +75,7 @@ class SharedBackbone:
                 f"{workdir}: qlora and model.surgery.drop change the backbone, so it cannot be "
                 "shared; load it with tfft.load"
             )
-        self._detach()
+        self._detach()  # a method must be applied to the pretrained backbone
         run = runs.build_on_backbone(Path(workdir), config, description, self._backbone)
         trained = set(description["trained"])
         self._values[name] = {

@@ -73,7 +73,7 @@ class Save(keras.callbacks.Callback):
     Args:
         state: the state that is saved; gets the time and energy of each step.
         checkpoints: where it is saved.
-        every: steps between two checkpoints.
+        interval: steps between two checkpoints.
         seconds: wall-clock time between two checkpoints; None: steps alone count.
         total: steps of the whole training.
     """
@@ -82,29 +82,29 @@ class Save(keras.callbacks.Callback):
         self,
         state: TrainingState,
         checkpoints: Checkpoints,
-        every: int,
+        interval: int,
         seconds: float | None,
         total: int,
     ):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
-        self._every, self._seconds, self._total = max(1, every), seconds, total
-        self._last_save = self._last_step = time.monotonic()
+        self._interval, self._seconds, self._total = max(1, interval), seconds, total
+        self._last_save_time = self._last_step_time = time.monotonic()
         self._meter = energy.Meter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save if it is due."""
         state = self._state
         self._record_usage()
-        due = self._seconds is not None and time.monotonic() - self._last_save >= self._seconds
-        if due or state.step % self._every == 0 or state.step == self._total or state.stopped:
-            self._last_save = time.monotonic()
+        due = self._seconds is not None and time.monotonic() - self._last_save_time >= self._seconds
+        if due or state.step % self._interval == 0 or state.step == self._total or state.stopped:
+            self._last_save_time = time.monotonic()
             self._checkpoints.save(self.model, state)
 
     def _record_usage(self) -> None:
         """Add the time and energy since the last step to the state."""
         state, now = self._state, time.monotonic()
-        elapsed, self._last_step = now - self._last_step, now
+        elapsed, self._last_step_time = now - self._last_step_time, now
         state.seconds = round(state.seconds + elapsed, 3)
         joules = self._meter.joules()
         if joules is not None:
@@ -229,15 +229,15 @@ class Interrupt(keras.callbacks.Callback):
         return True
 
 
-def tensorboard(folder: Path, every: int) -> Sequence[keras.callbacks.Callback]:
+def tensorboard(folder: Path, interval: int) -> Sequence[keras.callbacks.Callback]:
     """Return Keras' TensorBoard callback as a list.
 
     Args:
         folder: where the event files are written.
-        every: steps between two entries.
+        interval: steps between two entries.
 
     Raises:
         UserError: tensorboard is not installed.
     """
     require("tensorboard", "tensorboard")
-    return [keras.callbacks.TensorBoard(log_dir=str(folder), update_freq=every)]
+    return [keras.callbacks.TensorBoard(log_dir=str(folder), update_freq=interval)]

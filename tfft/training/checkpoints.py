@@ -99,7 +99,7 @@ class Checkpoints:
         target = self._folder / f"step_{state.step:08d}"
         if not self._writes:
             return
-        self.wait()
+        self.wait()  # at most one copy of the state is in memory
         if target.exists():
             return
         text = json.dumps({**asdict(state), "depends_on": self._depends_on})
@@ -198,6 +198,7 @@ def _variables(model: keras.Model, weight_paths: Collection[str] | None) -> dict
 def _copies(model: keras.Model, weight_paths: Collection[str] | None) -> dict[str, np.ndarray]:
     """Return copies of the variables; TensorFlow overwrites its own memory in the next step."""
     variables = _variables(model, weight_paths).items()
+    # safetensors writes the buffer of an array as it is in memory, so it must be in C order.
     return {name: np.array(keras.ops.convert_to_numpy(v), order="C") for name, v in variables}
 
 

@@ -98,6 +98,7 @@ def split_model(model: keras.Model) -> ModelSplit | str:
         inputs_above[id(tensor)] = tensor
     above = {**{t.name: t for t in inputs_above.values()}, **stored}
     below = keras.Model(inputs, stored, name="below")
+    # The model's own shapes, in which rows and tokens are None: one trace serves all widths.
     specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
     compute = tf.function(
         lambda x: below(x, training=False), input_signature=[specs], autograph=False

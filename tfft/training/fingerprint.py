@@ -85,6 +85,7 @@ def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[s
     workers = strategies.workers()
     if workers.count == 1:
         return
+    # Each worker fills its row of zeros, so the sum gives every worker the rows of all.
     digests = np.zeros((workers.count, len(values), 2), np.int32)
     for index, value in enumerate(values.values()):
         digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()

@@ -35,6 +35,7 @@ class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
         scale = ops.sqrt(second_new / (1 - ops.power(self.beta_2, step))) + self.epsilon
         z_new = z - rate * gradient / scale
         beta = self.beta_1
+        # The optimizer stores y and z; x follows from y = (1 - beta) z + beta x.
         x = (ops.convert_to_tensor(variable) - (1 - beta) * z) / beta
         x_new = x + (z_new - x) / step
         self.assign(second, second_new)
@@ -51,7 +52,7 @@ class SharedBiasCorrection:
 
     def update_step(self, gradient, variable, learning_rate):
         """Update one variable."""
-        if self.amsgrad:
+        if self.amsgrad:  # AMSGrad has another update, which is left to Keras
             super().update_step(gradient, variable, learning_rate)
             return
         dtype, index = variable.dtype, self._get_variable_index(variable)
@@ -382,6 +383,7 @@ class Scaled:
             self._since = 0
 
     def _use_weight_decay(self, variable):
+        # Biases and the parameters of norms are vectors, kernels and tables are not.
         return len(variable.shape) > 1
 
     def _apply_weight_decay(self, variables):
@@ -403,10 +405,10 @@ class Scaled:
             super()._update_model_variables_moving_average(trainable_variables)
             return
         # Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima", equation 1 (section 3.2).
-        start, every = self.swa
+        start, interval = self.swa
         elapsed = self._iterations + 1 - start  # steps since the start, this one included
-        count = ops.cast(elapsed // every, "float32")  # weights in the average so far
-        due = ops.logical_and(elapsed >= 0, elapsed % every == 0)
+        count = ops.cast(elapsed // interval, "float32")  # weights in the average so far
+        due = ops.logical_and(elapsed >= 0, elapsed % interval == 0)
         share = ops.where(due, 1.0 / (count + 1.0), 0.0)
         share = ops.where(elapsed < 0, 1.0, share)  # before the start: equal to the weights
         averages = self._model_variables_moving_average

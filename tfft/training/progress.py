@@ -61,14 +61,16 @@ class History(keras.callbacks.Callback):
     Args:
         state: holds the history.
         path: metrics.jsonl; None: no file is written.
-        every: steps between two entries.
+        interval: steps between two entries.
         steps_per_epoch: steps of an epoch, whose end has an entry too.
     """
 
-    def __init__(self, state: TrainingState, path: Path | None, every: int, steps_per_epoch: int):
+    def __init__(
+        self, state: TrainingState, path: Path | None, interval: int, steps_per_epoch: int
+    ):
         super().__init__()
         self._state, self._path = state, path
-        self._every, self._per_epoch = every, steps_per_epoch
+        self._interval, self._per_epoch = interval, steps_per_epoch
         # Drop entries that an interrupted run wrote after its last checkpoint: the steps run again.
         if path is not None:
             lines = (json.dumps(entry) for entry in state.history)
@@ -87,7 +89,7 @@ class History(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Log the mean loss over the examples since the last entry, if an entry is due."""
         step = self._state.step
-        if step % self._every and step % self._per_epoch:
+        if step % self._interval and step % self._per_epoch:
             return
         learning_rate = float(self.model.optimizer.learning_rate)
         self.add({"train/loss": float(logs["loss"]), "learning_rate": learning_rate})

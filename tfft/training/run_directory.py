@@ -59,8 +59,8 @@ def locked(workdir: Path) -> Iterator[None]:
             raise UserError(
                 f"{workdir}: another process trains there; wait for it, or choose another --workdir"
             ) from None
-        except OSError:  # a file system without locks on folders, such as NFS
-            pass
+        except OSError:
+            pass  # a file system without locks on folders, such as NFS
         yield
 
 
