@@ -1,4 +1,4 @@
-"""Build the signatures of an exported SavedModel, with the names and methods that TF Serving expects.
+"""Build the signatures of an exported SavedModel, named as TF Serving expects.
 
 | signature         | inputs                               | outputs                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
