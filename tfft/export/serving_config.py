@@ -99,7 +99,7 @@ def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
 
 def batching() -> str:
     """Return TF Serving's batching parameters, which are the same for every export."""
-    # The last size must be max_batch_size (bundle_factory_util.cc), although no batch is that large:
+    # The last size must be max_batch_size (bundle_factory_util.cc), though no batch is that large:
     # requests are split first.
     allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in (*SIZES, MAX_ROWS))
     return f"""\
