@@ -87,8 +87,8 @@ def write(
     is_export = all((folder / file).is_file() for file in (export_format.file, _DESCRIPTION))
     if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(
-            f"{folder}: must be empty or an exported {export_format.file}. Received: a folder with "
-            "other files; choose another --output"
+            f"{folder}: must be empty or an exported {export_format.file}. Received: other "
+            "content; choose another --output"
         )
     rows = [servable.inputs.request_row(row) for row in rows]
     with temporary_folder(folder.parent, name) as temporary:

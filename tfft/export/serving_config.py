@@ -99,8 +99,8 @@ def warm_up_sizes(rates: Mapping[int, float]) -> list[int]:
 
 def batching() -> str:
     """Return TF Serving's batching parameters, which are the same for every export."""
-    # The last size must be max_batch_size (bundle_factory_util.cc), although batches are split and
-    # none of that size is computed.
+    # The last size must be max_batch_size (bundle_factory_util.cc), though no batch is that large:
+    # requests are split first.
     allowed = "\n".join(f"allowed_batch_sizes: {size}" for size in (*SIZES, MAX_ROWS))
     return f"""\
 # TF Serving reads this file only when it starts. A batch waits batch_timeout_micros for more

@@ -1,4 +1,4 @@
-"""Signatures of an exported SavedModel, under the names and methods that TF Serving prescribes.
+"""Build the signatures of an exported SavedModel, named as TF Serving expects.
 
 | signature         | inputs                               | outputs                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
