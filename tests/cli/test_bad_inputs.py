@@ -89,7 +89,7 @@ ERRORS = {
     ),
     "max_length beyond the positions": (
         lambda s: edit_config(s, lambda c: c["data"].update(max_length=4000)),
-        "data.max_length: the backbone has positions for 24 tokens; received 4000",
+        "data.max_length: the backbone has positions for 24 tokens. Received: 4000",
     ),
     "no such device": (
         lambda s: edit_config(
@@ -191,7 +191,7 @@ ERRORS = {
         "train.remat: does not go with regularization.adversarial",
     ),
     "a cache that cannot be": (
-        lambda s: edit_config(s, lambda c: c["train"].update(cache=True)),
+        lambda s: edit_config(s, lambda c: c["train"].update(cache_features=True)),
         "train.cache_features: the lowest stage moves",
     ),
     # file
@@ -329,7 +329,7 @@ def test_overrides_are_validated(setting):
         (["show"], "--config: required"),
         (["lr-find"], "--config: required"),
         (["lr-find", "--steps=3"], "steps"),
-        (["data"], "--config: required"),
+        (["profile"], "--config: required"),
     ],
 )
 def test_other_commands_report_the_error(arguments, expected, tmp_path):
@@ -360,7 +360,7 @@ def test_device_and_worker_errors(setting, arguments, expected):
 
 def test_each_command_has_a_module_and_short_help():
     folder = Path(console.__file__).parent
-    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "cli"}
+    files = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__", "common"}
     assert files == {command.replace("-", "_") for command in console.COMMANDS}
     for command in console.COMMANDS:
         code, out, _ = run_command(command, "--help")
