@@ -101,9 +101,8 @@ def test_weight_dtype_needs_a_saved_model(run):
     code, _, err = command(
         "export", f"--workdir={run.workdir}", "--format=onnx", "--weight_dtype=int8"
     )
-    assert (
-        code == 2 and "--weight_dtype: needs --format=saved_model. Received: --format=onnx" in err
-    )
+    assert code == 2
+    assert "--weight_dtype: needs --format=saved_model. Received: --format=onnx" in err
 
 
 def run_huggingface(path, batch):

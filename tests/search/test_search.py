@@ -174,7 +174,7 @@ def test_search_fails_with_the_reasons_if_all_trials_fail(raw, tmp_path):
     code, _, err = command("tune", f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert code == 2 and "Traceback" not in err
     assert "tfft: tune: all 2 trials failed" in err
-    assert "positions for 24 tokens; received 1000" in err
+    assert "positions for 24 tokens. Received: 1000" in err
 
 
 @pytest.fixture
