@@ -11,6 +11,7 @@ import tfft
 
 ROOT = Path(tfft.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
+VAGUE_NAMES = {"asked", "at", "found", "given", "kept", "made", "much", "one", "own", "told"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -23,6 +24,9 @@ def test_a_module_is_short_documented_and_free_of_flags(path):
         imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = {getattr(n, "module", None) or n.names[0].name for n in imported}
         assert not {n for n in names if n.split(".")[0] == "absl"}, "flags belong to cli/"
+    variables = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    variables |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    assert not variables & VAGUE_NAMES, "a name says what a thing is"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from tfft.utils.errors import UserError
 
 LABELS = ("blue", "green", "red")
 VALID = {0: CASES["jpeg"], 3: CASES["gif of two"], 4: CASES["png clear"]}
-ROWS = [VALID.get(at) for at in range(5)]
+ROWS = [VALID.get(index) for index in range(5)]
 ROWS[1:3] = BROKEN_FILES["text"][0], BROKEN_FILES["cut jpeg"][0]
 STATUS = [
     b"ok",
