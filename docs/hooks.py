@@ -1,5 +1,5 @@
-"""MkDocs hooks that fill in `{{ readme HEADING }}` and `{{ file NAME }}`, and generate pages from the
-config schema, the recipes, the commands and the error messages, so that nothing is written twice.
+"""MkDocs hooks that fill in `{{ readme HEADING }}` and `{{ file NAME }}`, and generate pages from
+the config schema, the recipes, the commands and the error messages: nothing is written twice.
 """
 
 import ast
