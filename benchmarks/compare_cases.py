@@ -115,7 +115,8 @@ class Case:
 
     Attributes:
         changes: sections that differ from the base config, in version-1 keys.
-        images: train the image classifier instead of the text classifier.
+        backbone: folder of the checkpoint. Tracing takes most of the time, so only cases that tell
+            blocks apart have two.
         table: name of the table of texts.
         teacher: name of the case whose run is the teacher of a distillation.
         devices: number of logical CPU devices.
@@ -127,7 +128,7 @@ class Case:
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
-    images: bool = False
+    backbone: str = "bert_1"
     table: str = "classes"
     teacher: str | None = None
     devices: int = 1
@@ -138,12 +139,12 @@ class Case:
 
 
 CASES: dict[str, Case] = {
-    "full": Case(export=True),
-    "interrupted": Case(interrupt=True),
+    "full": Case(backbone="bert_2", export=True),
+    "interrupted": Case(backbone="bert_2", interrupt=True),
     "cached_head": Case({"method": {"name": "head"}, "train": {"cache": True}}),
-    "gradual": Case({"method": {"name": "gradual"}}, show=True),
+    "gradual": Case({"method": {"name": "gradual"}}, backbone="bert_2", show=True),
     "lp_ft": Case({"method": {"name": "lp_ft"}}),
-    "lora": Case({"method": {"name": "lora", "rank": 2}}, export=True),
+    "lora": Case({"method": {"name": "lora", "rank": 2}}, backbone="bert_2", export=True),
     "qlora": Case({"method": {"name": "qlora", "rank": 2, "bits": 4, "group": 4}}),
     "prefix": Case({"method": {"name": "prefix", "length": 3}}),
     "adversarial": Case({"regularization": {"adversarial": {"name": "fgm", "epsilon": 0.5}}}),
@@ -161,8 +162,10 @@ CASES: dict[str, Case] = {
         table="tags",
         export=True,
     ),
-    "mixup": Case({"augmentation": {"flip": "horizontal", "mixup": 0.2}}, images=True, export=True),
-    "batch_norm": Case({"train": {"batch_norm": "adapt"}}, images=True),
+    "mixup": Case(
+        {"augmentation": {"flip": "horizontal", "mixup": 0.2}}, backbone="resnet", export=True
+    ),
+    "batch_norm": Case({"train": {"batch_norm": "adapt"}}, backbone="resnet"),
 }
 
 
@@ -175,7 +178,7 @@ def config(case: Case, inputs: Path, teacher: Path | None) -> dict[str, Any]:
     """
     base: dict[str, Any] = {
         "data": {"max_length": 16},
-        "model": {"backbone": f"hf:{inputs / ('resnet' if case.images else 'bert')}"},
+        "model": {"backbone": f"hf:{inputs / case.backbone}"},
         "optimizer": {"learning_rate": 1e-2},
         "train": {
             "epochs": 3,
@@ -186,10 +189,11 @@ def config(case: Case, inputs: Path, teacher: Path | None) -> dict[str, Any]:
         "evaluate": {"bootstrap": 50, "baselines": False},
         "export": {"enabled": False},
     }
-    for split in ("train", "validation", "test"):
+    images = case.backbone == "resnet"
+    for split in ROWS:
         folder = f"{inputs / 'images' / split}/"
-        base["data"][split] = folder if case.images else str(inputs / f"{case.table}_{split}.csv")
-    if case.images:
+        base["data"][split] = folder if images else str(inputs / f"{case.table}_{split}.csv")
+    if images:
         base["task"] = {"name": "image_classification"}
     if teacher is not None:
         base = _merged(base, {"regularization": {"distillation": {"teacher": str(teacher)}}})
@@ -225,7 +229,8 @@ TEXTS = [
 def write_inputs(folder: Path) -> None:
     """Write the checkpoints, the tables and the images of all cases."""
     folder.mkdir(parents=True)
-    _write_bert(folder / "bert")
+    for blocks in (1, 2):
+        _write_bert(folder / f"bert_{blocks}", blocks)
     _write_resnet(folder / "resnet")
     for seed, (split, count) in enumerate(ROWS.items()):
         _write_table(folder / f"classes_{split}.csv", count, seed, _color)
@@ -285,9 +290,9 @@ def _save(folder: Path, shapes: Mapping[str, tuple[int, ...]], settings: Mapping
     (folder / "config.json").write_text(json.dumps(settings))
 
 
-def _write_bert(folder: Path) -> None:
-    """Write a BERT of two blocks, with the vocabulary of the tables."""
-    width, inner, blocks, positions = 16, 24, 2, 24
+def _write_bert(folder: Path, blocks: int) -> None:
+    """Write a BERT with the vocabulary of the tables."""
+    width, inner, positions = 16, 24, 24
     settings = {
         "architectures": ["BertModel"],
         "model_type": "bert",
