@@ -20,7 +20,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("cases", nargs="+")
     flags = parser.parse_args()
     tfft = importlib.import_module("tfft")
+    if not Path(tfft.__file__).is_relative_to(Path.cwd().resolve()):
+        sys.exit(f"tfft must be that of the worktree. Received: {tfft.__file__}")
     getattr(tfft, "train", None)  # loads its modules, where the attribute is a lazy import
     runner = Runner(flags.inputs, flags.out)
     for name in flags.cases:
@@ -369,8 +371,8 @@ def _read_table(text: str, kind: str, values: dict[str, Any]) -> None:
 def _read_export(workdir: Path, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
     """Add the signatures of an export and their answers to a record."""
     folder = workdir.parent
-    process = lambda: _answer(workdir, folder / "answers")  # noqa: E731
-    if _fork(process, folder / "answers.out.txt", folder / "answers.err.txt"):
+    answer = partial(_answer, workdir, folder / "answers")
+    if _fork(answer, folder / "answers.out.txt", folder / "answers.err.txt"):
         raise Failed(f"{workdir}: the export does not answer; see {folder / 'answers.err.txt'}")
     with np.load(folder / "answers.npz") as file:
         arrays |= {f"export/{name}": file[name] for name in file.files}
