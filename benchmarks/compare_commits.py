@@ -56,7 +56,7 @@ class Record:
 def compare(
     old: Record, new: Record, names: tuple[tuple[str, str], ...] = cases.RECORD_NAMES
 ) -> list[str]:
-    """Return the differences between two records of a case, one line each, in the order of `old`.
+    """Return the differences between two records of a case, one line each: arrays first.
 
     Arrays are compared by dtype, shape and bytes, so NaN equals NaN, and 0.0 differs from -0.0.
     A case that failed is never identical.
@@ -71,7 +71,7 @@ def compare(
     if failures:
         return failures
     lines = []
-    for kind in ("values", "arrays"):
+    for kind in ("arrays", "values"):
         before = {cases.renamed(k, names): v for k, v in getattr(old, kind).items()}
         after = {cases.renamed(k, names): v for k, v in getattr(new, kind).items()}
         for name in [*before, *(name for name in after if name not in before)]:
@@ -251,6 +251,7 @@ def _compare_commits(commits: Sequence[str], names: Sequence[str], folder: Path)
                 if side == "new":
                     lines = compare(records["old"][name], record)
                     identical &= not lines
+                    (folder / f"{name}.txt").write_text("\n".join(lines))
                     more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
                     line += "  " + ("\n    ".join([*lines[:SHOWN], *more]) or "identical")
                 elif "error" in record.values:
@@ -270,7 +271,7 @@ def main() -> int:
     parser.add_argument("new", nargs="?", type=_commit, help="commit, branch or tag")
     parser.add_argument("--cases", type=_names, default=list(cases.CASES), help="default: all")
     parser.add_argument("--list", action="store_true", help="list the cases and exit")
-    parser.add_argument("--keep", type=Path, help="keep run directories and records in this folder")
+    parser.add_argument("--keep", type=Path, help="keep runs, records and all differences here")
     flags = parser.parse_args()
     if flags.list:
         for name, case in cases.CASES.items():
