@@ -12,7 +12,6 @@ import yaml
 
 from tfft.config import (
     Config,
-    Duration,
     TaskConfig,
     dump,
     load,
@@ -260,15 +259,6 @@ def test_the_error_for_a_missing_file_names_the_nearest(tmp_path):
 def test_a_malformed_override_is_refused(override):
     with pytest.raises(UserError, match="--set"):
         parse(GOOD, [override])
-
-
-def test_durations_resolve_to_steps():
-    assert Duration.parse("10%").steps(50, 200) == 20
-    assert Duration.parse("2 epochs").steps(50, 200) == 100
-    assert Duration.parse("1 step").steps(50, 200) == 1
-    for invalid in ("10", "ten steps", 5, None, "120%"):
-        with pytest.raises(ValueError):
-            Duration.parse(invalid)
 
 
 def test_schema_covers_every_section():

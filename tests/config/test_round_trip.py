@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 
 from tfft.config import METRICS, Config, Duration, Interval, dump, load, parse, read, searches
-from tfft.config.base import Minutes
+from tfft.config.durations import Minutes
 from tfft.search.space import Space
 from tfft.utils.errors import UserError
 

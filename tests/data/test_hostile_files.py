@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.data.test_prepare import splits
+from tests.data.test_prepared import splits
 from tfft.config import Source
 from tfft.data import images, sources
 from tfft.data.records import BadRow, Row

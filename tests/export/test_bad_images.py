@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.preprocess.test_images import BROKEN_FILES, CASES
+from tests.preprocess.test_image_ops import BROKEN_FILES, CASES
 from tfft.export import exported_model, serving_config, verify
 from tfft.export.signatures import Servable, Signatures, example
 from tfft.preprocess import ImageInputs

@@ -1,8 +1,9 @@
 """The config: the YAML as a strict, typed object. Loads no TensorFlow."""
 
 from tfft.config.augmentation import AugmentationConfig
-from tfft.config.base import Duration, Interval, Section
+from tfft.config.base import Section
 from tfft.config.data import DataConfig, Fraction, Source
+from tfft.config.durations import Duration, Interval
 from tfft.config.load import Config, dump, load, parse, read, schema, searches, section
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig

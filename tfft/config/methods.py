@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from tfft.config.base import Duration, Minutes, Section
+from tfft.config.base import Section
+from tfft.config.durations import Duration, Minutes
 
 ATTENTION = "query|value"
 LINEAR = "query|key|value|attention/out|attention_output|up$|down$|feedforward"

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tfft.config.base import Duration, Interval, Section
+from tfft.config.base import Section
+from tfft.config.durations import Duration, Interval
 from tfft.config.regularization import SurgeryConfig
 
 # Provider of a backbone -> keys of the section `model` that it supports.

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tfft.config.base import Minutes, Section
+from tfft.config.base import Section
+from tfft.config.durations import Minutes
 
 
 class Search(Section):
