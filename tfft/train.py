@@ -18,15 +18,7 @@ from tfft.distribute import strategies
 from tfft.evaluation import evaluate
 from tfft.model import masks
 from tfft.run import Run, load_run
-from tfft.training import (
-    advice,
-    fingerprint,
-    loop,
-    memory,
-    memory_estimate,
-    run_directory,
-    setup,
-)
+from tfft.training import advice, fingerprint, loop, memory, memory_estimate, run_directory, setup
 from tfft.training.checkpoints import Checkpoints, TrainingState
 from tfft.training.phases import TrainingSchedule
 from tfft.utils import console

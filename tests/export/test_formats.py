@@ -17,7 +17,7 @@ from tests.tasks.test_multilabel_runs import write_table
 from tfft import backbones
 from tfft.cli import export as export_command
 from tfft.config import ExportConfig, ModelConfig, TaskConfig
-from tfft.export import compact, formats
+from tfft.export import formats, weight_storage
 from tfft.model import assemble
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
@@ -68,7 +68,7 @@ def test_command_lists_all_formats_and_dtypes():
     """The command has its own list, so that `--help` does not load TensorFlow."""
     assert set(export_command.FORMATS) == {"saved_model", *formats.FORMATS}
     dtypes = get_args(ExportConfig.model_fields["weight_dtype"].annotation)
-    assert export_command.WEIGHT_DTYPES == dtypes == ("float32", *compact._ENCODERS)
+    assert export_command.WEIGHT_DTYPES == dtypes == ("float32", *weight_storage._ENCODERS)
 
 
 def test_earlier_export_is_replaced_and_other_files_are_kept(run, tmp_path):

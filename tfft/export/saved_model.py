@@ -16,10 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.config import ExportConfig
-from tfft.export import exported_model, serving_config, warmup
-from tfft.export.compact import StoredWeight
+from tfft.export import exported_model, serving_config, warmup_requests
 from tfft.export.signatures import Servable, Signatures, padded
 from tfft.export.verify_process import Verifier
+from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
 from tfft.utils import console
 from tfft.utils.errors import UserError
@@ -78,7 +78,9 @@ def publish(
                 f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
             )
         if config.warmup:
-            warmup.write(temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates))
+            warmup_requests.write(
+                temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates)
+            )
         target = _move_to_next_version(temporary / "model", folder)
     console.log(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
     throughput = ", ".join(f"{size}: {rate:,.0f}" for size, rate in sorted(rates.items()))

@@ -30,7 +30,7 @@ import tensorflow as tf
 
 from tfft.backbones.families.unpadding import packed
 from tfft.config import TaskConfig
-from tfft.export.compact import StoredWeight
+from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
 from tfft.preprocess.graph.image_ops import OK
 from tfft.preprocess.image import STATUS

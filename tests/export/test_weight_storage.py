@@ -7,7 +7,7 @@ import tfft
 from tests.conftest import one_epoch
 from tests.console import command
 from tests.training.test_loop import weights
-from tfft.export import ExportedModel, compact
+from tfft.export import ExportedModel, weight_storage
 from tfft.run import load_run
 from tfft.utils.errors import UserError
 
@@ -26,7 +26,7 @@ def run(exported):
     [pytest.param(kind, marks=pytest.mark.slow) if kind != "int8" else kind for kind in STEP],
 )
 def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)  # the network is tiny
+    monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)  # the network is tiny
     original, live = weights(run), run.task.probabilities(run.logits(ROWS))
     code, out, err = command(
         "export",
@@ -37,7 +37,7 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1"), err
     restored = weights(run)
     assert all(np.array_equal(original[name], restored[name]) for name in original)
-    with compact.rounded(run.model, kind):
+    with weight_storage.rounded(run.model, kind):
         expected = run.task.probabilities(run.logits(ROWS))
     actual = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
@@ -47,9 +47,9 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
 
 @pytest.mark.parametrize("kind", list(STEP))
 def test_rounding_error_is_at_most_half_a_step(run, kind, monkeypatch):
-    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)
+    monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)
     original = weights(run)
-    with compact.rounded(run.model, kind) as stored:
+    with weight_storage.rounded(run.model, kind) as stored:
         assert stored
         for weight in stored:
             exact, rounded = original[weight.variable.path], weight.variable.numpy()
@@ -62,7 +62,7 @@ def test_rounding_error_is_at_most_half_a_step(run, kind, monkeypatch):
 
 
 def test_float32_stores_nothing(run):
-    with compact.rounded(run.model, "float32") as stored:
+    with weight_storage.rounded(run.model, "float32") as stored:
         assert stored == []
 
 
@@ -70,7 +70,7 @@ def test_hub_backbone_rejects_rounding(run, monkeypatch):
     monkeypatch.setattr(type(run.model.layers[-1]), "saved", None, raising=False)
     with (
         pytest.raises(UserError, match=r"must be float32 with a hub: backbone\. Received: float16"),
-        compact.rounded(run.model, "float16"),
+        weight_storage.rounded(run.model, "float16"),
     ):
         pass
 
@@ -78,7 +78,7 @@ def test_hub_backbone_rejects_rounding(run, monkeypatch):
 @pytest.mark.slow
 def test_int8_export_is_less_than_half_the_size(tiny_two_blocks, tmp_path, monkeypatch):
     """With two blocks: with one, the vectors, which stay float32, are too large a share."""
-    monkeypatch.setattr(compact, "MIN_ELEMENTS", 64)
+    monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)
     config = one_epoch(tiny_two_blocks, tmp_path, export={"enabled": False})
     run, sizes = tfft.train(config, workdir=tmp_path / "run"), {}
     for kind in ("float32", "int8"):
