@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from tests.data.test_prepared import splits
+from tests.data.conftest import build_splits
 from tfft.config import Source
 from tfft.data import images, sources
 from tfft.data.records import BadRow, Row
@@ -69,7 +69,7 @@ def test_out_of_memory_is_not_blamed_on_the_file(kind):
 
 def test_cache_dir_of_an_unknown_user_is_refused(config):
     with pytest.raises(UserError, match=r"data\.cache_dir: no such user: ~nobody_of_"):
-        splits(config, cache_dir="~nobody_of_this_name/x")
+        build_splits(config, cache_dir="~nobody_of_this_name/x")
 
 
 @pytest.mark.parametrize("name", ["a\0b.png", "x" * 5000, "~nobody_of_this_name/x.png"])
@@ -112,10 +112,10 @@ def test_file_replaced_while_it_is_read_is_not_cached(config, tmp_path, monkeypa
 
     monkeypatch.setattr(sources, "SOURCES", {**readers, kind: replacing})
     with pytest.raises(UserError, match=rf"t\.{kind} was changed while it was read; start again"):
-        splits(config, train=str(path), test=None)
+        build_splits(config, train=str(path), test=None)
     monkeypatch.setattr(sources, "SOURCES", readers)
     path.write_bytes(content)
-    assert splits(config, train=str(path), test=None)[0].labels == ("red", "green")
+    assert build_splits(config, train=str(path), test=None)[0].labels == ("red", "green")
 
 
 def test_folders_of_killed_processes_are_removed_and_live_ones_kept(tmp_path):
@@ -155,7 +155,7 @@ def test_unclosed_quote_reports_the_lines_it_spans(config, tmp_path):
     good = [f"sky {i},{'red' if i % 2 else 'green'}" for i in range(20)]
     lines = ["text,label", *good[:10], '"sky,red', *good[10:], ""]
     (tmp_path / "t.csv").write_text("\n".join(lines))
-    data, _ = splits(
+    data, _ = build_splits(
         config, train=str(tmp_path / "t.csv"), test=None, validation=None, on_bad_row="skip"
     )
     assert data.train.prepared.rows == 10
@@ -196,7 +196,7 @@ def test_labels_that_differ_only_in_spaces_or_normalization_are_refused(
 ):
     path = table(tmp_path / "t.csv", [f"sky,{first}", "x,neg", f"grass,{second}"])
     with pytest.raises(UserError) as error:
-        splits(config, train=str(path), test=None)
+        build_splits(config, train=str(path), test=None)
     text = str(error.value)
     assert text.startswith(f"{path}:4: label ") and f"({path}:2)" in text and "\n" not in text
     assert ascii(second)[1:-1] in text and ascii(first)[1:-1] in text
@@ -204,14 +204,14 @@ def test_labels_that_differ_only_in_spaces_or_normalization_are_refused(
     (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
     for labels in (str(tmp_path / "names.txt"), [first, "neg", second]):
         with pytest.raises(UserError, match="`labels` must differ") as error:
-            splits(config, train=str(path), test=None, labels=labels)
+            build_splits(config, train=str(path), test=None, labels=labels)
         text = str(error.value)
         assert ascii(second.strip())[1:-1] in text and ascii(first)[1:-1] in text
 
 
 def test_label_that_looks_like_a_missing_value_is_logged(config, tmp_path, capfd):
     path = table(tmp_path / "t.csv", ["sky,a", "grass,NaN"])
-    splits(config, train=str(path), test=None)
+    build_splits(config, train=str(path), test=None)
     assert f"{path}:3: label 'NaN' is a class; is it a missing value?" in capfd.readouterr().err
 
 
@@ -389,7 +389,7 @@ def test_tfds_names_that_would_run_downloaded_code_are_refused(name):
 def test_classes_of_one_row_each_leave_no_validation_split(config, tmp_path, capfd):
     words = [f"w{chr(97 + i)}" for i in range(24)]
     (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"sky,{w}\n" for w in words))
-    data, _ = splits(config, train=str(tmp_path / "t.csv"), test=None)
+    data, _ = build_splits(config, train=str(tmp_path / "t.csv"), test=None)
     assert data.validation is None and len(data.train) == 24
     logged = capfd.readouterr().err
     assert "data.validation: no class has two rows, so none can be held out" in logged
@@ -401,7 +401,7 @@ def test_two_threads_prepare_the_same_set(config, tmp_path):
     results = []
     threads = [
         threading.Thread(
-            target=lambda: results.append(splits(config, train=str(path), test=None)[0])
+            target=lambda: results.append(build_splits(config, train=str(path), test=None)[0])
         )
         for _ in range(2)
     ]
