@@ -6,14 +6,14 @@ import tensorflow as tf
 
 from tests.backbones.test_huggingface import BOUND, CASES, GOLDEN, expected, inputs, load
 from tests.methods.test_contract import built
-from tfft.backbones.families.unpadding import Unpad, packed, token_layout
+from tfft.backbones.families.unpadding import Unpad, token_layout, without_padding
 from tfft.methods import METHODS
 
 
 def traced(model):
     """Return the model traced without padding, as in an export."""
     call = tf.function(lambda batch: model(batch, training=False), autograph=False)
-    with packed(model):
+    with without_padding(model):
         call = call.get_concrete_function(
             {name: tf.TensorSpec([None, None], tf.int32) for name in model.input}
         )
@@ -45,7 +45,7 @@ def test_methods_compute_the_same_without_padding(tiny, name):
     batch["padding_mask"] = (np.arange(9) < np.array([[9], [4], [2]])).astype(np.int32)
     padded = np.asarray(model(batch, training=False))
     np.testing.assert_allclose(traced(model)(batch).numpy(), padded, atol=1e-5)
-    # Padding is back after `packed`.
+    # Padding is back after `without_padding`.
     np.testing.assert_array_equal(model(batch, training=False), padded)
 
 
@@ -58,7 +58,7 @@ def test_blocks_get_only_real_tokens():
     batch = {n: np.ones([3, 5], np.int32) for n in ("token_ids", "padding_mask", "segment_ids")}
     batch["padding_mask"][1, 2:] = 0
     width = encoder.output["sequence"].shape[-1]
-    with packed(encoder):
+    with without_padding(encoder):
         encoder(batch, training=False)
     encoder(batch, training=False)
     assert shapes == [(12, width), (3, 5, width)]
@@ -67,7 +67,7 @@ def test_blocks_get_only_real_tokens():
 def test_unpadding_is_disabled_after_an_error():
     encoder = load(GOLDEN / "encoders" / "bert").model
     (layer,) = [x for x in encoder.layers if isinstance(x, Unpad)]
-    with pytest.raises(RuntimeError), packed(encoder):
+    with pytest.raises(RuntimeError), without_padding(encoder):
         assert layer.enabled
         raise RuntimeError
     assert not layer.enabled

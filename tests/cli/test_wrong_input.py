@@ -25,7 +25,7 @@ from tfft.utils.files import locked
 PEAK = 1 << 30  # bytes of memory
 TIMEOUT = 400  # seconds for all commands
 # What a command says of its work before it comes to the mistake.
-PROGRESS = re.compile(r"(tokenis|look)(ing|ed)( at)? data\.|data: \d|batches: \d")
+PROGRESS = re.compile(r"(tokenis|inspect)(ing|ed) data\.|data: \d|batches: \d")
 
 pytestmark = pytest.mark.timeout(TIMEOUT + 100)
 

@@ -255,7 +255,7 @@ def test_graph_survives_a_saved_model(tmp_path):
         ),
     ],
 )
-def test_host_tokenizerwithout_graph_form_is_refused(change, message):
+def test_host_tokenizer_without_graph_form_is_refused(change, message):
     spec = json.dumps({**json.loads(trained("wordpiece")), **change})
     with pytest.raises(UserError, match="tokenizer") as error:
         TextInputs(spec, 24).graph()

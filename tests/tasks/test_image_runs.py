@@ -264,9 +264,7 @@ def test_cached_features_give_the_same_logits(raw, tmp_path):
 
 
 def test_feature_cache_with_augmentation_is_an_error(raw, tmp_path):
-    with pytest.raises(
-        UserError, match=r"train\.cache_features: augmentation changes the pictures"
-    ):
+    with pytest.raises(UserError, match=r"train\.cache_features: augmentation changes the images"):
         tfft.train(
             {**raw, "method": {"name": "head"}}, tmp_path / "run", train={"cache_features": True}
         )
@@ -327,7 +325,7 @@ def test_test_time_augmentation_averages_both_views(run):
 
 def test_preview_and_modality_error(raw, minilm):
     text = train.preview(parse(raw))
-    assert re.search(r"block_12 +10", text) and "with 16 pictures" in text
+    assert re.search(r"block_12 +10", text) and "with 16 images" in text
     config = parse({**raw, "model": {"backbone": f"hf:{minilm}"}})
     with pytest.raises(UserError, match=r"task\.name: image_classification reads images"):
         train.preview(config)

@@ -264,7 +264,7 @@ def _stages_by_patterns(
 
 
 def _takes_training(saved: Any) -> bool:
-    """Whether its call has an argument `training`."""
+    """Return whether the call of a SavedModel has an argument `training`."""
     return any(
         "training" in str(function.structured_input_signature[1])
         or any(isinstance(a, bool) for a in function.structured_input_signature[0])

@@ -112,7 +112,7 @@ def vocabulary(folder: Path, kind: str, preprocessor: Path | None, where: str) -
     files = sorted(((preprocessor or folder) / "assets").glob("*vocab*.txt"))
     if not files:
         raise UserError(
-            f"{where}: its assets hold no vocabulary; set model.tokenizer: to the preprocessing "
+            f"{where}: its assets hold no vocabulary; set model.tokenizer to the preprocessing "
             "model that TF Hub lists for it"
         )
     try:

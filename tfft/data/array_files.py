@@ -131,9 +131,8 @@ def _only_tfds_features(library: Any) -> Iterator[None]:
 
 
 _TFDS_MODULES = "tensorflow_datasets."
-_PATCH_LOCK = (
-    threading.Lock()
-)  # held while a method of a TFDS class is patched: the patch is global
+# Held while a method of a TFDS class is patched: the patch is global.
+_PATCH_LOCK = threading.Lock()
 
 
 def _tfds_cell(feature: Any, value: Any) -> Any:

@@ -310,9 +310,8 @@ class _Source:
                 if self.static_rows is None:
                     yield element
                 else:
-                    share = (
-                        len(batch.positions) / self.pieces.num_replicas
-                    )  # rows of a part, on average
+                    # Rows of a replica's part, on average.
+                    share = len(batch.positions) / self.pieces.num_replicas
                     factor = self.static_rows / share
                     yield _pad_to_shape(
                         element, self.rows.pad_id, self.spec, self.static_rows, factor

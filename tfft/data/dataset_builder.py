@@ -233,7 +233,7 @@ def _log_summary(datasets: Datasets) -> None:
         split = getattr(datasets, name)
         sizes.append(f"{len(split):,} {name}" if split is not None else f"no {name}")
     multi_label = datasets.train.labels.ndim == 2
-    noun = "labels, several of which a row may have" if multi_label else "classes"
+    noun = "labels (multi-label)" if multi_label else "classes"
     console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {noun}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
         console.log("data: hardly more training rows than labels; is data.label right?")

@@ -27,7 +27,7 @@ from tfft.utils.errors import UserError
 
 VERSION = 3  # of the format: raise it when the files written below change
 EMBEDDED_SOURCES = ("tfds", "npz")  # sources whose rows hold encoded images, not paths
-CHUNK_SIZE = 256  # images decoded in parallel
+CHUNK_SIZE = 256  # images that are handed to the thread pool at once
 MAX_PIXEL_BYTES = 4 * 2**30  # of a set, under `cache_images: auto`
 MAX_DISK_SHARE = 0.25  # of the free disk space, under `cache_images: auto`
 
@@ -36,7 +36,7 @@ class PreparedImages(Prepared):
     """A set of inspected images.
 
     Attributes:
-        size: height and width of the cached pixels.
+        size: height and width of the model's input.
     """
 
     def __init__(self, folder: Path):

@@ -170,7 +170,9 @@ class Writer:
             UserError: `on_bad_row` is stop.
         """
         if self._request.on_bad_row == "stop":
-            raise UserError(f"{row.place}: {row.reason} (data.on_bad_row: skip skips such rows)")
+            raise UserError(
+                f"{row.place}: {row.reason} (set data.on_bad_row: skip to leave such rows out)"
+            )
         self.bad += row.count
         if len(self._bad_listed) < MAX_LISTED:
             self._bad_listed.append(printable(f"{row.place}: {row.reason}"))

@@ -18,10 +18,8 @@ QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 MIN_SIMILARITY = 0.8  # least Jaccard similarity of 4-letter shingles of near duplicates
 MAX_NEAR_ROWS = 50_000  # rows of a split that are searched for near duplicates
 NUM_EXAMPLES = 5  # near duplicates and leaks that are listed
-_BANDS, _HASHES_PER_BAND = (
-    16,
-    4,
-)  # of MinHash: finds a pair of similarity 0.8 with probability 0.9998
+# MinHash: 16 bands of 4 hashes find a pair of similarity 0.8 with probability 0.9998.
+_BANDS, _HASHES_PER_BAND = 16, 4
 _PRIME = (1 << 61) - 1
 
 

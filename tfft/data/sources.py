@@ -53,9 +53,8 @@ def read(
         key: the source's key in the config, for errors.
         multi_label: whether a row may have several labels, or none.
     """
-    first_checked = (
-        1 if source.source == "images" else 0
-    )  # a path may hold any bytes, so it is not checked as text
+    # A path may hold any bytes, so it is not checked as text.
+    first_checked = 1 if source.source == "images" else 0
     for row in SOURCES[source.source](source, columns, key):
         yield _check_row(row, columns, multi_label, first_checked) if isinstance(row, Row) else row
 

@@ -22,9 +22,8 @@ from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.reading import LONGEST_LINE, open_regular
 
-_SUSPICIOUS_LINES: float = (
-    50  # lines in one row: rare in texts, but soon reached by an unclosed quote
-)
+# Lines in one row: rare in texts, but soon reached by an unclosed quote.
+_SUSPICIOUS_LINES: float = 50
 
 
 def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:

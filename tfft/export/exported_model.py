@@ -15,9 +15,8 @@ from tfft.utils.reading import library_errors, read_json
 if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
     from tfft.export.signatures import Servable
 
-_DESCRIPTION = (
-    Path("assets.extra") / "tfft.json"
-)  # TF Serving ignores unknown files in assets.extra
+# TF Serving ignores unknown files in assets.extra.
+_DESCRIPTION = Path("assets.extra") / "tfft.json"
 
 
 def describe(

@@ -28,7 +28,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfft.backbones.families.unpadding import packed
+from tfft.backbones.families.unpadding import without_padding
 from tfft.config import TaskConfig
 from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
@@ -94,8 +94,8 @@ class Signatures(tf.Module):
 
         def predict_prepared(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [(weight.variable, weight.value()) for weight in stored]
-            packing = packed(model) if skip_padding else nullcontext()
-            with keras.StatelessScope(values), packing:
+            unpadding = without_padding(model) if skip_padding else nullcontext()
+            with keras.StatelessScope(values), unpadding:
                 logits = model(dict(zip(input_specs, tensors, strict=True)), training=False)
             return task.decode(logits, labels, servable.thresholds)
 

@@ -37,12 +37,8 @@ from tfft.utils.errors import Interrupted, UserError, nearest
 from tfft.utils.files import open_to_append, write_atomic
 
 FIRST_FINAL_SEED = 1000  # first seed of the final runs
-RESUMABLE_KEYS = (
-    "trials",
-    "time",
-    "final_seeds",
-    "keep",
-)  # keys of `tune` that a resumed search may change
+# Keys of `tune` that a resumed search may change.
+RESUMABLE_KEYS = ("trials", "time", "final_seeds", "keep")
 
 
 def search(

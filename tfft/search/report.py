@@ -45,9 +45,8 @@ def importance(leaderboard: Leaderboard) -> dict[str, float]:
         return {}
     dimensions = list({d.name: d for d in leaderboard.space.dimensions}.values())
     x = [[_position(d, row.values.get(d.name)) for d in dimensions] for row in rows]
-    x = np.array(
-        [[0.5 if v is None else v for v in row_values] for row_values in x]
-    )  # inactive: neutral
+    # A hyperparameter that a trial did not have gets the middle, which says nothing.
+    x = np.array([[0.5 if v is None else v for v in row_values] for row_values in x])
     forest = RandomForestRegressor(200, random_state=0, min_samples_leaf=2)
     forest.fit(x, [row.outcome.score for row in rows])
     importances = dict(zip((d.name for d in dimensions), forest.feature_importances_, strict=True))

@@ -23,17 +23,8 @@ from tfft.utils.files import write_atomic
 MAX_DEATHS = 2  # deaths by a signal without progress between them, after which a run has failed
 GRACE_SECONDS = 30.0  # seconds between asking a run to stop and killing it
 POLL_SECONDS = 0.2  # seconds between two polls of a process
-T_95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-)  # 97.5 % quantile of Student's t, 1 to 9 d.f.
+# 97.5 % quantile of Student's t for 1 to 9 degrees of freedom.
+T_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 @dataclass

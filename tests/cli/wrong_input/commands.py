@@ -116,7 +116,7 @@ COMMANDS = {
     ),
     "profile: augmented texts": (
         "profile --config=good.yaml --augmented=x.html",
-        "is for pictures",
+        "needs a task on images",
     ),
     "profile: output below no folder": (
         "profile --config=good.yaml --output=none/profile.json",
@@ -128,11 +128,11 @@ COMMANDS = {
     ),
     "profile: folder without classes": (
         "profile --config=pictures.yaml --set=data.train=tables/",
-        "tables/ holds no folder; each class needs one of its own",
+        "tables/ holds no folder; each class needs a folder",
     ),
     "profile: folders without pictures": (
         "profile --config=pictures.yaml --set=data.train=finished/",
-        "data.train: finished/ holds no usable picture",
+        "data.train: finished/ holds no usable image",
     ),
     "profile: TFDS set of a namespace": (
         "profile --config=good.yaml --set=data.train=tfds:kaggle:some/set",
@@ -197,7 +197,7 @@ COMMANDS = {
     ),
     "evaluate: backbone that is gone": (
         "evaluate --workdir=finished --backbone=hf:./nowhere",
-        "finished saved only what it trained",
+        "finished holds only the trained weights",
     ),
     "evaluate: backbone of no provider": (
         "evaluate --workdir=finished --backbone=nowhere",
@@ -239,15 +239,18 @@ COMMANDS = {
     "export without workdir": ("export", "--workdir: required and not given"),
     "export: format": ("export --workdir=finished --format=onyx", "should be one of"),
     "export: weights of another format": (
-        "export --workdir=finished --format=onnx --weights=int8",
-        "--weights: of a SavedModel",
+        "export --workdir=finished --format=onnx --weight_dtype=int8",
+        "--weight_dtype: needs --format=saved_model",
     ),
     "export: no such run": ("export --workdir=pictures", "pictures: holds no run"),
-    "serve without a model": ("serve", "--workdir or --model_base_path"),
+    "serve without a model": ("serve", "one of --workdir and --model_base_path is required"),
     "serve: port": ("serve --workdir=finished --port=70000", "port"),
     "serve: timeout": ("serve --workdir=finished --timeout=0", "timeout"),
-    "serve: no such folder": ("serve --model_base_path=none", "none: holds no version"),
-    "serve: folder without versions": ("serve --model_base_path=pictures", "holds no version"),
+    "serve: no such folder": ("serve --model_base_path=none", "none: must contain a version"),
+    "serve: folder without versions": (
+        "serve --model_base_path=pictures",
+        "must contain a version",
+    ),
     "serve: graph cut": ("serve --model_base_path=exports/graph-cut", "graph-cut"),
     "serve: models.config": ("serve --model_base_path=configured", "configured/models.config"),
     "show without config": ("show", "--config: required and not given"),
@@ -255,12 +258,12 @@ COMMANDS = {
     "lr-find: steps": ("lr-find --config=good.yaml --steps=3", "steps"),
     "lr-find: low above high": (
         "lr-find --config=good.yaml --low=1 --high=0.1",
-        "--low, --high: must be 0 < low < high; received 1, 0.1",
+        "--low, --high: must be 0 < low < high. Received: 1, 0.1",
     ),
     "lr-find: low that is no number": ("lr-find --config=good.yaml --low=x", "low"),
     "lr-find: rate of nan": ("lr-find --config=good.yaml --high=nan", "--low, --high: must be"),
-    "launch without a command": ("launch", "launch: name the verb to run"),
-    "launch of another command": ("launch show --config=good.yaml", "launch: runs `train` only"),
+    "launch without a command": ("launch", "launch: name the command"),
+    "launch of another command": ("launch show --config=good.yaml", "launch: "),
     "launch: workers": ("launch --workers=0 train", "workers"),
     "launch: restarts": ("launch --restarts=x train", "restarts"),
     "doctor with an unknown flag": ("doctor --quick", "Unknown command line flag 'quick'"),

@@ -34,7 +34,7 @@ CONFIGS = {
     "list": ("- data", "must hold sections"),
     "not-utf-8": (b"data: {train: caf\xe9.csv}", "not UTF-8 text"),
     "control-character": ("data: \x01", "special characters are not allowed"),
-    "key-twice": ("data: {}\ndata: {}", "key 'data' stands here twice"),
+    "key-twice": ("data: {}\ndata: {}", "key 'data' is here twice"),
     "key-list": ("? [a]\n: b", "not a plain value"),
     "python-tag": ("!!python/object/apply:os.system [echo]", "not valid YAML"),
     "int-tag": ('data: !!int "abc"', "'abc' is not a valid int"),
@@ -61,27 +61,30 @@ VALUES = {
     "text for a number": ("train.epochs=three", "train.epochs: "),
     "hexadecimal digits": ("data=0x" + "f" * 5000, "an integer of thousands of digits"),
     "date for a number": ("train.epochs=2020-01-01", "train.epochs: "),
-    "zero": ("train.batch_size=0", "should be greater than or equal to 1; received 0"),
+    "zero": ("train.batch_size=0", "should be greater than or equal to 1. Received: 0"),
     "huge number": ("train.epochs=1099511627776", "must be an integer below"),
     "infinite number": ("optimizer.learning_rate=.inf", "optimizer.learning_rate: input should"),
     "not a number": ("optimizer.learning_rate=.nan", "optimizer.learning_rate: "),
     "duration of digits": ("optimizer.warmup=" + "9" * 400 + " steps", "must be below"),
-    "unknown method": ("method.name=fulll", "received 'fulll'; did you mean 'full'?"),
+    "unknown method": ("method.name=fulll", "Received: 'fulll'; did you mean 'full'?"),
     "unknown provider": ("model.backbone=hff:tiny", "model.backbone: "),
     "unknown format": ("data.train=data.bin", "cannot tell the format from the name"),
     "override without value": ("train.epochs", "--set: must be section.key=value"),
     "override of a text": ("model.backbone.name=x", "model.backbone holds 'hf:tiny', not keys"),
     "override that is no YAML": ("train.epochs=[", "not valid YAML"),
-    "search space": ("train.epochs={search: int, min: 1, max: 3}", "which tfft tune runs"),
+    "search space": ("train.epochs={search: int, min: 1, max: 3}", "which needs tfft tune"),
     "columns of two kinds": ("data.text=0", "columns must be all names or all numbers"),
-    "pictures for texts": ("data.train=pictures/", "source images is for pictures"),
+    "pictures for texts": ("data.train=pictures/", "is for images"),
     "one label": ("data.labels=[red]", "`labels` must be at least two names"),
     "labels alike": ('data.labels=["red", "red "]', "`labels` must differ"),
-    "mask of nothing": ("mask=[{match: blok_1}]", "mask: 'blok_1' matches nothing"),
+    "mask of nothing": (
+        "mask=[{match: blok_1}]",
+        "mask: must match a stage or a variable. Received: 'blok_1'",
+    ),
     "positions": ("data.max_length=4000", "the backbone has positions for 24 tokens"),
     "no such device": (
         "distribute={strategy: one_device, devices: ['GPU:7']}",
-        "distribute.devices: no GPU:7",
+        "distribute.devices: must exist. Received: GPU:7",
     ),
 }
 
@@ -108,7 +111,7 @@ TABLES = {
     "empty.csv": ("", "empty.csv: empty; needs a header line"),
     "header.csv": (HEADER, "data.train: tables/header.csv holds no usable"),
     "column.csv": ("sentence,label\na,b\n", "column.csv:1: no column 'text' in the header"),
-    "column-twice.csv": ("text,label,text\na,b,c\n", "column 'text' is there 2 times"),
+    "column-twice.csv": ("text,label,text\na,b,c\n", "column 'text' appears 2 times"),
     "ragged.csv": (f"{HEADER}a\n", "ragged.csv:2: 1 columns where 2 are expected"),
     "open-quote.csv": (f'{HEADER}"a,b\n', "open-quote.csv:2: unexpected end of data"),
     "latin-1.csv": (b"text,label\ncaf\xe9,b\n", "latin-1.csv:2: byte 0xe9 is not utf-8"),
@@ -152,7 +155,7 @@ PNG = PNG.numpy()
 LARGE_PNG = PNG[:16] + struct.pack(">II", 1 << 17, 1 << 17) + PNG[24:]
 PICTURES = {
     "zero.png": (b"", "zero.png: an empty file"),
-    "text.jpg": (b"no picture", "text.jpg: not a picture of a known kind"),
+    "text.jpg": (b"no picture", "text.jpg: not an image of a known format"),
     "cut.png": (PNG[:60], "cut.png: broken, cut off"),
     "large.png": (LARGE_PNG, "large.png: its size is not between 1 and 33,554,432 pixels"),
     "fifo.png": ("fifo", "fifo.png: is a FIFO or a device, not a regular file"),
@@ -227,7 +230,7 @@ TOKENIZERS = {
 OTHER_BACKBONES = {
     "hf:nowhere/is/none": "model.backbone: no such folder: nowhere/is/none",
     "hf:train.csv/x/y": "model.backbone: no such folder",
-    "hub:tiny": "holds no SavedModel",
+    "hub:tiny": "must contain a SavedModel",
     "hub:saved/cut": "saved_model.pb cannot be read",
     "hub:saved/fifo": "saved_model.pb: is a FIFO or a device",
     "hub:saved/signatures": "not in TF2's reusable format",
@@ -266,7 +269,7 @@ ABOUT = {"task": "text_classification", "labels": ["a", "b"], "columns": ["text"
 EXTRA = "assets.extra/tfft.json"
 OTHER_GRAPH = "the graph without signatures"
 EXPORTS = {
-    "empty": ({"saved_model.pb": None}, "exports/empty: holds no SavedModel"),
+    "empty": ({"saved_model.pb": None}, "exports/empty: must contain a SavedModel"),
     "not-of-tfft": ({}, "was not exported by tfft"),
     "about-cut": ({EXTRA: json.dumps(ABOUT)[:30]}, "tfft.json: not valid JSON"),
     "about-list": ({EXTRA: "[]"}, "tfft.json: must hold a JSON object"),
@@ -291,7 +294,7 @@ EXPORTS = {
     ),
     "graph-fifo": (
         {EXTRA: json.dumps(ABOUT), "saved_model.pb": "fifo"},
-        "exports/graph-fifo: holds no SavedModel",
+        "exports/graph-fifo: must contain a SavedModel",
     ),
     "variables-missing": (
         {EXTRA: json.dumps(ABOUT), "variables/variables.index": None},
@@ -317,16 +320,22 @@ RUNS = {
     "model-zeros": ({MODEL: "\0" * 99}, "model.json: not valid JSON"),
     "weights-missing": ({"best/weights.safetensors": None}, "the run has no weights yet"),
     "weights-cut": ({"best/weights.safetensors": CUT}, "weights.safetensors: cannot be read"),
-    "weights-other": ({"best/weights.safetensors": OTHER_TENSOR}, "does not fit the model at"),
+    "weights-other": (
+        {"best/weights.safetensors": OTHER_TENSOR},
+        "has no weights of the model's shape for",
+    ),
     "weights-fifo": ({"best/weights.safetensors": "fifo"}, "the run has no weights yet"),
     "inputs-missing": ({"best/inputs.json": None}, "inputs.json: cannot be read"),
     "inputs-cut": ({"best/inputs.json": CUT}, "inputs.json: not valid JSON"),
-    "inputs-other": ({"best/inputs.json": '{"picture": {"size": 3}}'}, "not as it was written"),
+    "inputs-other": (
+        {"best/inputs.json": '{"image_spec": {"size": 3}}'},
+        "inputs.json cannot be read",
+    ),
     "tokenizer-cut": ({"best/tokenizer.json": CUT}, "tokenizer.json: the tokenizer cannot be used"),
 }
 DESCRIPTIONS = {  # changes to best/model.json
     "labels-number": ({"labels": 3}, "'labels' is missing or of the wrong type"),
-    "labels-fewer": ({"labels": ["red", "green"]}, "does not fit the model at"),
+    "labels-fewer": ({"labels": ["red", "green"]}, "has no weights of the model's shape for"),
     "labels-numbers": ({"labels": [1, 2, 3]}, "'labels' is missing or of the wrong type"),
     "labels-none": ({"labels": []}, "'labels' is missing or of the wrong type"),
     "backbone-empty": ({"backbone": {}, "trained": None}, "best/model.json cannot be built"),

@@ -5,7 +5,7 @@ padding. All layers but attention process one token at a time. Between `Unpad` a
 only the real tokens, [N, D]; attention restores the rows internally. Matrix products of rank 2 are
 also fused into one op with their bias and activation.
 
-It is off except within `packed`: the number of real tokens is dynamic, which XLA (TPUs) and
+It is off except within `without_padding`: the number of real tokens is dynamic, which XLA (TPUs) and
 runtimes with fixed shapes do not support. Zeng et al. 2022, "Boosting Distributed Training
 Performance of the Unpadded BERT Model", do the same in training.
 
@@ -70,7 +70,7 @@ class Unpad(keras.layers.Layer):
     """Layer that removes padding if enabled, else passes its input on.
 
     Attributes:
-        enabled: set by `packed`.
+        enabled: set by `without_padding`.
     """
 
     enabled = False
@@ -81,7 +81,7 @@ class Unpad(keras.layers.Layer):
 
 
 class Repad(keras.layers.Layer):
-    """Layer that restores the rows which `Unpad` removed; passes an input with rows on."""
+    """Layer that restores the rows which `Unpad` removed; returns an input that has rows unchanged."""
 
     def call(self, x, bias):
         """Restore rows, [N, D] and attention's bias [B, 1, 1, T] -> [B, T, D]."""
@@ -89,7 +89,7 @@ class Repad(keras.layers.Layer):
 
 
 @contextmanager
-def packed(model: keras.Model) -> Iterator[None]:
+def without_padding(model: keras.Model) -> Iterator[None]:
     """Enable the model's `Unpad` layers within the context, to trace a graph for dynamic shapes."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, Unpad)]
     for layer in layers:
