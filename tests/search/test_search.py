@@ -137,7 +137,7 @@ def test_failed_trials_are_reported_and_the_search_continues(raw, tmp_path):
         or "nan" in rows["16", "1e+30", "2"]["reason"]
     )
     assert "positions for 24 tokens" in rows["1000000", "0.01", "2"]["reason"]
-    assert "failed: " in leaderboard.text()
+    assert "failed: " in leaderboard.to_text()
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_warmup_requests_are_replayed(exported, base):
 
 def test_serve_command_reports_user_errors(base, tmp_path):
     for flags, message in (
-        ([], "--workdir or --model_base_path"),
+        ([], "one of --workdir and --model_base_path is required"),
         ([f"--model_base_path={tmp_path}"], "must contain a version"),
         (
             [f"--model_base_path={base}", "--model_name=other"],

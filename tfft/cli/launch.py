@@ -1,7 +1,7 @@
 """Start several workers on this machine: tfft launch --workers=2 [--restarts=3] train --config=...
 
-The command and its flags are passed to every worker. When one worker ends, all are stopped; with
---restarts they are started again and resume at the last checkpoint.
+The command and its flags are passed to every worker. When a worker fails, the others are
+stopped; with --restarts all are started again and resume from the last checkpoint.
 """
 
 import sys

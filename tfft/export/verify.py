@@ -6,8 +6,8 @@ This script is run by its path in a separate process (`verify_process`):
     python -I verify.py --parent ID   verify the folder on each line of standard input
 
 With --parent it imports TensorFlow once and forks a process for each folder, so that every export
-is loaded in a clean process. It answers each line with the exit code of the fork. Both end when the
-process ID ends.
+is loaded in a clean process. It answers each line with the exit code of the fork. The server and
+its forks exit when process ID exits.
 
     FOLDER/model                      the SavedModel
     FOLDER/raw.json, request.npz      the requests: raw rows and prepared inputs

@@ -2,7 +2,7 @@
 
 - The first trial takes given values.
 - No result is lost: each event is a line of a journal, which is replayed into a fresh oracle. (The
-grid and the Bayesian oracle do not save all of their state.)
+  grid and the Bayesian oracle do not save all of their state.)
 - Weak trials are paused and may continue later (`Halving`).
 - A wall-clock limit ends the search.
 """

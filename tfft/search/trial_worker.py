@@ -22,7 +22,7 @@ from typing import Any
 from tfft.utils.errors import Interrupted, UserError
 from tfft.utils.files import open_to_append, write_atomic
 
-PR_SET_PDEATHSIG = 1  # prctl's PR_SET_PDEATHSIG
+PR_SET_PDEATHSIG = 1  # linux/prctl.h: the signal to receive when the parent ends
 
 
 def main() -> int:
@@ -80,7 +80,7 @@ def _exclusive(workdir: Path) -> Iterator[None]:
 
 
 def exit_with_parent(parent: int, signal_number: int) -> None:
-    """Send signal `number` to this process when its parent exits.
+    """Send signal `signal_number` to this process when its parent exits.
 
     Linux does so itself (PR_SET_PDEATHSIG). Elsewhere, or if the parent has exited already, a
     thread watches the parent's process id.

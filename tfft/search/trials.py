@@ -20,7 +20,7 @@ from tfft.search.space import Space
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 
-MAX_DEATHS = 2  # deaths by a signal without progress between them, after which a run has failed
+MAX_REPEATED_DEATHS = 2  # by a signal, at the step of the death before, until a run has failed
 GRACE_SECONDS = 30.0  # seconds between asking a run to stop and killing it
 POLL_SECONDS = 0.2  # seconds between two polls of a process
 # 97.5 % quantile of Student's t for 1 to 9 degrees of freedom.
@@ -163,7 +163,7 @@ class Runner:
             step = _newest_step(workdir)
             deaths = deaths + 1 if step == previous_step else 0
             previous_step = step
-            if deaths >= MAX_DEATHS:
+            if deaths >= MAX_REPEATED_DEATHS:
                 break
         outcome = self._outcome(code, log, workdir, config, epochs, should_stop())
         outcome.seconds = time.monotonic() - start

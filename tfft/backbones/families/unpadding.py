@@ -5,7 +5,7 @@ padding. All layers but attention process one token at a time. Between `Unpad` a
 only the real tokens, [N, D]; attention restores the rows internally. Matrix products of rank 2 are
 also fused into one op with their bias and activation.
 
-It is off except within `without_padding`: the number of real tokens is dynamic, which XLA (TPUs) and
+It is off except within `without_padding`: the number of real tokens is dynamic, which XLA and
 runtimes with fixed shapes do not support. Zeng et al. 2022, "Boosting Distributed Training
 Performance of the Unpadded BERT Model", do the same in training.
 
@@ -81,7 +81,7 @@ class Unpad(keras.layers.Layer):
 
 
 class Repad(keras.layers.Layer):
-    """Layer that restores the rows which `Unpad` removed; returns an input that has rows unchanged."""
+    """Restore the rows that `Unpad` removed; an input that has rows is returned unchanged."""
 
     def call(self, x, bias):
         """Restore rows, [N, D] and attention's bias [B, 1, 1, T] -> [B, T, D]."""
