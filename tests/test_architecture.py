@@ -24,7 +24,9 @@ def test_a_module_is_short_documented_and_free_of_flags(path):
         imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
         names = {getattr(n, "module", None) or n.names[0].name for n in imported}
         assert not {n for n in names if n.split(".")[0] == "absl"}, "flags belong to cli/"
-    variables = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    fields = {id(n.target) for c in classes for n in c.body if isinstance(n, ast.AnnAssign)}
+    variables = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in fields}
     variables |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
     assert not variables & VAGUE_NAMES, "a name says what a thing is"
 

@@ -29,7 +29,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("tfft.train")
     if name == "SharedBackbone":
         return importlib.import_module("tfft.shared_backbone").SharedBackbone
-    raise AttributeError(f"module 'tfft' has no attribute {name!r}")
+    hint = "; renamed to SharedBackbone" if name == "Adapters" else ""
+    raise AttributeError(f"module 'tfft' has no attribute {name!r}{hint}")
 
 
 def load(workdir: str | Path, backbone: str | None = None) -> Run:

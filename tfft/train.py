@@ -33,7 +33,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
     run.
 
     Args:
-        config: the resolved config.
+        config: the config; `method: auto` is resolved here.
         workdir: the run directory.
         epochs: stop after this many of `train.epochs`, as if interrupted; a later call resumes.
 

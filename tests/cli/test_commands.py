@@ -95,7 +95,7 @@ ERRORS = {
         lambda s: edit_config(
             s, lambda c: c.update(distribute={"strategy": "one_device", "devices": ["GPU:7"]})
         ),
-        "distribute.devices: must exist. Received: GPU:7; the devices are CPU:0",
+        "distribute.devices: no such device; available: CPU:0",
     ),
     "float16 on a CPU": (
         lambda s: edit_config(s, lambda c: c.update(distribute={"precision": "mixed_float16"})),
@@ -147,7 +147,7 @@ ERRORS = {
         lambda s: edit_config(
             s, lambda c: c.update(method={"name": "mask"}, mask=[{"match": "head"}])
         ),
-        "mask: must cover every variable. Received: no rule for embeddings/token/embeddings",
+        "mask: no rule covers embeddings/token/embeddings",
     ),
     "a prompt beyond the positions": (
         lambda s: edit_config(s, lambda c: c.update(method={"name": "prompt", "length": 20})),
@@ -325,6 +325,7 @@ def test_overrides_are_validated(setting):
         (["evaluate", "--workdir={}"], "holds no run"),
         (["evaluate", "--workdir={}", "--split=tset"], "unknown split 'tset'; did you mean 'test'"),
         (["export"], "--workdir: required and not given"),
+        (["export", "--weights=int8"], "flag 'weights'. Did you mean: weight_dtype"),
         (["export", "--workdir={}", "--format=onyx"], "should be one of"),
         (["show"], "--config: required"),
         (["lr-find"], "--config: required"),

@@ -12,7 +12,6 @@ import yaml
 
 from tfft.config import (
     Config,
-    TaskConfig,
     dump,
     load,
     parse,
@@ -219,7 +218,7 @@ def test_values_that_no_library_accepts_are_refused(change, expected):
 
 
 @pytest.mark.parametrize(("old", "new"), renamed.KEYS.items())
-def test_the_error_for_a_key_of_version_1_shows_the_new_name(old, new):
+def test_the_error_for_an_earlier_key_shows_the_new_name(old, new):
     section, key = old.split(".")
     with pytest.raises(UserError) as error:
         parse(GOOD, changes={section: {key: "x"}})
@@ -228,11 +227,23 @@ def test_the_error_for_a_key_of_version_1_shows_the_new_name(old, new):
     assert new_key in Config.model_fields[new_section].annotation.model_fields
 
 
-@pytest.mark.parametrize(("old", "new"), renamed.VALUES["task.name"].items())
-def test_the_error_for_a_task_of_version_1_shows_the_new_name(old, new):
-    with pytest.raises(UserError, match=rf"task.name: .*'{old}'; renamed to {new}$"):
-        parse(GOOD, changes={"task": {"name": old}})
-    assert new in get_args(TaskConfig.model_fields["name"].annotation)
+@pytest.mark.parametrize(
+    ("path", "old", "new"),
+    [(path, *names) for path, values in renamed.VALUES.items() for names in values.items()],
+)
+def test_the_error_for_an_earlier_value_shows_the_new_one(path, old, new):
+    section, key = path.split(".")
+    with pytest.raises(UserError, match=rf"{path}: .*'{old}'; renamed to {new}$"):
+        parse(GOOD, changes={section: {key: old}})
+    field = Config.model_fields[section].annotation.model_fields[key]
+    assert new in get_args(field.annotation)
+
+
+def test_an_earlier_class_is_answered_with_the_new_one():
+    import tfft
+
+    with pytest.raises(AttributeError, match="'Adapters'; renamed to SharedBackbone"):
+        tfft.Adapters  # noqa: B018
 
 
 def test_a_mapping_from_python_may_hold_paths():

@@ -1,4 +1,4 @@
-"""Names of version 1 that have changed; the error for an old name shows the new one."""
+"""Earlier names of config keys, values and commands; their errors show the new names."""
 
 from collections.abc import Mapping
 
@@ -12,11 +12,12 @@ KEYS: Mapping[str, str] = {
 }
 # Renamed values, by the key that holds them.
 VALUES: Mapping[str, Mapping[str, str]] = {
+    "evaluate.test_time_augmentation": {"one": "none"},
     "task.name": {"image_tagging": "image_multilabel", "text_tagging": "text_multilabel"},
 }
 COMMANDS: Mapping[str, str] = {"data": "profile"}
 
 
 def hint(names: Mapping[str, str], name: object) -> str:
-    """Return `"; renamed to NEW"` for a name of version 1, else an empty string."""
+    """Return `"; renamed to NEW"` for an earlier name, else an empty string."""
     return f"; renamed to {names[name]}" if isinstance(name, str) and name in names else ""

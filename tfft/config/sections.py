@@ -320,7 +320,7 @@ class TrainConfig(Section):
     )
     deterministic: bool = Field(True, description="bit-identical repetition on one device")
     skip_non_finite: int = Field(
-        0, ge=0, description="largest number of batches with a non-finite loss to skip"
+        0, ge=0, description="largest number of batches with a non-finite loss or gradient to skip"
     )
     profile: tuple[int, int] | None = Field(
         None, description="first and last step of a TensorBoard profile in WORKDIR/profile"

@@ -187,8 +187,8 @@ def _check_devices(devices: Sequence[str]) -> list[str]:
     for device, name in zip(devices, names, strict=True):
         if name not in available:
             raise UserError(
-                f"distribute.devices: must exist. Received: {device}; the devices are "
-                f"{', '.join(available)}"
+                f"distribute.devices: no such device; available: {', '.join(available)}. "
+                f"Received: {device}"
             )
     return names
 

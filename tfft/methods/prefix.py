@@ -66,7 +66,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
     """
     attentions = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
     if not attentions:
-        raise UserError("method: needs a transformer loaded with hf:. Received: prefix")
+        raise UserError("method: prefix needs a transformer loaded with hf:")
     for attention in attentions:
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
         with injection.variable_scope(path):

@@ -47,7 +47,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
     layers = list(model._flatten_layers())
     embedding_layers = [x for x in layers if isinstance(x, Embeddings)]
     if not embedding_layers:
-        raise UserError("method: needs a text backbone loaded with hf:. Received: prompt")
+        raise UserError("method: prompt needs a text backbone loaded with hf:")
     embeddings = embedding_layers[0]
     vocabulary, width = embeddings.token.embeddings.shape
     initializer = keras.initializers.RandomNormal(stddev=0.02)

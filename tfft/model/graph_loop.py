@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-TIMING_INTERVAL = 8  # one step in this many, or fewer, times its wait for input
+TIMING_INTERVAL = 8  # steps between two whose wait for input is timed, at most
 
 
 def with_metrics(

@@ -123,9 +123,7 @@ def decide(
         if (rule := owner[path]) is not None
     )
     if not any(entry.trainable for entry in entries):
-        raise UserError(
-            "mask: must leave a variable trainable. Received: rules that freeze every variable"
-        )
+        raise UserError("mask: the rules freeze every variable; leave at least one trainable")
     return Mask(entries, _rates(entries))
 
 
@@ -283,9 +281,7 @@ def _audit(
             )
     uncovered = [path for path, rule in owner.items() if rule is None]
     if uncovered:
-        errors.append(
-            f"mask: must cover every variable. Received: no rule for {', '.join(uncovered)}"
-        )
+        errors.append(f"mask: no rule covers {', '.join(uncovered)}")
     if errors:
         raise UserError("\n".join(errors))
 

@@ -70,7 +70,7 @@ def _reinitialized_stages(stages: Sequence[Stage], config: SurgeryConfig) -> lis
     names = [stage.name for stage in stages[lowest:-1]] if config.reinitialize else []
     if config.pooler == "new" and "pooler" not in names:
         if all(stage.name != "pooler" for stage in stages):
-            raise UserError("model.surgery.pooler: the model has no pooler. Received: new")
+            raise UserError("model.surgery.pooler: `new` needs a pooler, and the model has none")
         names.append("pooler")
     return names
 

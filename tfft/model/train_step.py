@@ -58,7 +58,7 @@ class Model(keras.Model):
         report: result of the last call of the train function.
         above: trainable upper part of the model above the cached features
             (`feature_cache.ModelSplit`), or None. With it, every method that takes inputs also
-            takes the cached features in place of the tokens.
+            takes the cached features in place of the model's inputs.
         consistency: computes the loss of a batch in place of the plain loss
             (`regularizers.r_drop`), or None.
         adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.

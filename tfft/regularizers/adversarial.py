@@ -105,7 +105,7 @@ class Adversary:
     def _pass(
         self, model: Any, compute_loss: Any, variables: Any, make_offset: Any = None
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Run one forward and backward pass; a `Pass` with its model and loss."""
+        """Run one forward and backward pass, with an offset on the embeddings if there is one."""
         new_tape = tf.GradientTape(watch_accessed_variables=False)
         with new_tape as tape, self._hook.add_offset(tape, make_offset) as hook:
             tape.watch(variables)

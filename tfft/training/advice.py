@@ -23,7 +23,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
     What was decided in `workdir` before is kept.
 
     Raises:
-        UserError: the run directory belongs to another config.
+        UserError: the run directory belongs to another config, or there are several workers.
     """
     if workdir is not None and strategies.workers().first and run_directory.untrained(workdir):
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed

@@ -2,7 +2,7 @@
 
 `best/` of the run directory always holds whole weights: the untrained ones at first, then those
 of each validation that is better than all before, the last ones where there is no validation
-split, and the soup where that is better still.
+split, and the soup where that is at least as good.
 """
 
 import math
@@ -86,7 +86,7 @@ class Validate(keras.callbacks.Callback):
 
 
 def finish(run: Run, pipeline: InputPipeline, state: TrainingState) -> None:
-    """Write to `best/` what follows from the end of the training.
+    """Write the final weights to `best/`: the last ones without a validation split, or the soup.
 
     Also where a run resumes at its end: it may have been killed before it had written `best/`.
     """
@@ -114,7 +114,7 @@ def soup_of(run: Run) -> Soup | None:
 
 
 def _average(run: Run, pipeline: InputPipeline, state: TrainingState, soup: Soup) -> None:
-    """Average the best weights greedily and save the average if it is better."""
+    """Average the best weights greedily; save the average if it is at least as good."""
     metric = pipeline.train.metric
     value = soup.cook(
         run.model,

@@ -18,7 +18,7 @@ MIN_SHARE = 0.1  # of the model's products that must lie below the split for the
 
 
 def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: int) -> None:
-    """Cache the features of the frozen stages where that is requested and pays; log the decision.
+    """Cache the features of the frozen stages if `cache_features` is true, or is auto and it pays.
 
     Args:
         step: at which the phase of the schedule, or its resumed part, begins.

@@ -1,4 +1,4 @@
-"""The dry run before the first step, the settings that are `auto`, and running out of memory.
+"""The dry run before each phase, the settings that are `auto`, and running out of memory.
 
 A dry run computes a step at the largest batch and changes nothing. It shows mistakes of shape and
 memory in seconds, whether XLA compiles the model, and which micro-batch fits.
@@ -79,7 +79,7 @@ def memory_errors(pipeline: InputPipeline, step: int | None) -> Iterator[None]:
         model = pipeline.model
         rows = -(-len(batch.positions) // pipeline.replicas)
         rows = min(rows, model.micro_batch or rows)
-        # To try smaller ones takes all workers, and the others wait for this one.
+        # A smaller size is tried by all workers together, and the others wait in the failed step.
         alone = strategies.workers().count == 1
         advice = _smaller_micro_batch(model, pipeline, rows) if alone else "lower train.micro_batch"
         raise UserError(

@@ -145,7 +145,7 @@ def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, 
 
 
 def _steps_at_once(model: Model, plan: BatchPlan, train: TrainConfig, step: int) -> int:
-    """Return the steps of the next call: none beyond the next log, validation or checkpoint."""
+    """Return the steps to run before the next log, validation, checkpoint or profile mark."""
     at_once = train.steps_per_execution
     if at_once == "auto":
         at_once = _short_steps(model)
@@ -164,9 +164,10 @@ def _steps_at_once(model: Model, plan: BatchPlan, train: TrainConfig, step: int)
 
 
 def _short_steps(model: Model) -> int:
-    """Return the steps of a call where steps are shorter than what is done between the calls.
+    """Return the steps of a call for `auto`: 1, and more above cached features.
 
-    That is so above cached features alone. A multiple of LOG_EVERY or a divisor of it.
+    There a step takes less time than what Python does between two calls. A multiple of LOG_EVERY or
+    a divisor of it.
     """
     if model.above is None:
         return 1

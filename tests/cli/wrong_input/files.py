@@ -84,7 +84,7 @@ VALUES = {
     "positions": ("data.max_length=4000", "the backbone has positions for 24 tokens"),
     "no such device": (
         "distribute={strategy: one_device, devices: ['GPU:7']}",
-        "distribute.devices: must exist. Received: GPU:7",
+        "distribute.devices: no such device",
     ),
 }
 
@@ -230,7 +230,7 @@ TOKENIZERS = {
 OTHER_BACKBONES = {
     "hf:nowhere/is/none": "model.backbone: no such folder: nowhere/is/none",
     "hf:train.csv/x/y": "model.backbone: no such folder",
-    "hub:tiny": "must contain a SavedModel",
+    "hub:tiny": "holds no SavedModel",
     "hub:saved/cut": "saved_model.pb cannot be read",
     "hub:saved/fifo": "saved_model.pb: is a FIFO or a device",
     "hub:saved/signatures": "not in TF2's reusable format",
