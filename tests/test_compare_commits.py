@@ -88,7 +88,7 @@ def test_resumed_exactly(script):
 def test_configs_are_valid_in_this_version(script):
     for case in script.cases.CASES.values():
         config = script.cases.config(case, Path("inputs"), Path("run") if case.teacher else None)
-        parse(script.cases.translate(config, schema()))
+        assert parse(script.cases.translate(config, schema())).data.train is not None
 
 
 def test_configs_are_translated_where_a_key_is_unknown(script):
