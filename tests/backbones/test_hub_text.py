@@ -181,7 +181,7 @@ def test_training_loading_and_serving_agree(kind, method, request, tmp_path):
 
 def test_vocabulary_comes_from_a_preprocessing_model(tmp_path, vocabulary):
     save_encoder(tmp_path / "bare", None)
-    with pytest.raises(UserError, match=r"hold no vocabulary; set model\.tokenizer:"):
+    with pytest.raises(UserError, match=r"hold no vocabulary; set model\.tokenizer to the"):
         load(tmp_path / "bare")
     save_encoder(tmp_path / "other", vocabulary)
     backbone = load(tmp_path / "bare", tokenizer=str(tmp_path / "other"))

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 unexpected error (`__main__`); 2 the user can fix the erro
 with a line that says how to resume.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def main(command: Callable[[], None], argv: Sequence[str] | None = None) -> None
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # what it warns of, tfft reports
     sys.exit(_code(command, list(argv or sys.argv)))
 
 

@@ -3,6 +3,10 @@
 
 COMMANDS is a JSON file of name -> [arguments, standard input]. Each answer is a line of JSON,
 written as the command ends: a command that hangs is the one after the last line.
+
+The peak memory is counted without the pages of program files that were mapped before the command.
+They belong to all processes and can be evicted, and how much of TensorFlow's libraries the kernel
+maps differs between machines by hundreds of MiB.
 """
 
 import gc
@@ -36,24 +40,28 @@ def captured_descriptor(number):
 def main(commands, answers):
     with open(commands, encoding="utf-8") as file:
         cases = json.load(file)
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the first command would before the import
+    import keras  # maps TensorFlow's program files
+
     with open(answers, "w", encoding="utf-8", buffering=1) as file:
         for name, (arguments, stdin) in cases.items():
-            start = time.monotonic()
+            start, program = time.monotonic(), memory.resident("RssFile")
+            outcomes = []
             with captured_descriptor(2) as from_libraries:
-                code, out, err = command(*arguments, stdin=stdin)
-            if "keras" in sys.modules:  # a command of its own process finds no earlier graphs
-                sys.modules["keras"].utils.clear_session()
-            gc.collect()
+                peak = memory.peak_of(lambda: outcomes.append(command(*arguments, stdin=stdin)))
+                # A command of its own process finds no earlier graphs; and what it leaves is deleted
+                # when it ends, of which libraries may warn.
+                keras.utils.clear_session()
+                gc.collect()
             gc.freeze()  # what stays is of imported modules: millions of objects
+            [(code, out, err)] = outcomes
             answer = {
                 "name": name,
                 "code": code,
                 "stdout": out,
                 "stderr": err + "".join(from_libraries),
                 "seconds": round(time.monotonic() - start, 2),
-                # Of this program's memory: getrusage would count that of the parent, whose copy
-                # this process was until it began to run Python.
-                "peak": memory.resident("VmHWM"),
+                "peak": peak - program,
             }
             print(json.dumps(answer), file=file)
 
