@@ -14,7 +14,6 @@ import json
 import os
 import sys
 import tempfile
-import time
 from contextlib import contextmanager
 
 from tests.console import command
@@ -37,32 +36,30 @@ def captured_descriptor(number):
             text.append(file.read().decode(errors="replace"))
 
 
+def measured(arguments, stdin):
+    """Return the exit code, both outputs and the bytes of peak memory of a command."""
+    import keras  # maps TensorFlow's program files
+
+    outcomes, program = [], memory.resident("RssFile")
+    with captured_descriptor(2) as from_libraries:
+        peak = memory.peak_of(lambda: outcomes.append(command(*arguments, stdin=stdin)))
+        # A command in a process of its own finds no earlier graphs, and libraries may warn of what
+        # is deleted at its end.
+        keras.utils.clear_session()
+        gc.collect()
+    gc.freeze()  # what stays is of imported modules: millions of objects
+    [(code, out, err)] = outcomes
+    return code, out, err + "".join(from_libraries), peak - program
+
+
 def main(commands, answers):
     with open(commands, encoding="utf-8") as file:
         cases = json.load(file)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # as the first command would before the import
-    import keras  # maps TensorFlow's program files
-
     with open(answers, "w", encoding="utf-8", buffering=1) as file:
         for name, (arguments, stdin) in cases.items():
-            start, program = time.monotonic(), memory.resident("RssFile")
-            outcomes = []
-            with captured_descriptor(2) as from_libraries:
-                peak = memory.peak_of(lambda: outcomes.append(command(*arguments, stdin=stdin)))
-                # A command of its own process finds no earlier graphs; and what it leaves is deleted
-                # when it ends, of which libraries may warn.
-                keras.utils.clear_session()
-                gc.collect()
-            gc.freeze()  # what stays is of imported modules: millions of objects
-            [(code, out, err)] = outcomes
-            answer = {
-                "name": name,
-                "code": code,
-                "stdout": out,
-                "stderr": err + "".join(from_libraries),
-                "seconds": round(time.monotonic() - start, 2),
-                "peak": peak - program,
-            }
+            code, stdout, stderr, peak = measured(arguments, stdin)
+            answer = {"name": name, "code": code, "stdout": stdout, "stderr": stderr, "peak": peak}
             print(json.dumps(answer), file=file)
 
 
