@@ -13,6 +13,9 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
+import tfft  # turns oneDNN on, which works only before TensorFlow is imported
+
+# isort: split
 import pytest
 import tensorflow as tf
 from safetensors.numpy import load_file, save_file
@@ -203,7 +206,6 @@ def exported(tiny, tmp_path_factory):
 
     Tests only read it. The name of its folder is the name of the served model.
     """
-    import tfft
 
     folder = tmp_path_factory.mktemp("exported")
     config = {

@@ -15,12 +15,16 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tfft.utils import onednn
+
 if TYPE_CHECKING:
     from tfft.run import Run
     from tfft.shared_backbone import SharedBackbone
 
 __version__ = "0.1.0"
 __all__ = ["SharedBackbone", "__version__", "load", "train"]
+
+onednn.enable()
 
 
 def __getattr__(name: str) -> Any:

@@ -421,6 +421,7 @@ def test_commands_on_a_trained_run(setting, tiny, tmp_path):
     assert code == 0 and "leaks between splits" in out
     assert set(json.loads((tmp_path / "p.json").read_text())) >= {"classes", "lengths", "leaks"}
     code, out, err = run_command("doctor")
+    assert "oneDNN               o" in out
     assert "device               CPU:0" in out and (code, err.count("Traceback")) in (
         (0, 0),
         (2, 0),

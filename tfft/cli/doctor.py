@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from tfft.cli import common
+from tfft.utils import onednn
 from tfft.utils.errors import UserError
 
 
@@ -53,6 +54,7 @@ def _stack() -> list[str]:
     import tensorflow as tf
     import tensorflow_text as tf_text
 
+    print(f"{'oneDNN':<20} {onednn.status()}")
     for device in tf.config.list_physical_devices():
         print(f"device               {device.name.removeprefix('/physical_device:')}")
     problems = []
