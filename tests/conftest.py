@@ -206,7 +206,6 @@ def exported(tiny, tmp_path_factory):
 
     Tests only read it. The name of its folder is the name of the served model.
     """
-
     folder = tmp_path_factory.mktemp("exported")
     config = {
         "data": {

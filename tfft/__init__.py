@@ -15,7 +15,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tfft.utils import onednn
+from tfft.utils import tensorflow_setup
 
 if TYPE_CHECKING:
     from tfft.run import Run
@@ -24,11 +24,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["SharedBackbone", "__version__", "load", "train"]
 
-onednn.enable()
+tensorflow_setup.enable_onednn()
 
 
 def __getattr__(name: str) -> Any:
     # `tfft.train` is the module of the pipeline, and callable: see its last lines.
+    if name in ("train", "SharedBackbone"):
+        tensorflow_setup.load_tensorflow()
     if name == "train":
         return importlib.import_module("tfft.train")
     if name == "SharedBackbone":
@@ -49,4 +51,5 @@ def load(workdir: str | Path, backbone: str | None = None) -> Run:
         tfft.utils.errors.UserError: the directory holds no run with weights, or the backbone is
             not the one that the run was trained on.
     """
+    tensorflow_setup.load_tensorflow()
     return importlib.import_module("tfft.run").load_run(workdir, backbone)

@@ -90,8 +90,6 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
         for name in ("validation", "test")
         if (split := getattr(data, name)) is not None
     }
-    for name, evaluation in evaluations.items():
-        console.log(evaluate.text(evaluation, name, config.evaluate.confidence))
     if not strategies.workers().first:
         return
     # `again`: a run that was killed after its export has published these weights already.
@@ -107,6 +105,8 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
     facts, totals = run_directory.read_facts(workdir), table.splitlines()[-1]
     report.model_card.write(workdir, config, facts, state, evaluations, totals)
     run_directory.finish(result, evaluations, state)
+    console.log(evaluate.table(evaluations, config.evaluate.confidence))
+    console.log(run_directory.contents(workdir, exported))
 
 
 def preview(config: Config) -> str:

@@ -50,7 +50,7 @@ class FakeTraining:
     def __init__(self, clock, step=0):
         self.clock, self.state = clock, TrainingState(step=step)
         self.report = SimpleNamespace(wait=0.0)
-        self.callback = progress.Progress(self.state, 5, 10, 16)
+        self.callback = progress.Progress(self.state, 5, 10, 16, "accuracy")
         self.callback.set_model(SimpleNamespace(report=self.report))
 
     def finish_step(self, step, now, wait=0.0, loss=0.5):
@@ -67,9 +67,10 @@ def test_numbers_of_the_line(clock, terminal):
         f"{CLEAR_LINE}epoch 1/2  step 2/10  loss 0.2500  32 examples/s  500 ms a step"
         ", 20% waiting for input  0:04 left"
     )
+    training.state.best = 0.75
     training.finish_step(6, now=104.0, wait=1.9)  # 5 steps in 4 s, 2 s of waiting
     assert terminal.getvalue().split(CLEAR_LINE)[-1] == (
-        "epoch 2/2  step 6/10  loss 0.5000  20 examples/s  800 ms a step"
+        "epoch 2/2  step 6/10  loss 0.5000  best accuracy 0.7500  20 examples/s  800 ms a step"
         ", 50% waiting for input  0:03 left"
     )
 

@@ -7,7 +7,6 @@ with a line that says how to resume.
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,28 +62,6 @@ def raw() -> dict[str, Any]:
 def workdir() -> Path:
     """Return `--workdir`; by default `runs/` and the config's name."""
     return Path(FLAGS.workdir or f"runs/{Path(FLAGS.config).stem}")
-
-
-def load_tensorflow() -> None:
-    """Import TensorFlow and suppress the lines that its libraries write on import.
-
-    They are written to the file descriptor before any log level takes effect, so standard error is
-    redirected; if the import fails, the captured lines are printed.
-    """
-    with tempfile.TemporaryFile() as captured:
-        sys.stderr.flush()
-        stderr = os.dup(2)
-        os.dup2(captured.fileno(), 2)
-        try:
-            import tensorflow  # noqa: F401
-            import tensorflow_text  # noqa: F401
-        except BaseException:
-            captured.seek(0)
-            os.write(stderr, captured.read())
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
 
 
 def main(command: Callable[[], None], argv: Sequence[str] | None = None) -> None:

@@ -8,8 +8,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 
 from tfft.cli import common
-from tfft.utils import onednn
 from tfft.utils.errors import UserError
+from tfft.utils.tensorflow_setup import load_tensorflow, onednn_status
 
 
 def run() -> None:
@@ -20,7 +20,7 @@ def run() -> None:
         for requirement_line in requires("tfft") or []
         if (problem := _check(requirement_line))
     ]
-    common.load_tensorflow()
+    load_tensorflow()
     problems += _stack()
     free = shutil.disk_usage(os.path.expanduser("~")).free / 2**30
     print(f"disk (home)          {free:.0f} GiB free")
@@ -54,7 +54,7 @@ def _stack() -> list[str]:
     import tensorflow as tf
     import tensorflow_text as tf_text
 
-    print(f"{'oneDNN':<20} {onednn.status()}")
+    print(f"{'oneDNN':<20} {onednn_status()}")
     for device in tf.config.list_physical_devices():
         print(f"device               {device.name.removeprefix('/physical_device:')}")
     problems = []

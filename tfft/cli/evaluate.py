@@ -10,6 +10,7 @@ from absl import flags
 
 from tfft.cli import common
 from tfft.utils.errors import UserError, nearest
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_workdir()
 common.define_backbone()
@@ -28,7 +29,7 @@ def run() -> None:
         raise UserError(
             f"--split: unknown split {flag_values.split!r}{nearest(flag_values.split, splits)}"
         )
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.config import Source
     from tfft.evaluation import evaluate
     from tfft.run import load_run
@@ -45,7 +46,7 @@ def run() -> None:
         evaluation = loaded_run.evaluate_source(source, loaded_run.config.evaluate)
     else:
         name, evaluation = flag_values.split, loaded_run.evaluate(flag_values.split)
-    print(evaluate.text(evaluation, name, loaded_run.config.evaluate.confidence))
+    print(evaluate.table({name: evaluation}, loaded_run.config.evaluate.confidence))
     if flag_values.output is not None:
         Path(flag_values.output).write_text(
             json.dumps(evaluation.flat(name), indent=1), encoding="utf-8"

@@ -9,6 +9,7 @@ from absl import flags
 
 from tfft.cli import common
 from tfft.utils.errors import UserError
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_workdir()
 common.define_backbone()
@@ -33,7 +34,7 @@ def run() -> None:
         raise UserError(
             f"--weight_dtype: needs --format=saved_model. Received: --format={flag_values.format}"
         )
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.run import load_run
 
     loaded_run = load_run(flag_values.workdir, flag_values.backbone)

@@ -5,6 +5,7 @@ from pathlib import Path
 from absl import flags
 
 from tfft.cli import common
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_config()
 flags.DEFINE_float("low", 1e-7, "first learning rate")
@@ -17,7 +18,7 @@ def run() -> None:
     """Run the learning-rate finder, print the suggestion and write the plot."""
     flag_values = common.FLAGS
     config = common.config()
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.search import lr_finder
 
     curve = lr_finder.find(config, flag_values.low, flag_values.high, flag_values.steps)

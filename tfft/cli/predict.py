@@ -19,6 +19,7 @@ from absl import flags
 from tfft.cli import common
 from tfft.utils.errors import UserError
 from tfft.utils.reading import LONGEST_LINE, LONGEST_TEXT, is_unicode, open_regular
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_workdir()
 common.define_backbone()
@@ -42,7 +43,7 @@ def run() -> None:
     path = None if flag_values.input == "-" else Path(flag_values.input)
     if path is not None and not path.is_file():
         raise UserError(f"--input: no such file: {path}")
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft import run
     from tfft.export import ExportedModel
 

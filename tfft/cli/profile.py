@@ -11,6 +11,7 @@ from absl import flags
 
 from tfft.cli import common
 from tfft.utils.errors import UserError
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_config()
 flags.DEFINE_string("output", None, "JSON file for the profile")
@@ -23,7 +24,7 @@ def run() -> None:
     is_image = config.task.modality == "image"
     if common.FLAGS.augmented is not None and not is_image:
         raise UserError(f"--augmented: needs a task on images. Received: task {config.task.name}")
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft import preprocess
     from tfft.data import image_profile, profile
     from tfft.spec import ImageSpec

@@ -9,6 +9,7 @@ from absl import flags
 
 from tfft.cli import common
 from tfft.utils.errors import UserError, require
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_workdir("run directory; its export/ is served")
 flags.DEFINE_string("model_base_path", None, "folder of numbered versions, or one version")
@@ -36,7 +37,7 @@ def run() -> None:
     )
     for package in ("aiohttp", "tensorflow_serving"):
         require(package, "serve")
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.serve import Options, default_name, serve
 
     serve(

@@ -5,6 +5,7 @@ For a search: its search space, and the same for its default values.
 
 from tfft.cli import common
 from tfft.config import Config, dump, searches
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_config()
 
@@ -14,7 +15,7 @@ def run() -> None:
     config = _config()
     if config.method.name != "auto":
         print(dump(config))
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.train import preview
     from tfft.training import advice
 

@@ -11,6 +11,7 @@ from absl import flags
 
 from tfft.cli import common
 from tfft.utils.errors import UserError
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_config()
 common.define_workdir("run directory; default: runs/ and the config's name")
@@ -23,7 +24,7 @@ def run() -> None:
     config = common.config()
     if common.FLAGS.workers:
         os.environ["TF_CONFIG"] = _cluster(common.FLAGS.workers, common.FLAGS.worker)
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft import train
 
     train.run(config, common.workdir())

@@ -6,6 +6,7 @@ Run the same command to resume. `best.yaml` in WORKDIR is a config for `tfft tra
 from absl import flags
 
 from tfft.cli import common
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 common.define_config()
 common.define_workdir("directory of the search")
@@ -19,7 +20,7 @@ def run() -> None:
     from tfft.search.space import Space
 
     Space(raw, flag_values.config)  # report mistakes before the slow import
-    common.load_tensorflow()
+    load_tensorflow()
     from tfft.search.pipeline import search
 
     search(raw, common.workdir(), flag_values.parallel, flag_values.config)

@@ -4,7 +4,7 @@ Training, offline evaluation and exports share `evaluate`: it takes logits from 
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -128,20 +128,38 @@ def evaluate(
     )
 
 
-def text(evaluation: Evaluation, split: str, confidence: float) -> str:
-    """Return the headline metrics as lines of text, with intervals at `confidence`."""
-    lines = [f"{split}:"]
-    names = [name for name in evaluation.metrics if "/" not in name]
-    width = max(18, 1 + max(map(len, names)))
-    for name in names:
-        line = f"  {name:<{width}}{evaluation.metrics[name]:.4f}"
-        if f"{name}/low" in evaluation.metrics:
-            low, high = (evaluation.metrics[f"{name}/{end}"] for end in ("low", "high"))
-            line += f"  [{low:.4f}, {high:.4f}] at {confidence:.0%}"
-        for baseline, values in evaluation.baselines.items():
-            line += f"   {baseline} {values[name]:.4f}"
-        lines.append(line)
-    return "\n".join(lines)
+def table(evaluations: Mapping[str, Evaluation], confidence: float) -> str:
+    """Return the headline metrics as a text table: a line for each metric, a column for each split.
+
+    The baselines have columns of their own, for the last of the splits that has any.
+
+    Args:
+        evaluations: name of a split -> its evaluation; not empty.
+        confidence: of the intervals, between 0 and 1.
+    """
+    compared = {name: e.baselines for name, e in evaluations.items() if e.baselines}
+    split, baselines = next(reversed(compared.items()), ("", {}))
+    header = ["", *evaluations, *baselines]
+    rows = [header]
+    for metric in (name for name in next(iter(evaluations.values())).metrics if "/" not in name):
+        values = [_with_interval(evaluation.metrics, metric) for evaluation in evaluations.values()]
+        rows.append([metric, *values, *(f"{v[metric]:.4f}" for v in baselines.values())])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    notes = [f"in brackets: {confidence:.0%} intervals"] if "[" in lines[1] else []
+    notes += [f"{', '.join(baselines)}: baselines on {split}"] if baselines else []
+    return "\n".join([*lines, *(["; ".join(notes)] if notes else [])])
+
+
+def _with_interval(metrics: Mapping[str, float], name: str) -> str:
+    """Return a metric and, if there is one, its interval as text."""
+    value = f"{metrics[name]:.4f}"
+    if f"{name}/low" not in metrics:
+        return value
+    return f"{value} [{metrics[f'{name}/low']:.4f}, {metrics[f'{name}/high']:.4f}]"
 
 
 def _worst(

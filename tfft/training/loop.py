@@ -193,7 +193,7 @@ def _callbacks(
     )
     ordered = [
         callbacks.NonFinite(state, train.skip_non_finite, pipeline.rows),
-        Progress(state, plan.per_epoch, plan.total, train.batch_size),
+        Progress(state, plan.per_epoch, plan.total, train.batch_size, train.metric),
         history,
     ]
     if pipeline.data.validation is not None:

@@ -16,18 +16,27 @@ from tfft.utils.files import open_to_append, write_atomic
 class Progress(keras.callbacks.Callback):
     """Callback that writes the progress line.
 
-    It shows the epoch, step, loss, examples a second, time of a step, share of time spent waiting
-    for input, and the remaining time.
+    It shows the epoch, step, loss, best validation metric, examples a second, time of a step, share
+    of time spent waiting for input, and the remaining time.
 
     Args:
-        state: gives the number of steps done.
+        state: gives the number of steps done and the best value of the metric.
         steps_per_epoch: steps of an epoch.
         total: steps of the whole training.
         batch_size: examples of a step.
+        metric: name of the metric that chooses the best checkpoint.
     """
 
-    def __init__(self, state: TrainingState, steps_per_epoch: int, total: int, batch_size: int):
+    def __init__(
+        self,
+        state: TrainingState,
+        steps_per_epoch: int,
+        total: int,
+        batch_size: int,
+        metric: str,
+    ):
         super().__init__()
+        self._metric = metric
         self._state, self._per_epoch, self._total = state, steps_per_epoch, total
         self._batch_size = batch_size
         self._start_time: float | None = None
@@ -44,9 +53,10 @@ class Progress(keras.callbacks.Callback):
         elapsed = time.monotonic() - self._start_time
         steps_per_second = (step - self._start_step) / elapsed
         remaining = (self._total - step) / steps_per_second  # seconds
+        best = "" if self._state.best is None else f"  best {self._metric} {self._state.best:.4f}"
         console.progress(
             f"epoch {(step - 1) // self._per_epoch + 1}/{math.ceil(self._total / self._per_epoch)}"
-            f"  step {step:,}/{self._total:,}  loss {float(logs['loss']):.4f}"
+            f"  step {step:,}/{self._total:,}  loss {float(logs['loss']):.4f}{best}"
             f"  {steps_per_second * self._batch_size:,.0f} examples/s"
             f"  {1000 / steps_per_second:,.0f} ms a step"
             f", {self._wait_seconds / elapsed:.0%} waiting for input"

@@ -156,7 +156,22 @@ def finish(result: Run, evaluations: dict[str, Evaluation], state: TrainingState
     for name, evaluation in evaluations.items():
         metrics |= evaluation.flat(name)
     write_atomic(result.workdir / "metrics.json", json.dumps(metrics, indent=1))
-    console.log(f"done: {result.workdir / 'report.html'}")
+
+
+def contents(workdir: Path, exported: Path | None) -> str:
+    """Return what a user opens or runs next, as lines of text.
+
+    Args:
+        workdir: run directory of a finished run.
+        exported: folder of the exported version, if there is one.
+    """
+    lines = [
+        f"report   {workdir / 'report.html'}",
+        f"weights  {workdir / 'best'}  (tfft predict --workdir={workdir} --input=FILE)",
+    ]
+    if exported is not None:
+        lines.append(f"export   {exported}  (tfft serve --workdir={workdir})")
+    return "\n".join([*lines, f"config   {workdir / 'config.yaml'}"])
 
 
 def _git_commit() -> str | None:

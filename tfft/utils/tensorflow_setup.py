@@ -1,0 +1,68 @@
+"""The import of TensorFlow: its options before it, and no messages of its libraries.
+
+oneDNN holds kernels for CPUs. TensorFlow uses them by default only on CPUs with newer instructions
+for dot products (AVX512-VNNI and later). With AVX2 alone they are faster too: a training step of
+MiniLM by a quarter on an AMD EPYC (`TF_ENABLE_ONEDNN_OPTS=0 python benchmarks/train_step.py`,
+2026-11-30).
+"""
+
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
+# CPUs with one of these have oneDNN on by default (tensorflow/core/util/util.cc, IsMKLEnabled).
+_ON_BY_DEFAULT = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def enable_onednn() -> None:
+    """Turn oneDNN on for x86 CPUs with AVX2.
+
+    It has an effect only before TensorFlow is imported. A value that the user has set is kept.
+    """
+    if "tensorflow" not in sys.modules and "avx2" in cpu_flags():
+        os.environ.setdefault(ONEDNN, "1")
+
+
+def onednn_status() -> str:
+    """Return whether oneDNN is on, `on` or `off`, with the reason."""
+    value = os.environ.get(ONEDNN)
+    if value is None:
+        on = bool(_ON_BY_DEFAULT & set(cpu_flags()))
+        return f"{'on' if on else 'off'} (TensorFlow's default for this CPU)"
+    return f"{'on' if value.lower() in ('1', 'true') else 'off'} ({ONEDNN}={value})"
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow and suppress the lines that its libraries write on import.
+
+    They are written to the file descriptor before any log level takes effect, so standard error is
+    redirected; if the import fails, the captured lines are printed.
+    """
+    with tempfile.TemporaryFile() as captured:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(captured.fileno(), 2)
+        try:
+            import tensorflow  # noqa: F401
+            import tensorflow_text  # noqa: F401
+        except BaseException:
+            captured.seek(0)
+            os.write(stderr, captured.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+
+
+def cpu_flags() -> Collection[str]:
+    """Return the instruction sets of the CPU as Linux names them; empty elsewhere."""
+    try:
+        match = re.search(r"^flags\s*:(.*)$", _CPUINFO.read_text(encoding="ascii"), re.MULTILINE)
+    except (OSError, UnicodeDecodeError):
+        return ()
+    return match[1].split() if match else ()
