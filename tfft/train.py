@@ -113,7 +113,7 @@ def preview(config: Config) -> str:
     """Return the mask table and the memory estimate of a config as text; train nothing."""
     result, _, plan, schedule = setup.prepare(config, Path("runs"))
     rows = _rows_at_once(config.train)
-    width = plan.buckets[-1] if config.task.modality == "text" else None
+    width = plan.bucket_lengths[-1] if config.task.modality == "text" else None
     estimate = memory_estimate.step(result.model, rows, width)
     return f"{mask_table(schedule)}\n\n{memory_estimate.text(estimate, rows, width)}"
 

@@ -100,7 +100,7 @@ class Pixels:
         return encoded
 
 
-class Mirrored(batches.Whole):
+class Mirrored(batches.PythonRows):
     """Rows of images, mirrored left to right."""
 
     uniform = False
@@ -155,7 +155,7 @@ class Changed(Pixels):
         return tf.function(self.finish, reduce_retracing=True, autograph=False)
 
 
-class Variant(batches.Whole):
+class Variant(batches.PythonRows):
     """The augmented images of a split under one fixed draw."""
 
     uniform = False

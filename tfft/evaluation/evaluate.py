@@ -70,7 +70,7 @@ def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: 
     is_distributed = strategy.num_replicas_in_sync > 1
     workers = strategies.workers() if is_distributed else strategies.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
-    planned_batches = batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]
+    planned_batches = batches.plan_sorted(split.lengths, batch_size)[workers.index :: workers.count]
     for batch, arrays in _prefetch(rows, planned_batches):
         logits[batch.positions] = model.predict_on_batch(arrays)
     return strategies.sum_over_workers(strategy, logits) if is_distributed else logits

@@ -54,7 +54,7 @@ def measure(config: Config) -> auto.Facts:
     """Count the data and the parameters, and time a forward pass."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = setup.read_data(config, backbone)
-    batches_by_length = batches.in_order(data.train.lengths, 32)
+    batches_by_length = batches.plan_sorted(data.train.lengths, 32)
     batch = batches_by_length[len(batches_by_length) // 2]
     rows = model_inputs.plain(data.train, inputs)
     arrays = rows.arrays(batch)

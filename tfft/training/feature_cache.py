@@ -175,7 +175,7 @@ def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
     return list(inputs_above.values())
 
 
-class CachedFeatures(batches.Whole):
+class CachedFeatures(batches.PythonRows):
     """The stored tensors of a split, as rows of batches (`data.batches.Rows`).
 
     Args:
@@ -226,7 +226,7 @@ class CachedFeatures(batches.Whole):
         return specs
 
 
-class CyclingCache(batches.Whole):
+class CyclingCache(batches.PythonRows):
     """Stored tensors of several augmented variants of a split; each epoch reads the next one.
 
     Args:
@@ -317,7 +317,7 @@ def _compute(
         for name, file in files.items():
             with open(folder / f"{name}.npy", "r+b") as allocated:
                 os.posix_fallocate(allocated.fileno(), 0, file.offset + file.nbytes)
-    batch_list = batches.in_order(split.lengths, BATCH_SIZE)
+    batch_list = batches.plan_sorted(split.lengths, BATCH_SIZE)
 
     def write_batch(batch: batches.Batch) -> None:
         values = model_split.compute(rows.arrays(batch))
