@@ -151,10 +151,10 @@ class Run:
             config: the section `evaluate`.
             train: training rows for the baselines; None: no baselines.
         """
-        rows = model_inputs.plain(split, self.inputs)
+        rows = model_inputs.unaugmented_rows(split, self.inputs)
         logits = evaluate.predict(self.model, split, rows, config.batch_size)
         if config.test_time_augmentation == "mirrored":
-            mirrored_rows = model_inputs.Mirrored(rows)
+            mirrored_rows = model_inputs.MirroredRows(rows)
             mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
             mean = (self.task.probabilities(logits) + self.task.probabilities(mirrored_logits)) / 2
             logits = self.task.to_logits(mean)
@@ -178,7 +178,7 @@ class Run:
             )
             return
         batch_size = self.config.evaluate.batch_size
-        rows = model_inputs.plain(split, self.inputs)
+        rows = model_inputs.unaugmented_rows(split, self.inputs)
         logits = evaluate.predict(self.model, split, rows, batch_size)
         self.thresholds = self.task.fit_thresholds(logits, split.labels)
         if strategies.workers().first:
@@ -306,7 +306,7 @@ class Run:
         """Return the inputs that the model was trained on for some rows, without augmentation."""
         train = self.datasets.train
         batch = batches.Batch(positions, int(train.lengths[positions].max()))
-        return model_inputs.plain(train, self.inputs).arrays(batch)
+        return model_inputs.unaugmented_rows(train, self.inputs).arrays(batch)
 
     @contextmanager
     def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:

@@ -98,7 +98,7 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
     exported = result.export(again=False) if config.export.enabled else None
     images = report.PageImages()
     if config.task.modality == "image":
-        train_rows = model_inputs.changed(
+        train_rows = model_inputs.augmented_rows(
             data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
         )
         images = report.shown(result.model, result.inputs, data, train_rows, evaluations)

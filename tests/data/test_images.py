@@ -72,7 +72,10 @@ def test_table_of_paths_relative_to_its_folder(folder, kind):
     assert len(data.train) == 18 and data.labels == tuple(COLOURS)
     reference = splits(folder / "train", validation=None)
     batch = batches.Batch(np.arange(18), 8)
-    pixels = [model_inputs.plain(d.train, INPUTS).arrays(batch)["image"] for d in (data, reference)]
+    pixels = [
+        model_inputs.unaugmented_rows(d.train, INPUTS).arrays(batch)["image"]
+        for d in (data, reference)
+    ]
     np.testing.assert_array_equal(*pixels)
 
 
@@ -185,10 +188,12 @@ def test_cached_pixels_equal_decoded_pixels(folder):
     uncached = splits(folder / "train", validation=None, cache_images=False).train
     assert cached.prepared.pixels is not None and uncached.prepared.pixels is None
     batch = batches.Batch(np.array([3, 0, 17, 9]), 8)
-    pixels = [model_inputs.plain(s, INPUTS).arrays(batch)["image"] for s in (cached, uncached)]
+    pixels = [
+        model_inputs.unaugmented_rows(s, INPUTS).arrays(batch)["image"] for s in (cached, uncached)
+    ]
     np.testing.assert_array_equal(*pixels)
     for split in (cached, uncached):
-        source = model_inputs.plain(split, INPUTS)
+        source = model_inputs.unaugmented_rows(split, INPUTS)
         weights = np.ones(len(split), np.float32)
         dataset = batches.dataset(source, split.labels, weights, [batch])
         (inputs, targets, _), *_ = list(dataset)
@@ -205,7 +210,7 @@ def test_pixels_above_the_limit_are_not_cached(folder, monkeypatch):
     assert (split.prepared.folder / "pixels.bin").stat().st_size == 0
     (inputs, _, _), *_ = list(
         batches.dataset(
-            model_inputs.plain(split, INPUTS),
+            model_inputs.unaugmented_rows(split, INPUTS),
             split.labels,
             np.ones(18, np.float32),
             [batches.Batch(np.arange(4), 8)],

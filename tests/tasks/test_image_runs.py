@@ -247,7 +247,7 @@ def test_report_shows_wrong_images_with_grad_cam(run, raw):
     evaluation = type("Evaluation", (), {"worst": worst})
     from tfft.data import model_inputs
 
-    rows = model_inputs.plain(run.datasets.train, run.inputs)
+    rows = model_inputs.unaugmented_rows(run.datasets.train, run.inputs)
     page = shown(run.model, run.inputs, run.datasets, rows, {"test": evaluation})
     assert "Grad-CAM" in page.worst["test"] and "blue, not red (0.90)" in page.worst["test"]
 

@@ -252,10 +252,10 @@ def test_a_failed_dry_run_does_not_break_the_next(config, tmp_path, monkeypatch)
     def failing(model, pipeline):
         """Fail as TensorFlow does while temporary variables of a failed graph still exist."""
         if not failures:
-            failures.append(model.again)
+            failures.append(model.failed_attempts)
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-        if model.again == 0:
-            failures.append(model.again)
+        if model.failed_attempts == 0:
+            failures.append(model.failed_attempts)
             raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
         original(model, pipeline)
 

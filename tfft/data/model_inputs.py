@@ -20,14 +20,14 @@ from tfft.utils.errors import UserError
 PARALLEL_BATCHES = 2  # decoded in parallel; within each, many threads decode images
 
 
-def plain(split: Dataset, inputs: Inputs) -> batches.Rows:
+def unaugmented_rows(split: Dataset, inputs: Inputs) -> batches.Rows:
     """Return the rows of a split without augmentation."""
     if isinstance(inputs, ImageInputs):
         return Pixels(split, inputs)
     return batches.Tokens(split, cast(TextInputs, inputs).pad_id)
 
 
-def changed(
+def augmented_rows(
     split: Dataset, inputs: Inputs, config: AugmentationConfig, classes: int, seed: int
 ) -> batches.Rows:
     """Return the training rows, augmented as the section `augmentation` says.
@@ -40,8 +40,8 @@ def changed(
         seed: of the run.
     """
     if not config.any or not isinstance(inputs, ImageInputs):
-        return plain(split, inputs)
-    return Changed(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
+        return unaugmented_rows(split, inputs)
+    return AugmentedPixels(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
 
 
 class Pixels:
@@ -100,7 +100,7 @@ class Pixels:
         return encoded
 
 
-class Mirrored(batches.PythonRows):
+class MirroredRows(batches.PythonRows):
     """Rows of images, mirrored left to right."""
 
     uniform = False
@@ -117,7 +117,7 @@ class Mirrored(batches.PythonRows):
         return self._rows.spec(rows, width)
 
 
-class Changed(Pixels):
+class AugmentedPixels(Pixels):
     """Augmented images of a split; the number of a batch alone decides its random changes."""
 
     def __init__(self, split: Dataset, inputs: ImageInputs, augmentation: Augmentation):
@@ -160,7 +160,7 @@ class Variant(batches.PythonRows):
 
     uniform = False
 
-    def __init__(self, rows: Changed, number: int):
+    def __init__(self, rows: AugmentedPixels, number: int):
         self._rows, self._number = rows, number
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:

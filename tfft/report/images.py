@@ -61,16 +61,17 @@ def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
     data = dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config))
     count = min(NUM_SHEET_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
-    augmented_rows = model_inputs.changed(
+    augmented_rows = model_inputs.augmented_rows(
         data.train, inputs, config.augmentation, len(data.labels), config.train.seed
     )
-    plain = model_inputs.plain(data.train, inputs).arrays(batches.Batch(positions, 8))["image"]
+    unaugmented_rows = model_inputs.unaugmented_rows(data.train, inputs)
+    unaugmented = unaugmented_rows.arrays(batches.Batch(positions, 8))["image"]
     augmented = [
         augmented_rows.arrays(batches.Batch(positions, 8, draw))["image"]
         for draw in range(NUM_DRAWS)
     ]
     names = [data.train.named(position, data.labels) for position in positions]
-    side_by_side = np.concatenate([plain, *augmented], axis=2)
+    side_by_side = np.concatenate([unaugmented, *augmented], axis=2)
     write_page(path, "Training images: unchanged and augmented", gallery(side_by_side, names), "")
 
 

@@ -56,7 +56,7 @@ def measure(config: Config) -> auto.Facts:
     inputs, data = setup.read_data(config, backbone)
     batches_by_length = batches.plan_sorted(data.train.lengths, 32)
     batch = batches_by_length[len(batches_by_length) // 2]
-    rows = model_inputs.plain(data.train, inputs)
+    rows = model_inputs.unaugmented_rows(data.train, inputs)
     arrays = rows.arrays(batch)
     backbone.model.predict_on_batch(arrays)  # traces
     seconds = []

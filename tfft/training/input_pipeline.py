@@ -41,12 +41,12 @@ class InputPipeline:
     def read_rows(self) -> None:
         """Read the prepared rows as inputs, training images augmented as configured."""
         run, data = self._run, self.data
-        self.train_rows: batches.Rows = model_inputs.changed(
+        self.train_rows: batches.Rows = model_inputs.augmented_rows(
             data.train, run.inputs, run.config.augmentation, len(data.labels), self.train.seed
         )
         self.validation_rows: batches.Rows | None = None
         if data.validation is not None:
-            self.validation_rows = model_inputs.plain(data.validation, run.inputs)
+            self.validation_rows = model_inputs.unaugmented_rows(data.validation, run.inputs)
 
     def after(self, step: int) -> Any:
         """Return an iterator over the batches that follow the first `step` steps."""

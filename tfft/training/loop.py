@@ -139,7 +139,7 @@ def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, 
         trainable = masks.parameters(mask)[1]
         console.log(f"from step {step + 1:,} on {trainable:,} parameters are trainable")
     pipeline.read_rows()
-    model.start_above(None)
+    model.set_upper_part(None)
     cache_policy.apply(run, pipeline, schedule, step)
     dry_run.prepare(run, pipeline)
 
@@ -169,9 +169,9 @@ def _short_steps(model: Model) -> int:
     There a step takes less time than what Python does between two calls. A multiple of LOG_EVERY or
     a divisor of it.
     """
-    if model.above is None:
+    if model.upper_part is None:
         return 1
-    vectors = all(len(tensor.shape) == 2 for tensor in model.above.inputs)
+    vectors = all(len(tensor.shape) == 2 for tensor in model.upper_part.inputs)
     return 5 * LOG_EVERY if vectors else LOG_EVERY
 
 

@@ -40,7 +40,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
     plan = BatchPlan.create(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, schedule, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
-        rows = model_inputs.plain(data.train, inputs)
+        rows = model_inputs.unaugmented_rows(data.train, inputs)
         first_batches = plan.epoch(data, config.train, 0)[:ADAPT_BATCHES]
         batch_norm.adapt(model, (rows.arrays(batch) for batch in first_batches))
     if config.train.batch_norm != "frozen":  # the statistics change, or have changed
