@@ -55,7 +55,7 @@ def test_folder_for_each_class(folder):
     assert data.labels == ("blue", "green", "red")
     assert len(data.train) + len(data.validation) == 19
     assert {tuple(s) for s in data.train.prepared.sizes} == {(20, 24)}
-    path = data.train.raw(0)[0]
+    path = data.train.raw_row(0)[0]
     assert path == str(folder / "train" / "blue" / "0.png")
     assert (data.train.lengths == data.train.lengths[0]).all()
 
@@ -86,7 +86,7 @@ def test_npz_arrays_of_pixels(tmp_path, shape):
     data = splits(tmp_path / "a.npz", "npz", validation=None)
     assert data.labels == ("0", "1", "2")
     inputs = ImageInputs(ImageSpec((8, 8)))
-    actual = inputs.batch([data.train.raw(position)[0] for position in range(12)])["image"]
+    actual = inputs.batch([data.train.raw_row(position)[0] for position in range(12)])["image"]
     expected = pixels.reshape(12, 8, 8, -1)
     np.testing.assert_array_equal(actual, np.broadcast_to(expected, (12, 8, 8, 3)))
 
@@ -139,7 +139,7 @@ def test_tfds_images_stay_encoded(tmp_path):
     )
     data = build(config.data, INPUTS, DatasetSettings())
     assert len(data.train) == 12 and set(data.labels) == set(COLOURS)
-    assert isinstance(data.train.raw(0)[0], bytes)
+    assert isinstance(data.train.raw_row(0)[0], bytes)
 
 
 def test_broken_image_stops_or_is_skipped_and_listed(folder):
@@ -381,8 +381,8 @@ def test_near_pairs():
     assert not list(near_pairs(hashes, across=8))
 
 
-def test_sheet_of_augmented_images(folder):
-    from tfft.report import write_sheet
+def test_preview_of_augmented_images(folder):
+    from tfft.report import write_augmentation_preview
 
     config = parse(
         {
@@ -392,6 +392,6 @@ def test_sheet_of_augmented_images(folder):
             "augmentation": {"flip": "horizontal", "crop": {}},
         }
     )
-    write_sheet(folder / "sheet.html", config, INPUTS)
-    page = (folder / "sheet.html").read_text()
+    write_augmentation_preview(folder / "preview.html", config, INPUTS)
+    page = (folder / "preview.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 12 and "blue" in page

@@ -18,7 +18,7 @@ from tests.console import command
 from tests.processes import Command
 from tests.tasks.test_image_runs import write_folder
 from tfft.config import load
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 from tfft.search.pipeline import search
 from tfft.utils.errors import UserError
 
@@ -313,7 +313,7 @@ def test_chief_reassigns_the_trial_of_a_lost_worker(raw, tmp_path):
     path.write_text(yaml.safe_dump(raw))
     environment = {
         "KERASTUNER_ORACLE_IP": "127.0.0.1",
-        "KERASTUNER_ORACLE_PORT": str(_free_ports(1)[0]),
+        "KERASTUNER_ORACLE_PORT": str(find_free_ports(1)[0]),
     }
 
     def member(name):

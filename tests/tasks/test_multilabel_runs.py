@@ -73,7 +73,7 @@ def test_run_learns_the_labels(run):
 
 def test_thresholds_are_fitted_on_validation_rows_and_saved(run):
     split = run.datasets.validation
-    logits = run.logits([split.raw(index) for index in range(len(split))])
+    logits = run.logits([split.raw_row(index) for index in range(len(split))])
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     for tag in range(3):
         best = max(

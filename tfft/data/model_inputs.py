@@ -62,7 +62,9 @@ class Pixels:
         pixels = self._prepared.pixels
         if pixels is not None:
             return {"image": pixels[self.split.rows[batch.positions]].astype(np.float32)}
-        return self.inputs.batch([self.split.raw(int(position))[0] for position in batch.positions])
+        return self.inputs.batch(
+            [self.split.raw_row(int(position))[0] for position in batch.positions]
+        )
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`, which `finish` returns too."""
@@ -92,10 +94,10 @@ class Pixels:
         return {"image": tf.cast(image, tf.float32)}, targets
 
     def _bytes(self, position: int) -> bytes:
-        encoded = read(self.split.raw(position)[0])
+        encoded = read(self.split.raw_row(position)[0])
         if not encoded:
             raise UserError(
-                f"{self.split.raw(position)[0]}: is empty now; it was not when it was prepared"
+                f"{self.split.raw_row(position)[0]}: is empty now; it was not when it was prepared"
             )
         return encoded
 

@@ -152,7 +152,7 @@ def _worst(
     positions = wrong_positions[np.argsort(-losses[wrong_positions], kind="stable")][:count]
     return [
         {
-            "row": split.raw(int(position)),
+            "row": split.raw_row(int(position)),
             **details.describe(int(position), labels),
             "loss": float(losses[position]),
         }
@@ -222,8 +222,10 @@ def _baseline_positions(train: Dataset) -> np.ndarray:
 def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
     """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
-    train_features = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in positions)
-    return train_features, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))
+    train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
+    return train_features, vectorizer.transform(
+        " ".join(split.raw_row(i)) for i in range(len(split))
+    )
 
 
 def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:

@@ -64,8 +64,8 @@ class Model(keras.Model):
         adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.
         penalties: functions whose values are added to the gradients (`regularizers.penalties`).
 
-    `xla`, `failed_attempts`, `upper_part`, `consistency`, `adversary` and `penalties` are read while
-    a function is traced, not in each step; so is whether `micro_batch` is None.
+    `xla`, `failed_attempts`, `upper_part`, `consistency`, `adversary` and `penalties` are read
+    while a function is traced, not in each step; so is whether `micro_batch` is None.
     """
 
     micro_batch: int | None = None
@@ -79,7 +79,7 @@ class Model(keras.Model):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.report = StepReport()
-        # Past Keras' attribute tracking: the layers of `upper_part` are already layers of this model.
+        # Past Keras' attribute tracking: this model already has the layers of `upper_part`.
         self.__dict__["upper_part"] = None
         self.__dict__["penalties"] = []
         self.__dict__["_forward"] = {}  # input names -> forward function of `predict_on_batch`

@@ -25,7 +25,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
     Raises:
         UserError: the run directory belongs to another config, or there are several workers.
     """
-    if workdir is not None and strategies.workers().first and run_directory.untrained(workdir):
+    if workdir is not None and strategies.workers().is_chief and run_directory.untrained(workdir):
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
             (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.data import Dataset, batches
-from tfft.data.prepared import written
+from tfft.data.prepared import write_once
 from tfft.utils import console
 
 BATCH_SIZE = 64  # rows of a batch while the features are computed
@@ -285,7 +285,9 @@ def store(
     """
     folder = folder / "prefix" / _name(model_split, split, dtype, key)
     ragged = {name for name, shape in model_split.shapes.items() if shape[0] is None}
-    written(folder, lambda temporary: _compute(model_split, split, rows, dtype, temporary, ragged))
+    write_once(
+        folder, lambda temporary: _compute(model_split, split, rows, dtype, temporary, ragged)
+    )
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in model_split.shapes}
     if dtype == "bfloat16":  # the .npy format has no such type: the files hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
