@@ -69,14 +69,14 @@ def measure(config: Config) -> auto.Facts:
     if backbone.modality == "image":
         probe = linear_probe.probe(backbone.model, rows, data.train, classes, config.train.seed)
     return auto.Facts(
-        rows=len(data.train),
-        classes=classes,
-        tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
-        parameters=backbone.model.count_params(),
-        blocks=len(blocks),
+        num_rows=len(data.train),
+        num_classes=classes,
+        mean_tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
+        num_parameters=backbone.model.count_params(),
+        num_blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,
-        memory=None if strategies.accelerated() else memory.available(),
-        row_seconds=min(seconds) / len(batch.positions),
-        seconds=config.method.time.seconds if config.method.time is not None else None,
-        probe=(probe.accuracy, probe.chance) if probe is not None else None,
+        free_memory=None if strategies.accelerated() else memory.available(),
+        seconds_per_row=min(seconds) / len(batch.positions),
+        time_limit=config.method.time.seconds if config.method.time is not None else None,
+        probe_accuracy=(probe.accuracy, probe.chance) if probe is not None else None,
     )
