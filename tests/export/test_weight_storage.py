@@ -5,7 +5,7 @@ import pytest
 
 import tfft
 from tests.conftest import one_epoch
-from tests.console import command
+from tests.console import run_command
 from tests.training.test_loop import weights
 from tfft.export import ExportedModel, weight_storage
 from tfft.run import load_run
@@ -28,7 +28,7 @@ def run(exported):
 def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)  # the network is tiny
     original, live = weights(run), run.task.probabilities(run.logits(ROWS))
-    code, out, err = command(
+    code, out, err = run_command(
         "export",
         f"--workdir={run.workdir}",
         f"--weight_dtype={kind}",

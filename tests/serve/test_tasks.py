@@ -55,13 +55,13 @@ def multilabel_text_data(tiny, folder):
 
 
 def image_data(tiny, folder):
-    write_folder(folder / "pictures", 8, 0)
-    data = {"train": {"source": "images", "path": str(folder / "pictures")}}
+    write_folder(folder / "images", 8, 0)
+    data = {"train": {"source": "images", "path": str(folder / "images")}}
     return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
 def multilabel_image_data(tiny, folder):
-    return {"train": write_table(folder / "pictures", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
+    return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
 slow = pytest.mark.slow

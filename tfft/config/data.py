@@ -21,7 +21,7 @@ SUFFIXES = {
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
     """Extend the schema of the long form by a string, the shorthand."""
-    examples = ["data.csv", "pictures/", "tfds:trec"]
+    examples = ["data.csv", "images/", "tfds:trec"]
     long_form = dict(schema)
     schema.clear()
     schema["anyOf"] = [long_form, {"type": "string", "examples": examples}]

@@ -106,7 +106,7 @@ def prepare(
     else:
         rows = list(read(request))
     content = digest(_content(request, rows))
-    folder = cache / "pictures" / _cache_key(request, inputs, content, cache_pixels)
+    folder = cache / "images" / _cache_key(request, inputs, content, cache_pixels)
 
     def write(temporary: Path) -> dict[str, Any]:
         meta = _write(temporary, request, inputs, rows, cache_pixels)

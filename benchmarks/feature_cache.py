@@ -1,6 +1,6 @@
 """Measure training on cached features: the head alone, against one forward pass and no cache.
 
-    python benchmarks/prefix.py --data=trec/ --backbone=hf:FOLDER [--epochs=20] [--top=0]
+    python benchmarks/feature_cache.py --data=trec/ --backbone=hf:FOLDER [--epochs=20] [--top=0]
 
 In one process: the time of one forward pass over the training and validation rows, then that of the
 training (`loop.fit`, which computes the cache and validates each epoch), with the cache and without
