@@ -48,7 +48,7 @@ def test_probe_of_class_features_and_of_noise():
     noise = run_probe(labels, features=np.random.default_rng(1).normal(size=(200, 5)))
     assert noise.accuracy < 0.7
     assert run_probe(np.arange(3)) is None  # one row per class: none to hold out
-    assert run_probe(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # tags
+    assert run_probe(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # several labels
 
 
 IMAGE_CONFIG = {

@@ -173,7 +173,7 @@ def _baselines(
     baselines = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        fit_linear = _linear_tags if task.multi_label else _linear_classes
+        fit_linear = _linear_labels if task.multi_label else _linear_classes
         logits = task.to_logits(fit_linear(features, train, split, num_classes))
         baselines[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
@@ -194,7 +194,7 @@ def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: 
     return probabilities.clip(_MIN_PROBABILITY)
 
 
-def _linear_tags(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
+def _linear_labels(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
     """Return probabilities of one logistic regression for each class, [N, C].
 
     A class that all training rows have, or none, keeps its frequency: there is nothing to fit.
