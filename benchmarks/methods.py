@@ -166,7 +166,7 @@ def cost(run_config: dict, folder: Path) -> None:
             train_function(iterator, 1)
             times.append(time.perf_counter() - start)
         total, trainable = masks.parameters(schedule.mask)
-        width = plan.buckets[-1]
+        width = plan.bucket_lengths[-1]
         measurements.update(trainable=trainable, total=total, width=width)
         models.append(result)
 

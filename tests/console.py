@@ -9,7 +9,7 @@ from absl import flags
 from tfft.cli import __main__ as console
 
 
-def command(*arguments, stdin=""):
+def run_command(*arguments, stdin=""):
     """Run a command and return its exit code, standard output and standard error.
 
     The modules of the commands are imported again, because importing one defines its flags.

@@ -115,7 +115,7 @@ class Run:
         thresholds = self.thresholds
         if self.task.multi_label and thresholds is None:
             thresholds = np.full(len(self.labels), 0.5)
-        return answers(probabilities, self.labels, thresholds)
+        return decode_predictions(probabilities, self.labels, thresholds)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
         """Evaluate the model on a split of the config.
@@ -151,10 +151,10 @@ class Run:
             config: the section `evaluate`.
             train: training rows for the baselines; None: no baselines.
         """
-        rows = model_inputs.plain(split, self.inputs)
+        rows = model_inputs.unaugmented_rows(split, self.inputs)
         logits = evaluate.predict(self.model, split, rows, config.batch_size)
         if config.test_time_augmentation == "mirrored":
-            mirrored_rows = model_inputs.Mirrored(rows)
+            mirrored_rows = model_inputs.MirroredRows(rows)
             mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
             mean = (self.task.probabilities(logits) + self.task.probabilities(mirrored_logits)) / 2
             logits = self.task.to_logits(mean)
@@ -178,14 +178,14 @@ class Run:
             )
             return
         batch_size = self.config.evaluate.batch_size
-        rows = model_inputs.plain(split, self.inputs)
+        rows = model_inputs.unaugmented_rows(split, self.inputs)
         logits = evaluate.predict(self.model, split, rows, batch_size)
         self.thresholds = self.task.fit_thresholds(logits, split.labels)
-        if strategies.workers().first:
+        if strategies.workers().is_chief:
             self._write_description()
 
     def export(
-        self, folder: Path | None = None, weight_dtype: str | None = None, again: bool = True
+        self, folder: Path | None = None, weight_dtype: str | None = None, republish: bool = True
     ) -> Path:
         """Publish a verified SavedModel as a new version.
 
@@ -193,7 +193,8 @@ class Run:
             folder: folder of the versions, numbered from 1; default: WORKDIR/export.
             weight_dtype: dtype of the stored weights: `float32`, `float16`, `bfloat16` or `int8`;
                 default: `export.weight_dtype` of the config.
-            again: whether to publish another version if these weights were published there before.
+            republish: whether to publish another version if these weights were published there
+                before.
 
         Returns:
             The folder of the version.
@@ -202,11 +203,11 @@ class Run:
             # A SavedModel holds one copy of each variable, so export a run without replicas.
             single = load_run(self.workdir)
             single.datasets = self.datasets
-            return single.export(folder, weight_dtype, again)
+            return single.export(folder, weight_dtype, republish)
         sample, config = self._sample, self.config.export
         dtype, folder = weight_dtype or config.weight_dtype, folder or self.workdir / "export"
         name, source = export.serving_config.model_name(self.workdir.name), self._digest(dtype)
-        if not again and (path := export.exported_from(folder, source)) is not None:
+        if not republish and (path := export.find_version(folder, source)) is not None:
             # An export that was killed after it published may not have cleaned up.
             remove_abandoned(folder, "export")
             export.serving_config.write(folder, name, self._servable)
@@ -270,7 +271,7 @@ class Run:
         split = self.datasets.validation or self.datasets.test or self.datasets.train
         metrics_only = EvaluateConfig(bootstrap=0, baselines=False, worst=0)
         original = self.evaluate_on(split, metrics_only, None).metrics if dtype != "float32" else {}
-        with export.rounded(self.model, dtype) as stored_weights:
+        with export.rounded_weights(self.model, dtype) as stored_weights:
             if stored_weights:
                 rounded = self.evaluate_on(split, metrics_only, None).metrics
                 float32_size = (
@@ -300,13 +301,13 @@ class Run:
     def _sample(self) -> list[tuple[Any, ...]]:
         """Raw training rows that exports are verified on."""
         train = self.datasets.train
-        return [train.raw(index) for index in range(min(len(train), export.PARITY_ROWS))]
+        return [train.raw_row(index) for index in range(min(len(train), export.PARITY_ROWS))]
 
     def _training_inputs(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return the inputs that the model was trained on for some rows, without augmentation."""
         train = self.datasets.train
         batch = batches.Batch(positions, int(train.lengths[positions].max()))
-        return model_inputs.plain(train, self.inputs).arrays(batch)
+        return model_inputs.unaugmented_rows(train, self.inputs).arrays(batch)
 
     @contextmanager
     def _merged(self, sample: Sequence[tuple[str, ...]]) -> Iterator[None]:
@@ -461,7 +462,7 @@ def read_description(workdir: Path) -> tuple[Config, dict[str, Any]]:
     return load(workdir / "config.yaml"), {"trained": None, **description}
 
 
-def answers(
+def decode_predictions(
     probabilities: np.ndarray, labels: Sequence[str], thresholds: np.ndarray | None
 ) -> list[dict[str, Any]]:
     """Decode probabilities.

@@ -45,9 +45,9 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
     with run_directory.locked(workdir), strategies.lost_worker_errors(workdir):
         gc.collect()  # a model, its graphs and its data form cycles: free those of earlier runs
         workers = strategies.workers()  # several where TF_CONFIG says so; the first one writes
-        console.quiet(not workers.first)
+        console.quiet(not workers.is_chief)
         config = advice.resolve(config, workdir)
-        if workers.first:
+        if workers.is_chief:
             run_directory.open_workdir(config, workdir)
         if (workdir / "metrics.json").is_file():
             console.log(f"{workdir}: this run is finished; nothing to do")
@@ -63,14 +63,14 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         checkpoints = Checkpoints(
             workdir / "checkpoints",
             train.checkpoint.keep,
-            workers.first,
+            workers.is_chief,
             result.trained,
             result.depends_on,
         )
         # The last checkpoint of this run, or else the pretrained weights at step 0.
         state = checkpoints.restore(result.model)
         result.targets = setup.teacher_targets(config, data)
-        if workers.first:
+        if workers.is_chief:
             run_directory.describe(result, data, schedule)
 
         loop.fit(result, data, plan, schedule, state, checkpoints, epochs)
@@ -90,16 +90,18 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
         for name in ("validation", "test")
         if (split := getattr(data, name)) is not None
     }
-    if not strategies.workers().first:
+    if not strategies.workers().is_chief:
         return
-    # `again`: a run that was killed after its export has published these weights already.
-    exported = result.export(again=False) if config.export.enabled else None
+    # `republish`: a run that was killed after its export has published these weights already.
+    exported = result.export(republish=False) if config.export.enabled else None
     images = report.PageImages()
     if config.task.modality == "image":
-        train_rows = model_inputs.changed(
+        train_rows = model_inputs.augmented_rows(
             data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
         )
-        images = report.shown(result.model, result.inputs, data, train_rows, evaluations)
+        images = report.build_page_images(
+            result.model, result.inputs, data, train_rows, evaluations
+        )
     table = mask_table(schedule)
     report.write(workdir, config, state.history, evaluations, table, data, exported, images)
     facts, totals = run_directory.read_facts(workdir), table.splitlines()[-1]
@@ -113,7 +115,7 @@ def preview(config: Config) -> str:
     """Return the mask table and the memory estimate of a config as text; train nothing."""
     result, _, plan, schedule = setup.prepare(config, Path("runs"))
     rows = _rows_at_once(config.train)
-    width = plan.buckets[-1] if config.task.modality == "text" else None
+    width = plan.bucket_lengths[-1] if config.task.modality == "text" else None
     estimate = memory_estimate.step(result.model, rows, width)
     return f"{mask_table(schedule)}\n\n{memory_estimate.text(estimate, rows, width)}"
 

@@ -152,7 +152,7 @@ def test_training_loading_and_export_agree(raw, folder, tmp_path, method, reques
         expected = [p for p in expected if "block_2" in p]
     assert changed == set(expected)
     assert run.metrics["validation/accuracy"] > 0.5
-    row = run.datasets.train.raw(0)
+    row = run.datasets.train.raw_row(0)
     loaded = tfft.load(run.workdir)
     np.testing.assert_array_equal(loaded.logits([row]), run.logits([row]))
     served = ExportedModel(run.workdir / "export").probabilities([row], 1)
@@ -253,7 +253,7 @@ def test_a_real_network_is_masked_resumed_and_served(real, tmp_path):
     resumed = tfft.train(raw, tmp_path / "resumed")
     for path, value in trained.items():
         np.testing.assert_array_equal(values(resumed.model)[path], value, err_msg=path)
-    row = run.datasets.train.raw(0)
+    row = run.datasets.train.raw_row(0)
     served = ExportedModel(run.workdir / "export").probabilities([row], 1)
     probabilities = run.predict([row])[0]["probabilities"]
     np.testing.assert_allclose(served[0], [probabilities[n] for n in run.labels], atol=1e-5)

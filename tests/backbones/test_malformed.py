@@ -258,7 +258,7 @@ VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
 
 def description(**changes) -> dict:
     """Return the content of tokenizer.json, with changes to its model."""
-    spec = json.loads(tokenizer.of_vocabulary(VOCABULARY, "here"))
+    spec = json.loads(tokenizer.wordpiece_tokenizer_json(VOCABULARY, "here"))
     spec["model"] |= changes
     return spec
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.console import command as run_command
+from tests.console import run_command
 from tfft.cli import __main__ as console
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.console import command as run_command
+from tests.console import run_command
 from tfft.utils.errors import UserError
 
 

@@ -3,7 +3,7 @@
 import os
 
 from tests.cli.test_damaged_files import assert_one_error
-from tests.console import command as run_command
+from tests.console import run_command
 
 
 def test_unexpected_error_is_one_line_and_a_log_file(monkeypatch, tmp_path):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.console import command as run_command
+from tests.console import run_command
 from tfft.utils.errors import UserError
 
 

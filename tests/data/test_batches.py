@@ -1,4 +1,4 @@
-"""Batches by length: their widths, the plan of an epoch, padding."""
+"""Batches by length: the lengths of their buckets, the plan of an epoch, padding."""
 
 import numpy as np
 import pytest
@@ -22,24 +22,24 @@ def brute_force(lengths, max_buckets):
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_widths_are_optimal(count):
+def test_bucket_lengths_are_optimal(count):
     lengths = np.random.default_rng(count).geometric(0.03, 300)
-    edges = np.array(batches.widths(lengths, count))
+    edges = np.array(batches.choose_bucket_lengths(lengths, count))
     assert len(edges) <= count and (edges % 8 == 0).all()
     assert edges[np.searchsorted(edges, lengths)].sum() == brute_force(lengths, count)
 
 
 def test_plan_covers_every_row_once():
     lengths = np.random.default_rng(0).integers(3, 60, 205)
-    widths = batches.widths(lengths, 4)
-    plan = batches.plan(lengths, 16, widths, seed=1, epoch=2)
+    bucket_lengths = batches.choose_bucket_lengths(lengths, 4)
+    plan = batches.plan(lengths, 16, bucket_lengths, seed=1, epoch=2)
     assert len(plan) == 13  # ceil(205 / 16)
     assert sorted(np.concatenate([b.positions for b in plan])) == list(range(205))
     assert sum(len(b.positions) < 16 for b in plan) == 1
-    assert all((lengths[b.positions] <= b.width).all() and b.width in widths for b in plan)
-    repeated = batches.plan(lengths, 16, widths, seed=1, epoch=2)
+    assert all((lengths[b.positions] <= b.width).all() and b.width in bucket_lengths for b in plan)
+    repeated = batches.plan(lengths, 16, bucket_lengths, seed=1, epoch=2)
     assert all((a.positions == b.positions).all() for a, b in zip(plan, repeated, strict=True))
-    next_epoch = batches.plan(lengths, 16, widths, seed=1, epoch=3)
+    next_epoch = batches.plan(lengths, 16, bucket_lengths, seed=1, epoch=3)
     assert any(
         len(a.positions) != len(b.positions) or (a.positions != b.positions).any()
         for a, b in zip(plan, next_epoch, strict=True)
@@ -48,13 +48,13 @@ def test_plan_covers_every_row_once():
 
 def test_padding_share():
     lengths = np.array([8, 8, 4])
-    plan = batches.in_order(lengths, 3)
+    plan = batches.plan_sorted(lengths, 3)
     assert batches.padding_share(lengths, plan) == pytest.approx(1 - 20 / 24)
 
 
 def test_dataset_pads_tokens_and_keeps_weights(config):
     data, inputs = build_splits(config)
-    plan = batches.in_order(data.test.lengths, 8)
+    plan = batches.plan_sorted(data.test.lengths, 8)
     weights = np.array([1.0, 2.0, 3.0], np.float32)
     rows, row_weights = batches.Tokens(data.test, inputs.pad_id), weights[data.test.labels]
     num_rows = 0

@@ -119,7 +119,7 @@ def test_file_replaced_while_it_is_read_is_not_cached(config, tmp_path, monkeypa
 
 
 def test_folders_of_killed_processes_are_removed_and_live_ones_kept(tmp_path):
-    from tfft.data.prepared import written
+    from tfft.data.prepared import write_once
 
     old = time.time() - 3600
     (tmp_path / f".preparing-{HOST}-01234567").mkdir()
@@ -128,17 +128,17 @@ def test_folders_of_killed_processes_are_removed_and_live_ones_kept(tmp_path):
 
     def write(folder):
         os.utime(folder, (old, old))
-        written(tmp_path / "inner", lambda _: {})  # a second folder, while the first is written
+        write_once(tmp_path / "inner", lambda _: {})  # a second folder, while the first is written
         folder_names.extend(p.name for p in tmp_path.glob(".preparing-*"))
         assert folder.name in folder_names
         return {}
 
-    written(tmp_path / "outer", write)
+    write_once(tmp_path / "outer", write)
     assert len(folder_names) == 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["inner", "outer"]
     assert (tmp_path / "outer").stat().st_mode & 0o777 == 0o777 & ~_umask()
     (tmp_path / "outer" / "meta.json").unlink()  # incomplete now
-    written(tmp_path / "outer", lambda _: {"rewritten": True})
+    write_once(tmp_path / "outer", lambda _: {"rewritten": True})
     assert json.loads((tmp_path / "outer" / "meta.json").read_text()) == {"rewritten": True}
 
 

@@ -55,7 +55,7 @@ def test_folder_for_each_class(folder):
     assert data.labels == ("blue", "green", "red")
     assert len(data.train) + len(data.validation) == 19
     assert {tuple(s) for s in data.train.prepared.sizes} == {(20, 24)}
-    path = data.train.raw(0)[0]
+    path = data.train.raw_row(0)[0]
     assert path == str(folder / "train" / "blue" / "0.png")
     assert (data.train.lengths == data.train.lengths[0]).all()
 
@@ -72,7 +72,10 @@ def test_table_of_paths_relative_to_its_folder(folder, kind):
     assert len(data.train) == 18 and data.labels == tuple(COLOURS)
     reference = splits(folder / "train", validation=None)
     batch = batches.Batch(np.arange(18), 8)
-    pixels = [model_inputs.plain(d.train, INPUTS).arrays(batch)["image"] for d in (data, reference)]
+    pixels = [
+        model_inputs.unaugmented_rows(d.train, INPUTS).arrays(batch)["image"]
+        for d in (data, reference)
+    ]
     np.testing.assert_array_equal(*pixels)
 
 
@@ -83,7 +86,7 @@ def test_npz_arrays_of_pixels(tmp_path, shape):
     data = splits(tmp_path / "a.npz", "npz", validation=None)
     assert data.labels == ("0", "1", "2")
     inputs = ImageInputs(ImageSpec((8, 8)))
-    actual = inputs.batch([data.train.raw(position)[0] for position in range(12)])["image"]
+    actual = inputs.batch([data.train.raw_row(position)[0] for position in range(12)])["image"]
     expected = pixels.reshape(12, 8, 8, -1)
     np.testing.assert_array_equal(actual, np.broadcast_to(expected, (12, 8, 8, 3)))
 
@@ -136,7 +139,7 @@ def test_tfds_images_stay_encoded(tmp_path):
     )
     data = build(config.data, INPUTS, DatasetSettings())
     assert len(data.train) == 12 and set(data.labels) == set(COLOURS)
-    assert isinstance(data.train.raw(0)[0], bytes)
+    assert isinstance(data.train.raw_row(0)[0], bytes)
 
 
 def test_broken_image_stops_or_is_skipped_and_listed(folder):
@@ -185,10 +188,12 @@ def test_cached_pixels_equal_decoded_pixels(folder):
     uncached = splits(folder / "train", validation=None, cache_images=False).train
     assert cached.prepared.pixels is not None and uncached.prepared.pixels is None
     batch = batches.Batch(np.array([3, 0, 17, 9]), 8)
-    pixels = [model_inputs.plain(s, INPUTS).arrays(batch)["image"] for s in (cached, uncached)]
+    pixels = [
+        model_inputs.unaugmented_rows(s, INPUTS).arrays(batch)["image"] for s in (cached, uncached)
+    ]
     np.testing.assert_array_equal(*pixels)
     for split in (cached, uncached):
-        source = model_inputs.plain(split, INPUTS)
+        source = model_inputs.unaugmented_rows(split, INPUTS)
         weights = np.ones(len(split), np.float32)
         dataset = batches.dataset(source, split.labels, weights, [batch])
         (inputs, targets, _), *_ = list(dataset)
@@ -205,7 +210,7 @@ def test_pixels_above_the_limit_are_not_cached(folder, monkeypatch):
     assert (split.prepared.folder / "pixels.bin").stat().st_size == 0
     (inputs, _, _), *_ = list(
         batches.dataset(
-            model_inputs.plain(split, INPUTS),
+            model_inputs.unaugmented_rows(split, INPUTS),
             split.labels,
             np.ones(18, np.float32),
             [batches.Batch(np.arange(4), 8)],
@@ -376,8 +381,8 @@ def test_near_pairs():
     assert not list(near_pairs(hashes, across=8))
 
 
-def test_sheet_of_augmented_images(folder):
-    from tfft.report import write_sheet
+def test_preview_of_augmented_images(folder):
+    from tfft.report import write_augmentation_preview
 
     config = parse(
         {
@@ -387,6 +392,6 @@ def test_sheet_of_augmented_images(folder):
             "augmentation": {"flip": "horizontal", "crop": {}},
         }
     )
-    write_sheet(folder / "sheet.html", config, INPUTS)
-    page = (folder / "sheet.html").read_text()
+    write_augmentation_preview(folder / "preview.html", config, INPUTS)
+    page = (folder / "preview.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 12 and "blue" in page

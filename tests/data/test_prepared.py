@@ -15,7 +15,7 @@ def test_prepared_rows_equal_the_source(config):
     data, inputs = build_splits(config)
     split = data.test
     for position in (0, 7, len(split) - 1):
-        texts = split.raw(position)
+        texts = split.raw_row(position)
         ids, segments = split.prepared.tokens(int(split.rows[position]))
         (expected, expected_segments, _), *_ = inputs.encode(list(texts))
         assert ids.tolist() == expected and segments.tolist() == expected_segments

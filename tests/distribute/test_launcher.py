@@ -16,7 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.processes import LIMIT, Command
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 
 EPOCHS = 20
 STEPS = 6 * EPOCHS
@@ -113,7 +113,7 @@ def test_launcher_restarts_the_workers_after_a_kill(setting, tmp_path):
 )
 def test_worker_without_launcher_ends_when_another_is_lost(setting, tmp_path, victim, source):
     workdir = tmp_path / "run"
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(2)]
+    addresses = [f"127.0.0.1:{port}" for port in find_free_ports(2)]
     workers = []
     for index in range(2):
         task = {"type": "worker", "index": index}

@@ -44,7 +44,7 @@ def set_tf_config(monkeypatch, value):
 def test_workers_are_parsed_from_tf_config(monkeypatch, tf_config, expected):
     set_tf_config(monkeypatch, tf_config)
     assert strategies.workers() == expected
-    assert strategies.workers().first == (expected.index == 0)
+    assert strategies.workers().is_chief == (expected.index == 0)
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_probe_of_class_features_and_of_noise():
     noise = run_probe(labels, features=np.random.default_rng(1).normal(size=(200, 5)))
     assert noise.accuracy < 0.7
     assert run_probe(np.arange(3)) is None  # one row per class: none to hold out
-    assert run_probe(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # tags
+    assert run_probe(np.zeros((4, 3), np.float32), features=np.eye(4)) is None  # several labels
 
 
 IMAGE_CONFIG = {
@@ -62,21 +62,21 @@ IMAGE_CONFIG = {
 @pytest.mark.parametrize(
     ("facts", "method", "epochs"),
     [
-        ({"probe": (0.6, 0.1)}, "lp_ft", 5),
-        ({"probe": (0.99, 0.1)}, "head", 20),
-        ({"probe": (0.12, 0.1)}, "full", 5),
-        ({"probe": None}, "lp_ft", 5),
-        ({"probe": (0.6, 0.1), "rows": 100}, "lp_ft", 30),
-        ({"probe": (0.6, 0.1), "rows": 50_000}, "lp_ft", 7),
-        ({"probe": (0.6, 0.1), "seconds": 50.0, "blocks": 17}, "top", 5),
-        ({"probe": (0.6, 0.1), "seconds": 15.0}, "head", 20),
+        ({"probe_accuracy": (0.6, 0.1)}, "lp_ft", 5),
+        ({"probe_accuracy": (0.99, 0.1)}, "head", 20),
+        ({"probe_accuracy": (0.12, 0.1)}, "full", 5),
+        ({"probe_accuracy": None}, "lp_ft", 5),
+        ({"probe_accuracy": (0.6, 0.1), "num_rows": 100}, "lp_ft", 30),
+        ({"probe_accuracy": (0.6, 0.1), "num_rows": 50_000}, "lp_ft", 7),
+        ({"probe_accuracy": (0.6, 0.1), "time_limit": 50.0, "num_blocks": 17}, "top", 5),
+        ({"probe_accuracy": (0.6, 0.1), "time_limit": 15.0}, "head", 20),
     ],
 )
 def test_advice_for_images(facts, method, epochs):
-    changed_facts = dataclasses.replace(FACTS, tokens=None, **facts)
+    changed_facts = dataclasses.replace(FACTS, mean_tokens=None, **facts)
     config, reasons = advise(parse(IMAGE_CONFIG), changed_facts)
     assert (config.method.name, config.train.epochs) == (method, epochs)
-    assert bool(config.augmentation.mixup) == (changed_facts.rows >= 20_000)
+    assert bool(config.augmentation.mixup) == (changed_facts.num_rows >= 20_000)
     assert not any("TREC" in line for line in reasons)
 
 

@@ -13,10 +13,10 @@ from tfft.tasks import TASKS
 TASK = TASKS["image_multilabel"]
 
 
-def make_rows(seed=0, count=60, tags=5, ties=False):
+def make_rows(seed=0, count=60, labels=5, ties=False):
     generator = np.random.default_rng(seed)
-    truth = (generator.uniform(size=(count, tags)) < [0.5, 0.1, 0.3, 0.8, 0.0]).astype(np.float32)
-    logits = generator.normal(size=(count, tags)) + truth
+    truth = (generator.uniform(size=(count, labels)) < [0.5, 0.1, 0.3, 0.8, 0.0]).astype(np.float32)
+    logits = generator.normal(size=(count, labels)) + truth
     return (logits.round() if ties else logits).astype(np.float32), truth
 
 
@@ -43,14 +43,14 @@ def test_headline_equals_scikit_learn(ties):
     assert headline["log_loss"] == pytest.approx(expected)
 
 
-def test_by_tag_equals_scikit_learn():
+def test_by_label_equals_scikit_learn():
     logits, truth = make_rows(1)
     details = TASK.details(logits, truth, None)
     p = multilabel_metrics.sigmoid(logits)
     expected = sk.precision_recall_fscore_support(truth, p >= 0.5, zero_division=0)
     for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
         np.testing.assert_allclose(details.by_class[name], values)
-    assert details.by_class["average_precision"][4] == 0  # no row has the tag
+    assert details.by_class["average_precision"][4] == 0  # no row has the label
     assert details.confusion is None
     assert details.wrong.sum() == (~((p >= 0.5) == (truth > 0)).all(1)).sum()
     description = details.describe(3, list("abcde"))
@@ -89,12 +89,14 @@ def test_thresholds_maximise_f1(ties):
     logits, truth = make_rows(3, 40, ties=ties)
     p = multilabel_metrics.sigmoid(logits)
     limits = TASK.fit_thresholds(logits, truth)
-    assert limits[4] == 0.5  # no row has the tag
-    for tag in range(4):
+    assert limits[4] == 0.5  # no row has the label
+    for label in range(4):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scores = [sk.f1_score(truth[:, tag], p[:, tag] >= t) for t in np.unique(p[:, tag])]
-        actual = sk.f1_score(truth[:, tag], p[:, tag] >= limits[tag])
+            scores = [
+                sk.f1_score(truth[:, label], p[:, label] >= t) for t in np.unique(p[:, label])
+            ]
+        actual = sk.f1_score(truth[:, label], p[:, label] >= limits[label])
         assert actual == pytest.approx(max(scores))
 
 
@@ -104,7 +106,7 @@ def test_tag_of_all_rows_keeps_the_default_threshold():
 
 
 def test_bootstrap_memory_is_bounded_with_many_tags():
-    """One metric by tag takes 32 MB for 100 draws of 40,000 tags."""
+    """One metric by label takes 32 MB for 100 draws of 40,000 labels."""
     generator = np.random.default_rng(0)
     truth = (generator.random((6, 40_000)) < 0.3).astype(np.float32)
     probabilities = generator.random(truth.shape)

@@ -83,7 +83,7 @@ def test_resumed_run_does_not_publish_its_export_twice(exported, tmp_path):
     run.model.weights[0].assign(run.model.weights[0] + 1)
     run.save_weights()
     for kind in ("float32", "int8"):
-        assert export.exported_from(folder, run._digest(kind)) is None
+        assert export.find_version(folder, run._digest(kind)) is None
 
 
 def test_no_python_in_the_graph(exported):

@@ -12,7 +12,7 @@ import pytest
 
 import tfft
 from tests.conftest import GOLDEN, one_epoch
-from tests.console import command
+from tests.console import run_command
 from tests.tasks.test_multilabel_runs import write_table
 from tfft import backbones
 from tfft.cli import export as export_command
@@ -44,7 +44,7 @@ def prepared_batch(run):
 
 @pytest.mark.parametrize("form", list(formats.FORMATS))
 def test_format_is_written_verified_and_described(run, live, form, tmp_path):
-    code, out, err = command(
+    code, out, err = run_command(
         "export", f"--workdir={run.workdir}", f"--format={form}", f"--output={tmp_path / form}"
     )
     assert code == 0, err
@@ -90,7 +90,7 @@ def test_foreign_checkpoint_is_not_overwritten(run, tiny, tmp_path):
     """For example if `--output` names the folder of the pretrained model."""
     folder = shutil.copytree(tiny, tmp_path / "pretrained")
     content = (folder / "model.safetensors").read_bytes()
-    code, _, err = command(
+    code, _, err = run_command(
         "export", f"--workdir={run.workdir}", "--format=huggingface", f"--output={folder}"
     )
     assert code == 2 and "must be empty or an exported model.safetensors" in err
@@ -98,7 +98,7 @@ def test_foreign_checkpoint_is_not_overwritten(run, tiny, tmp_path):
 
 
 def test_weight_dtype_needs_a_saved_model(run):
-    code, _, err = command(
+    code, _, err = run_command(
         "export", f"--workdir={run.workdir}", "--format=onnx", "--weight_dtype=int8"
     )
     assert code == 2

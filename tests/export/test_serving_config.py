@@ -9,7 +9,7 @@ import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
 
-from tests.console import command
+from tests.console import run_command
 from tfft.export import models_config, serving_config, verify
 from tfft.export.models_config import MARK, Config
 
@@ -175,6 +175,6 @@ def test_docker_image_has_patch_number_zero(monkeypatch):
 
 
 def test_folder_without_a_run_is_a_one_line_error(tmp_path):
-    code, _, err = command("export", f"--workdir={tmp_path}")
+    code, _, err = run_command("export", f"--workdir={tmp_path}")
     assert code == 2 and "Traceback" not in err
     assert np.size(err.splitlines()) == 1

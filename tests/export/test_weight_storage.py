@@ -5,7 +5,7 @@ import pytest
 
 import tfft
 from tests.conftest import one_epoch
-from tests.console import command
+from tests.console import run_command
 from tests.training.test_loop import weights
 from tfft.export import ExportedModel, weight_storage
 from tfft.run import load_run
@@ -28,7 +28,7 @@ def run(exported):
 def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)  # the network is tiny
     original, live = weights(run), run.task.probabilities(run.logits(ROWS))
-    code, out, err = command(
+    code, out, err = run_command(
         "export",
         f"--workdir={run.workdir}",
         f"--weight_dtype={kind}",
@@ -37,7 +37,7 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
     assert code == 0 and out.strip() == str(tmp_path / "export" / "1"), err
     restored = weights(run)
     assert all(np.array_equal(original[name], restored[name]) for name in original)
-    with weight_storage.rounded(run.model, kind):
+    with weight_storage.rounded_weights(run.model, kind):
         expected = run.task.probabilities(run.logits(ROWS))
     actual = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
     np.testing.assert_allclose(actual, expected, atol=1e-5)
@@ -49,7 +49,7 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
 def test_rounding_error_is_at_most_half_a_step(run, kind, monkeypatch):
     monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)
     original = weights(run)
-    with weight_storage.rounded(run.model, kind) as stored:
+    with weight_storage.rounded_weights(run.model, kind) as stored:
         assert stored
         for weight in stored:
             exact, rounded = original[weight.variable.path], weight.variable.numpy()
@@ -62,7 +62,7 @@ def test_rounding_error_is_at_most_half_a_step(run, kind, monkeypatch):
 
 
 def test_float32_stores_nothing(run):
-    with weight_storage.rounded(run.model, "float32") as stored:
+    with weight_storage.rounded_weights(run.model, "float32") as stored:
         assert stored == []
 
 
@@ -70,7 +70,7 @@ def test_hub_backbone_rejects_rounding(run, monkeypatch):
     monkeypatch.setattr(type(run.model.layers[-1]), "saved", None, raising=False)
     with (
         pytest.raises(UserError, match=r"must be float32 with a hub: backbone\. Received: float16"),
-        weight_storage.rounded(run.model, "float16"),
+        weight_storage.rounded_weights(run.model, "float16"),
     ):
         pass
 

@@ -20,16 +20,16 @@ def advise_with(raw=None, **facts):
 @pytest.mark.parametrize(
     ("facts", "method", "epochs", "batch"),
     [
-        ({"rows": 100}, "full", 30, 16),
-        ({"rows": 900}, "full", 6, 16),
+        ({"num_rows": 100}, "full", 30, 16),
+        ({"num_rows": 900}, "full", 6, 16),
         ({}, "full", 4, 32),
-        ({"rows": 50_000}, "full", 3, 32),
-        ({"rows": 900_000}, "full", 1, 64),
-        ({"memory": 2**28}, "lora", 4, 32),
-        ({"seconds": 600.0}, "full", 4, 32),
-        ({"seconds": 100.0}, "full", 3, 32),
-        ({"seconds": 52.0}, "top", 4, 32),
-        ({"seconds": 20.0}, "head", 20, 32),
+        ({"num_rows": 50_000}, "full", 3, 32),
+        ({"num_rows": 900_000}, "full", 1, 64),
+        ({"free_memory": 2**28}, "lora", 4, 32),
+        ({"time_limit": 600.0}, "full", 4, 32),
+        ({"time_limit": 100.0}, "full", 3, 32),
+        ({"time_limit": 52.0}, "top", 4, 32),
+        ({"time_limit": 20.0}, "head", 20, 32),
     ],
 )
 def test_rules_for_text(facts, method, epochs, batch):
@@ -44,15 +44,15 @@ def test_rates_by_size_and_method():
         optimizer = advise_with(**facts)[0].optimizer
         return optimizer.learning_rate, optimizer.layer_decay
 
-    large = {"parameters": 110_000_000}
-    assert rates(rows=300) == rates() == (2e-4, 0.8)
-    assert rates(rows=50_000) == (1e-4, 1.0)
-    assert rates(rows=300, **large) == (6e-5, 0.8)
+    large = {"num_parameters": 110_000_000}
+    assert rates(num_rows=300) == rates() == (2e-4, 0.8)
+    assert rates(num_rows=50_000) == (1e-4, 1.0)
+    assert rates(num_rows=300, **large) == (6e-5, 0.8)
     assert rates(**large) == (3e-5, 0.9)
-    assert rates(rows=50_000, **large) == (3e-5, 1.0)
-    assert rates(memory=2**28) == (pytest.approx(1e-3), 1.0)
-    assert rates(seconds=52.0) == (pytest.approx(5e-4), 1.0)
-    assert rates(seconds=20.0) == (3e-3, 1.0)
+    assert rates(num_rows=50_000, **large) == (3e-5, 1.0)
+    assert rates(free_memory=2**28) == (pytest.approx(1e-3), 1.0)
+    assert rates(time_limit=52.0) == (pytest.approx(5e-4), 1.0)
+    assert rates(time_limit=20.0) == (3e-3, 1.0)
 
 
 def test_values_of_the_config_are_kept():

@@ -138,7 +138,7 @@ def main() -> None:
         keras.backend.clear_session()
         gc.collect()  # a model and its traced functions reference each other
         print(name, flush=True)
-    if strategies.workers().first:
+    if strategies.workers().is_chief:
         np.savez(flags.out, **arrays)
     else:
         np.savez(f"{flags.out}.{strategies.workers().index}.npz", **arrays)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import GOLDEN, ROOT
 from tests.model.matrix import SETTINGS
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 
 # Largest difference of any weight after 20 steps. Metrics may differ by ten times as much.
 BOUNDS = {"bfloat16": 2e-3, "float16": 2e-3}
@@ -21,7 +21,7 @@ def train(checkpoint, out, replicas=1, workers=1):
     """Run `tests.model.matrix`; return the arrays of each worker, the first worker first."""
     command = [sys.executable, "-m", "tests.model.matrix"]
     command += [f"--checkpoint={checkpoint}", f"--out={out}", f"--replicas={replicas}"]
-    addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+    addresses = [f"127.0.0.1:{port}" for port in find_free_ports(workers)]
     processes = []
     for index in range(workers):
         environment = {k: v for k, v in os.environ.items() if k != "TF_CONFIG"}

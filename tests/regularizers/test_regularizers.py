@@ -213,7 +213,7 @@ def test_distillation_loss_against_numpy():
     ids = np.array([0, 2, 1, 1, 0])
     from tfft.tasks.classification import CrossEntropy
 
-    loss = distillation.Distilled(CrossEntropy(), 2.0, 0.25)
+    loss = distillation.DistillationLoss(CrossEntropy(), 2.0, 0.25)
     actual = loss.call(distillation.targets(ids, teacher, "abc", "abc"), student)
     p, q = softmax(teacher / 2), softmax(student / 2)
     divergence = 4 * (p * np.log(p / q)).sum(-1)

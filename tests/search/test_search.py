@@ -14,11 +14,11 @@ import yaml
 
 import tfft
 from tests.conftest import ROOT, write_csv
-from tests.console import command
+from tests.console import run_command
 from tests.processes import Command
 from tests.tasks.test_image_runs import write_folder
 from tfft.config import load
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 from tfft.search.pipeline import search
 from tfft.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def test_search_from_advised_values_to_final_seeds(raw, tmp_path):
     raw["train"]["tensorboard"] = True
     path, workdir = tmp_path / "search.yaml", tmp_path / "search"
     path.write_text(yaml.safe_dump(raw))
-    code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
+    code, _, err = run_command("tune", f"--config={path}", f"--workdir={workdir}")
     assert code == 0, err
     assert "first trial: the choice of method: auto" in err
     rows = leaderboard_rows(workdir)
@@ -86,7 +86,7 @@ def test_search_from_advised_values_to_final_seeds(raw, tmp_path):
     assert len(list((workdir / "tensorboard").glob("*/*tfevents*"))) == 3
     # Running the same command again trains nothing.
     expected_events = events(workdir)
-    code, _, err = command("tune", f"--config={path}", f"--workdir={workdir}")
+    code, _, err = run_command("tune", f"--config={path}", f"--workdir={workdir}")
     assert code == 0 and events(workdir) == expected_events
     assert "best of 3 trials" in err
 
@@ -171,7 +171,7 @@ def test_search_fails_with_the_reasons_if_all_trials_fail(raw, tmp_path):
     del raw["optimizer"]
     path = tmp_path / "search.yaml"
     path.write_text(yaml.safe_dump(raw))
-    code, _, err = command("tune", f"--config={path}", f"--workdir={tmp_path / 'run'}")
+    code, _, err = run_command("tune", f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert code == 2 and "Traceback" not in err
     assert "tfft: tune: all 2 trials failed" in err
     assert "positions for 24 tokens. Received: 1000" in err
@@ -313,7 +313,7 @@ def test_chief_reassigns_the_trial_of_a_lost_worker(raw, tmp_path):
     path.write_text(yaml.safe_dump(raw))
     environment = {
         "KERASTUNER_ORACLE_IP": "127.0.0.1",
-        "KERASTUNER_ORACLE_PORT": str(_free_ports(1)[0]),
+        "KERASTUNER_ORACLE_PORT": str(find_free_ports(1)[0]),
     }
 
     def member(name):

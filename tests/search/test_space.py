@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from tests.conftest import write_csv
-from tests.console import command
+from tests.console import run_command
 from tfft.config import parse
 from tfft.search.space import Space
 from tfft.utils.errors import UserError
@@ -158,7 +158,7 @@ def test_show_prints_the_space_and_the_default_config(tiny, tmp_path):
         "method: {search: choice, values: [{name: full}, {name: lora}]}\n"
         "optimizer: {learning_rate: {search: loguniform, min: 1e-4, max: 1e-2}}\n"
     )
-    code, out, err = command("show", f"--config={path}")
+    code, out, err = run_command("show", f"--config={path}")
     assert code == 0, err
     assert "# method: one of full, lora\n" in out
     assert "# optimizer.learning_rate: loguniform from 0.0001 to 0.01\n" in out

@@ -14,7 +14,7 @@ import requests
 
 from tests.conftest import ROOT
 from tests.serve.half_plus_two import CONFIG, save, serving
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 
 BINARY = "tensorflow_model_server"
 NAME = "colours"
@@ -60,7 +60,7 @@ def tfft_server(base, *flags):
 
 def tf_serving_server(base):
     """Start TF Serving on free ports, and wait until the model is available."""
-    rest, grpc = _free_ports(2)
+    rest, grpc = find_free_ports(2)
     process = subprocess.Popen(
         [
             *(BINARY, f"--rest_api_port={rest}", f"--port={grpc}", f"--model_name={NAME}"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import requests
 
-from tests.console import command
+from tests.console import run_command
 from tests.serve.conftest import NAME, stop, tfft_server
 from tfft.serve import json_tensors, versions, warmup
 from tfft.serve.batching import Batcher
@@ -74,15 +74,15 @@ def test_serve_command_reports_user_errors(base, tmp_path):
             f"the model must be one of {NAME}. Received: 'other'",
         ),
     ):
-        code, _, err = command("serve", *flags)
+        code, _, err = run_command("serve", *flags)
         assert code == 2 and message in err, err
     (tmp_path / "1").mkdir()
     (tmp_path / "1" / "saved_model.pb").write_bytes(b"no model")
-    code, _, err = command("serve", f"--model_base_path={tmp_path}")
+    code, _, err = run_command("serve", f"--model_base_path={tmp_path}")
     assert code == 2 and "cannot be loaded" in err
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        code, _, err = command("serve", f"--model_base_path={base}", f"--rest_api_port={port}")
+        code, _, err = run_command("serve", f"--model_base_path={base}", f"--rest_api_port={port}")
         assert code == 2 and f"cannot listen on 127.0.0.1:{port}" in err
 
 

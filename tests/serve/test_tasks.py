@@ -55,13 +55,13 @@ def multilabel_text_data(tiny, folder):
 
 
 def image_data(tiny, folder):
-    write_folder(folder / "pictures", 8, 0)
-    data = {"train": {"source": "images", "path": str(folder / "pictures")}}
+    write_folder(folder / "images", 8, 0)
+    data = {"train": {"source": "images", "path": str(folder / "images")}}
     return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
 def multilabel_image_data(tiny, folder):
-    return {"train": write_table(folder / "pictures", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
+    return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
 slow = pytest.mark.slow
@@ -86,10 +86,12 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
         "evaluate": {"bootstrap": 0, "baselines": False},
     }
     run = tfft.train(config, tmp_path / "run")
-    raw = [run.inputs.request_row(run.datasets.train.raw(i)) for i in range(NUM_ROWS)]
+    raw = [run.inputs.request_row(run.datasets.train.raw_row(i)) for i in range(NUM_ROWS)]
     rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
-    live = run.task.probabilities(run.logits([run.datasets.train.raw(i) for i in range(NUM_ROWS)]))
-    answers = run.predict([run.datasets.train.raw(i) for i in range(NUM_ROWS)])
+    live = run.task.probabilities(
+        run.logits([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
+    )
+    answers = run.predict([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
     columns = run.inputs.columns
     server = tfft_server(run.workdir / "export")
     try:

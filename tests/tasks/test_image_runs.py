@@ -239,16 +239,16 @@ def test_grad_cam_equals_its_definition():
 
 
 def test_report_shows_wrong_images_with_grad_cam(run, raw):
-    from tfft.report import shown
+    from tfft.report import build_page_images
 
     test = run.datasets.test
     description = {"label": "blue", "predicted": "red", "confidence": 0.9, "about": 2}
-    worst = [{"row": test.raw(0), **description}]
+    worst = [{"row": test.raw_row(0), **description}]
     evaluation = type("Evaluation", (), {"worst": worst})
     from tfft.data import model_inputs
 
-    rows = model_inputs.plain(run.datasets.train, run.inputs)
-    page = shown(run.model, run.inputs, run.datasets, rows, {"test": evaluation})
+    rows = model_inputs.unaugmented_rows(run.datasets.train, run.inputs)
+    page = build_page_images(run.model, run.inputs, run.datasets, rows, {"test": evaluation})
     assert "Grad-CAM" in page.worst["test"] and "blue, not red (0.90)" in page.worst["test"]
 
 
@@ -259,7 +259,7 @@ def test_cached_features_give_the_same_logits(raw, tmp_path):
     for cache in (True, False):
         changes = {"train": {**HEAD["train"], "cache_features": cache, "cache_dtype": "float32"}}
         runs[cache] = tfft.train({**base, **changes}, tmp_path / str(cache))
-    logits = [runs[cache].logits([runs[cache].datasets.test.raw(0)]) for cache in runs]
+    logits = [runs[cache].logits([runs[cache].datasets.test.raw_row(0)]) for cache in runs]
     np.testing.assert_allclose(*logits, atol=1e-4)
 
 
@@ -312,7 +312,7 @@ def test_test_time_augmentation_averages_both_views(run):
     both = run.evaluate("test", test_time_augmentation="mirrored")
     assert both.metrics["log_loss"] != single.metrics["log_loss"]
     test = run.datasets.test
-    pixels = run.inputs.batch([test.raw(index)[0] for index in range(len(test))])["image"]
+    pixels = run.inputs.batch([test.raw_row(index)[0] for index in range(len(test))])["image"]
     probabilities = [
         tf.nn.softmax(run.model.predict_on_batch({"image": view})).numpy()
         for view in (pixels, pixels[:, :, ::-1])
@@ -338,7 +338,7 @@ def test_random_backbone_weights_are_saved(raw, tmp_path):
     run = tfft.train({**raw, **changes}, tmp_path / "run")
     description = json.loads((run.workdir / "best" / "model.json").read_text())
     assert description["trained"] is None
-    path = run.datasets.test.raw(0)
+    path = run.datasets.test.raw_row(0)
     np.testing.assert_array_equal(tfft.load(run.workdir).logits([path]), run.logits([path]))
 
 

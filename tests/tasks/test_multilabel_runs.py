@@ -10,7 +10,7 @@ import sklearn.metrics as sk
 import tensorflow as tf
 
 import tfft
-from tests.console import command
+from tests.console import run_command
 from tfft.config import parse
 from tfft.export import ExportedModel
 from tfft.run import load_run
@@ -73,7 +73,7 @@ def test_run_learns_the_labels(run):
 
 def test_thresholds_are_fitted_on_validation_rows_and_saved(run):
     split = run.datasets.validation
-    logits = run.logits([split.raw(index) for index in range(len(split))])
+    logits = run.logits([split.raw_row(index) for index in range(len(split))])
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     for tag in range(3):
         best = max(
@@ -104,7 +104,7 @@ def test_export_and_python_give_the_same_labels(run, raw):
         assert chosen == prediction["labels"]
     paths_file = folder / "paths.txt"
     paths_file.write_text("\n".join(paths))
-    code, out, err = command(
+    code, out, err = run_command(
         "predict", f"--export={run.workdir / 'export'}", f"--input={paths_file}"
     )
     assert code == 0, err

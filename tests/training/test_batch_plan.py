@@ -38,12 +38,12 @@ def test_a_plan_has_all_steps_of_all_epochs(data, capfd):
     plan = BatchPlan.create(CONFIG, data)
     assert plan.per_epoch == -(-ROWS // 4)
     assert plan.total == EPOCHS * plan.per_epoch
-    assert len(plan.buckets) == 2 and plan.buckets[-1] >= data.train.lengths.max()
+    assert len(plan.bucket_lengths) == 2 and plan.bucket_lengths[-1] >= data.train.lengths.max()
     assert f"batches: {plan.per_epoch} an epoch, widths " in capfd.readouterr().err
 
 
 def test_a_static_plan_has_the_largest_width_alone(plan, data):
-    assert BatchPlan.create(CONFIG, data, static=True).buckets == (plan.buckets[-1],)
+    assert BatchPlan.create(CONFIG, data, static=True).bucket_lengths == (plan.bucket_lengths[-1],)
 
 
 def test_each_epoch_takes_each_row_once_in_another_order(plan, data):

@@ -18,7 +18,7 @@ from tfft.config import Source, parse
 from tfft.data import images
 from tfft.data.prepared import Request
 from tfft.distribute import strategies
-from tfft.distribute.launcher import _free_ports
+from tfft.distribute.launcher import find_free_ports
 from tfft.model import weight_file
 from tfft.preprocess.image import ImageInputs
 from tfft.spec import ImageSpec
@@ -99,7 +99,7 @@ def test_workers_with_different_rows_do_not_train(head_config, tmp_path):
     write_csv(tmp_path / "other.csv", 100, seed=5)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(head_config))
-    addresses = ",".join(f"127.0.0.1:{port}" for port in _free_ports(2))
+    addresses = ",".join(f"127.0.0.1:{port}" for port in find_free_ports(2))
     command = ["train", f"--config={path}", f"--workdir={tmp_path / 'run'}"]
     command.append(f"--workers={addresses}")
     workers = [

@@ -252,10 +252,10 @@ def test_a_failed_dry_run_does_not_break_the_next(config, tmp_path, monkeypatch)
     def failing(model, pipeline):
         """Fail as TensorFlow does while temporary variables of a failed graph still exist."""
         if not failures:
-            failures.append(model.again)
+            failures.append(model.failed_attempts)
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-        if model.again == 0:
-            failures.append(model.again)
+        if model.failed_attempts == 0:
+            failures.append(model.failed_attempts)
             raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
         original(model, pipeline)
 
@@ -372,18 +372,18 @@ def test_without_determinism_it_trains_the_same_model(plain, plain_config, tmp_p
 def test_a_static_shape_keeps_the_mean(plain):
     """A TPU gets one shape, with filler rows of weight 0."""
     train = plain.datasets.train
-    plan = batches.plan(train.lengths, 20, batches.widths(train.lengths, 1), 0, 0)
+    plan = batches.plan(train.lengths, 20, batches.choose_bucket_lengths(train.lengths, 1), 0, 0)
     shape = (10, 16)
     for replica in range(2):
-        pieces = batches.Pieces((replica,), 2)
+        sharding = batches.Sharding((replica,), 2)
         weights = np.ones(len(train), np.float32)
         rows = batches.Tokens(train, 0)
-        dataset = batches.dataset(rows, train.labels, weights, plan, pieces, shape)
+        dataset = batches.dataset(rows, train.labels, weights, plan, sharding, shape)
         assert dataset.element_spec[0]["token_ids"].shape == shape
         elements = list(dataset)
         assert len(elements) == len(plan)
         for batch, (inputs, labels, weight) in zip(plan, elements, strict=True):
-            positions = next(pieces.cut(batch)).positions
+            positions = next(sharding.shards(batch)).positions
             assert inputs["token_ids"].shape == shape
             assert (inputs["padding_mask"].numpy().sum(axis=1) > 0).all()
             # The mean over all 20 slots equals the mean over the actual rows.

@@ -49,12 +49,12 @@ def test_weights_and_logs_follow_no_link(outside_file, run_folder):
 
 def test_a_search_follows_no_link(outside_file, run_folder):
     from tfft.search.oracles import Journal
-    from tfft.search.pipeline import alone
+    from tfft.search.pipeline import search_lock
 
     (run_folder / "lock").symlink_to(outside_file)
     with (
         pytest.raises(UserError, match="run: cannot be written: Too many levels"),
-        alone(run_folder),
+        search_lock(run_folder),
     ):
         pass
     (run_folder / "journal.jsonl").symlink_to(outside_file)
@@ -74,7 +74,7 @@ def test_a_failed_write_leaves_the_old_file_alone(run_folder):
 def test_folders_of_the_cache_have_the_permissions_of_new_folders(tmp_path):
     umask = os.umask(0o027)
     try:
-        prepared.written(tmp_path / "cache" / "rows", lambda folder: {"rows": 1})
+        prepared.write_once(tmp_path / "cache" / "rows", lambda folder: {"rows": 1})
     finally:
         os.umask(umask)
     assert stat.S_IMODE((tmp_path / "cache" / "rows").stat().st_mode) == 0o750

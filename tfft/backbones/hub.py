@@ -34,20 +34,20 @@ class HubLayer(keras.layers.Layer):
 
     A SavedModel called with `training=True` updates all of its BatchNorm statistics, also those of
     frozen layers. It is therefore called so only if all of its trainable variables are trained and
-    `keep_statistics` is off, or if it has no statistics.
+    `frozen_statistics` is off, or if it has no statistics.
 
     Args:
         saved: the object that `tf.saved_model.load` returned.
 
     Attributes:
         saved: the same object.
-        keep_statistics: whether a model with statistics is always called with `training=False`.
+        frozen_statistics: whether a model with statistics is always called with `training=False`.
     """
 
     def __init__(self, saved: Any, **kwargs: Any):
         super().__init__(autocast=False, dtype="float32", **kwargs)
         self._store(saved)
-        self.keep_statistics = False
+        self.frozen_statistics = False
         # As `initializer`, Keras' TensorFlow backend adopts a tf.Variable itself, without a copy.
         trainable_ids = {id(v) for v in getattr(saved, "trainable_variables", ())}
         name_counts: dict[str, int] = {}
@@ -85,7 +85,7 @@ class HubLayer(keras.layers.Layer):
         if not self._takes_training:
             return self.saved(x)
         inference_mode = self._non_trainable_variables and (
-            self.keep_statistics or not self._fully_trainable()
+            self.frozen_statistics or not self._fully_trainable()
         )
         return self.saved(x, training=bool(training and self.trainable and not inference_mode))
 

@@ -108,7 +108,7 @@ def vocabulary(folder: Path, kind: str, preprocessor: Path | None, where: str) -
         UserError: The assets hold no vocabulary.
     """
     if kind == "strings":
-        return tokenizer.of_bytes()
+        return tokenizer.byte_tokenizer_json()
     files = sorted(((preprocessor or folder) / "assets").glob("*vocab*.txt"))
     if not files:
         raise UserError(
@@ -120,7 +120,7 @@ def vocabulary(folder: Path, kind: str, preprocessor: Path | None, where: str) -
     except UnicodeDecodeError:
         raise UserError(f"{files[0]}: not UTF-8 text") from None
     tokens = text.splitlines()
-    return tokenizer.of_vocabulary(tokens, str(files[0]))
+    return tokenizer.wordpiece_tokenizer_json(tokens, str(files[0]))
 
 
 def _features(outputs: Any) -> dict[str, keras.KerasTensor]:

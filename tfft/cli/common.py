@@ -45,10 +45,10 @@ def config() -> Config:
     Raises:
         UserError: `--config` is missing or has mistakes.
     """
-    return parse(raw(), where=FLAGS.config)
+    return parse(raw_config(), where=FLAGS.config)
 
 
-def raw() -> dict[str, Any]:
+def raw_config() -> dict[str, Any]:
     """Return the config as nested mappings, not validated.
 
     Raises:

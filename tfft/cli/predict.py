@@ -54,7 +54,7 @@ def run() -> None:
 
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
             probabilities = exported_model.probabilities(rows, flag_values.batch_size)
-            return run.answers(probabilities, labels, exported_model.thresholds)
+            return run.decode_predictions(probabilities, labels, exported_model.thresholds)
     else:
         loaded_run = run.load_run(flag_values.workdir, flag_values.backbone)
         columns = loaded_run.inputs.columns

@@ -47,9 +47,9 @@ def run() -> None:
         text = json.dumps(result, indent=1, ensure_ascii=False)
         Path(common.FLAGS.output).write_text(text, encoding="utf-8")
     if common.FLAGS.augmented is not None and isinstance(inputs, preprocess.ImageInputs):
-        from tfft.report import write_sheet
+        from tfft.report import write_augmentation_preview
 
-        write_sheet(Path(common.FLAGS.augmented), config, inputs)
+        write_augmentation_preview(Path(common.FLAGS.augmented), config, inputs)
         print(f"\n{common.FLAGS.augmented}: training images after augmentation")
 
 

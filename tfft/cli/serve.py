@@ -49,8 +49,8 @@ def run() -> None:
             flag_values.port,
             flag_values.max_batch_size,
             flag_values.num_batch_threads,
-            body=flag_values.max_body_mib << 20,
-            seconds=flag_values.timeout,
+            max_body_bytes=flag_values.max_body_mib << 20,
+            timeout=flag_values.timeout,
         )
     )
 

@@ -26,7 +26,7 @@ def run() -> None:
 
 
 def _config() -> Config:
-    raw = common.raw()
+    raw = common.raw_config()
     if not searches(raw):
         return common.config()
     from tfft.search.space import Space

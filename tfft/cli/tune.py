@@ -16,7 +16,7 @@ flags.DEFINE_integer("parallel", 1, "parallel trials on this machine", lower_bou
 def run() -> None:
     """Run the search and print the leaderboard."""
     flag_values = common.FLAGS
-    raw = common.raw()
+    raw = common.raw_config()
     from tfft.search.space import Space
 
     Space(raw, flag_values.config)  # report mistakes before the slow import

@@ -21,7 +21,7 @@ SUFFIXES = {
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
     """Extend the schema of the long form by a string, the shorthand."""
-    examples = ["data.csv", "pictures/", "tfds:trec"]
+    examples = ["data.csv", "images/", "tfds:trec"]
     long_form = dict(schema)
     schema.clear()
     schema["anyOf"] = [long_form, {"type": "string", "examples": examples}]
@@ -148,7 +148,7 @@ def look_alike(labels: Iterable[str]) -> tuple[str, str] | None:
     return None
 
 
-def shown(label: str) -> str:
+def format_label(label: str) -> str:
     """Return a label for an error message, with escapes of characters that cannot be seen."""
     return repr(label) if label.isascii() else f"{label!r} ({label!a})"
 
@@ -162,4 +162,4 @@ def check_labels(labels: Sequence[str]) -> None:
     if len(labels) < 2:
         raise ValueError(f"`labels` must be at least two names. Received: {list(labels)}")
     if (pair := look_alike(labels)) is not None:
-        raise ValueError(f"`labels` must differ. Received: {' and '.join(map(shown, pair))}")
+        raise ValueError(f"`labels` must differ. Received: {' and '.join(map(format_label, pair))}")

@@ -20,14 +20,14 @@ STACK_SIZE = 16  # batches of equal shapes that one call into Python hands to tf
 WIDTH_MULTIPLE = 8
 
 
-def widths(lengths: np.ndarray, max_buckets: int) -> tuple[int, ...]:
-    """Return the widths, ascending, that pad rows of these lengths the least.
+def choose_bucket_lengths(lengths: np.ndarray, max_buckets: int) -> tuple[int, ...]:
+    """Return the bucket lengths, ascending, that pad rows of these lengths the least.
 
     The result is exact: dynamic programming over the multiples of `WIDTH_MULTIPLE` that occur.
 
     Args:
         lengths: tokens of each row, [N].
-        max_buckets: the most widths to return.
+        max_buckets: the most lengths to return.
     """
     rounded = -(-lengths // WIDTH_MULTIPLE) * WIDTH_MULTIPLE
     values, counts = np.unique(rounded, return_counts=True)
@@ -71,7 +71,7 @@ class Batch:
 
 
 def plan(
-    lengths: np.ndarray, batch_size: int, buckets: Sequence[int], seed: int, epoch: int
+    lengths: np.ndarray, batch_size: int, bucket_lengths: Sequence[int], seed: int, epoch: int
 ) -> list[Batch]:
     """Return the batches of one epoch: each position once, shuffled, one width in each batch.
 
@@ -81,15 +81,15 @@ def plan(
     Args:
         lengths: tokens of each row, [N].
         batch_size: rows of a batch.
-        buckets: widths, ascending; the last one holds the longest row.
+        bucket_lengths: lengths that rows are padded to, ascending; the last one holds the longest.
         seed: of the run.
         epoch: counts from 0.
     """
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    bucket_of = np.searchsorted(buckets, lengths[order])
+    bucket_of = np.searchsorted(bucket_lengths, lengths[order])
     batches, remainder = [], np.zeros(0, np.int64)
-    for index, width in enumerate(buckets):
+    for index, width in enumerate(bucket_lengths):
         members = generator.permutation(np.concatenate([remainder, order[bucket_of == index]]))
         num_full = len(members) // batch_size * batch_size
         batches += [
@@ -98,13 +98,13 @@ def plan(
         ]
         remainder = members[num_full:]
     if len(remainder):
-        batches.append(Batch(remainder, buckets[-1]))
+        batches.append(Batch(remainder, bucket_lengths[-1]))
     order = generator.permutation(len(batches))
     first = epoch * len(batches)
     return [replace(batches[i], draw=first + number) for number, i in enumerate(order)]
 
 
-def in_order(lengths: np.ndarray, batch_size: int) -> list[Batch]:
+def plan_sorted(lengths: np.ndarray, batch_size: int) -> list[Batch]:
     """Return batches of all positions in order of length, for prediction.
 
     Sorted rows need the least padding; nothing is shuffled.
@@ -162,7 +162,7 @@ class Rows(Protocol):
         """Compute (inputs, targets) from `raw_arrays`, as tensors, and targets [B, ...]."""
 
 
-class Whole:
+class PythonRows:
     """Base of `Rows` that build their inputs in one step, in Python."""
 
     pad_id = 0
@@ -182,7 +182,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Tokens(Whole):
+class Tokens(PythonRows):
     """Token ids of a split's rows: `{token_ids, padding_mask, segment_ids}`."""
 
     split: Dataset
@@ -208,8 +208,8 @@ class Tokens(Whole):
 
 
 @dataclass(frozen=True)
-class Pieces:
-    """The parts of each batch that this worker reads: replica r takes the r-th part.
+class Sharding:
+    """How each batch is sharded: replica r takes the r-th part, and this worker reads its own.
 
     Attributes:
         replicas: indices of this worker's replicas, in order; each gets a separate element.
@@ -219,7 +219,7 @@ class Pieces:
     replicas: Sequence[int] = (0,)
     num_replicas: int = 1
 
-    def cut(self, batch: Batch) -> Iterator[Batch]:
+    def shards(self, batch: Batch) -> Iterator[Batch]:
         """Yield this worker's parts of a batch; their sizes may differ, and may be 0."""
         parts = np.array_split(batch.positions, self.num_replicas)
         for replica in self.replicas:
@@ -231,7 +231,7 @@ def dataset(
     targets: np.ndarray,
     weights: np.ndarray,
     batches: Iterable[Batch],
-    pieces: Pieces | None = None,
+    sharding: Sharding | None = None,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
     """Return batches as a `tf.data.Dataset` of (inputs, targets [B, ...], weights [B]), prefetched.
@@ -241,14 +241,14 @@ def dataset(
         targets: of all rows of the split, [N] or [N, ...].
         weights: of all rows, float32 [N].
         batches: iterated once for each pass over the dataset.
-        pieces: the parts of each batch to read; default: the complete batch.
+        sharding: the parts of each batch to read; default: the complete batch.
         shape: (rows, width) of all elements where XLA needs static shapes (TPU). Smaller batches
             are filled up with rows of weight 0, and the other weights are scaled so that the mean
             is unchanged.
     """
     static_rows = shape[0]
     inputs = rows.raw_spec(*shape)
-    source = _Source(rows, targets, weights, batches, pieces or Pieces(), static_rows, inputs)
+    source = _Source(rows, targets, weights, batches, sharding or Sharding(), static_rows, inputs)
     # TensorFlow keeps each Python function of a graph, and all that it refers to, alive until the
     # process ends (`ops.script_ops`). So the generator refers to the source weakly; the dataset
     # owns the source, and an iterator owns its dataset.
@@ -294,13 +294,13 @@ class _Source:
     targets: np.ndarray
     weights: np.ndarray
     batches: Iterable[Batch]
-    pieces: Pieces
+    sharding: Sharding
     static_rows: int | None
     spec: dict[str, tf.TensorSpec]
 
     def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
         for batch in self.batches:
-            for part in self.pieces.cut(batch):
+            for part in self.sharding.shards(batch):
                 positions = part.positions
                 element = (
                     self.rows.raw_arrays(part),
@@ -311,7 +311,7 @@ class _Source:
                     yield element
                 else:
                     # Rows of a replica's part, on average.
-                    share = len(batch.positions) / self.pieces.num_replicas
+                    share = len(batch.positions) / self.sharding.num_replicas
                     factor = self.static_rows / share
                     yield _pad_to_shape(
                         element, self.rows.pad_id, self.spec, self.static_rows, factor

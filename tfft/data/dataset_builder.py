@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfft.config import Config, DataConfig, Fraction, Source
-from tfft.config.data import check_labels, look_alike, shown
+from tfft.config.data import check_labels, format_label, look_alike
 from tfft.data import images, sources, texts
 from tfft.data.prepared import Request, default_cache
 from tfft.data.splits import Dataset, stratified
@@ -197,7 +197,8 @@ class _DatasetBuilder:
         if (pair := look_alike(names)) is not None:
             first, second = (self.location_of(name, key, source) for name in pair)
             raise UserError(
-                f"{second}: label {shown(pair[1])} differs from {shown(pair[0])} ({first}) in "
+                f"{second}: label {format_label(pair[1])} differs from {format_label(pair[0])} "
+                f"({first}) in "
                 "spaces or Unicode normalization (NFC, NFD) only; write both the same"
             )
 

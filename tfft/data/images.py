@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tfft.data import sources
-from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, written
+from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, write_once
 from tfft.data.sources import BadRow, Row
 from tfft.preprocess import ImageInputs
 from tfft.preprocess.image import read as read_image
@@ -82,7 +82,7 @@ class PreparedImages(Prepared):
         """Return the path of an image, or its place in the set."""
         return os.fsdecode(self._names[row])
 
-    def raw(self, row: int) -> tuple[str | bytes]:
+    def raw_row(self, row: int) -> tuple[str | bytes]:
         """Return the path of an image file, or its bytes, as a tuple of one."""
         return (self._encoded[row] if self.meta["copied"] else self.name(row),)
 
@@ -106,14 +106,14 @@ def prepare(
     else:
         rows = list(read(request))
     content = digest(_content(request, rows))
-    folder = cache / "pictures" / _cache_key(request, inputs, content, cache_pixels)
+    folder = cache / "images" / _cache_key(request, inputs, content, cache_pixels)
 
     def write(temporary: Path) -> dict[str, Any]:
         meta = _write(temporary, request, inputs, rows, cache_pixels)
         request.check_unchanged(content, digest(_content(request, rows)))
         return meta
 
-    written(folder, write)
+    write_once(folder, write)
     prepared = PreparedImages(folder)
     if prepared.rows == 0:
         raise prepared.no_rows_error(request, "image")

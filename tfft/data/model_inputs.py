@@ -20,14 +20,14 @@ from tfft.utils.errors import UserError
 PARALLEL_BATCHES = 2  # decoded in parallel; within each, many threads decode images
 
 
-def plain(split: Dataset, inputs: Inputs) -> batches.Rows:
+def unaugmented_rows(split: Dataset, inputs: Inputs) -> batches.Rows:
     """Return the rows of a split without augmentation."""
     if isinstance(inputs, ImageInputs):
         return Pixels(split, inputs)
     return batches.Tokens(split, cast(TextInputs, inputs).pad_id)
 
 
-def changed(
+def augmented_rows(
     split: Dataset, inputs: Inputs, config: AugmentationConfig, classes: int, seed: int
 ) -> batches.Rows:
     """Return the training rows, augmented as the section `augmentation` says.
@@ -40,8 +40,8 @@ def changed(
         seed: of the run.
     """
     if not config.any or not isinstance(inputs, ImageInputs):
-        return plain(split, inputs)
-    return Changed(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
+        return unaugmented_rows(split, inputs)
+    return AugmentedPixels(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
 
 
 class Pixels:
@@ -62,7 +62,9 @@ class Pixels:
         pixels = self._prepared.pixels
         if pixels is not None:
             return {"image": pixels[self.split.rows[batch.positions]].astype(np.float32)}
-        return self.inputs.batch([self.split.raw(int(position))[0] for position in batch.positions])
+        return self.inputs.batch(
+            [self.split.raw_row(int(position))[0] for position in batch.positions]
+        )
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`, which `finish` returns too."""
@@ -92,15 +94,15 @@ class Pixels:
         return {"image": tf.cast(image, tf.float32)}, targets
 
     def _bytes(self, position: int) -> bytes:
-        encoded = read(self.split.raw(position)[0])
+        encoded = read(self.split.raw_row(position)[0])
         if not encoded:
             raise UserError(
-                f"{self.split.raw(position)[0]}: is empty now; it was not when it was prepared"
+                f"{self.split.raw_row(position)[0]}: is empty now; it was not when it was prepared"
             )
         return encoded
 
 
-class Mirrored(batches.Whole):
+class MirroredRows(batches.PythonRows):
     """Rows of images, mirrored left to right."""
 
     uniform = False
@@ -117,7 +119,7 @@ class Mirrored(batches.Whole):
         return self._rows.spec(rows, width)
 
 
-class Changed(Pixels):
+class AugmentedPixels(Pixels):
     """Augmented images of a split; the number of a batch alone decides its random changes."""
 
     def __init__(self, split: Dataset, inputs: ImageInputs, augmentation: Augmentation):
@@ -155,12 +157,12 @@ class Changed(Pixels):
         return tf.function(self.finish, reduce_retracing=True, autograph=False)
 
 
-class Variant(batches.Whole):
+class Variant(batches.PythonRows):
     """The augmented images of a split under one fixed draw."""
 
     uniform = False
 
-    def __init__(self, rows: Changed, number: int):
+    def __init__(self, rows: AugmentedPixels, number: int):
         self._rows, self._number = rows, number
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:

@@ -228,7 +228,7 @@ class Writer:
         }
 
 
-def written(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
+def write_once(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     """Fill a folder by calling `write`, unless it exists.
 
     `write` fills a temporary folder, which is then renamed, so that a partly written folder is

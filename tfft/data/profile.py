@@ -120,13 +120,13 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
 
 
 def _texts(split: Dataset) -> list[str]:
-    return ["\n".join(split.raw(position)) for position in range(len(split))]
+    return ["\n".join(split.raw_row(position)) for position in range(len(split))]
 
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
     lengths = np.zeros(len(split), np.int64)
     for start in range(0, len(split), 4096):
-        rows = [split.raw(position) for position in range(start, min(start + 4096, len(split)))]
+        rows = [split.raw_row(position) for position in range(start, min(start + 4096, len(split)))]
         lengths[start : start + len(rows)] = inputs.lengths(*zip(*rows, strict=True))
     excess = np.maximum(lengths - max_length, 0)
     return {

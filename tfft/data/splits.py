@@ -32,11 +32,11 @@ class Dataset:
         """Number of tokens of each row, [N]; the same for all rows if they are images."""
         return self.prepared.lengths[self.rows]
 
-    def raw(self, position: int) -> tuple[Any, ...]:
+    def raw_row(self, position: int) -> tuple[Any, ...]:
         """Return the raw values of the row at a position: texts, or an image path or bytes."""
-        return self.prepared.raw(int(self.rows[position]))
+        return self.prepared.raw_row(int(self.rows[position]))
 
-    def named(self, position: int, labels: Sequence[str]) -> str:
+    def label_name(self, position: int, labels: Sequence[str]) -> str:
         """Return the label name of the row at a position; several are joined by |."""
         if self.labels.ndim == 1:
             return labels[self.labels[position]]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tfft.data import sources
-from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, written
+from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, write_once
 from tfft.data.sources import BadRow, Row
 from tfft.preprocess import TextInputs
 from tfft.utils import console
@@ -59,7 +59,7 @@ class PreparedTexts(Prepared):
     def _texts(self) -> ByteStrings:
         return ByteStrings(self, "texts")
 
-    def raw(self, row: int) -> tuple[str, ...]:
+    def raw_row(self, row: int) -> tuple[str, ...]:
         """Return the texts of a row, one per column."""
         indices = range(row * self.columns, (row + 1) * self.columns)
         return tuple(self._texts[i].decode("utf-8") for i in indices)
@@ -79,7 +79,7 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> PreparedTexts:
         request.check_unchanged(content, digest(sources.content(request.source, request.key)))
         return meta
 
-    written(folder, write)
+    write_once(folder, write)
     prepared = PreparedTexts(folder)
     if prepared.rows == 0:
         raise prepared.no_rows_error(request, "row")

@@ -52,7 +52,7 @@ class _WorkerGroup:
 
     def __init__(self, command: Sequence[str], workers: int):
         self._interrupted = False
-        addresses = [f"127.0.0.1:{port}" for port in _free_ports(workers)]
+        addresses = [f"127.0.0.1:{port}" for port in find_free_ports(workers)]
         self._workers = [
             _start_worker(
                 command, {"cluster": {"worker": addresses}, "task": _task(index)}, workers
@@ -161,7 +161,7 @@ def _describe_exit(code: int) -> str:
     return f"failed with exit code {code}"
 
 
-def _free_ports(count: int) -> list[int]:
+def find_free_ports(count: int) -> list[int]:
     """Return free ports of the loopback address."""
     # All sockets are open at once, so that the ports differ.
     with contextlib.ExitStack() as stack:

@@ -45,8 +45,8 @@ class Workers:
     index: int = 0
 
     @property
-    def first(self) -> bool:
-        """Whether this is the first worker, which writes the run directory."""
+    def is_chief(self) -> bool:
+        """Whether this is the chief, the first worker, which writes the run directory."""
         return self.index == 0
 
 
@@ -283,7 +283,7 @@ def lost_worker_errors(workdir: Path) -> Iterator[None]:
         ) from None
 
 
-def report(strategy: tf.distribute.Strategy | None = None) -> dict[str, object]:
+def describe_devices(strategy: tf.distribute.Strategy | None = None) -> dict[str, object]:
     """Return the devices of this process and the number of replicas and workers, for run.json."""
     gpus = tf.config.list_physical_devices("GPU")
     details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]

@@ -70,7 +70,7 @@ def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: 
     is_distributed = strategy.num_replicas_in_sync > 1
     workers = strategies.workers() if is_distributed else strategies.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
-    planned_batches = batches.in_order(split.lengths, batch_size)[workers.index :: workers.count]
+    planned_batches = batches.plan_sorted(split.lengths, batch_size)[workers.index :: workers.count]
     for batch, arrays in _prefetch(rows, planned_batches):
         logits[batch.positions] = model.predict_on_batch(arrays)
     return strategies.sum_over_workers(strategy, logits) if is_distributed else logits
@@ -170,7 +170,7 @@ def _worst(
     positions = wrong_positions[np.argsort(-losses[wrong_positions], kind="stable")][:count]
     return [
         {
-            "row": split.raw(int(position)),
+            "row": split.raw_row(int(position)),
             **details.describe(int(position), labels),
             "loss": float(losses[position]),
         }
@@ -191,7 +191,7 @@ def _baselines(
     baselines = {"majority": dict(task.metrics(majority, split.labels))}
     name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
     try:
-        fit_linear = _linear_tags if task.multi_label else _linear_classes
+        fit_linear = _linear_labels if task.multi_label else _linear_classes
         logits = task.to_logits(fit_linear(features, train, split, num_classes))
         baselines[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:
@@ -212,7 +212,7 @@ def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: 
     return probabilities.clip(_MIN_PROBABILITY)
 
 
-def _linear_tags(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
+def _linear_labels(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
     """Return probabilities of one logistic regression for each class, [N, C].
 
     A class that all training rows have, or none, keeps its frequency: there is nothing to fit.
@@ -240,8 +240,10 @@ def _baseline_positions(train: Dataset) -> np.ndarray:
 def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
     """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
-    train_features = vectorizer.fit_transform(" ".join(train.raw(int(i))) for i in positions)
-    return train_features, vectorizer.transform(" ".join(split.raw(i)) for i in range(len(split)))
+    train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
+    return train_features, vectorizer.transform(
+        " ".join(split.raw_row(i)) for i in range(len(split))
+    )
 
 
 def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:

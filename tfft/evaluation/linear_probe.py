@@ -58,7 +58,7 @@ def probe(
     features = np.zeros((len(positions), int(vector.output.shape[-1])), np.float32)
     index_of = {int(row): i for i, row in enumerate(positions)}
     lengths = split.lengths[positions]
-    for batch in batches.in_order(lengths, 32):
+    for batch in batches.plan_sorted(lengths, 32):
         batch_rows = batches.Batch(positions[batch.positions], batch.width)
         batch_features = vector.predict_on_batch(rows.arrays(batch_rows))
         features[[index_of[int(p)] for p in batch_rows.positions]] = batch_features

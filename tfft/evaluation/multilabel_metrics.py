@@ -1,6 +1,6 @@
 """Metrics of a classifier with any number of labels per row, from its probabilities, in numpy.
 
-N rows, C tags; truth is 0 or 1, [N, C].
+N rows, C labels; truth is 0 or 1, [N, C].
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from tfft.evaluation import metrics
 
-DEFAULT_THRESHOLD = 0.5  # default threshold of a tag
+DEFAULT_THRESHOLD = 0.5  # default threshold of a label
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -19,7 +19,7 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
 
 
 def log_losses(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Compute the binary cross-entropy of each row, averaged over its tags, [N]."""
+    """Compute the binary cross-entropy of each row, averaged over its labels, [N]."""
     min_probability = np.finfo(np.float64).tiny
     log_true, log_false = (
         np.log(np.maximum(probabilities, min_probability)),
@@ -28,11 +28,13 @@ def log_losses(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return -np.where(truth > 0, log_true, log_false).mean(axis=1)
 
 
-def by_tag(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
-    """Count hits, predictions and true rows of each tag, each [..., C].
+def by_label(
+    predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Count hits, predictions and true rows of each label, each [..., C].
 
     Args:
-        predicted: predicted tags, bool [N, C].
+        predicted: predicted labels, bool [N, C].
         truth: [N, C].
         weights: weight of each row, [..., N].
     """
@@ -42,13 +44,13 @@ def by_tag(predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> dic
 
 
 def _indicators(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the indicators that `by_tag` sums, each float64 [N, C]."""
+    """Return the indicators that `by_label` sums, each float64 [N, C]."""
     predicted_float, true = predicted.astype(np.float64), truth.astype(np.float64)
     return {"hits": predicted_float * true, "chosen": predicted_float, "true": true}
 
 
 def from_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Compute precision, recall and F1: by tag [..., C], micro-averaged, and the macro F1.
+    """Compute precision, recall and F1: by label [..., C], micro-averaged, and the macro F1.
 
     0 / 0 counts as 0, like scikit-learn's `zero_division=0`.
     """
@@ -67,7 +69,7 @@ def from_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 class Ranking:
-    """Each tag's rows sorted by falling probability, so that resamples need no sort."""
+    """Each label's rows sorted by falling probability, so that resamples need no sort."""
 
     def __init__(self, probabilities: np.ndarray, truth: np.ndarray):
         self._order = np.argsort(-probabilities, axis=0, kind="stable")  # [N, C]
@@ -81,7 +83,7 @@ class Ranking:
         )[::-1]
 
     def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """Compute the average precision of each tag, [C]; 0 for a tag without rows.
+        """Compute the average precision of each label, [C]; 0 for a label without rows.
 
         Equals scikit-learn's `average_precision_score` with `sample_weight`: the sum of (R_n -
         R_n-1) P_n.
@@ -97,28 +99,28 @@ class Ranking:
 
 
 def thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return the threshold of each tag with the highest F1 on these rows, [C].
+    """Return the threshold of each label with the highest F1 on these rows, [C].
 
     A threshold is the midpoint between two probabilities (Lipton, Elkan & Narayanaswamy 2014,
-    "Optimal Thresholding of Classifiers to Maximize F1 Measure"). A tag that no row has, or all
+    "Optimal Thresholding of Classifiers to Maximize F1 Measure"). A label that no row has, or all
     rows have, gets 0.5.
     """
     limits = np.full(truth.shape[1], DEFAULT_THRESHOLD)
-    for tag in range(truth.shape[1]):
-        order = np.argsort(-probabilities[:, tag], kind="stable")
-        ranked, is_true = probabilities[order, tag], truth[order, tag] > 0
+    for label in range(truth.shape[1]):
+        order = np.argsort(-probabilities[:, label], kind="stable")
+        ranked, is_true = probabilities[order, label], truth[order, label] > 0
         if not is_true.any() or is_true.all():
             continue
         f1 = 2 * is_true.cumsum() / (np.arange(1, len(is_true) + 1) + is_true.sum())
         f1[:-1][ranked[1:] == ranked[:-1]] = -1.0
         best = int(f1.argmax())
         next_probability = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-        limits[tag] = (ranked[best] + next_probability) / 2
+        limits[label] = (ranked[best] + next_probability) / 2
     return limits
 
 
 def reliability(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
-    """Compute count, mean probability and share of true tags in bins of the probability."""
+    """Compute count, mean probability and share of true labels in bins of the probability."""
     flat_probabilities, is_true = probabilities.ravel(), (truth > 0).ravel()
     bins = np.clip(np.ceil(flat_probabilities * metrics.BINS).astype(int) - 1, 0, metrics.BINS - 1)
     count = np.bincount(bins, minlength=metrics.BINS)
@@ -132,7 +134,7 @@ def reliability(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, np.nd
 
 
 def calibration_error(probabilities: np.ndarray, truth: np.ndarray) -> float:
-    """Compute the mean of |probability - share of true tags| over the bins, weighted by count."""
+    """Compute the mean of |probability - share of true labels| over the bins, weighted by count."""
     bins = reliability(probabilities, truth)
     gaps = np.abs(bins["confidence"] - bins["accuracy"])
     return float((gaps * bins["count"]).sum() / max(1, truth.size))
@@ -143,10 +145,10 @@ def headline(
 ) -> dict[str, float]:
     """Compute the headline metrics.
 
-    The mean average precision is over the tags that some row has.
+    The mean average precision is over the labels that some row has.
     """
     ones = np.ones(len(truth))
-    counts = from_counts(by_tag(predicted, truth, ones))
+    counts = from_counts(by_label(predicted, truth, ones))
     precision = Ranking(probabilities, truth).average_precision(ones)
     has_rows = truth.any(axis=0)
     return {

@@ -1,10 +1,10 @@
 """Trained model -> a SavedModel that takes raw inputs, verified before it is published."""
 
 from tfft.export import serving_config
-from tfft.export.exported_model import ExportedModel, exported_from, latest, read_description
+from tfft.export.exported_model import ExportedModel, find_version, latest, read_description
 from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
 from tfft.export.signatures import Servable
-from tfft.export.weight_storage import StoredWeight, rounded
+from tfft.export.weight_storage import StoredWeight, rounded_weights
 
 __all__ = [
     "BOUNDS",
@@ -12,10 +12,10 @@ __all__ = [
     "ExportedModel",
     "Servable",
     "StoredWeight",
-    "exported_from",
+    "find_version",
     "latest",
     "publish",
     "read_description",
-    "rounded",
+    "rounded_weights",
     "serving_config",
 ]

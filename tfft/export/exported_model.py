@@ -31,7 +31,7 @@ def describe(
         folder: the folder of the model.
         servable: the model that was exported.
         name: path of the description, relative to `folder`.
-        source: digest of the weights that were exported, which `exported_from` looks for.
+        source: digest of the weights that were exported, which `find_version` looks for.
     """
     thresholds = servable.thresholds
     path = folder / name
@@ -80,7 +80,7 @@ def latest(folder: Path) -> Path | None:
     return next(reversed(versions(folder).values()), None)
 
 
-def exported_from(folder: Path, source: str) -> Path | None:
+def find_version(folder: Path, source: str) -> Path | None:
     """Return the newest version in `folder` whose description has the digest `source`, or None."""
     for path in reversed(versions(folder).values()):
         try:

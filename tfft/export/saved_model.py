@@ -54,7 +54,7 @@ def publish(
         stored: weights that are saved in another form; the model has their rounded values.
         trained_on: maps positions in `sample` to the prepared inputs that the model was trained
             on; by default the rows are prepared again on the host.
-        source: digest of the exported weights, by which `exported_from` finds the version.
+        source: digest of the exported weights, by which `find_version` finds the version.
 
     Raises:
         UserError: the graph prepares a row differently from the host, the SavedModel does not run

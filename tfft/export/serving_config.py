@@ -219,9 +219,6 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
     """
     columns = servable.inputs.columns
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
-    row = ", ".join(f'"{column}": {_json_example(column)}' for column in columns)
-    python = ", ".join(f'"{column}": {_python_example(column)}' for column in columns)
-    setup, arguments = _saved_model_cli_arguments(columns)
     class_names = markdown.text(", ".join(servable.labels))
     return f"""\
 # {name}
@@ -230,6 +227,28 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
 
 ## Serve
 
+{_serve_section(name)}
+
+## Promote and roll back
+
+{_promotion_section(name, url, version, config)}
+
+## Send requests
+
+{_rest_requests(url, columns)}
+
+{_grpc_request(name, columns)}
+
+{_saved_model_cli(version, columns)}
+
+## Signatures
+
+{_signature_table(servable)}
+"""
+
+
+def _serve_section(name: str) -> str:
+    return f"""\
 ```sh
 docker compose up                                      # TF Serving, by docker-compose.yaml
 tfft serve --model_base_path=. --model_name={name}     # a development server, without a container
@@ -238,59 +257,7 @@ tfft serve --model_base_path=. --model_name={name}     # a development server, w
 TF Serving must not be older than {_docker_image().rpartition(":")[2]}. Copy the folder of a version
 to a server before models.config, which names it. A server reads {BATCHING} only when
 it starts. Each export rewrites the files beside the versions, except files whose first line lacks
-"{MARK}" and a models.config with more than versions and labels.
-
-## Promote and roll back
-
-{_promotion_section(name, url, version, config)}
-
-## Send requests
-
-```sh
-curl {url}
-curl -d '{{"instances": [{{{row}}}]}}' {url}:predict
-curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels/stable:classify
-curl {url}/metadata
-```
-
-A request has 1 to {MAX_ROWS:,} rows. Never send a request without rows: TF Serving does not
-answer it.{_status_section(columns)}
-
-```python
-import base64, requests
-
-row = {{{python}}}
-answer = requests.post("{url}:predict", json={{"instances": [row]}}, timeout=10).json()
-print(answer["predictions"][0])
-```
-
-```python
-import grpc, tensorflow as tf
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
-
-channel = grpc.insecure_channel("localhost:{PORTS["grpc"]}")
-request = predict_pb2.PredictRequest()
-request.model_spec.name = "{name}"
-for column, value in {{{_grpc_row(columns)}}}.items():
-    request.inputs[column].CopyFrom(tf.make_tensor_proto([value]))
-stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
-answer = stub.Predict(request, timeout=10)
-print(tf.make_ndarray(answer.outputs["probabilities"]))
-```
-
-To run the SavedModel without a server, import tensorflow_text first:
-
-```sh
-{setup}python -c 'import sys, tensorflow_text
-from tensorflow.python.tools.saved_model_cli import main
-sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_default \\
-  {arguments}
-```
-
-## Signatures
-
-{_signature_table(servable)}
-"""
+"{MARK}" and a models.config with more than versions and labels."""
 
 
 def _promotion_section(name: str, url: str, version: int, config: Config | None) -> str:
@@ -336,6 +303,62 @@ until the version is loaded, and move the label again.
 To give some clients another version, add a label to models.config:
 `version_labels {{ key: "canary" value: {version} }}`. Exports do not move it, and they keep its
 version loaded."""
+
+
+def _rest_requests(url: str, columns: Sequence[str]) -> str:
+    """Return how to send requests over REST, with curl and from Python."""
+    row = ", ".join(f'"{column}": {_json_example(column)}' for column in columns)
+    python = ", ".join(f'"{column}": {_python_example(column)}' for column in columns)
+    return f"""\
+```sh
+curl {url}
+curl -d '{{"instances": [{{{row}}}]}}' {url}:predict
+curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels/stable:classify
+curl {url}/metadata
+```
+
+A request has 1 to {MAX_ROWS:,} rows. Never send a request without rows: TF Serving does not
+answer it.{_status_section(columns)}
+
+```python
+import base64, requests
+
+row = {{{python}}}
+answer = requests.post("{url}:predict", json={{"instances": [row]}}, timeout=10).json()
+print(answer["predictions"][0])
+```"""
+
+
+def _grpc_request(name: str, columns: Sequence[str]) -> str:
+    """Return how to send a request over gRPC from Python."""
+    return f"""\
+```python
+import grpc, tensorflow as tf
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+
+channel = grpc.insecure_channel("localhost:{PORTS["grpc"]}")
+request = predict_pb2.PredictRequest()
+request.model_spec.name = "{name}"
+for column, value in {{{_grpc_row(columns)}}}.items():
+    request.inputs[column].CopyFrom(tf.make_tensor_proto([value]))
+stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+answer = stub.Predict(request, timeout=10)
+print(tf.make_ndarray(answer.outputs["probabilities"]))
+```"""
+
+
+def _saved_model_cli(version: int, columns: Sequence[str]) -> str:
+    """Return how to run the SavedModel without a server."""
+    setup, arguments = _saved_model_cli_arguments(columns)
+    return f"""\
+To run the SavedModel without a server, import tensorflow_text first:
+
+```sh
+{setup}python -c 'import sys, tensorflow_text
+from tensorflow.python.tools.saved_model_cli import main
+sys.exit(main())' run --dir={version} --tag_set=serve --signature_def=serving_default \\
+  {arguments}
+```"""
 
 
 def _status_section(columns: Sequence[str]) -> str:

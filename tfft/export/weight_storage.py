@@ -39,7 +39,7 @@ class StoredWeight:
 
 
 @contextmanager
-def rounded(model: keras.Model, kind: str) -> Iterator[list[StoredWeight]]:
+def rounded_weights(model: keras.Model, kind: str) -> Iterator[list[StoredWeight]]:
     """Round the model's weights to their stored form within the context, and restore them after it.
 
     The live model then computes exactly what the export computes, so the two can be compared.

@@ -13,7 +13,7 @@ from typing import Any
 from tfft.config import Config, parse
 
 # Sizes of the training split, in rows.
-FEW, SMALL, MEDIUM, LARGE = 200, 1_000, 20_000, 500_000
+SMALL, MEDIUM, LARGE = 1_000, 20_000, 500_000
 SOLVED_ACCURACY = 0.98  # accuracy of the probe from which training the head alone is enough
 MIN_STEPS = 300  # optimizer steps on small data
 SMALL_BACKBONE = 50_000_000  # parameters; smaller backbones get higher learning rates
@@ -24,29 +24,29 @@ class Facts:
     """Properties of data, backbone and device that the advice depends on.
 
     Attributes:
-        rows: number of training rows, after validation is held out.
-        classes: number of classes.
-        tokens: mean number of tokens per row; None for images.
-        parameters: number of parameters of the backbone.
-        blocks: number of blocks of the backbone.
+        num_rows: number of training rows, after validation is held out.
+        num_classes: number of classes.
+        mean_tokens: mean number of tokens per row; None for images.
+        num_parameters: number of parameters of the backbone.
+        num_blocks: number of blocks of the backbone.
         device: `CPU`, `GPU` or `TPU`.
-        memory: free memory of the device in bytes, None if unknown.
-        row_seconds: seconds of a forward pass per row.
-        seconds: time limit of the training in seconds, None for no limit.
-        probe: accuracy of a least-squares probe on a few images per class, and accuracy of always
-            predicting the most frequent class; None without a probe.
+        free_memory: free memory of the device in bytes, None if unknown.
+        seconds_per_row: seconds of a forward pass per row.
+        time_limit: time limit of the training in seconds, None for no limit.
+        probe_accuracy: accuracy of a least-squares probe on a few images per class, and accuracy of
+            always predicting the most frequent class; None without a probe.
     """
 
-    rows: int
-    classes: int
-    tokens: float | None
-    parameters: int
-    blocks: int
+    num_rows: int
+    num_classes: int
+    mean_tokens: float | None
+    num_parameters: int
+    num_blocks: int
     device: str
-    memory: int | None
-    row_seconds: float
-    seconds: float | None = None
-    probe: tuple[float, float] | None = None
+    free_memory: int | None
+    seconds_per_row: float
+    time_limit: float | None = None
+    probe_accuracy: tuple[float, float] | None = None
 
 
 @dataclass
@@ -85,13 +85,13 @@ def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         The plain config, and the reasons for it, one line each.
     """
     advice = Advice()
-    tokens = f" of {facts.tokens:.0f} tokens" if facts.tokens is not None else ""
+    tokens = f" of {facts.mean_tokens:.0f} tokens" if facts.mean_tokens is not None else ""
     advice.reasons.append(
-        f"{facts.rows:,} training rows{tokens}, {facts.classes} classes; a "
-        f"backbone of {facts.parameters / 1e6:.1f} M parameters in {facts.blocks} blocks; "
-        f"{facts.device}, {1000 * facts.row_seconds:.1f} ms per row and forward pass"
+        f"{facts.num_rows:,} training rows{tokens}, {facts.num_classes} classes; a "
+        f"backbone of {facts.num_parameters / 1e6:.1f} M parameters in {facts.num_blocks} blocks; "
+        f"{facts.device}, {1000 * facts.seconds_per_row:.1f} ms per row and forward pass"
     )
-    if facts.tokens is not None:
+    if facts.mean_tokens is not None:
         _choose_text_epochs(advice, facts)
         _choose_text_method(advice, facts)
     else:
@@ -104,7 +104,7 @@ def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
 
 def _choose_text_epochs(advice: Advice, facts: Facts) -> None:
     """Choose batch size and epochs by the number of rows."""
-    rows, batch = facts.rows, 16 if facts.rows < SMALL else 32
+    rows, batch = facts.num_rows, 16 if facts.num_rows < SMALL else 32
     if rows < SMALL:
         epochs = min(30, max(5, math.ceil(MIN_STEPS * batch / rows)))
         reason = (
@@ -123,7 +123,7 @@ def _choose_text_epochs(advice: Advice, facts: Facts) -> None:
 
 def _choose_text_method(advice: Advice, facts: Facts) -> None:
     """Choose method and learning rate by the number of rows and the size of the backbone."""
-    small = facts.parameters < SMALL_BACKBONE
+    small = facts.num_parameters < SMALL_BACKBONE
     advice.rate = rate = 1e-4 if small else 3e-5
     advice.method = {"name": "full"}
     advice.explain(
@@ -131,7 +131,7 @@ def _choose_text_method(advice: Advice, facts: Facts) -> None:
         "on 100, 500 and 5,452 rows of TREC with MiniLM no other method was better by more than "
         "its interval; cheaper methods are for tight memory or time (docs/methods.md)",
     )
-    if facts.rows < (MEDIUM if small else SMALL):
+    if facts.num_rows < (MEDIUM if small else SMALL):
         advice.optimizer = {"learning_rate": 2 * rate, "layer_decay": 0.8}
         advice.explain(
             f"learning rate {2 * rate:g}, layer decay 0.8",
@@ -146,14 +146,14 @@ def _choose_text_method(advice: Advice, facts: Facts) -> None:
         if small
         else "2e-5 to 5e-5 for backbones from BERT-base's size (Devlin 2019, appendix A.3)",
     )
-    if facts.rows < MEDIUM:
+    if facts.num_rows < MEDIUM:
         advice.optimizer["layer_decay"] = 0.9
         advice.explain("layer decay 0.9", "below 20,000 rows (AutoGluon's default)")
 
 
 def _choose_image_epochs(advice: Advice, facts: Facts, config: Config) -> None:
     """Choose batch size, epochs and MixUp by the number of rows alone (BiT's rule)."""
-    rows = facts.rows
+    rows = facts.num_rows
     steps = 500 if rows < MEDIUM else 10_000 if rows < LARGE else 20_000
     batch = 32 if facts.device == "CPU" else 128
     epochs = max(5, math.ceil(steps * batch / rows))
@@ -172,10 +172,10 @@ def _choose_image_epochs(advice: Advice, facts: Facts, config: Config) -> None:
 
 def _choose_image_method(advice: Advice, facts: Facts) -> None:
     """Choose the method by how well the pretrained features separate the classes."""
-    small = facts.parameters < SMALL_BACKBONE
+    small = facts.num_parameters < SMALL_BACKBONE
     advice.rate = rate = 5e-4 if small else 5e-5
-    if facts.probe is not None:
-        accuracy, chance = facts.probe
+    if facts.probe_accuracy is not None:
+        accuracy, chance = facts.probe_accuracy
         result = f"a probe fitted to a few rows per class is right on {accuracy:.0%} of other rows"
         if accuracy >= SOLVED_ACCURACY:
             advice.method = {"name": "head"}
@@ -202,10 +202,10 @@ def _choose_image_method(advice: Advice, facts: Facts) -> None:
 
 def _fit_memory(advice: Advice, facts: Facts) -> None:
     """Choose LoRA where weights, gradients and Adam's moments would take most of the memory."""
-    if facts.memory is None:
+    if facts.free_memory is None:
         return
-    needed = 16 * facts.parameters  # bytes: four float32 values per parameter
-    if needed <= 0.6 * facts.memory:
+    needed = 16 * facts.num_parameters  # bytes: four float32 values per parameter
+    if needed <= 0.6 * facts.free_memory:
         return
     advice.method = {"name": "lora"}
     rate = 10 * advice.rate
@@ -213,8 +213,8 @@ def _fit_memory(advice: Advice, facts: Facts) -> None:
     advice.explain(
         f"method lora, learning rate {rate:g}",
         f"weights, gradients and moments need {needed / 2**30:.1f} GiB for method full, more than "
-        f"60 % of the free {facts.memory / 2**30:.1f} GiB (Hu 2022; ten times the rate of full; "
-        "on TREC one point below full)",
+        f"60 % of the free {facts.free_memory / 2**30:.1f} GiB (Hu 2022; ten times the rate of "
+        "full; on TREC one point below full)",
     )
 
 
@@ -223,29 +223,32 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
 
     Frozen lower blocks cost one forward pass over the data, since their features are cached.
     """
-    if facts.seconds is None:
+    if facts.time_limit is None:
         return
     epochs = config.train.epochs if "epochs" in config.train.model_fields_set else None
     epochs = epochs or advice.train["epochs"]
-    forward_seconds = facts.rows * facts.row_seconds
-    limit = f"{facts.seconds / 60:g} minutes"
+    forward_seconds = facts.num_rows * facts.seconds_per_row
+    limit = f"{facts.time_limit / 60:g} minutes"
     # Forward and backward pass cost three times the forward pass (Kaplan 2020, section 2.1).
-    if 3 * forward_seconds * epochs <= facts.seconds:
+    if 3 * forward_seconds * epochs <= facts.time_limit:
         advice.explain(
             f"about {_format_duration(3 * forward_seconds * epochs)}",
             f"within the limit of {limit}",
         )
         return
     min_epochs = max(1, epochs // 2)
-    max_epochs = int(facts.seconds / (3 * forward_seconds))
+    max_epochs = int(facts.time_limit / (3 * forward_seconds))
     if max_epochs >= min_epochs and advice.method["name"] != "lora":
         advice.train["epochs"] = max_epochs
         advice.explain(f"epochs {max_epochs}", f"{epochs} would take longer than {limit}")
         return
-    is_text = facts.tokens is not None
-    num_blocks = min(2 if is_text else 4, facts.blocks)
-    share = num_blocks / max(1, facts.blocks)
-    if forward_seconds * (1 + 3 * share * epochs) <= facts.seconds and facts.blocks > num_blocks:
+    is_text = facts.mean_tokens is not None
+    num_blocks = min(2 if is_text else 4, facts.num_blocks)
+    share = num_blocks / max(1, facts.num_blocks)
+    if (
+        forward_seconds * (1 + 3 * share * epochs) <= facts.time_limit
+        and facts.num_blocks > num_blocks
+    ):
         advice.method = {"name": "top", "stages": num_blocks}
         rate = advice.rate * (5 if is_text else 2)
         advice.optimizer = {"learning_rate": rate}

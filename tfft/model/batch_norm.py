@@ -35,8 +35,8 @@ def freeze(model: keras.Model) -> None:
 
         layer.call = call
     for layer in model._flatten_layers():
-        if hasattr(layer, "keep_statistics"):  # a SavedModel layer has its BatchNorm inside
-            layer.keep_statistics = True
+        if hasattr(layer, "frozen_statistics"):  # a SavedModel layer has its BatchNorm inside
+            layer.frozen_statistics = True
 
 
 def adapt(model: keras.Model, batches: Iterable[Any]) -> None:

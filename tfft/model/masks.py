@@ -310,7 +310,7 @@ def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
 
     Keras' dropout depends on `training` alone, and stays on in a frozen stage.
     """
-    if "off_where_frozen" in dropout.__dict__:
+    if "disabled_when_frozen" in dropout.__dict__:
         return
     original_call = dropout.call
 
@@ -318,4 +318,4 @@ def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
         return original_call(inputs, training=training and dropout.trainable)
 
     dropout.call = call
-    dropout.__dict__["off_where_frozen"] = True
+    dropout.__dict__["disabled_when_frozen"] = True

@@ -52,11 +52,11 @@ class Model(keras.Model):
             between steps; after a change from or to None call `make_train_function(force=True)`.
         xla: whether XLA compiles the gradient computation. Keras' `jit_compile` does too, but
             fails under op determinism.
-        again: number of failed attempts at a step. Their graphs leave state behind under their
-            names, so the loop of a function built later takes another name.
-        dry: whether steps compute everything but update no weight and no optimizer variable.
+        failed_attempts: number of failed attempts at a step. Their graphs leave state behind under
+            their names, so the loop of a function built later takes another name.
+        dry_run: whether steps compute everything but update no weight and no optimizer variable.
         report: result of the last call of the train function.
-        above: trainable upper part of the model above the cached features
+        upper_part: trainable part of the model above the cached features
             (`feature_cache.ModelSplit`), or None. With it, every method that takes inputs also
             takes the cached features in place of the model's inputs.
         consistency: computes the loss of a batch in place of the plain loss
@@ -64,14 +64,14 @@ class Model(keras.Model):
         adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.
         penalties: functions whose values are added to the gradients (`regularizers.penalties`).
 
-    `xla`, `again`, `above`, `consistency`, `adversary` and `penalties` are read while a function is
-    traced, not in each step; so is whether `micro_batch` is None.
+    `xla`, `failed_attempts`, `upper_part`, `consistency`, `adversary` and `penalties` are read
+    while a function is traced, not in each step; so is whether `micro_batch` is None.
     """
 
     micro_batch: int | None = None
     xla: bool = False
-    again: int = 0
-    dry: bool = False
+    failed_attempts: int = 0
+    dry_run: bool = False
     consistency: Any = None
     adversary: Any = None
     _batch_share: Any = 1.0  # share of the current rows in the global batch, while tracing
@@ -79,17 +79,17 @@ class Model(keras.Model):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.report = StepReport()
-        # Past Keras' attribute tracking: the layers of `above` are already layers of this model.
-        self.__dict__["above"] = None
+        # Past Keras' attribute tracking: this model already has the layers of `upper_part`.
+        self.__dict__["upper_part"] = None
         self.__dict__["penalties"] = []
         self.__dict__["_forward"] = {}  # input names -> forward function of `predict_on_batch`
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model like `keras.Model`; the inputs may be those of `above`."""
+        """Call the model like `keras.Model`; the inputs may be those of `upper_part`."""
         inputs = args[0] if args else None
-        above = self.above
-        if above is not None and isinstance(inputs, dict) and set(inputs) >= set(above.input):
-            return above({name: inputs[name] for name in above.input}, *args[1:], **kwargs)
+        upper = self.upper_part
+        if upper is not None and isinstance(inputs, dict) and set(inputs) >= set(upper.input):
+            return upper({name: inputs[name] for name in upper.input}, *args[1:], **kwargs)
         return super().__call__(*args, **kwargs)
 
     def compile(self, *args: Any, micro_batch: int | None = None, **kwargs: Any) -> None:
@@ -105,9 +105,9 @@ class Model(keras.Model):
         if self.optimizer is not None:
             replica_optimizer.make_local(self.optimizer)
 
-    def start_above(self, above: keras.Model | None) -> None:
-        """Accept the inputs of `above` from now on; with None only the inputs of the full model."""
-        self.__dict__["above"] = above
+    def set_upper_part(self, upper_part: keras.Model | None) -> None:
+        """Accept the inputs of `upper_part` from now on; with None only those of the full model."""
+        self.__dict__["upper_part"] = upper_part
         self.reset_functions()
 
     def reset_functions(self) -> None:
@@ -136,13 +136,13 @@ class Model(keras.Model):
     # --- the step, in a replica ---
 
     def _replica_step(
-        self, data: Any, dry: tf.Tensor, micro_batch: tf.Tensor
+        self, data: Any, dry_run: tf.Tensor, micro_batch: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Run one optimizer step in a replica.
 
         Args:
             data: one batch: inputs, targets and perhaps sample weights.
-            dry: whether to leave weights and optimizer unchanged, bool [].
+            dry_run: whether to leave weights and optimizer unchanged, bool [].
             micro_batch: rows per micro-batch, int32 [].
 
         Returns:
@@ -161,7 +161,7 @@ class Model(keras.Model):
             # A loss scaler must see gradients that are not finite: it skips the step and lowers
             # its scale.
             finite &= tf.math.is_finite(norm)
-        tf.cond(finite & ~dry, lambda: self._apply(gradients, norm), lambda: tf.constant(False))
+        tf.cond(finite & ~dry_run, lambda: self._apply(gradients, norm), lambda: tf.constant(False))
         return loss, finite
 
     def _apply(self, gradients: list[tf.Tensor], norm: tf.Tensor) -> tf.Tensor:
@@ -374,7 +374,7 @@ class Model(keras.Model):
 
     def _predict_on_one_replica(self, x: Any) -> Any:
         """Predict on one replica, with one trace for all batch sizes and sequence lengths."""
-        models = [model for model in (self.above, self) if _accepts(model, x)]
+        models = [model for model in (self.upper_part, self) if _accepts(model, x)]
         if not models or self.run_eagerly or self.jit_compile:
             return super().predict_on_batch(x)
         inputs = models[0].input
@@ -401,9 +401,8 @@ class Model(keras.Model):
             local_results = strategy.experimental_local_results
             return local_results(loss)[0], local_results(finite)[0]
 
-        run_batches = graph_loop.loop_in_graph(
-            run_batch, self.get_metrics_result, f"again_{self.again}" if self.again else None
-        )
+        name = f"retry_{self.failed_attempts}" if self.failed_attempts else None
+        run_batches = graph_loop.loop_in_graph(run_batch, self.get_metrics_result, name)
         run_one = graph_loop.with_metrics(run_batch, self.get_metrics_result)
         if not self.run_eagerly:
             run_batches = tf.function(run_batches, reduce_retracing=True, autograph=False)
@@ -411,7 +410,7 @@ class Model(keras.Model):
 
         def function(iterator: Any, limit: int | None = None) -> dict[str, Any]:
             limit = self.steps_per_execution if limit is None else limit
-            flags = tf.constant(self.dry), tf.constant(self.micro_batch or 0)
+            flags = tf.constant(self.dry_run), tf.constant(self.micro_batch or 0)
             if hasattr(iterator, "get_next_as_optional"):
                 steps, _, loss, skipped, wait, logs = run_batches(
                     iterator, tf.constant(limit), *flags

@@ -75,7 +75,7 @@ def _check_ids(tokenizer: Tokenizer, where: str) -> None:
         )
 
 
-def of_bytes() -> str:
+def byte_tokenizer_json() -> str:
     """Return the description of a tokenizer whose tokens are the bytes of UTF-8.
 
     Id 0 is padding, 1 + n the byte n; a space separates the texts of a pair.
@@ -91,7 +91,7 @@ def of_bytes() -> str:
     return tokenizer.to_str()
 
 
-def of_vocabulary(tokens: Sequence[str], where: str) -> str:
+def wordpiece_tokenizer_json(tokens: Sequence[str], where: str) -> str:
     """Return the description of BERT's WordPiece over a vocabulary.
 
     It is cased if any token has a capital letter.

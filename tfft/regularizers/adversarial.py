@@ -17,10 +17,6 @@ from tfft.config.regularization import Fgm, FreeLb
 from tfft.model import seeds
 from tfft.utils.errors import UserError
 
-# (function of the embeddings that returns their offset, or None) -> (loss, gradients of the
-# variables, output, gradient of the offset)
-Pass = Callable[[Any], tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]]
-
 
 def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
     """Build the adversary of a model, on its embedding table with the most rows.
@@ -105,7 +101,17 @@ class Adversary:
     def _pass(
         self, model: Any, compute_loss: Any, variables: Any, make_offset: Any = None
     ) -> tuple[tf.Tensor, list[tf.Tensor], tf.Tensor, tf.Tensor]:
-        """Run one forward and backward pass, with an offset on the embeddings if there is one."""
+        """Run one forward and backward pass, with an offset on the embeddings if there is one.
+
+        Args:
+            model: the `Model`; its optimizer scales the loss.
+            compute_loss: runs the model, and returns loss and output.
+            variables: to differentiate by.
+            make_offset: embeddings [B, T, D] -> their offset; None: zeros.
+
+        Returns:
+            Loss, gradients of the variables, output, and gradient of the offset.
+        """
         new_tape = tf.GradientTape(watch_accessed_variables=False)
         with new_tape as tape, self._hook.add_offset(tape, make_offset) as hook:
             tape.watch(variables)

@@ -13,7 +13,7 @@ from keras import ops
 from tfft.utils.errors import UserError
 
 
-class Distilled(keras.losses.Loss):
+class DistillationLoss(keras.losses.Loss):
     """(1 - weight) * loss(labels) + weight * T^2 * KL(teacher | student), both at temperature T.
 
     Args:
@@ -51,7 +51,7 @@ def targets(
     teacher_labels: Sequence[str],
     student_labels: Sequence[str],
 ) -> np.ndarray:
-    """Join class ids and the teacher's logits into the targets of `Distilled`.
+    """Join class ids and the teacher's logits into the targets of `DistillationLoss`.
 
     Args:
         ids: class ids of the student, [N].

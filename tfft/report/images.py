@@ -18,11 +18,11 @@ from tfft.report.page import PageImages, write_page
 
 NUM_TRAIN_IMAGES = 24  # training images on the page
 IMAGE_HEIGHT = 112  # height of an image on the page in pixels
-NUM_SHEET_IMAGES, NUM_DRAWS = 12, 6  # images on a sheet, and draws of the augmentation for each
+NUM_PREVIEW_IMAGES, NUM_DRAWS = 12, 6  # images on a preview, draws of the augmentation for each
 NUM_WRONG = 20  # wrongly predicted images of each split
 
 
-def shown(
+def build_page_images(
     model: keras.Model,
     inputs: Inputs,
     data: Datasets,
@@ -41,7 +41,7 @@ def shown(
     count = min(NUM_TRAIN_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
     pixels = train_rows.arrays(batches.Batch(positions, 8))["image"]
-    names = [data.train.named(position, data.labels) for position in positions]
+    names = [data.train.label_name(position, data.labels) for position in positions]
     worst = {}
     for split, evaluation in evaluations.items():
         rows = evaluation.worst[:NUM_WRONG]
@@ -50,7 +50,7 @@ def shown(
     return PageImages(gallery(pixels, names), worst)
 
 
-def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
+def write_augmentation_preview(path: Path, config: Config, inputs: ImageInputs) -> None:
     """Write a page of training images: each unchanged, then under `NUM_DRAWS` augmentations.
 
     Args:
@@ -59,18 +59,19 @@ def write_sheet(path: Path, config: Config, inputs: ImageInputs) -> None:
         inputs: preprocessing of images.
     """
     data = dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config))
-    count = min(NUM_SHEET_IMAGES, len(data.train))
+    count = min(NUM_PREVIEW_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
-    augmented_rows = model_inputs.changed(
+    augmented_rows = model_inputs.augmented_rows(
         data.train, inputs, config.augmentation, len(data.labels), config.train.seed
     )
-    plain = model_inputs.plain(data.train, inputs).arrays(batches.Batch(positions, 8))["image"]
+    unaugmented_rows = model_inputs.unaugmented_rows(data.train, inputs)
+    unaugmented = unaugmented_rows.arrays(batches.Batch(positions, 8))["image"]
     augmented = [
         augmented_rows.arrays(batches.Batch(positions, 8, draw))["image"]
         for draw in range(NUM_DRAWS)
     ]
-    names = [data.train.named(position, data.labels) for position in positions]
-    side_by_side = np.concatenate([plain, *augmented], axis=2)
+    names = [data.train.label_name(position, data.labels) for position in positions]
+    side_by_side = np.concatenate([unaugmented, *augmented], axis=2)
     write_page(path, "Training images: unchanged and augmented", gallery(side_by_side, names), "")
 
 

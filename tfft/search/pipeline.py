@@ -72,7 +72,7 @@ def search(
                 Runner(space, workdir, objective, maximize, seeds, fork_server=fork_server), role
             )
         return None
-    with alone(workdir), closing(ForkServer()) as fork_server:
+    with search_lock(workdir), closing(ForkServer()) as fork_server:
         open_search(space, raw, workdir)
         start = time.monotonic()
         advised_values = first_values(space, workdir, fork_server)
@@ -421,7 +421,7 @@ def devices(parallel: int) -> list[dict[str, str]]:
 
 
 @contextmanager
-def alone(workdir: Path) -> Iterator[None]:
+def search_lock(workdir: Path) -> Iterator[None]:
     """Hold the lock of a search directory.
 
     Raises:

@@ -20,26 +20,26 @@ class Options:
     """Options of the server.
 
     Attributes:
-        name: name of the model in requests.
-        base: the folder of the numbered versions, or one version.
+        model_name: name of the model in requests.
+        base_path: the folder of the numbered versions, or one version.
         host: address to listen on. There is no authentication, so the default is loopback.
         rest_port: port of the REST interface; 0 for a free one.
         grpc_port: port of the gRPC interface; 0 for a free one.
-        batch: largest number of rows of a batch.
-        threads: number of batches that are computed at once.
-        body: largest size of a request, in bytes.
-        seconds: time for a request to arrive, and the same time to answer it.
+        max_batch_size: largest number of rows of a batch.
+        num_batch_threads: number of batches that are computed at once.
+        max_body_bytes: largest size of a request, in bytes.
+        timeout: time for a request to arrive, and the same time to answer it, in seconds.
     """
 
-    name: str
-    base: Path
+    model_name: str
+    base_path: Path
     host: str = "127.0.0.1"
     rest_port: int = 8501
     grpc_port: int = 8500
-    batch: int = 32
-    threads: int = 1
-    body: int = 64 << 20
-    seconds: float = 60.0
+    max_batch_size: int = 32
+    num_batch_threads: int = 1
+    max_body_bytes: int = 64 << 20
+    timeout: float = 60.0
 
 
 def serve(options: Options, on_ready: Callable[[int, int], None] = lambda rest, grpc: None) -> None:
@@ -52,8 +52,8 @@ def serve(options: Options, on_ready: Callable[[int, int], None] = lambda rest, 
     Raises:
         UserError: there is no version to serve, or an address is in use.
     """
-    versions = VersionManager(options.name, options.base, warmup.replay)
-    batcher = Batcher(options.batch, num_threads=options.threads)
+    versions = VersionManager(options.model_name, options.base_path, warmup.replay)
+    batcher = Batcher(options.max_batch_size, num_threads=options.num_batch_threads)
     try:
         asyncio.run(_serve(options, versions, batcher, on_ready))
     finally:
@@ -71,16 +71,20 @@ async def _serve(
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
-    rest = Rest(versions, batcher, Limits(options.body, options.seconds))
+    rest = Rest(versions, batcher, Limits(options.max_body_bytes, options.timeout))
     grpc_server = None
     try:
         rest_port = await _start_rest(rest, options)
         grpc_server, grpc_port = grpc_service.start(
-            versions, batcher, f"{options.host}:{options.grpc_port}", options.body, options.seconds
+            versions,
+            batcher,
+            f"{options.host}:{options.grpc_port}",
+            options.max_body_bytes,
+            options.timeout,
         )
         if not grpc_port:
             raise UserError(f"--port: cannot listen on {options.host}:{options.grpc_port}")
-        model = f"http://{options.host}:{rest_port}/v1/models/{options.name}"
+        model = f"http://{options.host}:{rest_port}/v1/models/{options.model_name}"
         console.log("a development server; TF Serving is what answers in production")
         console.log(f"REST {model}:predict   gRPC {options.host}:{grpc_port}   Ctrl-C ends it")
         on_ready(rest_port, grpc_port)

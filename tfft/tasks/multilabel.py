@@ -19,7 +19,7 @@ from tfft.spec import Details
 SEPARATOR = "|"  # separator between the labels of a row
 
 
-class TagCrossEntropy(keras.losses.Loss):
+class BinaryCrossEntropy(keras.losses.Loss):
     """Binary cross-entropy averaged over labels, optionally smoothed or focal; one value per row.
 
     Smoothing moves the targets 0 and 1 towards 0.5. Focal loss scales each term by (1 - p)^gamma,
@@ -51,8 +51,8 @@ class TagCrossEntropy(keras.losses.Loss):
 def loss(config: TaskConfig) -> keras.losses.Loss:
     """Build the loss of the config; it returns one value per row."""
     if config.loss == "focal":
-        return TagCrossEntropy(gamma=config.focal_gamma)
-    return TagCrossEntropy(label_smoothing=config.label_smoothing)
+        return BinaryCrossEntropy(gamma=config.focal_gamma)
+    return BinaryCrossEntropy(label_smoothing=config.label_smoothing)
 
 
 def no_weights(config: TaskConfig, labels: Sequence[str], truth: np.ndarray) -> None:
@@ -96,7 +96,7 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
     """Compute metrics by label and losses by row."""
     p = multilabel_metrics.sigmoid(logits)
     predicted, ones = predict_labels(p, thresholds), np.ones(len(truth))
-    counts = multilabel_metrics.from_counts(multilabel_metrics.by_tag(predicted, truth, ones))
+    counts = multilabel_metrics.from_counts(multilabel_metrics.by_label(predicted, truth, ones))
     limits = np.broadcast_to(
         multilabel_metrics.DEFAULT_THRESHOLD if thresholds is None else thresholds, p.shape[1:]
     )

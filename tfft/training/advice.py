@@ -25,7 +25,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
     Raises:
         UserError: the run directory belongs to another config, or there are several workers.
     """
-    if workdir is not None and strategies.workers().first and run_directory.untrained(workdir):
+    if workdir is not None and strategies.workers().is_chief and run_directory.untrained(workdir):
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
             (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":
@@ -54,9 +54,9 @@ def measure(config: Config) -> auto.Facts:
     """Count the data and the parameters, and time a forward pass."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = setup.read_data(config, backbone)
-    batches_by_length = batches.in_order(data.train.lengths, 32)
+    batches_by_length = batches.plan_sorted(data.train.lengths, 32)
     batch = batches_by_length[len(batches_by_length) // 2]
-    rows = model_inputs.plain(data.train, inputs)
+    rows = model_inputs.unaugmented_rows(data.train, inputs)
     arrays = rows.arrays(batch)
     backbone.model.predict_on_batch(arrays)  # traces
     seconds = []
@@ -69,14 +69,14 @@ def measure(config: Config) -> auto.Facts:
     if backbone.modality == "image":
         probe = linear_probe.probe(backbone.model, rows, data.train, classes, config.train.seed)
     return auto.Facts(
-        rows=len(data.train),
-        classes=classes,
-        tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
-        parameters=backbone.model.count_params(),
-        blocks=len(blocks),
+        num_rows=len(data.train),
+        num_classes=classes,
+        mean_tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
+        num_parameters=backbone.model.count_params(),
+        num_blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,
-        memory=None if strategies.accelerated() else memory.available(),
-        row_seconds=min(seconds) / len(batch.positions),
-        seconds=config.method.time.seconds if config.method.time is not None else None,
-        probe=(probe.accuracy, probe.chance) if probe is not None else None,
+        free_memory=None if strategies.accelerated() else memory.available(),
+        seconds_per_row=min(seconds) / len(batch.positions),
+        time_limit=config.method.time.seconds if config.method.time is not None else None,
+        probe_accuracy=(probe.accuracy, probe.chance) if probe is not None else None,
     )

@@ -18,36 +18,41 @@ class BatchPlan:
     """The batches of a training.
 
     Attributes:
-        buckets: widths in tokens that batches are padded to; for images one, without a meaning.
+        bucket_lengths: lengths in tokens that batches are padded to; for images one, without a
+            meaning.
         per_epoch: steps of an epoch.
         total: steps of the whole training.
     """
 
-    buckets: tuple[int, ...]
+    bucket_lengths: tuple[int, ...]
     per_epoch: int
     total: int
 
     @classmethod
     def create(cls, config: Config, data: Datasets, static: bool = False) -> "BatchPlan":
-        """Choose the widths for the lengths of the training rows, and log the share of padding.
+        """Choose the buckets for the lengths of the training rows, and log the share of padding.
 
         Args:
-            static: one width, the largest, as TPUs need it.
+            static: one bucket, of the largest length, as TPUs need it.
         """
         train = config.train
-        buckets = batches.widths(data.train.lengths, 1 if static else train.buckets)
-        first_epoch = batches.plan(data.train.lengths, train.batch_size, buckets, train.seed, 0)
+        bucket_lengths = batches.choose_bucket_lengths(
+            data.train.lengths, 1 if static else train.buckets
+        )
+        first_epoch = batches.plan(
+            data.train.lengths, train.batch_size, bucket_lengths, train.seed, 0
+        )
         widths = ""
         if config.task.modality == "text":
             share = batches.padding_share(data.train.lengths, first_epoch)
-            widths = f", widths {', '.join(map(str, buckets))}, {share:.1%} padding"
+            widths = f", widths {', '.join(map(str, bucket_lengths))}, {share:.1%} padding"
         console.log(f"batches: {len(first_epoch):,} an epoch{widths}")
-        return cls(buckets, len(first_epoch), len(first_epoch) * train.epochs)
+        return cls(bucket_lengths, len(first_epoch), len(first_epoch) * train.epochs)
 
     def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
         """Return the batches of an epoch, counted from 0, in order."""
         lengths = data.train.lengths
-        return batches.plan(lengths, train.batch_size, self.buckets, train.seed, epoch)
+        return batches.plan(lengths, train.batch_size, self.bucket_lengths, train.seed, epoch)
 
     def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
         """Iterate over the batches that follow the first `step` steps, up to the last of all."""

@@ -47,7 +47,7 @@ class Validate(keras.callbacks.Callback):
         self._run, self._pipeline = run, pipeline
         self._state, self._history = state, history
         self._every = max(1, every)
-        self._soup = soup_of(run) if strategies.workers().first else None
+        self._soup = soup_of(run) if strategies.workers().is_chief else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Validate if it is due."""
@@ -57,7 +57,7 @@ class Validate(keras.callbacks.Callback):
         # The weights that are validated and saved are the averaged ones where there are averages.
         with optimizers.averaged(self._run.model):
             metrics = validation_metrics(self._run, self._pipeline)
-            if self._is_best(metrics) and strategies.workers().first:
+            if self._is_best(metrics) and strategies.workers().is_chief:
                 self._run.save_weights()
             if self._soup is not None:
                 value = metrics[metric]
@@ -90,11 +90,11 @@ def finish(run: Run, pipeline: InputPipeline, state: TrainingState) -> None:
 
     Also where a run resumes at its end: it may have been killed before it had written `best/`.
     """
-    first = strategies.workers().first
-    if state.best is None and first:  # nothing was validated: the last weights are the best
+    is_chief = strategies.workers().is_chief
+    if state.best is None and is_chief:  # nothing was validated: the last weights are the best
         with optimizers.averaged(run.model):
             run.save()
-    if first and (soup := soup_of(run)) is not None:
+    if is_chief and (soup := soup_of(run)) is not None:
         _average(run, pipeline, state, soup)
     # best/ is written when the other workers read it.
     strategies.sum_over_workers(run.model.distribute_strategy, np.zeros(1, np.int32))

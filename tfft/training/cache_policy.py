@@ -39,7 +39,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
         return
     size = _stored_bytes(run, pipeline, split)
     console.log(
-        f"cache: on: what is below {split.lowest} is stored as {train.cache_dtype}, "
+        f"cache: on: what is below {split.lowest_upper_layer} is stored as {train.cache_dtype}, "
         f"{size / 2**20:,.1f} MiB"
     )
     config = run.config
@@ -53,7 +53,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     # in the graph (scaling, mean, epsilon).
     constants = [dict(run.backbone.description), run.backbone.fingerprint, config.task.pooling]
     key = f"{config.distribute.precision} {json.dumps(constants, sort_keys=True, default=str)}"
-    if isinstance(pipeline.train_rows, model_inputs.Changed):
+    if isinstance(pipeline.train_rows, model_inputs.AugmentedPixels):
         augmented = f"{key} {config.augmentation.model_dump_json()} {train.seed}"
         variants = [
             store(pipeline.data.train, pipeline.train_rows.variant(n), key=f"{augmented} {n}")
@@ -66,7 +66,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
         pipeline.validation_rows = store(
             pipeline.data.validation, pipeline.validation_rows, key=key
         )
-    model.start_above(split.above)
+    model.set_upper_part(split.upper_part)
 
 
 def _obstacle(
@@ -83,7 +83,9 @@ def _obstacle(
     if train.cache_features is True:
         return ""
     if split.share < MIN_SHARE:
-        return f"what is below {split.lowest} computes {split.share:.0%} of the model only"
+        return (
+            f"what is below {split.lowest_upper_layer} computes {split.share:.0%} of the model only"
+        )
     # Of the whole phase, wherever in it a resumed run begins: the decision must be the same.
     epochs = (schedule.until(step) - schedule.at(step).start) / pipeline.plan.per_epoch
     if epochs < 2:

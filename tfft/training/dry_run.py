@@ -93,12 +93,12 @@ def _dry_step(model: Model, pipeline: InputPipeline) -> None:
     trainable = {id(v) for v in model.trainable_variables}
     others = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in trainable]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in others]
-    model.dry = True
+    model.dry_run = True
     try:
         _, iterator = pipeline.widest()
         model.make_train_function()(iterator, 1)
     finally:
-        model.dry = False
+        model.dry_run = False
         for variable, value in zip(others, values, strict=True):
             variable.assign(value)
 
@@ -114,7 +114,7 @@ def _fits(model: Model, pipeline: InputPipeline) -> bool:
         except tf.errors.AlreadyExistsError:
             # A step that ran out of memory can leave temporary variables behind, which TensorFlow
             # takes for those of the next one, as they have the same names.
-            model.again += 1
+            model.failed_attempts += 1
             model.make_train_function(force=True)
     return False
 

@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.data import Dataset, batches
-from tfft.data.prepared import written
+from tfft.data.prepared import write_once
 from tfft.utils import console
 
 BATCH_SIZE = 64  # rows of a batch while the features are computed
@@ -32,24 +32,25 @@ DISK_SHARE = 0.5  # share of the free disk space that `train.cache_features: aut
 
 @dataclass(frozen=True)
 class ModelSplit:
-    """A model in two parts: the frozen one below, and the rest.
+    """A model in two parts: the frozen lower one, and the rest.
 
     Attributes:
-        below: maps the model's inputs to the stored tensors, by name.
-        above: maps the stored tensors, and the inputs that it also needs, to the model's output.
-        compute: `below` as a function that is traced once for all widths.
+        lower_part: maps the model's inputs to the stored tensors, by name.
+        upper_part: maps the stored tensors, and the inputs that it also needs, to the model's
+            output.
+        compute: `lower_part` as a function that is traced once for all widths.
         shapes: name of a stored tensor -> shape of one row; None is its number of tokens.
-        weights: weights of `below`.
-        lowest: name of the lowest layer above.
+        weights: weights of `lower_part`.
+        lowest_upper_layer: name of the lowest layer of `upper_part`.
         share: share of the model's multiplications, by the size of their kernels, that is below.
     """
 
-    below: keras.Model
-    above: keras.Model
+    lower_part: keras.Model
+    upper_part: keras.Model
     compute: Callable[[dict[str, np.ndarray]], dict[str, tf.Tensor]]
     shapes: dict[str, tuple[int | None, ...]]
     weights: Sequence[keras.Variable]
-    lowest: str
+    lowest_upper_layer: str
     share: float
 
     @cached_property
@@ -139,7 +140,7 @@ def _deterministic(operation: Any) -> bool:
         return True
     for layer in operation._flatten_layers():
         # Dropout with this attribute is off in a frozen layer, also in training.
-        disabled = not layer.trainable and hasattr(layer, "off_where_frozen")
+        disabled = not layer.trainable and hasattr(layer, "disabled_when_frozen")
         if getattr(layer, "_seed_generators", ()) and not disabled:
             return False
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
@@ -154,7 +155,7 @@ def _nodes_in_order(model: keras.Model) -> list[Any]:
 
 
 def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
-    """Return the model's inputs that the part above reads other than through stored tensors.
+    """Return the model's inputs that the upper part reads other than through stored tensors.
 
     A padding mask is one: it is computed from the inputs alone, so it is not stored.
     """
@@ -175,14 +176,14 @@ def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
     return list(inputs_above.values())
 
 
-class CachedFeatures(batches.Whole):
+class CachedFeatures(batches.PythonRows):
     """The stored tensors of a split, as rows of batches (`data.batches.Rows`).
 
     Args:
         split: the split whose rows are stored.
         arrays: stored tensors by name: [N, ...], or ragged: [tokens of all rows, D].
         ragged: names of the ragged arrays.
-        masked: whether the part above takes a padding mask.
+        masked: whether the upper part takes a padding mask.
 
     Attributes:
         uniform: whether batches with equal numbers of rows have equal shapes at any width.
@@ -226,7 +227,7 @@ class CachedFeatures(batches.Whole):
         return specs
 
 
-class CyclingCache(batches.Whole):
+class CyclingCache(batches.PythonRows):
     """Stored tensors of several augmented variants of a split; each epoch reads the next one.
 
     Args:
@@ -284,11 +285,13 @@ def store(
     """
     folder = folder / "prefix" / _name(model_split, split, dtype, key)
     ragged = {name for name, shape in model_split.shapes.items() if shape[0] is None}
-    written(folder, lambda temporary: _compute(model_split, split, rows, dtype, temporary, ragged))
+    write_once(
+        folder, lambda temporary: _compute(model_split, split, rows, dtype, temporary, ragged)
+    )
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in model_split.shapes}
     if dtype == "bfloat16":  # the .npy format has no such type: the files hold its bits
         arrays = {name: values.view("bfloat16") for name, values in arrays.items()}
-    return CachedFeatures(split, arrays, ragged, "padding_mask" in model_split.above.input)
+    return CachedFeatures(split, arrays, ragged, "padding_mask" in model_split.upper_part.input)
 
 
 def _compute(
@@ -317,7 +320,7 @@ def _compute(
         for name, file in files.items():
             with open(folder / f"{name}.npy", "r+b") as allocated:
                 os.posix_fallocate(allocated.fileno(), 0, file.offset + file.nbytes)
-    batch_list = batches.in_order(split.lengths, BATCH_SIZE)
+    batch_list = batches.plan_sorted(split.lengths, BATCH_SIZE)
 
     def write_batch(batch: batches.Batch) -> None:
         values = model_split.compute(rows.arrays(batch))
@@ -346,6 +349,6 @@ def _name(model_split: ModelSplit, split: Dataset, dtype: str, key: str) -> str:
     digest = hashlib.sha256(f"{version('tfft')} {dtype} {key} {model_split.shapes}".encode())
     digest.update(split.prepared.folder.name.encode())
     digest.update(np.ascontiguousarray(split.rows).tobytes())
-    digest.update(",".join(layer.name for layer in model_split.below.layers).encode())
+    digest.update(",".join(layer.name for layer in model_split.lower_part.layers).encode())
     digest.update(model_split.digest)
     return digest.hexdigest()[:24]

@@ -41,12 +41,12 @@ class InputPipeline:
     def read_rows(self) -> None:
         """Read the prepared rows as inputs, training images augmented as configured."""
         run, data = self._run, self.data
-        self.train_rows: batches.Rows = model_inputs.changed(
+        self.train_rows: batches.Rows = model_inputs.augmented_rows(
             data.train, run.inputs, run.config.augmentation, len(data.labels), self.train.seed
         )
         self.validation_rows: batches.Rows | None = None
         if data.validation is not None:
-            self.validation_rows = model_inputs.plain(data.validation, run.inputs)
+            self.validation_rows = model_inputs.unaugmented_rows(data.validation, run.inputs)
 
     def after(self, step: int) -> Any:
         """Return an iterator over the batches that follow the first `step` steps."""
@@ -72,25 +72,25 @@ class InputPipeline:
 
     def static_shape(self) -> tuple[int, int]:
         """Return the rows and width of a replica's batch where all batches have one shape."""
-        return -(-self.train.batch_size // self.replicas), self.plan.buckets[-1]
+        return -(-self.train.batch_size // self.replicas), self.plan.bucket_lengths[-1]
 
     def _distributed(self, batch_iterator: Callable[[], Iterator[batches.Batch]]) -> Any:
         static = isinstance(self._strategy, tf.distribute.TPUStrategy)
         shape = self.static_shape() if static else (None, None)
 
-        def dataset(pieces: batches.Pieces) -> tf.data.Dataset:
+        def dataset(sharding: batches.Sharding) -> tf.data.Dataset:
             source = _Restartable(batch_iterator)
             return batches.dataset(
-                self.train_rows, self._targets, self._weights, source, pieces, shape
+                self.train_rows, self._targets, self._weights, source, sharding, shape
             )
 
         if self.replicas == 1:
-            return dataset(batches.Pieces())
+            return dataset(batches.Sharding())
 
         def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
             local = self.replicas // context.num_input_pipelines
             first = context.input_pipeline_id * local
-            return dataset(batches.Pieces(range(first, first + local), self.replicas))
+            return dataset(batches.Sharding(range(first, first + local), self.replicas))
 
         return self._strategy.distribute_datasets_from_function(worker_dataset)
 

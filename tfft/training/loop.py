@@ -67,7 +67,7 @@ def _train(
         raise Interrupted(f"{run.workdir}: {state.step:,} of {plan.total:,} steps are trained")
     if state.step:
         console.log(f"resuming at step {state.step:,} of {plan.total:,}")
-    if state.best is None and strategies.workers().first:
+    if state.best is None and strategies.workers().is_chief:
         run.save()  # best/ is whole from here on; a resumed run's may be better than now
     sum_over_workers = partial(strategies.sum_over_workers, model.distribute_strategy)
     with callbacks.Interrupt(
@@ -139,7 +139,7 @@ def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, 
         trainable = masks.parameters(mask)[1]
         console.log(f"from step {step + 1:,} on {trainable:,} parameters are trainable")
     pipeline.read_rows()
-    model.start_above(None)
+    model.set_upper_part(None)
     cache_policy.apply(run, pipeline, schedule, step)
     dry_run.prepare(run, pipeline)
 
@@ -169,9 +169,9 @@ def _short_steps(model: Model) -> int:
     There a step takes less time than what Python does between two calls. A multiple of LOG_EVERY or
     a divisor of it.
     """
-    if model.above is None:
+    if model.upper_part is None:
         return 1
-    vectors = all(len(tensor.shape) == 2 for tensor in model.above.inputs)
+    vectors = all(len(tensor.shape) == 2 for tensor in model.upper_part.inputs)
     return 5 * LOG_EVERY if vectors else LOG_EVERY
 
 
@@ -186,10 +186,10 @@ def _callbacks(
 ) -> list[keras.callbacks.Callback]:
     """Return the callbacks in their order: the guard first, saving after what changes the state."""
     train, plan = pipeline.train, pipeline.plan
-    first = strategies.workers().first
+    is_chief = strategies.workers().is_chief
     log_interval = _log_interval(train.steps_per_execution)
     history = History(
-        state, run.workdir / "metrics.jsonl" if first else None, log_interval, plan.per_epoch
+        state, run.workdir / "metrics.jsonl" if is_chief else None, log_interval, plan.per_epoch
     )
     ordered = [
         callbacks.NonFinite(state, train.skip_non_finite, pipeline.rows),
@@ -202,8 +202,8 @@ def _callbacks(
     interval = train.checkpoint.every
     steps = interval.steps(plan.per_epoch, plan.total)
     ordered.append(callbacks.Save(state, checkpoints, steps, interval.seconds, plan.total))
-    if first and train.profile:
+    if is_chief and train.profile:
         ordered.append(callbacks.Profile(state, run.workdir / "profile", *train.profile))
-    if first and train.tensorboard:
+    if is_chief and train.tensorboard:
         ordered += callbacks.tensorboard(run.workdir / "tensorboard", log_interval)
     return ordered

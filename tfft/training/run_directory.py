@@ -38,7 +38,7 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: another process trains there, the folder holds something other than a run, or it
             cannot be written.
     """
-    if not strategies.workers().first:
+    if not strategies.workers().is_chief:
         yield
         return
     if workdir.exists() and not workdir.is_dir():
@@ -124,7 +124,7 @@ def describe(result: Run, data: Datasets, schedule: TrainingSchedule) -> None:
     facts = {
         "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
         "python": platform.python_version(),
-        "device": strategies.report(result.model.distribute_strategy),
+        "device": strategies.describe_devices(result.model.distribute_strategy),
         "git": _git_commit(),
         "backbone": result.backbone.fingerprint,
         "data": {

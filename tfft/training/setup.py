@@ -40,7 +40,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
     plan = BatchPlan.create(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, schedule, changed = build_model(config, backbone, data.labels, plan)
     if config.train.batch_norm == "adapt":
-        rows = model_inputs.plain(data.train, inputs)
+        rows = model_inputs.unaugmented_rows(data.train, inputs)
         first_batches = plan.epoch(data, config.train, 0)[:ADAPT_BATCHES]
         batch_norm.adapt(model, (rows.arrays(batch) for batch in first_batches))
     if config.train.batch_norm != "frozen":  # the statistics change, or have changed
@@ -106,7 +106,7 @@ def build_model(
     optimizer = optimizers.build(config.optimizer, schedule, plan.per_epoch, precision)
     loss = task.loss(config.task)
     if (section := config.regularization.distillation) is not None:
-        loss = distillation.Distilled(loss, section.temperature, section.weight)
+        loss = distillation.DistillationLoss(loss, section.temperature, section.weight)
     model.compile(optimizer, loss, jit_compile=False)
     optimizer.build(model.trainable_variables)
     regularizers.attach(model, schedule.mask, changed, config.regularization)
@@ -141,7 +141,7 @@ def teacher_targets(config: Config, data: Datasets) -> np.ndarray | None:
     if not same_modality or teacher.inputs.pair != (config.data.text_pair is not None):
         raise UserError("regularization.distillation.teacher: reads rows of another kind")
     console.log(f"distillation: {section.teacher} predicts {len(data.train):,} rows")
-    logits = teacher.logits([data.train.raw(position) for position in range(len(data.train))])
+    logits = teacher.logits([data.train.raw_row(position) for position in range(len(data.train))])
     return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
 
 

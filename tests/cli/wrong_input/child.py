@@ -16,7 +16,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 
-from tests.console import command
+from tests.console import run_command
 from tfft.training import memory
 
 
@@ -42,7 +42,7 @@ def measured(arguments, stdin):
 
     outcomes, program = [], memory.resident("RssFile")
     with captured_descriptor(2) as from_libraries:
-        peak = memory.peak_of(lambda: outcomes.append(command(*arguments, stdin=stdin)))
+        peak = memory.peak_of(lambda: outcomes.append(run_command(*arguments, stdin=stdin)))
         # A command in a process of its own finds no earlier graphs, and libraries may warn of what
         # is deleted at its end.
         keras.utils.clear_session()

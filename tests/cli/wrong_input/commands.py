@@ -41,8 +41,8 @@ COMMANDS = {
         "train.csv/run: cannot be written: Not a directory",
     ),
     "train: workdir of something else": (
-        "train --config=good.yaml --workdir=pictures",
-        "pictures: is not empty and holds no run",
+        "train --config=good.yaml --workdir=images",
+        "images: is not empty and holds no run",
     ),
     "train: workdir of another run": (
         "train --config=good.yaml --workdir=finished",
@@ -66,8 +66,8 @@ COMMANDS = {
     ),
     "train: teacher that is none": (
         f"train --config=good.yaml --workdir={RUN} "
-        "--set=regularization.distillation.teacher=pictures",
-        "regularization.distillation.teacher: pictures: holds no run",
+        "--set=regularization.distillation.teacher=images",
+        "regularization.distillation.teacher: images: holds no run",
     ),
     "profile: no such table": (
         "profile --config=good.yaml --set=data.train=trian.csv",
@@ -122,16 +122,16 @@ COMMANDS = {
         "profile --config=good.yaml --output=none/profile.json",
         "none/profile.json: No such file or directory",
     ),
-    "profile: no such folder of pictures": (
-        "profile --config=pictures.yaml --set=data.train=picturse/",
-        "no such folder: picturse/; did you mean 'pictures'?",
+    "profile: no such folder of images": (
+        "profile --config=images.yaml --set=data.train=imgaes/",
+        "no such folder: imgaes/; did you mean 'images'?",
     ),
     "profile: folder without classes": (
-        "profile --config=pictures.yaml --set=data.train=tables/",
+        "profile --config=images.yaml --set=data.train=tables/",
         "tables/ holds no folder; each class needs a folder",
     ),
-    "profile: folders without pictures": (
-        "profile --config=pictures.yaml --set=data.train=finished/",
+    "profile: folders without images": (
+        "profile --config=images.yaml --set=data.train=finished/",
         "data.train: finished/ holds no usable image",
     ),
     "profile: TFDS set of a namespace": (
@@ -144,7 +144,7 @@ COMMANDS = {
         "data.train",
     ),
     "show: weights for keras.applications that are none": (
-        "show --config=pictures.yaml --set=model='{backbone: keras:MobileNet, weights: x.h5}'",
+        "show --config=images.yaml --set=model='{backbone: keras:MobileNet, weights: x.h5}'",
         "x.h5",
     ),
     "tune without a space": (
@@ -171,7 +171,7 @@ COMMANDS = {
         f"tune --config=search.yaml --workdir={RUN} --set=tune.objective=acuracy",
         "did you mean 'accuracy'?",
     ),
-    "tune: workdir of something else": ("tune --config=search.yaml --workdir=pictures", "pictures"),
+    "tune: workdir of something else": ("tune --config=search.yaml --workdir=images", "images"),
     "tune: workdir of another search": (
         "tune --config=search.yaml --workdir=runs/whole --set=train.batch_size=8",
         "runs/whole: holds a search of another config",
@@ -242,13 +242,13 @@ COMMANDS = {
         "export --workdir=finished --format=onnx --weight_dtype=int8",
         "--weight_dtype: needs --format=saved_model",
     ),
-    "export: no such run": ("export --workdir=pictures", "pictures: holds no run"),
+    "export: no such run": ("export --workdir=images", "images: holds no run"),
     "serve without a model": ("serve", "one of --workdir and --model_base_path is required"),
     "serve: port": ("serve --workdir=finished --port=70000", "port"),
     "serve: timeout": ("serve --workdir=finished --timeout=0", "timeout"),
     "serve: no such folder": ("serve --model_base_path=none", "none: must contain a version"),
     "serve: folder without versions": (
-        "serve --model_base_path=pictures",
+        "serve --model_base_path=images",
         "must contain a version",
     ),
     "serve: graph cut": ("serve --model_base_path=exports/graph-cut", "graph-cut"),
@@ -274,12 +274,12 @@ COMMANDS = {
 def of_files():
     """Yield name and case of every wrong file, checkpoint, folder and value."""
     show, data = "show --config=good.yaml --set=", "profile --config=good.yaml --set="
-    pictures = "profile --config=pictures.yaml --set=data.train="
+    images = "profile --config=images.yaml --set=data.train="
     templates = [
         ("config", "show --config=yaml/{}.yaml", files.CONFIGS),
         ("table", data + "data.test=null --set=data.train=tables/{}", files.TABLES),
-        ("array", pictures + "tables/{}", files.ARRAYS),
-        ("picture", pictures + "broken/{}/", files.PICTURES),
+        ("array", images + "tables/{}", files.ARRAYS),
+        ("image", images + "broken/{}/", files.IMAGES),
         ("checkpoint", show + "model.backbone=hf:checkpoints/{}", files.CHECKPOINTS),
         ("tokenizer", data + "model.backbone=hf:checkpoints/{}", files.TOKENIZERS),
         (

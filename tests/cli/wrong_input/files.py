@@ -74,7 +74,7 @@ VALUES = {
     "override that is no YAML": ("train.epochs=[", "not valid YAML"),
     "search space": ("train.epochs={search: int, min: 1, max: 3}", "which needs tfft tune"),
     "columns of two kinds": ("data.text=0", "columns must be all names or all numbers"),
-    "pictures for texts": ("data.train=pictures/", "is for images"),
+    "images for texts": ("data.train=images/", "is for images"),
     "one label": ("data.labels=[red]", "`labels` must be at least two names"),
     "labels alike": ('data.labels=["red", "red "]', "`labels` must differ"),
     "mask of nothing": (
@@ -148,14 +148,14 @@ ARRAYS = {
     "objects.npz": (npz_of(image=PIXELS, label=np.array([{}, 1])), "label holds Python objects"),
 }
 
-# --- pictures: file name -> (content, or what it is; part of the error) ---
+# --- images: file name -> (content, or what it is; part of the error) ---
 
 PNG = tf.io.encode_png(np.arange(3 * 32 * 32, dtype=np.uint32).astype(np.uint8).reshape(32, 32, 3))
 PNG = PNG.numpy()
 LARGE_PNG = PNG[:16] + struct.pack(">II", 1 << 17, 1 << 17) + PNG[24:]
-PICTURES = {
+IMAGES = {
     "zero.png": (b"", "zero.png: an empty file"),
-    "text.jpg": (b"no picture", "text.jpg: not an image of a known format"),
+    "text.jpg": (b"no image", "text.jpg: not an image of a known format"),
     "cut.png": (PNG[:60], "cut.png: broken, cut off"),
     "large.png": (LARGE_PNG, "large.png: its size is not between 1 and 33,554,432 pixels"),
     "fifo.png": ("fifo", "fifo.png: is a FIFO or a device, not a regular file"),
@@ -362,7 +362,7 @@ def write_all(folder):
         for name, (content, _) in (TABLES | ARRAYS).items():
             _put(Path("tables", name), content)
         _put(Path("tables/label.csv"), "text,label\na,redd\n")
-        for name, (content, _) in PICTURES.items():
+        for name, (content, _) in IMAGES.items():
             _put(Path("broken", name, "class", name), content)
         for name, (files, _) in (CHECKPOINTS | TOKENIZERS).items():
             _changed("tiny", Path("checkpoints", name), files)
@@ -385,17 +385,17 @@ def write_all(folder):
 
 
 def _write_valid():
-    """Configs, a checkpoint, pictures, SavedModels, a run and searches without a mistake."""
+    """Configs, a checkpoint, images, SavedModels, a run and searches without a mistake."""
     write_tiny(_made("tiny"), 1)
     config = whole_config(Path("tiny"), Path())
     _put(Path("good.yaml"), yaml.safe_dump(config))
-    _changed(None, Path("pictures"), {"a/1.png": PNG, "b/2.png": PNG})
-    pictures = {
-        "data": {"train": "pictures/"},
+    _changed(None, Path("images"), {"a/1.png": PNG, "b/2.png": PNG})
+    images = {
+        "data": {"train": "images/"},
         "model": {"backbone": f"hf:{GOLDEN / 'vision' / 'vit'}"},
         "task": {"name": "image_classification"},
     }
-    _put(Path("pictures.yaml"), yaml.safe_dump(pictures))
+    _put(Path("images.yaml"), yaml.safe_dump(images))
     _save_models()
     head = parse({**config, "method": {"name": "head"}})
     run = setup.prepare(head, Path("finished"))[0]

@@ -52,7 +52,7 @@ class Dropout(keras.layers.Layer):
         seed: seed of the random generator; None: Keras' global seed.
     """
 
-    off_where_frozen = True  # the feature cache checks for this attribute
+    disabled_when_frozen = True  # the feature cache checks for this attribute
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs):
         super().__init__(**kwargs)

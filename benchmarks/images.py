@@ -4,7 +4,7 @@ The reference is `keras.utils.image_dataset_from_directory` and `fit`, with the 
 MobileNetV2 from random weights, batch size and image size; all layers are trained, BatchNorm is in
 training mode. Rounds alternate; the best round of each is printed.
 
-    python benchmarks/pictures.py --data=FOLDER_OF_CLASSES [--size=96] [--steps=30] [--rounds=3]
+    python benchmarks/images.py --data=FOLDER_OF_CLASSES [--size=96] [--steps=30] [--rounds=3]
 """
 
 import argparse
