@@ -1,4 +1,4 @@
-"""The collection of the quickstart's texts; `make quickstart` tests the rest."""
+"""The quickstart's texts and its recipe; `make quickstart` tests the rest."""
 
 import csv
 import importlib.util
@@ -48,3 +48,37 @@ def test_tables_are_balanced_and_disjoint(quickstart, tmp_path, monkeypatch):
     monkeypatch.setattr(quickstart, "TRAIN", 60)
     with pytest.raises(SystemExit, match="only 9 different docstrings"):
         quickstart.write_tables(tmp_path / "more")
+
+
+def test_rows_fit_into_the_time(quickstart):
+    assert quickstart.rows_per_library(1e-4) == quickstart.TRAIN
+    assert quickstart.rows_per_library(10.0) == quickstart.MIN_TRAIN
+    rows = quickstart.rows_per_library(0.02)
+    assert quickstart.MIN_TRAIN < rows < quickstart.TRAIN
+    trained = rows * len(quickstart.LIBRARIES) * (1 - quickstart.VALIDATION) * quickstart.EPOCHS
+    assert 0.9 * quickstart.SECONDS < 0.02 * trained < quickstart.SECONDS
+
+
+def test_recipe_of_a_slow_machine_has_fewer_rows(quickstart, tmp_path, monkeypatch):
+    from tfft.config import load
+    from tfft.training import advice
+
+    data = tmp_path / "a: folder"
+    data.mkdir()
+    rows = [(f"text {i}", name) for i in range(50) for name in quickstart.LIBRARIES]
+    for name in ("train", "test"):
+        with open(data / f"{name}.csv", "w", newline="") as file:
+            csv.writer(file).writerows([("text", "library"), *rows])
+    backbone = type("Spec", (), {"origin": str(tmp_path / "package" / "__init__.py")})
+    monkeypatch.setattr(quickstart.importlib.util, "find_spec", lambda name: backbone)
+    monkeypatch.setattr(advice, "seconds_per_training_row", lambda config: 0.1)
+    path = tmp_path / "quickstart.yaml"
+    quickstart.write_recipe(path, data, tmp_path / "run")
+    config = load(path)
+    assert config.model.backbone == f"hf:{tmp_path / 'package' / 'model'}"
+    count = quickstart.rows_per_library(0.1)
+    assert str(config.data.train.path) == str(data / f"train_{count}.csv")
+    with open(config.data.train.path, newline="") as file:
+        header, *kept = csv.reader(file)
+    assert header == ["text", "library"] and kept == [list(row) for row in rows[: 8 * count]]
+    assert "100 ms per row" in path.read_text()

@@ -16,6 +16,8 @@ from tfft.config import Config, parse
 SMALL, MEDIUM, LARGE = 1_000, 20_000, 500_000
 SOLVED_ACCURACY = 0.98  # accuracy of the probe from which training the head alone is enough
 MIN_STEPS = 300  # optimizer steps on small data
+# Forward and backward pass, in forward passes (Kaplan 2020, section 2.1).
+STEP_COST = 3
 SMALL_BACKBONE = 50_000_000  # parameters; smaller backbones get higher learning rates
 
 
@@ -229,15 +231,14 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
     epochs = epochs or advice.train["epochs"]
     forward_seconds = facts.num_rows * facts.seconds_per_row
     limit = f"{facts.time_limit / 60:g} minutes"
-    # Forward and backward pass cost three times the forward pass (Kaplan 2020, section 2.1).
-    if 3 * forward_seconds * epochs <= facts.time_limit:
+    if STEP_COST * forward_seconds * epochs <= facts.time_limit:
         advice.explain(
-            f"about {_format_duration(3 * forward_seconds * epochs)}",
+            f"about {_format_duration(STEP_COST * forward_seconds * epochs)}",
             f"within the limit of {limit}",
         )
         return
     min_epochs = max(1, epochs // 2)
-    max_epochs = int(facts.time_limit / (3 * forward_seconds))
+    max_epochs = int(facts.time_limit / (STEP_COST * forward_seconds))
     if max_epochs >= min_epochs and advice.method["name"] != "lora":
         advice.train["epochs"] = max_epochs
         advice.explain(f"epochs {max_epochs}", f"{epochs} would take longer than {limit}")
@@ -246,7 +247,7 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
     num_blocks = min(2 if is_text else 4, facts.num_blocks)
     share = num_blocks / max(1, facts.num_blocks)
     if (
-        forward_seconds * (1 + 3 * share * epochs) <= facts.time_limit
+        forward_seconds * (1 + STEP_COST * share * epochs) <= facts.time_limit
         and facts.num_blocks > num_blocks
     ):
         advice.method = {"name": "top", "stages": num_blocks}

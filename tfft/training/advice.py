@@ -7,10 +7,11 @@ import tensorflow as tf
 
 from tfft import backbones
 from tfft.config import Config, dump, load
-from tfft.data import batches, model_inputs
+from tfft.data import Dataset, batches, model_inputs
 from tfft.distribute import strategies
 from tfft.evaluation import linear_probe
 from tfft.methods import auto
+from tfft.spec import Backbone
 from tfft.training import memory, run_directory, setup
 from tfft.utils import console
 from tfft.utils.errors import UserError
@@ -54,16 +55,7 @@ def measure(config: Config) -> auto.Facts:
     """Count the data and the parameters, and time a forward pass."""
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = setup.read_data(config, backbone)
-    batches_by_length = batches.plan_sorted(data.train.lengths, 32)
-    batch = batches_by_length[len(batches_by_length) // 2]
     rows = model_inputs.unaugmented_rows(data.train, inputs)
-    arrays = rows.arrays(batch)
-    backbone.model.predict_on_batch(arrays)  # traces
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        backbone.model.predict_on_batch(arrays)
-        seconds.append(time.perf_counter() - start)
     blocks = [stage for stage in backbone.stages if stage.name.startswith("block_")]
     classes, probe = len(data.labels), None
     if backbone.modality == "image":
@@ -76,7 +68,35 @@ def measure(config: Config) -> auto.Facts:
         num_blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,
         free_memory=None if strategies.accelerated() else memory.available(),
-        seconds_per_row=min(seconds) / len(batch.positions),
+        seconds_per_row=time_forward_pass(backbone, data.train, rows),
         time_limit=config.method.time.seconds if config.method.time is not None else None,
         probe_accuracy=(probe.accuracy, probe.chance) if probe is not None else None,
     )
+
+
+def time_forward_pass(backbone: Backbone, split: Dataset, rows: batches.Rows) -> float:
+    """Return the seconds that a forward pass of the backbone takes per row of median length.
+
+    Args:
+        backbone: of which the whole model runs.
+        split: training split.
+        rows: its model inputs.
+    """
+    sorted_batches = batches.plan_sorted(split.lengths, 32)
+    batch = sorted_batches[len(sorted_batches) // 2]
+    arrays = rows.arrays(batch)
+    backbone.model.predict_on_batch(arrays)  # traces
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        backbone.model.predict_on_batch(arrays)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds) / len(batch.positions)
+
+
+def seconds_per_training_row(config: Config) -> float:
+    """Return the estimated seconds that a training step of the whole model takes per row."""
+    backbone = backbones.load(config.model, config.distribute.precision)
+    inputs, data = setup.read_data(config, backbone)
+    rows = model_inputs.unaugmented_rows(data.train, inputs)
+    return auto.STEP_COST * time_forward_pass(backbone, data.train, rows)
