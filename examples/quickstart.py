@@ -34,7 +34,7 @@ LIBRARIES = (
     "pyarrow",
 )
 TRAIN, TEST = 600, 150  # sentences per library
-ASKED = (
+EXAMPLE_TEXTS = (
     "Compute the eigenvalues of a real symmetric band matrix.",
     "Downloads and prepares the dataset for reading.",
     "Fit the gradient boosting model to the training data.",
@@ -72,7 +72,9 @@ def main() -> None:
         f"(test accuracy; {seconds:.0f} s in all)"
     )
     print(f"three sentences, answered by {workdir / 'export'} in a fresh process:")
-    if tfft("predict", f"--export={workdir / 'export'}", "--input=-", rows="\n".join(ASKED)):
+    if tfft(
+        "predict", f"--export={workdir / 'export'}", "--input=-", rows="\n".join(EXAMPLE_TEXTS)
+    ):
         sys.exit("the exported model does not answer")
     if low <= baseline:
         sys.exit("the fine-tuned model does not beat the baseline clearly")
