@@ -26,7 +26,7 @@ $(VENV)/ready-dev: $(VENV)/ready
 quickstart: $(VENV)/ready
 	$(BIN)/python examples/quickstart.py
 
-# Trains on images of digits that scikit-learn carries, exports, serves three as bytes.
+# Trains on scikit-learn's images of digits, exports the model and serves three images as bytes.
 quickstart-image: $(VENV)/ready
 	$(BIN)/python examples/quickstart_image.py
 
