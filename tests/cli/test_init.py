@@ -175,7 +175,7 @@ def test_table_of_image_paths(folder):
     write_table(folder / "tables" / "t.csv", ("file", "kind"), rows)
     config, _, _, err = init("--data=tables/t.csv")
     assert (config.data.image, config.data.label) == ("file", "kind")
-    assert config.task.name == "image_classification" and not err
+    assert config.task.name == "image_classification" and "no such image" not in err
     (folder / "tables" / "pictures" / "red" / "0.png").unlink()
     config, _, _, err = init("--data=tables/t.csv", "--output=again.yaml")
     assert "tables/t.csv:2: no such image: tables/pictures/red/0.png" in err

@@ -36,4 +36,7 @@ def is_header(
         return True, None
     if len(set(cells)) < len(cells):
         return False, "the first row is read as data, not as the names of the columns"
-    return True, "the first row is read as the names of the columns; columns by number: no header"
+    return (
+        True,
+        "the first row is read as the names of the columns; if it is data, give --label by number",
+    )
