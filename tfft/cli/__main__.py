@@ -9,6 +9,7 @@ import traceback
 from tfft.utils.errors import nearest
 
 COMMANDS = {
+    "init": "write a first config for the data at hand: --data=FILE [--test=FILE] [--output=FILE]",
     "train": "fine-tune: --config=FILE [--set=a.b=c ...] [--workdir=DIR]",
     "tune": "search for hyperparameters: --config=FILE [--parallel=N] [--workdir=DIR]",
     "evaluate": "metrics of a split or a file: --workdir=DIR [--split=test] [--data=FILE]",

@@ -107,6 +107,19 @@ def dumps(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+def inline(value: Any) -> str:
+    """Return plain values as one line of YAML, such as `{fraction: 0.1}`, which `loads` reads."""
+    text = yaml.dump(
+        value,
+        Dumper=_Dumper,
+        sort_keys=False,
+        allow_unicode=True,
+        default_flow_style=True,
+        width=float("inf"),
+    )
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
 def _count(node: yaml.Node, counts: dict[int, int]) -> int:
     """Return the number of values below a node after the expansion of aliases.
 

@@ -49,6 +49,34 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
                 yield row_from_mapping(record, names_to_read, f"{path}: row {row_number}")
 
 
+def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
+    """Return the columns of parquet files that may hold text, numbers or lists, and their rows.
+
+    Args:
+        source: the files; the columns are those of the first one.
+        key: the source's key in the config, for errors.
+
+    Returns:
+        Names of the columns, and the number of rows of all files.
+    """
+    library = require("pyarrow.parquet", "parquet")
+    types = require("pyarrow", "parquet").types
+    names: list[str] = []
+    rows = 0
+    for number, path in enumerate(source_files(source, key)):
+        with library_errors(f"{path}: not a parquet file"):
+            file = library.ParquetFile(path)
+            rows += file.metadata.num_rows
+            if number == 0:
+                # The reader refuses nested and binary values, which may be large.
+                names = [
+                    field.name
+                    for field in file.schema_arrow
+                    if not types.is_struct(field.type) and "binary" not in str(field.type)
+                ]
+    return names, rows
+
+
 def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
     """Yield the rows of a TFDS dataset; class labels are given by name."""
     if isinstance(columns[0], int):
@@ -190,13 +218,46 @@ def npz(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
                 place = f"{path}: row {row_number}"
                 with library_errors(message):
                     image, label = pixels.next_row(), labels.next_row()[()]
-                    name = label.decode() if isinstance(label, bytes) else str(label)
+                    name = _label_name(label)
                 if is_not_finite(label):
                     yield BadRow(place, f"{columns[-1]!r} is {label}")
                 else:
                     yield Row(place, (_png(image), name))
             with library_errors(message):
                 pixels.check_end(), labels.check_end()
+
+
+def _label_name(label: Any) -> str:
+    return label.decode() if isinstance(label, bytes) else str(label)
+
+
+def npz_arrays(source: Source, key: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and the dtype of each array in the first file of a source, by name."""
+    path = source_files(source, key)[0]
+    with open_regular(path) as file, library_errors(f"{path}: not an npz file of plain arrays"):
+        archive = zipfile.ZipFile(file)
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        readers = {name: _NpyReader(archive, name) for name in names}
+        return {name: (reader.shape, str(reader.dtype)) for name, reader in readers.items()}
+
+
+def npz_labels(source: Source, name: str, key: str) -> Iterator[str]:
+    """Yield the values of an array [N] as the class names that `npz` gives, without the pixels.
+
+    Args:
+        source: the files.
+        name: of the array.
+        key: the source's key in the config, for errors.
+    """
+    for path in source_files(source, key):
+        message = f"{path}: not an npz file of plain arrays"
+        with open_regular(path) as file:
+            with library_errors(message):
+                labels = _NpyReader(zipfile.ZipFile(file), name)
+            for _ in range(labels.shape[0]):
+                with library_errors(message):
+                    value = _label_name(labels.next_row()[()])
+                yield value
 
 
 class _NpyReader:

@@ -32,15 +32,39 @@ def delimited(source: Source, columns: Columns, key: str) -> Iterator[Row | BadR
         yield from _delimited_file(path, source, columns)
 
 
-def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Row | BadRow]:
+def first_cells(source: Source, key: str) -> list[str]:
+    """Return the cells of the first row of a csv or tsv source, which may be its header.
+
+    Args:
+        source: the files; the first one is read.
+        key: the source's key in the config, for errors.
+
+    Raises:
+        UserError: the file is empty, or its first row cannot be read.
+    """
+    path = source_files(source, key)[0]
+    try:
+        for cells in _csv_reader(path, source):
+            if cells and cells != [""]:
+                return cells
+    except csv.Error as error:
+        raise UserError(f"{path}:1: {error}; fix the quotes or set quoting: false") from None
+    raise UserError(f"{path}: empty; needs at least one row")
+
+
+def _csv_reader(path: Path, source: Source) -> Any:
     quoting = source.source == "csv" if source.quoting is None else source.quoting
     csv.field_size_limit(LONGEST_LINE)
-    reader = csv.reader(
+    return csv.reader(
         _lines(path, source.encoding),
         delimiter="," if source.source == "csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,
     )
+
+
+def _delimited_file(path: Path, source: Source, columns: Columns) -> Iterator[Row | BadRow]:
+    reader = _csv_reader(path, source)
     indices, width, warn_lines = None, None, _SUSPICIOUS_LINES
     if isinstance(columns[0], int):
         indices = [int(c) for c in columns]
@@ -145,20 +169,27 @@ def json_lines(source: Source, columns: Columns, key: str) -> Iterator[Row | Bad
     """Yield the rows of jsonl files."""
     if isinstance(columns[0], int):
         raise UserError(f"{key}: columns of jsonl are named, not numbered. Received: {columns[0]}")
+    for place, record in json_records(source, key):
+        is_bad = isinstance(record, BadRow)
+        yield record if is_bad else row_from_mapping(record, columns, place)
+
+
+def json_records(source: Source, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the place of each line of jsonl files with its object, or with a `BadRow`."""
     for path in source_files(source, key):
         for number, line in enumerate(_lines(path, source.encoding), 1):
             if line.strip():
-                yield _json_row(line, columns, f"{path}:{number}")
+                yield f"{path}:{number}", _json_record(line, f"{path}:{number}")
 
 
-def _json_row(line: str, columns: Columns, place: str) -> Row | BadRow:
+def _json_record(line: str, place: str) -> dict[str, Any] | BadRow:
     try:
         value = json_object(line)
     except ValueError as error:
         return BadRow(place, f"{error}; one object a line is expected")
     if not isinstance(value, dict):
         return BadRow(place, f"holds {type(value).__name__}, not an object")
-    return row_from_mapping(value, columns, place)
+    return value
 
 
 def json_object(line: str) -> Any:

@@ -29,6 +29,41 @@ class Case(NamedTuple):
 
 COMMANDS = {
     "unknown command": ("trian", "unknown command 'trian'; did you mean 'train'?"),
+    "init without data": ("init", "--data: required and not given"),
+    "init: no such table": (
+        "init --data=trian.csv --output=new.yaml",
+        "no such file: trian.csv; did you mean 'train.csv'?",
+    ),
+    "init: table is a FIFO": ("init --data=fifo.yaml --output=new.yaml", "fifo.yaml is a FIFO"),
+    "init: format": ("init --data=x.h5 --output=new.yaml", "cannot tell the format of x.h5"),
+    "init: table without labels": (
+        "init --data=tables/plain.txt",
+        "no label column can be identified: the rows have a single column",
+    ),
+    "init: table of one class": (
+        "init --data=tables/one-class.csv",
+        "no label column can be identified among 'text', 'label'",
+    ),
+    "init: table with a header alone": ("init --data=tables/header.csv", "holds no row"),
+    "init: unknown column": (
+        "init --data=train.csv --label=lable --output=new.yaml",
+        "no column 'lable' in the header; did you mean 'label'?",
+    ),
+    "init: output that exists": (
+        "init --data=train.csv --output=good.yaml",
+        "good.yaml exists and is not overwritten",
+    ),
+    "init: output below no folder": (
+        "init --data=train.csv --output=none/new.yaml",
+        "none/new.yaml: No such file or directory",
+    ),
+    "init: backbone of no provider": (
+        "init --data=train.csv --backbone=tiny --output=new.yaml",
+        "--backbone: backbone: must be PROVIDER:NAME",
+    ),
+    "init: array that is none": ("init --data=tables/text.npz", "not an npz file of plain arrays"),
+    "init: JSON cut": ("init --data=tables/cut.jsonl", "cut.jsonl:1: not valid JSON"),
+    "init: TFDS set cut": ("init --data=tfds/features-cut", "TFDS cannot give colours"),
     "train without config": ("train", "--config: required and not given"),
     "train with an unknown flag": ("train --confg=x", "Unknown command line flag 'confg'"),
     "train with an argument": ("train good.yaml", "unexpected argument 'good.yaml'"),

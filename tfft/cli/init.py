@@ -1,0 +1,94 @@
+"""Write a first config for data at hand, with a comment for each choice. Trains nothing.
+
+Looks at the first 2,000 rows. Flags override what cannot be decided.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+from absl import flags
+
+from tfft.cli import common
+from tfft.config.sections import ModelConfig
+from tfft.utils import console
+from tfft.utils.errors import UserError
+from tfft.utils.reading import expanded, printable
+
+flags.DEFINE_string("data", None, "a file, a glob, a folder of images, tfds:NAME or its folder")
+flags.DEFINE_string("test", None, "the same for the test split; default: looked for beside --data")
+flags.DEFINE_string("output", None, "file to write; default: the name of the data and .yaml")
+flags.DEFINE_string("backbone", None, "model.backbone, instead of one that fits the data")
+flags.DEFINE_string("text", None, "column of the texts, a name or a number")
+flags.DEFINE_string("text_pair", None, "column of the second text of a pair")
+flags.DEFINE_string("image", None, "column of the images or of their paths")
+flags.DEFINE_string("label", None, "column of the labels")
+flags.DEFINE_string("encoding", "utf-8", "encoding of csv, tsv and jsonl files")
+
+
+def run() -> None:
+    """Look at the data, write the config and print the next commands."""
+    values = common.FLAGS
+    if values.data is None:
+        raise UserError("--data: required and not given")
+    output = Path(values.output or _default_output(values.data))
+    if output.exists() or output.is_symlink():
+        raise UserError(f"--output: {printable(str(output))} exists and is not overwritten")
+    if values.backbone is not None:
+        from tfft.config import section
+
+        section(ModelConfig, {"backbone": values.backbone}, "--backbone")
+    text, doubts, summary = _draft(values, str(output))
+    _write(output, text)
+    for doubt in doubts:
+        console.log(f"check {doubt}")
+    path = shlex.quote(str(output))
+    print(f"{output}: {summary}\nnext:")
+    print(f"  tfft profile --config={path}   # classes, lengths, duplicates, leaks, bad rows")
+    print(f"  tfft show --config={path}      # every value, the mask and the memory")
+    print(f"  tfft train --config={path}")
+
+
+def _draft(values: flags.FlagValues, output: str) -> tuple[str, tuple[str, ...], str]:
+    from tfft import starter
+
+    keys = ("text", "text_pair", "image", "label")
+    columns = {key: values[key].value for key in keys if values[key].value is not None}
+    request = starter.Request(
+        values.data, output, values.test, columns, values.backbone, values.encoding
+    )
+    if starter.source_of(values.data, values.encoding).source == "tfds":
+        common.load_tensorflow()
+    draft = starter.draft(request)
+    return draft.text, draft.doubts, draft.summary
+
+
+def _default_output(data: str) -> str:
+    """Return the last name in a path without its suffix, and `.yaml`."""
+    path = expanded(data.removeprefix("tfds:").rstrip("/"))
+    name = path.stem or path.absolute().name
+    without_glob = re.sub(r"[*?:]+|\[.*?\]", "", name).strip("-_.")
+    return f"{without_glob or 'config'}.yaml"
+
+
+def _write(output: Path, text: str) -> None:
+    """Write a new file; "x" refuses one that another process wrote in the meantime."""
+    try:
+        with open(output, "x", encoding="utf-8") as file:
+            try:
+                file.write(text)
+                file.flush()
+            except BaseException:  # such as a full disk
+                output.unlink()
+                raise
+    except FileExistsError:
+        raise UserError(f"--output: {output} exists and is not overwritten") from None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse the command line and run the command."""
+    common.main(run, argv)
+
+
+if __name__ == "__main__":
+    main()

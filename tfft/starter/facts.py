@@ -1,0 +1,91 @@
+"""What a config is written from: the request, the first rows, and what they are."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tfft.starter import head as heads
+from tfft.starter import labels, splits
+from tfft.starter import roles as columns
+from tfft.starter.head import Head
+from tfft.starter.request import Request, source_of
+from tfft.starter.roles import Roles
+from tfft.utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the sections are written from.
+
+    Attributes:
+        request: what the user asks for.
+        head: the first rows of the training data.
+        roles: their columns.
+        counts: their classes, with the number of rows of each.
+    """
+
+    request: Request
+    head: Head
+    roles: Roles
+    counts: Counter[str]
+
+    @property
+    def is_text(self) -> bool:
+        """Whether the rows are texts, not images."""
+        return self.roles.image is None
+
+    @property
+    def task(self) -> str:
+        """Name of the task."""
+        modality = "text" if self.is_text else "image"
+        return f"{modality}_{'multilabel' if self.roles.separator else 'classification'}"
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts of each row, those of a pair joined."""
+        parts = [
+            self.head.column(n) for n in (self.roles.text, self.roles.text_pair) if n is not None
+        ]
+        rows = zip(*(column.values for column in parts if column is not None), strict=True)
+        return [" ".join(text for text in row if text) for row in rows if any(row)]
+
+    @property
+    def rows(self) -> str:
+        """How many rows there are, and how many of them were read."""
+        if self.head.total is None:
+            return "no rows yet: the set is not downloaded"
+        if self.head.complete or self.head.rows == self.head.total:
+            return f"{self.head.total:,} rows"
+        return f"the first {self.head.rows:,} of about {self.head.total:,} rows"
+
+
+def look(request: Request) -> Facts:
+    """Read the first rows of the training data and decide what they are.
+
+    Raises:
+        UserError: the data cannot be read, a role has no column, or there is one class alone.
+    """
+    source = splits.training(source_of(request.data, request.encoding))
+    has_header = (not request.numbered) if request.columns else None
+    head = heads.read(source, "data.train", has_header)
+    roles = columns.decide(head, request.columns)
+    return Facts(request, head, roles, _counts(head, roles))
+
+
+def _counts(head: Head, roles: Roles) -> Counter[str]:
+    """Return the rows of each class, with the classes that the source declares.
+
+    Raises:
+        UserError: all rows are of one class.
+    """
+    column = head.column(roles.label)
+    counts = labels.count(column.texts if column else [], roles.separator)
+    for label in column.classes if column else ():
+        counts[label] += 0
+    if head.complete and len(counts) < 2:
+        classes = columns.listed(list(counts))
+        hint = "" if head.source.source == "images" else "; --label= names another column"
+        raise UserError(
+            f"{head.source.path}: at least two classes are needed; column "
+            f"{columns.listed([roles.label])} holds {classes or 'none'}{hint}"
+        )
+    return counts

@@ -1,0 +1,90 @@
+"""What the user asks for: the data, and flags that override the guesses."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from tfft.config import Source, section
+from tfft.config.data import SUFFIXES
+from tfft.data.records import source_files
+from tfft.utils.errors import UserError
+from tfft.utils.reading import expanded, is_unicode, printable, read_json
+
+_INFO = "dataset_info.json"  # TFDS writes it into the folder of each prepared version
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `tfft init`.
+
+    Attributes:
+        data: a file, a glob, a folder of images, `tfds:NAME` or the folder of a prepared TFDS set.
+        output: the file to write, which the comments name.
+        test: data of the test split, None to look for it beside `data`.
+        columns: overrides by key of the config: `text`, `text_pair`, `image`, `label`.
+        backbone: overrides `model.backbone`.
+        encoding: encoding of csv, tsv and jsonl files.
+    """
+
+    data: str
+    output: str
+    test: str | None
+    columns: dict[str, str]
+    backbone: str | None = None
+    encoding: str = "utf-8"
+
+    @property
+    def numbered(self) -> bool:
+        """Whether columns are given by number, as for files without a header."""
+        return bool(self.columns) and all(column.isdecimal() for column in self.columns.values())
+
+
+def source_of(data: str, encoding: str = "utf-8", flag: str = "--data") -> Source:
+    """Return the source that `data.train` would hold for a path.
+
+    Args:
+        data: see `Request.data`.
+        encoding: of csv, tsv and jsonl files.
+        flag: names the argument in errors.
+
+    Raises:
+        UserError: there are no such data, or their format is not known.
+    """
+    if not is_unicode(data):
+        reason = "holds bytes that are not UTF-8, which a YAML file cannot name; rename it"
+        raise UserError(f"{flag}: {printable(data)} {reason}")
+    if data.startswith("tfds:"):
+        return section(Source, data, flag)
+    path = expanded(data)
+    if path.is_dir():
+        return _folder(data, path, flag)
+    source = SUFFIXES.get(PurePath(data).suffix.lower())
+    raw = {"source": source or "csv", "path": data, "encoding": encoding}
+    source_files(section(Source, raw, flag), "data.train")  # raises if there is no such file
+    if source is None:
+        raise UserError(
+            f"{flag}: cannot tell the format of {data} from its name; known: {', '.join(SUFFIXES)}"
+        )
+    return section(Source, raw, flag)
+
+
+def _folder(data: str, path: Path, flag: str) -> Source:
+    """Return the source of a folder: a prepared TFDS set, or a folder for each class."""
+    patterns = (_INFO, f"*/{_INFO}", f"*/*/{_INFO}")  # NAME/VERSION or NAME/CONFIG/VERSION
+    infos = sorted(info for pattern in patterns for info in path.glob(pattern))
+    if infos:
+        return section(Source, _tfds_folder(infos[-1].parent), flag)
+    return section(Source, {"source": "images", "path": data.rstrip("/") + "/"}, flag)
+
+
+def _tfds_folder(version: Path) -> dict[str, Any]:
+    """Return the source of a folder DATA_DIR/NAME/[CONFIG/]VERSION that TFDS prepared."""
+    info = read_json(version / _INFO)
+    name, config = info.get("name"), info.get("configName")
+    parts = [name, config] if config else [name]
+    version = version.absolute() if len(version.parents) <= len(parts) else version
+    if not all(isinstance(part, str) for part in parts):
+        raise UserError(f"{version / _INFO}: `name` must be a text. Received: {json.dumps(name)}")
+    path = f"{'/'.join(parts)}:{version.name}"
+    return {"source": "tfds", "path": path, "data_dir": str(version.parents[len(parts)])}

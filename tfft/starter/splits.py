@@ -1,0 +1,114 @@
+"""Find the validation and test data beside the training data, and check that they fit."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+from tfft.config import Source
+from tfft.data import array_files, sources
+from tfft.data.records import BadRow, Row
+from tfft.starter import head as heads
+from tfft.starter import labels
+from tfft.starter.head import Head
+from tfft.starter.roles import Roles, listed
+from tfft.utils.errors import UserError
+from tfft.utils.reading import expanded, is_file, printable
+
+NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
+_TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
+
+
+def training(source: Source) -> Source:
+    """Return the training part of a source: the folder `train` of a folder, a TFDS split."""
+    if source.source == "images" and isinstance(source.path, str):
+        folder = expanded(source.path) / "train"
+        if folder.is_dir() and any(path.is_dir() for path in folder.iterdir()):
+            return source.model_copy(update={"path": f"{source.path}train/"})
+    if source.source == "tfds" and source.split is None:
+        builder = array_files.tfds_builder(source, "data.train")
+        if builder.info.splits and "train" not in builder.info.splits:
+            split = max(builder.info.splits.values(), key=lambda s: s.num_examples).name
+            return source.model_copy(update={"split": split})
+    return source
+
+
+def beside(source: Source, role: str) -> Source | None:
+    """Return the data of a split that lie beside the training data, None if there are none.
+
+    They are `reviews_test.csv` for `reviews.csv`, `test.csv` for `train.csv`, the folder `test` for
+    the folder `train`, or a split of the same TFDS set.
+
+    Args:
+        source: the training data.
+        role: `validation` or `test`.
+    """
+    if source.source == "tfds":
+        splits = array_files.tfds_builder(source, "data.train").info.splits or {}
+        name = next((name for name in NAMES[role] if name in splits), None)
+        return None if name is None else source.model_copy(update={"split": name})
+    if not isinstance(source.path, str):
+        return None
+    for path in _candidates(source, role):
+        exists = expanded(path).is_dir() if source.source == "images" else expanded(path).is_file()
+        if exists:
+            end = "/" if source.source == "images" else ""
+            return source.model_copy(update={"path": f"{path}{end}"})
+    return None
+
+
+def _candidates(source: Source, role: str) -> Iterator[Path]:
+    path = Path(str(source.path))
+    for name in NAMES[role]:
+        if _TRAIN.search(path.stem):
+            yield path.with_name(_TRAIN.sub(name, path.stem) + path.suffix)
+        elif source.source != "images":
+            for sign in "_-.":
+                yield path.with_name(f"{path.stem}{sign}{name}{path.suffix}")
+
+
+def mismatch(
+    source: Source, roles: Roles, head: Head, counts: Counter[str], key: str
+) -> str | None:
+    """Return why a source cannot be a split beside the training rows, None if it can.
+
+    Args:
+        source: the split.
+        roles: the columns of the training rows.
+        head: the first training rows.
+        counts: their classes.
+        key: the split's key in the config, for errors.
+    """
+    try:
+        other = heads.read(source, key, head.header)
+    except UserError as error:
+        return str(error).removeprefix(f"{key}: ")
+    missing = [name for name in roles.columns if other.column(name) is None]
+    if missing:
+        return f"it has no column {listed(missing)}"
+    column = other.column(roles.label)
+    if column is None or not (column.texts or column.classes):
+        return "it has no labels"
+    unknown = set(labels.count(column.texts, roles.separator)) - set(counts)
+    if head.complete and unknown:
+        return f"its label {sorted(unknown)[0]!r} is not a class of the training rows"
+    return None
+
+
+def bad_rows(source: Source, roles: Roles, key: str) -> list[BadRow]:
+    """Return the first rows that training could not use; none for pixels, which are not decoded."""
+    if source.source in ("npz", "images") or (source.source == "tfds" and roles.image is not None):
+        return []
+    if source.source == "tfds" and not array_files.tfds_builder(source, key).is_prepared():
+        return []
+    rows = sources.read(source, roles.columns, key, roles.separator is not None)
+    if roles.image is not None:
+        rows = map(_check_image, sources.with_image_paths(rows))
+    return [row for row in islice(rows, heads.ROWS) if isinstance(row, BadRow)]
+
+
+def _check_image(row: Row | BadRow) -> Row | BadRow:
+    if isinstance(row, BadRow) or is_file(Path(row.values[0])):
+        return row
+    return BadRow(row.place, f"no such image: {printable(row.values[0])}")
