@@ -170,15 +170,15 @@ def test_folder_of_images_trains_unchanged(folder):
 
 
 def test_table_of_image_paths(folder):
-    write_images(folder / "tables" / "pictures")
-    rows = [(f"pictures/{c}/{n}.png", c) for c in COLORS for n in range(5)]
+    write_images(folder / "tables" / "images")
+    rows = [(f"images/{c}/{n}.png", c) for c in COLORS for n in range(5)]
     write_table(folder / "tables" / "t.csv", ("file", "kind"), rows)
     config, _, _, err = init("--data=tables/t.csv")
     assert (config.data.image, config.data.label) == ("file", "kind")
     assert config.task.name == "image_classification" and "no such image" not in err
-    (folder / "tables" / "pictures" / "red" / "0.png").unlink()
+    (folder / "tables" / "images" / "red" / "0.png").unlink()
     config, _, _, err = init("--data=tables/t.csv", "--output=again.yaml")
-    assert "tables/t.csv:2: no such image: tables/pictures/red/0.png" in err
+    assert "tables/t.csv:2: no such image: tables/images/red/0.png" in err
     assert config.data.on_bad_row == "skip"
 
 
@@ -427,7 +427,7 @@ def test_encoding(folder):
 
 def test_no_tensorflow_is_loaded(folder):
     write_csv(folder / "t.csv", 40)
-    write_images(folder / "pictures")
+    write_images(folder / "images")
     np.savez(folder / "a.npz", x=np.zeros((30, 8, 8, 3), np.uint8), y=np.arange(30) % 10)
     code = (
         "import sys, tfft.cli.__main__ as m\n"
@@ -436,7 +436,7 @@ def test_no_tensorflow_is_loaded(folder):
         "except SystemExit as e: code = e.code\n"
         "print('CODE', code, sorted({'tensorflow', 'keras', 'transformers'} & set(sys.modules)))\n"
     )
-    for name in ("t.csv", "pictures", "a.npz"):
+    for name in ("t.csv", "images", "a.npz"):
         process = [sys.executable, "-c", code, f"--data={name}"]
         done = subprocess.run(process, capture_output=True, text=True, check=False)
         assert "CODE 0 []" in done.stdout, done.stdout + done.stderr

@@ -13,6 +13,7 @@ from tfft.cli import common
 from tfft.config.sections import ModelConfig
 from tfft.utils import console
 from tfft.utils.errors import UserError
+from tfft.utils.tensorflow_setup import load_tensorflow
 from tfft.utils.reading import expanded, printable
 
 flags.DEFINE_string("data", None, "a file, a glob, a folder of images, tfds:NAME or its folder")
@@ -58,7 +59,7 @@ def _draft(values: flags.FlagValues, output: str) -> tuple[str, tuple[str, ...],
         values.data, output, values.test, columns, values.backbone, values.encoding
     )
     if starter.source_of(values.data, values.encoding).source == "tfds":
-        common.load_tensorflow()
+        load_tensorflow()
     draft = starter.draft(request)
     return draft.text, draft.doubts, draft.summary
 
