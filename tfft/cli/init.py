@@ -13,8 +13,8 @@ from tfft.cli import common
 from tfft.config.sections import ModelConfig
 from tfft.utils import console
 from tfft.utils.errors import UserError
-from tfft.utils.tensorflow_setup import load_tensorflow
 from tfft.utils.reading import expanded, printable
+from tfft.utils.tensorflow_setup import load_tensorflow
 
 flags.DEFINE_string("data", None, "a file, a glob, a folder of images, tfds:NAME or its folder")
 flags.DEFINE_string("test", None, "the same for the test split; default: looked for beside --data")
