@@ -185,7 +185,10 @@ class Run:
             self._write_description()
 
     def export(
-        self, folder: Path | None = None, weight_dtype: str | None = None, republish: bool = True
+        self,
+        folder: str | Path | None = None,
+        weight_dtype: str | None = None,
+        republish: bool = True,
     ) -> Path:
         """Publish a verified SavedModel as a new version.
 
@@ -205,7 +208,8 @@ class Run:
             single.datasets = self.datasets
             return single.export(folder, weight_dtype, republish)
         sample, config = self._sample, self.config.export
-        dtype, folder = weight_dtype or config.weight_dtype, folder or self.workdir / "export"
+        dtype = weight_dtype or config.weight_dtype
+        folder = Path(folder) if folder is not None else self.workdir / "export"
         name, source = export.serving_config.model_name(self.workdir.name), self._digest(dtype)
         if not republish and (path := export.find_version(folder, source)) is not None:
             # An export that was killed after it published may not have cleaned up.
@@ -234,7 +238,7 @@ class Run:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         return digest.hexdigest()
 
-    def export_as(self, form: str, folder: Path | None = None) -> Path:
+    def export_as(self, form: str, folder: str | Path | None = None) -> Path:
         """Write the model in another format, verified on training rows.
 
         Args:
@@ -249,12 +253,11 @@ class Run:
 
         rows = self._sample[: self.config.export.verify_rows]
         precision = self.config.distribute.precision
+        folder = Path(folder) if folder is not None else self.workdir / form
         with self._merged(rows):
-            return formats.write(
-                form, self._servable, rows, folder or self.workdir / form, precision
-            )
+            return formats.write(form, self._servable, rows, folder, precision)
 
-    def export_huggingface(self, folder: Path | None = None) -> Path:
+    def export_huggingface(self, folder: str | Path | None = None) -> Path:
         """Write a checkpoint for transformers, with its tokenizer or image processor.
 
         Returns:

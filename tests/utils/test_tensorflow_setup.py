@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 
@@ -88,3 +89,15 @@ def test_an_import_by_tfft_is_silent():
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_tensorflow_of_a_tpu_has_another_name(monkeypatch):
+    def version(name):
+        if name != "tensorflow-tpu":
+            raise PackageNotFoundError(name)
+        return "2.20.0"
+
+    monkeypatch.setattr(tensorflow_setup, "version", version)
+    assert tensorflow_setup.package_version("tensorflow") == "2.20.0"
+    with pytest.raises(PackageNotFoundError):
+        tensorflow_setup.package_version("keras")

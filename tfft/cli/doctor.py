@@ -3,13 +3,13 @@
 import os
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, requires
 
 from packaging.requirements import Requirement
 
 from tfft.cli import common
 from tfft.utils.errors import UserError
-from tfft.utils.tensorflow_setup import load_tensorflow, onednn_status
+from tfft.utils.tensorflow_setup import load_tensorflow, onednn_status, package_version
 
 
 def run() -> None:
@@ -34,7 +34,7 @@ def _check(requirement_line: str) -> str | None:
     requirement = Requirement(requirement_line)
     optional = requirement.marker is not None and "extra" in str(requirement.marker)
     try:
-        installed = version(requirement.name)
+        installed = package_version(requirement.name)
     except PackageNotFoundError:
         if not optional:
             return f"{requirement.name} is not installed: pip install '{requirement}'"

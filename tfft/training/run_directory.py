@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tfft.utils import console, files
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 from tfft.utils.reading import printable, read_json
+from tfft.utils.tensorflow_setup import package_version
 
 FACTS = "run.json"
 
@@ -120,9 +120,17 @@ def describe(result: Run, data: Datasets, schedule: TrainingSchedule) -> None:
     mask_table = masks.table(schedule.mask, schedule.starts)
     console.log(mask_table)
     write_atomic(result.workdir / "mask.txt", mask_table + "\n")
-    packages = ("tensorflow", "keras", "transformers", "tokenizers", "tensorflow-text", "numpy")
+    packages = (
+        "tfft",
+        "tensorflow",
+        "keras",
+        "transformers",
+        "tokenizers",
+        "tensorflow-text",
+        "numpy",
+    )
     facts = {
-        "versions": {"tfft": version("tfft"), **{name: version(name) for name in packages}},
+        "versions": {name: package_version(name) for name in packages},
         "python": platform.python_version(),
         "device": strategies.describe_devices(result.model.distribute_strategy),
         "git": _git_commit(),

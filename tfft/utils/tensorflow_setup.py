@@ -11,11 +11,14 @@ import re
 import sys
 import tempfile
 from collections.abc import Collection
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # CPUs with one of these have oneDNN on by default (tensorflow/core/util/util.cc, IsMKLEnabled).
 _ON_BY_DEFAULT = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
+# TensorFlow's wheels: for TPUs and for CPUs alone it comes under another name.
+_WHEELS = ("tensorflow", "tensorflow-tpu", "tensorflow-cpu")
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -66,3 +69,17 @@ def cpu_flags() -> Collection[str]:
     except (OSError, UnicodeDecodeError):
         return ()
     return match[1].split() if match else ()
+
+
+def package_version(name: str) -> str:
+    """Return the installed version of a package; `tensorflow` may be any of its wheels.
+
+    Raises:
+        importlib.metadata.PackageNotFoundError: it is not installed.
+    """
+    for candidate in _WHEELS if name == "tensorflow" else (name,):
+        try:
+            return version(candidate)
+        except PackageNotFoundError:
+            continue
+    raise PackageNotFoundError(name)
