@@ -4,6 +4,7 @@ All run in one process, through the same entry point as the console script.
 """
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -366,6 +367,17 @@ def test_each_command_has_a_module_and_short_help():
     for command in console.COMMANDS:
         code, out, _ = run_command(command, "--help")
         assert code == 0 and len(out.splitlines()) < 24
+        example = re.search(r"^Example:\n    tfft (\S+)(.*)$", out, re.MULTILINE)
+        assert example is not None and example[1] == command
+        arguments = example[2].split(" train ")[0].split()  # launch passes the others on
+        for flag in (a.split("=")[0] for a in arguments if a.startswith("--")):
+            assert f"\n  {flag}: " in out
+
+
+def test_help_shows_where_to_begin():
+    code, out, _ = run_command("--help")
+    assert code == 0 and "tfft init --data=" in out and "tfft train --config=" in out
+    assert all(f"\n  {command} " in out for command in console.COMMANDS)
 
 
 def test_commands_on_a_trained_run(setting, tiny, tmp_path):

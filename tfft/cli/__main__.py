@@ -76,7 +76,11 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "tfft COMMAND --help: flags of a command",
+            "To begin with a table of your own:",
+            "  tfft init --data=reviews.csv    # writes reviews.yaml",
+            "  tfft train --config=reviews.yaml",
+            "",
+            "tfft COMMAND --help: an example and the flags of a command",
         ]
     )
 

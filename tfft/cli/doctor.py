@@ -1,4 +1,8 @@
-"""Report what is installed and whether it works; exit with 2 if there is a problem."""
+"""Report what is installed and whether it works; exit with 2 if there is a problem.
+
+Example:
+    tfft doctor
+"""
 
 import os
 import shutil

@@ -1,6 +1,9 @@
-"""Metrics of a trained model on a split of its config, or on another file.
+"""Evaluate a trained model on a split of its config, or on another file.
 
-Prints them with intervals and baselines; with --output they are written as JSON too.
+Prints the metrics with intervals and baselines; with --output they are written as JSON too.
+
+Example:
+    tfft evaluate --workdir=runs/reviews --split=test
 """
 
 import json

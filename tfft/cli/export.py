@@ -1,6 +1,9 @@
 """Export a trained model.
 
 Formats: a verified SavedModel for TF Serving, a Hugging Face checkpoint, LiteRT, ONNX, `.keras`.
+
+Example:
+    tfft export --workdir=runs/reviews --format=huggingface
 """
 
 from pathlib import Path

@@ -1,6 +1,9 @@
 """Write a first config for data at hand, with a comment for each choice. Trains nothing.
 
 Looks at the first 2,000 rows. Flags override what cannot be decided.
+
+Example:
+    tfft init --data=reviews.csv --output=reviews.yaml
 """
 
 import re

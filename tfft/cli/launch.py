@@ -1,7 +1,10 @@
-"""Start several workers on this machine: tfft launch --workers=2 [--restarts=3] train --config=...
+"""Start several workers on this machine.
 
 The command and its flags are passed to every worker. When a worker fails, the others are
 stopped; with --restarts all are started again and resume from the last checkpoint.
+
+Example:
+    tfft launch --workers=2 --restarts=3 train --config=reviews.yaml
 """
 
 import sys

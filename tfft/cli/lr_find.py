@@ -1,4 +1,8 @@
-"""Find a learning rate: train a few steps at rising rates and plot the loss. Saves no weights."""
+"""Find a learning rate: train a few steps at rising rates and plot the loss. Saves no weights.
+
+Example:
+    tfft lr-find --config=reviews.yaml --output=rates.html
+"""
 
 from pathlib import Path
 

@@ -2,6 +2,9 @@
 
 Trains nothing. With --augmented, a sheet of training images is written, as the section
 `augmentation` changes them.
+
+Example:
+    tfft profile --config=reviews.yaml --output=profile.json
 """
 
 import json

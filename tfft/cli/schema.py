@@ -1,4 +1,8 @@
-"""Print the JSON schema of the YAML, with which editors complete and check it."""
+"""Print the JSON schema of the YAML, with which editors complete and check it.
+
+Example:
+    tfft schema > tfft.schema.json
+"""
 
 import json
 

@@ -1,6 +1,9 @@
 """Serve an export for development, with TF Serving's REST and gRPC interfaces.
 
 In production, TF Serving serves the same folder.
+
+Example:
+    tfft serve --workdir=runs/reviews --rest_api_port=8501
 """
 
 from pathlib import Path

@@ -1,6 +1,9 @@
 """Show the resolved config, the mask table and the estimated memory. Trains nothing.
 
 For a search: its search space, and the same for its default values.
+
+Example:
+    tfft show --config=reviews.yaml
 """
 
 from tfft.cli import common

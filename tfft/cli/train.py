@@ -2,6 +2,9 @@
 
 Run the same command to resume an interrupted run. With several workers, each learns of the others
 from TF_CONFIG, or from --workers and --worker.
+
+Example:
+    tfft train --config=reviews.yaml --workdir=runs/reviews --set=train.epochs=2
 """
 
 import json

@@ -1,6 +1,9 @@
 """Search for hyperparameters: try values of the search spaces in the YAML.
 
 Run the same command to resume. `best.yaml` in WORKDIR is a config for `tfft train`.
+
+Example:
+    tfft tune --config=search.yaml --workdir=runs/search --parallel=2
 """
 
 from absl import flags
