@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from tests.conftest import GOLDEN, WORDS, write_csv
-from tests.console import command
+from tests.console import run_command
 from tfft.config import Fraction, load, parse
 from tfft.methods import auto
 from tfft.starter import choices, header, labels, names
@@ -45,7 +45,7 @@ def folder(tmp_path, monkeypatch):
 
 def init(*arguments):
     """Run the command and return the config that it wrote, the text of it, and both outputs."""
-    code, out, err = command("init", *arguments)
+    code, out, err = run_command("init", *arguments)
     assert code == 0, err
     output = out.partition(": ")[0]
     with open(output, encoding="utf-8") as file:
@@ -57,14 +57,14 @@ def init(*arguments):
 
 
 def refused(expected, *arguments):
-    code, out, err = command("init", *arguments)
+    code, out, err = run_command("init", *arguments)
     assert code == 2 and not out, err
     assert len(err.splitlines()) == 1 and expected in err, err
 
 
 def train(path, *settings):
     overrides = [f"--set={s}" for s in ("train.epochs=1", "export.enabled=false", *settings)]
-    code, _, err = command("train", f"--config={path}", "--workdir=run", *overrides)
+    code, _, err = run_command("train", f"--config={path}", "--workdir=run", *overrides)
     assert code == 0, err
 
 
@@ -332,7 +332,7 @@ def test_paths_are_data(folder, name):
     config, *_ = init(f"--data={name}", "--output=c.yaml")
     assert config.data.train.path == name
     other = folder / "it's.yaml"
-    _, out, _ = command("init", f"--data={name}", f"--output={other.name}")
+    _, out, _ = run_command("init", f"--data={name}", f"--output={other.name}")
     assert """--config='it'"'"'s.yaml'""" in out
 
 
