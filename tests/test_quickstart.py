@@ -63,7 +63,7 @@ def test_recipe_of_a_slow_machine_has_fewer_rows(quickstart, tmp_path, monkeypat
     from tfft.config import load
     from tfft.training import advice
 
-    data = tmp_path / "a: folder"
+    data = tmp_path / "a: folder \N{GRINNING FACE}"
     data.mkdir()
     rows = [(f"text {i}", name) for i in range(50) for name in quickstart.LIBRARIES]
     for name in ("train", "test"):

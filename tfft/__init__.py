@@ -6,7 +6,7 @@
     run.metrics["test/accuracy"], run.predict(["raw text"])
     run = tfft.load("runs/config")
 
-Importing it loads no TensorFlow; the first use of `train` or `load` does.
+Importing it loads no TensorFlow; the first use of `train`, `load` or `SharedBackbone` does.
 """
 
 from __future__ import annotations

@@ -107,7 +107,8 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
     facts, totals = run_directory.read_facts(workdir), table.splitlines()[-1]
     report.model_card.write(workdir, config, facts, state, evaluations, totals)
     run_directory.finish(result, evaluations, state)
-    console.log(evaluate.table(evaluations, config.evaluate.confidence))
+    if evaluations:
+        console.log(evaluate.table(evaluations, config.evaluate.confidence))
     console.log(run_directory.contents(workdir, exported))
 
 

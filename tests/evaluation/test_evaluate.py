@@ -16,13 +16,13 @@ def test_splits_and_baselines_are_columns():
             "validation": evaluation(0.5, {"majority": {"accuracy": 0.2, "log_loss": 3.0}}),
             "test": evaluation(0.625, baselines, **interval),
         },
-        confidence=0.9,
+        confidence=0.975,
     )
     assert table.splitlines() == [
         "          validation  test                     majority",
         "accuracy  0.5000      0.6250 [0.2500, 0.7500]  0.1250",
         "log_loss  1.5000      1.5000                   2.0000",
-        "in brackets: 90% intervals; majority: baselines on test",
+        "in brackets: 97.5% intervals; majority: baselines on test",
     ]
 
 

@@ -16,7 +16,8 @@ AVX2, VNNI = "flags\t\t: fpu sse avx2 fma\n", "flags\t\t: avx2 avx512_vnni\n"
 def cpu(monkeypatch, tmp_path):
     """A function that sets the content of /proc/cpuinfo; the variable is unset."""
     monkeypatch.setattr(tensorflow_setup, "_CPUINFO", tmp_path / "cpuinfo")
-    monkeypatch.delenv(tensorflow_setup.ONEDNN, raising=False)
+    monkeypatch.setenv(tensorflow_setup.ONEDNN, "")  # so that it is restored afterwards
+    monkeypatch.delenv(tensorflow_setup.ONEDNN)
     return (tmp_path / "cpuinfo").write_text
 
 
@@ -73,6 +74,7 @@ def test_tensorflow_follows_the_import_of_tfft():
         "print(port.IsMklEnabled())"
     )
     environment = {k: v for k, v in os.environ.items() if k != tensorflow_setup.ONEDNN}
+    # With AVX512-VNNI the first case says nothing of tfft, the second does.
     for value, expected in ((None, "True"), ("0", "False")):
         variables = (
             environment if value is None else {**environment, tensorflow_setup.ONEDNN: value}
@@ -89,6 +91,46 @@ def test_an_import_by_tfft_is_silent():
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, env=variables, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+IMPORT = """
+import os, sys, types
+from concurrent.futures import ThreadPoolExecutor
+from tfft.utils import tensorflow_setup
+
+class Finder:
+    def find_spec(name, path=None, target=None):
+        from importlib.machinery import ModuleSpec
+        if name in ("tensorflow", "tensorflow_text"):
+            return ModuleSpec(name, Finder)
+
+    def create_module(spec):
+        return None
+
+    def exec_module(module):
+        import time
+        time.sleep(0.2)
+        os.write(2, b"noise of a library\\n") if sys.argv[1] != "closed" else None
+
+sys.meta_path.insert(0, Finder)
+with ThreadPoolExecutor(2) as pool:
+    for result in [pool.submit(tensorflow_setup.load_tensorflow) for _ in range(2)]:
+        result.result()
+tensorflow_setup.load_tensorflow()
+print("imported")
+if sys.argv[1] != "closed":
+    os.write(2, b"after it\\n")
+"""
+
+
+@pytest.mark.parametrize("stderr", ["open", "closed"])
+def test_threads_leave_standard_error_as_it_was(stderr):
+    command = [sys.executable, "-c", IMPORT, stderr]
+    if stderr == "closed":
+        command = ["sh", "-c", 'exec 2>&-; exec "$@"', "sh", *command]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    expected = "after it\n" if stderr == "open" else ""
+    assert (done.returncode, done.stdout, done.stderr) == (0, "imported\n", expected)
 
 
 def test_tensorflow_of_a_tpu_has_another_name(monkeypatch):

@@ -149,7 +149,8 @@ def table(evaluations: Mapping[str, Evaluation], confidence: float) -> str:
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    notes = [f"in brackets: {confidence:.0%} intervals"] if "[" in lines[1] else []
+    has_intervals = any("[" in line for line in lines[1:])
+    notes = [f"in brackets: {100 * confidence:g}% intervals"] if has_intervals else []
     notes += [f"{', '.join(baselines)}: baselines on {split}"] if baselines else []
     return "\n".join([*lines, *(["; ".join(notes)] if notes else [])])
 

@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -173,12 +174,13 @@ def contents(workdir: Path, exported: Path | None) -> str:
         workdir: run directory of a finished run.
         exported: folder of the exported version, if there is one.
     """
+    flag = f"--workdir={shlex.quote(str(workdir))}"
     lines = [
         f"report   {workdir / 'report.html'}",
-        f"weights  {workdir / 'best'}  (tfft predict --workdir={workdir} --input=FILE)",
+        f"weights  {workdir / 'best'}  (tfft predict {flag} --input=FILE)",
     ]
     if exported is not None:
-        lines.append(f"export   {exported}  (tfft serve --workdir={workdir})")
+        lines.append(f"export   {exported}  (tfft serve {flag})")
     return "\n".join([*lines, f"config   {workdir / 'config.yaml'}"])
 
 

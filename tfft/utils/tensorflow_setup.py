@@ -6,11 +6,13 @@ MiniLM by a quarter on an AMD EPYC (`TF_ENABLE_ONEDNN_OPTS=0 python benchmarks/t
 2026-11-30).
 """
 
+import contextlib
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Collection
+import threading
+from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -19,6 +21,8 @@ ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 _ON_BY_DEFAULT = {"avx512_vnni", "avx512_bf16", "avx_vnni", "amx_tile", "amx_int8", "amx_bf16"}
 # TensorFlow's wheels: for TPUs and for CPUs alone it comes under another name.
 _WHEELS = ("tensorflow", "tensorflow-tpu", "tensorflow-cpu")
+# Standard error belongs to the process: of two threads only one may redirect it.
+_IMPORT_LOCK = threading.Lock()
 _CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -44,15 +48,30 @@ def load_tensorflow() -> None:
     """Import TensorFlow and suppress the lines that its libraries write on import.
 
     They are written to the file descriptor before any log level takes effect, so standard error is
-    redirected; if the import fails, the captured lines are printed.
+    redirected; if the import fails, the captured lines are printed. If it ends the process, they
+    are lost: `import tensorflow` by itself shows them.
     """
-    with tempfile.TemporaryFile() as captured:
-        sys.stderr.flush()
+    with _IMPORT_LOCK, contextlib.ExitStack() as stack:
+        if "tensorflow" not in sys.modules:
+            stack.enter_context(_captured_stderr())
+        import tensorflow  # noqa: F401
+        import tensorflow_text  # noqa: F401
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[None]:
+    """Discard what is written to the descriptor of standard error, unless there is an exception."""
+    try:
         stderr = os.dup(2)
+    except OSError:  # closed, as in a daemon
+        yield
+        return
+    with tempfile.TemporaryFile() as captured:
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os.dup2(captured.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
-            import tensorflow_text  # noqa: F401
+            yield
         except BaseException:
             captured.seek(0)
             os.write(stderr, captured.read())
@@ -72,7 +91,8 @@ def cpu_flags() -> Collection[str]:
 
 
 def package_version(name: str) -> str:
-    """Return the installed version of a package; `tensorflow` may be any of its wheels.
+    """Return the installed version of a package; `tensorflow` may be its wheel for TPUs or
+    for CPUs alone.
 
     Raises:
         importlib.metadata.PackageNotFoundError: it is not installed.
