@@ -51,8 +51,8 @@ RECIPE = """\
 # Which of eight libraries is a docstring's first sentence from? MiniLM (6 layers, 384 wide), every
 # layer trained. Written by examples/quickstart.py for this machine, where a training step takes
 # about {milliseconds:.0f} ms per row: {rows:,} of {all_rows:,} rows in {epochs} epochs.
-# On a slow machine it takes fewer rows, not fewer trained layers: with all layers trained on 800 rows
-# MiniLM leads TF-IDF by 6 points, with the top two blocks on 1,600 rows by 4 (2026-11-30).
+# On a slow machine it takes fewer rows, not fewer trained layers: on 800 rows with all layers
+# trained MiniLM leads TF-IDF by 6 points, on 1,600 rows with the top two blocks by 4 (2026-11-30).
 #
 # Change it and train again:
 #   tfft train --config={path} --workdir={workdir}_2
@@ -85,8 +85,8 @@ def main() -> None:
         # In a process of its own, which gives the memory and the device back.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             pool.submit(write_recipe, recipe, data, workdir).result()
-    elif rows := re.search(r"train_(\d+)\.csv", recipe.read_text(encoding="utf-8")):
-        write_smaller_table(data, int(rows[1]))
+    elif match := re.search(r"train_(\d+)\.csv", recipe.read_text(encoding="utf-8")):
+        write_smaller_table(data, int(match[1]))
     print(recipe.read_text(encoding="utf-8").split("\ndata:")[0], flush=True)
 
     if exit_code := tfft("train", f"--config={recipe}", f"--workdir={workdir}"):
