@@ -140,8 +140,8 @@ def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
 
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) -> tuple[Phase, ...]:
     """Quantize kernels, attach LoRA to every target; train the adapters and the head."""
-    # A fused layer has several targets and one kernel, so layers are taken once.
     targets = injection.select_targets(model, config.quantize, "method.quantize")
+    # A fused layer has several targets and one kernel, so layers are taken once.
     for layer in {id(t.layer): t.layer for t in targets}.values():
         injection.replace_kernel(
             layer,
