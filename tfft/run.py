@@ -127,6 +127,7 @@ class Run:
         Raises:
             UserError: the config has no such split.
         """
+        # Through the constructor, which validates the changes; `model_copy` does not.
         config = EvaluateConfig(**{**self.config.evaluate.model_dump(), **changes})
         datasets = self.datasets
         dataset = getattr(datasets, split, None)
@@ -156,6 +157,7 @@ class Run:
         if config.test_time_augmentation == "mirrored":
             mirrored_rows = model_inputs.MirroredRows(rows)
             mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
+            # Probabilities are averaged, not logits; back to logits, which the metrics take.
             mean = (self.task.probabilities(logits) + self.task.probabilities(mirrored_logits)) / 2
             logits = self.task.to_logits(mean)
         seed, thresholds = self.config.train.seed, self.thresholds
@@ -216,6 +218,7 @@ class Run:
             remove_abandoned(folder, "export")
             export.serving_config.write(folder, name, self._servable)
             return path
+        # Adapters are merged before the weights are rounded, so each kernel is rounded once.
         with self._merged(sample[: config.verify_rows]), self._rounded(dtype) as stored_weights:
             path = export.publish(
                 self._servable,
@@ -227,6 +230,7 @@ class Run:
                 self._training_inputs,
                 source,
             )
+        # The serving configuration last: it must name a version that exists.
         export.serving_config.write(folder, name, self._servable)
         return path
 
@@ -395,11 +399,14 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
             ModelConfig, config.model.model_dump() | {"backbone": backbone}, str(workdir)
         )
         config = config.model_copy(update={"model": model})
+    # 1. All weights are in `best/`: only the architecture is rebuilt.
     if description["trained"] is None:
         with library_errors(f"{workdir}: the backbone in best/{DESCRIPTION} cannot be built"):
             loaded = backbones.rebuild(description["backbone"], config.distribute.precision)
+        # The rebuilt backbone has no pretrained weights to digest.
         loaded = replace(loaded, fingerprint=description["fingerprint"])
     else:
+        # 2. Only changed weights are: the backbone comes from its files, which must be the same.
         try:
             loaded = backbones.load(config.model, config.distribute.precision)
         except UserError as error:
@@ -423,6 +430,7 @@ def build_on_backbone(
         backbone: the backbone that it was trained on.
     """
     task, labels = TASKS[config.task.name], description["labels"]
+    # The same steps as in the training, without surgery: its results are among the weights.
     model = assemble(backbone, task, config.task, labels)
     model_stages = stages(backbone, model)
     # The method injects its layers again; `load_weights` then gives them the trained values.

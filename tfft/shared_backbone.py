@@ -39,8 +39,10 @@ class SharedBackbone:
     def __init__(self, backbone: str, precision: str = "float32"):
         self._backbone = backbones.load(ModelConfig(backbone=backbone), precision)
         weights = self._backbone.model.weights
+        # Copies: `add` and `use` overwrite the variables in place.
         self._pretrained = {v.path: np.array(ops.convert_to_numpy(v)) for v in weights}
         self._runs: dict[str, Run] = {}
+        # Adapters of the runs that are not attached, and the changed backbone weights of each run.
         self._records: dict[str, injection.Record] = {}
         self._values: dict[str, dict[str, np.ndarray]] = {}
         self._attached: str | None = None
@@ -78,6 +80,7 @@ class SharedBackbone:
         self._detach()  # a method must be applied to the pretrained backbone
         run = runs.build_on_backbone(Path(workdir), config, description, self._backbone)
         trained = set(description["trained"])
+        # Adapters and head are variables of the run; here only what it changed in the backbone.
         self._values[name] = {
             v.path: np.array(ops.convert_to_numpy(v))
             for v in self._backbone.model.weights
@@ -95,6 +98,7 @@ class SharedBackbone:
             raise UserError(f"adapters: no run is named {name!r}{nearest(name, self._runs)}")
         if self._attached != name:
             self._detach()
+            # The layers are shared, so the adapters of one run only may be attached.
             injection.reattach(self._records.pop(name))
             self._assign(self._values[name])
             self._attached = name
@@ -110,6 +114,7 @@ class SharedBackbone:
             return
         name, self._attached = self._attached, None
         self._records[name] = injection.detach(self._runs[name].model)
+        # Only what the run had changed.
         self._assign({path: self._pretrained[path] for path in self._values[name]})
 
     def _assign(self, values: dict[str, np.ndarray]) -> None:

@@ -46,6 +46,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         gc.collect()  # a model, its graphs and its data form cycles: free those of earlier runs
         workers = strategies.workers()  # several where TF_CONFIG says so; the first one writes
         console.quiet(not workers.is_chief)
+        # Before the directory is opened, since the plain config is what it holds.
         config = advice.resolve(config, workdir)
         if workers.is_chief:
             run_directory.open_workdir(config, workdir)
@@ -56,6 +57,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
             require("tensorboard", "tensorboard")
 
         seed, train = config.train.seed, config.train
+        # Seeds before anything is drawn, the strategy before any variable.
         strategy = strategies.setup(config.distribute, seed, train.deterministic)
         fingerprint.require_equal_on_workers(strategy, fingerprint.settings(config))
         with strategy.scope():  # all variables are created here
@@ -84,12 +86,14 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
 def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: TrainingState) -> None:
     """Evaluate the best weights, export them and write the report."""
     config, workdir = result.config, result.workdir
+    # Never on test rows: the thresholds are part of the model.
     result.fit_thresholds(data.validation)
     evaluations = {
         name: result.evaluate_on(split, config.evaluate, data.train)
         for name in ("validation", "test")
         if (split := getattr(data, name)) is not None
     }
+    # Evaluation is collective (above); export and report are the chief's.
     if not strategies.workers().is_chief:
         return
     # `republish`: a run that was killed after its export has published these weights already.
@@ -106,6 +110,7 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
     report.write(workdir, config, state.history, evaluations, table, data, exported, images)
     facts, totals = run_directory.read_facts(workdir), table.splitlines()[-1]
     report.model_card.write(workdir, config, facts, state, evaluations, totals)
+    # Writes metrics.json, which marks the run as finished: last of all files.
     run_directory.finish(result, evaluations, state)
     if evaluations:
         console.log(evaluate.table(evaluations, config.evaluate.confidence))
@@ -114,6 +119,7 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
 
 def preview(config: Config) -> str:
     """Return the mask table and the memory estimate of a config as text; train nothing."""
+    # `prepare` does not write to the folder.
     result, _, plan, schedule = setup.prepare(config, Path("runs"))
     rows = _rows_at_once(config.train)
     width = plan.bucket_lengths[-1] if config.task.modality == "text" else None

@@ -41,6 +41,7 @@ def launch(command: Sequence[str], workers: int, restarts: int) -> int:
     for restart in range(restarts + 1):
         group = _WorkerGroup(command, workers)
         code, interrupted = group.run()
+        # 2 is a user error, which a restart would only repeat.
         if code == 0 or code == 2 or interrupted or restart == restarts:
             return code
         console.log(f"launch: restarting all {workers} workers ({restart + 1} of {restarts} times)")
@@ -93,6 +94,7 @@ class _WorkerGroup:
                     console.log(
                         f"launch: worker {index} {_describe_exit(code)}; stopping the others"
                     )
+                # A killed worker has no exit code of tfft; its run resumes like an interrupted one.
                 return code if code > 0 else INTERRUPTED
             if all(code == 0 for code in codes):
                 return 0
@@ -105,6 +107,7 @@ class _WorkerGroup:
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         """Send SIGTERM to all workers, on which they save their state."""
+        # Workers that end from now on were asked to, so their failure is not logged.
         self._interrupted = True
         for worker in self._workers:
             with contextlib.suppress(OSError):
@@ -112,6 +115,7 @@ class _WorkerGroup:
 
     def _stop(self) -> None:
         """Terminate the running workers, and kill those that do not end in time."""
+        # One deadline for all, since they save their state at the same time.
         deadline = time.monotonic() + GRACE_SECONDS
         for worker in self._workers:
             # After an interruption they have the signal already; a second one is not needed.
@@ -131,6 +135,7 @@ def _start_worker(
     environment = {**os.environ, "TF_CONFIG": json.dumps(tf_config)}
     # Each worker gets its share of the cores; by default each would use all of them.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    # `setdefault`: a value that the user has set is kept.
     environment.setdefault("TF_NUM_INTRAOP_THREADS", str(max(1, (cores or 1) // workers)))
     # In a new session, so that Ctrl-C in the terminal reaches the launcher only. It forwards one
     # signal to each worker.
@@ -139,6 +144,7 @@ def _start_worker(
         env=environment,
         stderr=subprocess.PIPE,
         text=True,
+        # Output that is not UTF-8 must not end the thread that reads it.
         errors="replace",
         start_new_session=True,
     )

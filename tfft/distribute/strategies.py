@@ -68,8 +68,10 @@ def workers() -> Workers:
         raise UserError(
             f"TF_CONFIG: must be JSON with cluster and task: {error}. Received: {text[:200]!r}"
         ) from None
+    # A TF_CONFIG without a cluster describes one worker.
     if not cluster:
         return Workers()
+    # Among them "ps": Keras 3 does not support ParameterServerStrategy.
     unsupported = set(sizes) - {"chief", "worker"}
     if unsupported:
         names = ", ".join(sorted(unsupported))
@@ -94,10 +96,12 @@ def setup(config: DistributeConfig, seed: int, deterministic: bool) -> tf.distri
     Raises:
         UserError: a device does not exist, or does not support the precision.
     """
+    # 1. The seeds. Under op determinism TensorFlow's random ops raise without one.
     keras.utils.set_random_seed(seed)
     if deterministic:
         # By default the order of additions depends on the threads, and so does the rounding.
         tf.config.experimental.enable_op_determinism()
+    # 2. The strategy. A CPU can be split only until TensorFlow has initialized its devices.
     kind = config.strategy if config.strategy != "auto" else _detect_strategy()
     strategy = _STRATEGIES[kind](config)
     _check_precision(config.precision, kind)
@@ -151,6 +155,7 @@ def _tpu(config: DistributeConfig) -> tf.distribute.Strategy:
             "distribute.tpu to the name of the TPU"
         )
     try:
+        # "local": the TPU of this machine, a TPU VM.
         resolver = tf.distribute.cluster_resolver.TPUClusterResolver(config.tpu or "local")
         tf.config.experimental_connect_to_cluster(resolver)
         tf.tpu.experimental.initialize_tpu_system(resolver)
@@ -180,6 +185,7 @@ def _check_devices(devices: Sequence[str]) -> list[str]:
         UserError: a device does not exist.
     """
     names = [_full_name(device) for device in devices]
+    # Split the CPU before `list_logical_devices` below initializes TensorFlow.
     cpus = [int(name.removeprefix("CPU:")) for name in names if name.startswith("CPU:")]
     if cpus and max(cpus) > 0:
         _split_cpu(max(cpus) + 1)
@@ -222,6 +228,7 @@ def _check_precision(precision: str, kind: str) -> None:
         )
     for gpu in gpus if precision == "mixed_bfloat16" else ():
         details = tf.config.experimental.get_device_details(gpu)
+        # Devices that do not say what they can do are not refused.
         capability = details.get("compute_capability", BFLOAT16_CAPABILITY)
         if capability < BFLOAT16_CAPABILITY:
             raise UserError(

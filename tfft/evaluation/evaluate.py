@@ -22,6 +22,7 @@ from tfft.utils.errors import UserError, require
 
 NUM_PREFETCHED = 2  # batches whose inputs are prepared in advance
 BASELINE_ROWS = 50_000  # training rows of a baseline at most
+# Not 0: the log loss of a row of such a class would be infinite.
 _MIN_PROBABILITY = float(np.exp(-30.0))  # probability of a class without training rows
 
 
@@ -67,12 +68,16 @@ def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: 
         batch_size: rows per batch.
     """
     strategy = model.distribute_strategy
+    # A model without replicas may be run by one worker alone (an export of the chief), so the rows
+    # are divided over the workers only where the model itself is distributed.
     is_distributed = strategy.num_replicas_in_sync > 1
     workers = strategies.workers() if is_distributed else strategies.Workers()
     logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
+    # Every n-th batch: all workers get short and long rows.
     planned_batches = batches.plan_sorted(split.lengths, batch_size)[workers.index :: workers.count]
     for batch, arrays in _prefetch(rows, planned_batches):
         logits[batch.positions] = model.predict_on_batch(arrays)
+    # The rows of other workers are zeros here, so the sum joins the parts exactly.
     return strategies.sum_over_workers(strategy, logits) if is_distributed else logits
 
 
@@ -84,6 +89,7 @@ def _prefetch(
         pending: deque[tuple[batches.Batch, Any]] = deque()
         for batch in planned_batches:
             pending.append((batch, pool.submit(rows.arrays, batch)))
+            # A bound, since `submit` would prepare all batches at once.
             if len(pending) > NUM_PREFETCHED:
                 ready, arrays = pending.popleft()
                 yield ready, arrays.result()
@@ -113,12 +119,14 @@ def evaluate(
         seed: seed of the bootstrap.
         thresholds: [C] for tasks with several labels per row, otherwise None.
     """
+    # 1. The metrics and their bootstrap intervals.
     values = dict(task.metrics(logits, split.labels, thresholds))
     if config.bootstrap:
         samples = task.bootstrap(logits, split.labels, config.bootstrap, seed, thresholds)
         for name, draws in samples.items():
             low, high = metrics.interval(draws, config.confidence)
             values |= {f"{name}/low": low, f"{name}/high": high}
+    # 2. What the report shows beyond them, and the baselines.
     details = task.details(logits, split.labels, thresholds)
     return Evaluation(
         metrics=values,
@@ -168,6 +176,7 @@ def _worst(
 ) -> list[dict[str, Any]]:
     """Return the `count` wrong rows with the highest losses."""
     wrong_positions, losses = np.flatnonzero(details.wrong), details.losses
+    # Stable: equal losses keep the order of the rows, so that two runs list the same ones.
     positions = wrong_positions[np.argsort(-losses[wrong_positions], kind="stable")][:count]
     return [
         {
@@ -183,6 +192,7 @@ def _baselines(
     train: Dataset, split: Dataset, task: Task, num_classes: int
 ) -> dict[str, dict[str, float]]:
     """Return the metrics of the class frequencies and of logistic regression on simple features."""
+    # Laplace's rule: one more row of each outcome, so that no share is 0 or 1.
     if task.multi_label:
         shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
     else:
@@ -202,6 +212,7 @@ def _baselines(
 
 def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
     """Return probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
+    # scikit-learn is an optional dependency; without it the caller logs why there is no baseline.
     linear_model = require("sklearn.linear_model", "baselines")
     positions = _baseline_positions(train)
     seen_classes = np.unique(train.labels[positions])
@@ -209,6 +220,7 @@ def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: 
     model = linear_model.LogisticRegression(max_iter=1000)
     model.fit(train_features, train.labels[positions])
     probabilities = np.zeros((len(split), num_classes))
+    # The columns of scikit-learn are the classes that it saw, in order.
     probabilities[:, seen_classes] = model.predict_proba(split_features)
     return probabilities.clip(_MIN_PROBABILITY)
 
@@ -235,12 +247,14 @@ def _baseline_positions(train: Dataset) -> np.ndarray:
     positions = np.arange(len(train))
     if len(positions) <= BASELINE_ROWS:
         return positions
+    # A fixed seed: the baseline does not change with the seed of the run.
     return np.sort(np.random.default_rng(0).choice(positions, BASELINE_ROWS, replace=False))
 
 
 def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
     """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
+    # A row may have two texts; the bag of words of both is one.
     train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
     return train_features, vectorizer.transform(
         " ".join(split.raw_row(i)) for i in range(len(split))

@@ -11,6 +11,7 @@ import numpy as np
 
 from tfft.data import Dataset, batches
 
+# Few rows: the probe decides `method: auto` before the training, in seconds.
 NUM_FITTED, NUM_HELD_OUT = 10, 10  # rows per class to fit and to hold out, at most
 MAX_ROWS = 4_000  # rows to fit and to hold out in total, at most
 RIDGE = 2.0**10  # penalty on the weights of standardised features, from the authors' code
@@ -54,14 +55,17 @@ def probe(
     if not len(held_out):
         return None
     positions = np.concatenate([fitted, held_out])
+    # A model of this output alone does not compute the others.
     vector = keras.Model(model.inputs, model.output["pooled"])
     features = np.zeros((len(positions), int(vector.output.shape[-1])), np.float32)
     index_of = {int(row): i for i, row in enumerate(positions)}
     lengths = split.lengths[positions]
+    # Positions among the drawn rows -> positions in the split.
     for batch in batches.plan_sorted(lengths, 32):
         batch_rows = batches.Batch(positions[batch.positions], batch.width)
         batch_features = vector.predict_on_batch(rows.arrays(batch_rows))
         features[[index_of[int(p)] for p in batch_rows.positions]] = batch_features
+    # The features of fitted rows come first, as in `positions`.
     num_fitted = len(fitted)
     held_out_labels = split.labels[held_out]
     scores = least_squares(
@@ -90,11 +94,12 @@ def least_squares(
         Scores, [M, C].
     """
     fitted_x, other_x = features.astype(np.float64), held_out.astype(np.float64)
+    # Of the fitted rows alone: the held-out rows must not enter the classifier.
     mean, deviation = fitted_x.mean(axis=0), np.maximum(fitted_x.std(axis=0), 1e-5)
     fitted_x, other_x = (fitted_x - mean) / deviation, (other_x - mean) / deviation
-    y = np.where(np.arange(classes) == labels[:, None], 1.0, -1.0)
+    y = np.where(np.arange(classes) == labels[:, None], 1.0, -1.0)  # [N, C]
     # Solve the smaller of two equivalent systems: D x D, or N x N with fewer rows than features.
-    offset = y.mean(axis=0)
+    offset = y.mean(axis=0)  # [C], the intercept, which is not penalised
     if len(fitted_x) < fitted_x.shape[1]:
         dual = np.linalg.solve(fitted_x @ fitted_x.T + RIDGE * np.eye(len(fitted_x)), y - offset)
         return other_x @ (fitted_x.T @ dual) + offset
@@ -112,6 +117,7 @@ def _draw_rows(labels: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray,
     fitted, held_out = [], []
     for label in np.unique(labels):
         class_rows = generator.permutation(np.flatnonzero(labels == label))
+        # At most half of a class, so that rows to hold out remain.
         num_first = min(num_fitted, (len(class_rows) + 1) // 2)
         fitted.append(class_rows[:num_first])
         held_out.append(class_rows[num_first : num_first + num_held_out])

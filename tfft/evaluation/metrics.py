@@ -16,6 +16,7 @@ BINS = 15
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Compute probabilities in float64, [N, C]."""
+    # Without the maximum, exp overflows from logits of 710 on.
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     exponentials = np.exp(shifted)
     return exponentials / exponentials.sum(axis=1, keepdims=True)
@@ -71,6 +72,7 @@ def confusion(predicted: np.ndarray, labels: np.ndarray, classes: int) -> Confus
 
 def _sums(counts: np.ndarray, keys: np.ndarray, classes: int) -> np.ndarray:
     """Return the sums of `counts` [..., K] over equal `keys` [K], float64 [..., classes]."""
+    # `reduceat` over sorted keys: `np.bincount` has no leading axes.
     order = np.argsort(keys, kind="stable")
     present, starts = np.unique(keys[order], return_index=True)
     sums = np.zeros((*counts.shape[:-1], classes))
@@ -85,6 +87,7 @@ def from_confusion(confusion: Confusion) -> dict[str, np.ndarray]:
     scikit-learn does when absent labels are not listed.
     """
     hits, support, predicted = confusion.hits(), confusion.by_true(), confusion.by_predicted()
+    # Also in a resample: the macro mean of a draw is over the classes that it holds.
     occurring = (support + predicted) > 0
     f1 = ratio(2 * hits, support + predicted)
     total = support.sum(axis=-1)
@@ -102,6 +105,7 @@ def from_confusion(confusion: Confusion) -> dict[str, np.ndarray]:
 def log_losses(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Compute the negative log-likelihood of each row's true class, [N]."""
     true_class_probabilities = probabilities[np.arange(len(labels)), labels]
+    # The smallest normal float64 in place of 0: a loss of 708, not infinity.
     return -np.log(np.maximum(true_class_probabilities, np.finfo(np.float64).tiny))
 
 
@@ -109,6 +113,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, np.n
     """Compute count, mean confidence and accuracy in `BINS` equal bins of the top probability."""
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
+    # Bins are open below and closed above, as in Guo et al.
     bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
     count = np.bincount(bins, minlength=BINS)
     return {
@@ -150,10 +155,13 @@ def bootstrap(
     """
     generator = np.random.default_rng(seed)
     probabilities = softmax(logits)
+    # 1. What depends on the confusion matrix: a multinomial sample of its cells.
     rows, classes = probabilities.shape
     count_metrics = _resampled_counts(
         confusion(probabilities.argmax(axis=1), labels, classes), draws, generator
     )
+    # 2. What needs the rows: loss and calibration. The gaps of a bin are summed before the absolute
+    # value, since |sum of (confidence - correct)| / rows is the bin's share of the error.
     losses = log_losses(probabilities, labels)
     confidence = probabilities.max(axis=1)
     gaps = confidence - (probabilities.argmax(axis=1) == labels)
@@ -184,13 +192,14 @@ def _resampled_counts(
 
 def chunks(draws: int, width: int) -> Iterator[int]:
     """Yield sizes that sum to `draws`, so that arrays [size, width] stay below 8 MiB of float64."""
-    largest = max(1, 2**20 // width)
+    largest = max(1, 2**20 // width)  # 2**20 float64 values are 8 MiB
     for start in range(0, draws, largest):
         yield min(largest, draws - start)
 
 
 def top_k(logits: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Return whether the true class is among the k with the largest logits, bool [N]."""
+    # The k best in any order; a full sort of thousands of classes is not needed.
     best = np.argpartition(-logits, k - 1, axis=1)[:, :k]
     return (best == labels[:, None]).any(axis=1)
 

@@ -15,6 +15,7 @@ DEFAULT_THRESHOLD = 0.5  # default threshold of a label
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Compute probabilities in float64, [N, C]."""
     x = logits.astype(np.float64)
+    # exp(-log(1 + exp(-x))): no overflow for large negative x.
     return np.exp(-np.logaddexp(0.0, -x))
 
 
@@ -77,6 +78,7 @@ class Ranking:
         self._truth = np.take_along_axis(truth, self._order, axis=0).astype(np.float64)
         # A threshold cannot separate equal probabilities: precision counts at the last of them.
         is_last_of_ties = np.vstack([ranked[1:] < ranked[:-1], np.ones((1, ranked.shape[1]), bool)])
+        # For each position the next one at which a run of equal probabilities ends, [N, C].
         positions = np.arange(len(ranked))[:, None]
         self._ends = np.minimum.accumulate(
             np.where(is_last_of_ties, positions, len(ranked))[::-1], axis=0
@@ -95,6 +97,7 @@ class Ranking:
         hits, total = (ranked_weights * self._truth).cumsum(axis=0), ranked_weights.cumsum(axis=0)
         precision = metrics.ratio(hits, total)
         at_end = np.take_along_axis(precision, self._ends, axis=0)
+        # R_n - R_n-1 is the weight of row n among the true rows.
         return metrics.ratio((ranked_weights * self._truth * at_end).sum(axis=0), hits[-1])
 
 
@@ -111,7 +114,9 @@ def thresholds(probabilities: np.ndarray, truth: np.ndarray) -> np.ndarray:
         ranked, is_true = probabilities[order, label], truth[order, label] > 0
         if not is_true.any() or is_true.all():
             continue
+        # F1 of predicting the first k rows, for each k: 2 hits / (predicted + true).
         f1 = 2 * is_true.cumsum() / (np.arange(1, len(is_true) + 1) + is_true.sum())
+        # No threshold lies between equal probabilities.
         f1[:-1][ranked[1:] == ranked[:-1]] = -1.0
         best = int(f1.argmax())
         next_probability = ranked[best + 1] if best + 1 < len(ranked) else 0.0
@@ -147,6 +152,7 @@ def headline(
 
     The mean average precision is over the labels that some row has.
     """
+    # Every row once; the bootstrap passes other weights.
     ones = np.ones(len(truth))
     counts = from_counts(by_label(predicted, truth, ones))
     precision = Ranking(probabilities, truth).average_precision(ones)
@@ -178,10 +184,12 @@ def bootstrap(
     indicators = _indicators(predicted, truth)
     parts: list[dict[str, np.ndarray]] = []
     for size in metrics.chunks(draws, max(truth.shape)):
+        # A resample as how often it draws each row, [size, N]: sums become matrix products.
         weights = generator.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
         sums = {name: weights @ array for name, array in indicators.items()}
         counts = from_counts(sums)
         mean_precision = np.empty(size)
+        # Average precision is no sum over rows, so each resample is computed by itself.
         for draw in range(size):
             has_rows = sums["true"][draw] > 0
             precision = ranking.average_precision(weights[draw])

@@ -14,6 +14,7 @@ from tfft.model import injection, masks
 from tfft.model.injection import Adapter, LinearTarget
 from tfft.spec import Method, Phase, Stage
 
+# Each pattern holds tfft's name of the layer and KerasHub's.
 _ATTENTION = r"(^|/)(attention/out|attention_output)$"
 _FEEDFORWARD = r"(^|/)(down|feedforward_output_dense)$"
 
@@ -45,7 +46,7 @@ class Bottleneck(Adapter):
 
     def transform_output(self, x, y, training):
         """Return y + up(act(down(y))), [..., outputs]."""
-        hidden = self._activation(ops.matmul(y, self.down) + self.down_bias)
+        hidden = self._activation(ops.matmul(y, self.down) + self.down_bias)  # [..., bottleneck]
         return y + ops.matmul(hidden, self.up) + self.up_bias
 
 

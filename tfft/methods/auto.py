@@ -94,6 +94,7 @@ def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         f"{facts.device}, {1000 * facts.seconds_per_row:.1f} ms per row and forward pass"
     )
     if facts.mean_tokens is not None:
+        # In this order: the method of images may raise the epochs, and the time depends on both.
         _choose_text_epochs(advice, facts)
         _choose_text_method(advice, facts)
     else:
@@ -157,6 +158,7 @@ def _choose_image_epochs(advice: Advice, facts: Facts, config: Config) -> None:
     """Choose batch size, epochs and MixUp by the number of rows alone (BiT's rule)."""
     rows = facts.num_rows
     steps = 500 if rows < MEDIUM else 10_000 if rows < LARGE else 20_000
+    # The number of steps is fixed, so a smaller batch means fewer epochs.
     batch = 32 if facts.device == "CPU" else 128
     epochs = max(5, math.ceil(steps * batch / rows))
     if rows < SMALL:  # without a bound, 20 rows would be repeated 800 times
@@ -210,6 +212,7 @@ def _fit_memory(advice: Advice, facts: Facts) -> None:
     if needed <= 0.6 * facts.free_memory:
         return
     advice.method = {"name": "lora"}
+    # `advice.rate`, not the rate chosen before: that one may be meant for layer decay.
     rate = 10 * advice.rate
     advice.optimizer = {"learning_rate": rate}
     advice.explain(
@@ -227,8 +230,10 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
     """
     if facts.time_limit is None:
         return
+    # The run takes the config's epochs where it sets them.
     epochs = config.train.epochs if "epochs" in config.train.model_fields_set else None
     epochs = epochs or advice.train["epochs"]
+    # 1. Everything fits.
     forward_seconds = facts.num_rows * facts.seconds_per_row
     limit = f"{facts.time_limit / 60:g} minutes"
     if STEP_COST * forward_seconds * epochs <= facts.time_limit:
@@ -237,12 +242,14 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
             f"within the limit of {limit}",
         )
         return
+    # 2. Fewer epochs, at least half of them.
     min_epochs = max(1, epochs // 2)
     max_epochs = int(facts.time_limit / (STEP_COST * forward_seconds))
     if max_epochs >= min_epochs and advice.method["name"] != "lora":
         advice.train["epochs"] = max_epochs
         advice.explain(f"epochs {max_epochs}", f"{epochs} would take longer than {limit}")
         return
+    # 3. The top blocks: one forward pass fills the cache, then only their share is computed.
     is_text = facts.mean_tokens is not None
     num_blocks = min(2 if is_text else 4, facts.num_blocks)
     share = num_blocks / max(1, facts.num_blocks)
@@ -283,6 +290,7 @@ def _format_duration(seconds: float) -> str:
 
 def _apply_advice(config: Config, advice: Advice) -> tuple[Config, list[str]]:
     """Return the config with the advice for values that it does not set, and all reasons."""
+    # Through plain data and `parse`, so that the result is validated like a config from a file.
     raw = config.model_dump(mode="json")
     raw["method"] = advice.method
     reasons = list(advice.reasons)

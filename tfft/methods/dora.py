@@ -25,7 +25,7 @@ class DoraAdapter(lora.LowRank):
         super().create(target)
         # Bound methods, so that each call reads the kernel in use.
         self._get_kernel, self._get_bias = target.kernel, target.bias
-        norms = np.linalg.norm(ops.convert_to_numpy(target.kernel()), axis=0)
+        norms = np.linalg.norm(ops.convert_to_numpy(target.kernel()), axis=0)  # [outputs]
         self.magnitude = self.add_weight(
             name="magnitude",
             shape=(target.outputs,),
@@ -37,6 +37,7 @@ class DoraAdapter(lora.LowRank):
         kernel = ops.cast(self._get_kernel(), "float32")
         product = ops.matmul(ops.cast(self.a, "float32"), ops.cast(self.b, "float32"))
         adapted = kernel + self.scale * product
+        # Section 4.3: a constant in the backward pass, which saves the memory of its gradient.
         norms = ops.stop_gradient(ops.sqrt(ops.sum(ops.square(adapted), axis=0)))
         norms = ops.maximum(norms, _EPSILON)
         factor = ops.cast(ops.cast(self.magnitude, "float32") / norms, self.compute_dtype)

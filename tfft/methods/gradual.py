@@ -23,6 +23,7 @@ def apply(_: Any, stages: tuple[Stage, ...], config: GradualMethod) -> tuple[Pha
         plan = _top_down_plan(stages, config)
     phases, trainable = [], []
     for start, names, rate in plan:
+        # The new rules come first, so that a plan may name a stage again with another rate.
         trainable = [Rule(name, True, rate, _ORIGIN) for name in names] + trainable
         frozen = Rule("*", trainable=False, origin=_ORIGIN)
         # Once every stage has a rule, a rule for the rest would be dead, which is an error.
@@ -47,6 +48,7 @@ def _top_down_plan(
     groups[0] = [*above, *groups[0]]
     if below:
         groups.append(below)
+    # The head at the full rate; group i has the factor of its depth, counted in stages.
     plan = [(Duration(0, "steps"), [stages[-1].name], 1.0)]
     interval = config.every
     for i, group in enumerate(groups, 1):

@@ -60,12 +60,14 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: Ia3Method) -> t
     input_targets = injection.select_targets(model, config.feedforward, "method.feedforward")
     for target in input_targets:
         if not target.is_whole_layer:
+            # Scaling the input of one part of a fused layer would scale that of the others too.
             raise UserError(
                 "method.feedforward: must match layers that share their input with no other. "
                 f"Received: {target.name}"
             )
     names = {target.name for target in input_targets}
     output_targets = injection.select_targets(model, config.targets, "method.targets")
+    # The patterns may overlap; a target gets one vector.
     output_targets = [target for target in output_targets if target.name not in names]
     injection.attach(output_targets, lambda target: OutputScale(dtype=target.policy, name="ia3"))
     injection.attach(input_targets, lambda target: InputScale(dtype=target.policy, name="ia3"))

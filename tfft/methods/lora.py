@@ -47,7 +47,9 @@ class LowRank(Adapter):
 
     def product(self, x, training):
         """Return s (x A) B, [..., outputs]."""
+        # On the low-rank path only: the pretrained product sees the whole input.
         x = self.dropout(x, training=training)
+        # (x A) B, not x (A B): the width in between is `rank`.
         return ops.matmul(ops.matmul(x, self.a), self.b) * self.scale
 
     def merge(self, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -57,6 +59,7 @@ class LowRank(Adapter):
     def delta(self) -> np.ndarray:
         """Return s A B, float32 [inputs, outputs]."""
         a, b = ops.convert_to_numpy(self.a), ops.convert_to_numpy(self.b)
+        # float64, so that the product is rounded once.
         return (self.scale * (a.astype(np.float64) @ b)).astype(np.float32)
 
 

@@ -28,6 +28,7 @@ class Prefix(keras.layers.Layer):
         super().__init__(**kwargs)
         self._length = length
         shape = (heads, length, size)
+        # Not zero, so `identity=False` below: attention to the prefix changes the output at once.
         initializer = keras.initializers.RandomNormal(stddev=0.02)
         self.key = self.add_weight(name="key", shape=shape, initializer=initializer)
         self.value = self.add_weight(name="value", shape=shape, initializer=initializer)
@@ -45,7 +46,7 @@ class Prefix(keras.layers.Layer):
             The three with P + T positions.
         """
         return (
-            ops.concatenate([_repeat_for_rows(self.key, key), key], axis=2),
+            ops.concatenate([_repeat_for_rows(self.key, key), key], axis=2),  # [B, H, P + T, d]
             ops.concatenate([_repeat_for_rows(self.value, value), value], axis=2),
             # A bias of 0: every token attends to the prefix.
             None if bias is None else ops.pad(bias, [*[(0, 0)] * 3, (self._length, 0)]),
@@ -64,10 +65,12 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
     Raises:
         UserError: the model has no attention layer of tfft's own architectures.
     """
+    # Only tfft's own attention reads the attribute `prefix`.
     attentions = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
     if not attentions:
         raise UserError("method: prefix needs a transformer loaded with hf:")
     for attention in attentions:
+        # The path of the block's variables, so that the prefix belongs to the block's stage.
         path = attention.qkv.kernel.path.removesuffix("/qkv/kernel")
         with injection.variable_scope(path):
             prefix = Prefix(

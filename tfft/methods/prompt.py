@@ -54,14 +54,17 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
     if config.start == "vocabulary":
 
         def initializer(shape, dtype=None):
+            # Lester et al., section 3.2: sampled embeddings are a better start than random vectors.
             ids = keras.random.randint([config.length], 0, vocabulary)
             return ops.cast(ops.take(embeddings.token.embeddings, ids, axis=0), dtype)
 
+    # Below `embeddings/`, so that the prompt belongs to the stage of the embeddings.
     with injection.variable_scope("embeddings"):
         prompt = Prompt(
             config.length, width, initializer, dtype=embeddings.dtype_policy, name="prompt"
         )
     injection.install(embeddings, "prompt", prompt)
+    # The other layers need the length only: the mask grows by it, the features leave it out.
     for layer in layers:
         if isinstance(layer, AttentionBias | WithoutPrompt):
             injection.install(layer, "prompt", config.length)

@@ -65,10 +65,12 @@ class QuantizedKernel(keras.layers.Layer):
             kernel = ops.cast(decode(_read_after(x, codes), scales, *settings), x.dtype)
 
             def gradient(*args, upstream=None):
+                # `keras.ops.custom_gradient`: TensorFlow passes the upstream gradient by position.
                 upstream = args[0] if upstream is None else upstream
                 kernel = ops.cast(
                     decode(_read_after(upstream, codes), scales, *settings), upstream.dtype
                 )
+                # The gradient of x alone; the codes are integers and have none.
                 return tf.linalg.matmul(upstream, kernel, transpose_b=True)
 
             return ops.matmul(x, kernel), gradient
@@ -100,19 +102,22 @@ def encode(kernel: np.ndarray, bits: int, group: int) -> tuple[np.ndarray, np.nd
         [ceil(inputs / 2), outputs] with 4; an odd number of inputs is padded by a row of zeros.
         Scales are float32 [groups, outputs].
     """
+    # Symmetric: -128 and -8 are not used, so 0 is exact and needs no zero point.
     levels = 127 if bits == 8 else 7
     inputs, outputs = kernel.shape
     groups = -(-inputs // group)
+    # Zeros in the last, shorter group do not change its largest value.
     padded = np.zeros((groups * group, outputs), np.float32)
     padded[:inputs] = kernel
     grouped = padded.reshape(groups, group, outputs)
     scales = np.abs(grouped).max(axis=1) / levels
-    divisors = np.where(scales == 0, 1, scales)[:, None, :]
+    divisors = np.where(scales == 0, 1, scales)[:, None, :]  # [groups, 1, outputs]
     codes = np.rint(grouped / divisors).reshape(-1, outputs)[:inputs].astype(np.int8)
     if bits == 8:
         return codes, scales.astype(np.float32)
     if inputs % 2:
         codes = np.concatenate([codes, np.zeros((1, outputs), np.int8)])
+    # Two inputs in a byte, shifted to 1..15: the even input in the low bits.
     low, high = (codes[0::2] + 8).astype(np.uint8), (codes[1::2] + 8).astype(np.uint8)
     return low | (high << 4), scales.astype(np.float32)
 
@@ -136,6 +141,7 @@ def decode(codes, scales, bits: int, group: int, shape: tuple[int, int]):
 def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) -> tuple[Phase, ...]:
     """Quantize kernels, attach LoRA to every target; train the adapters and the head."""
     targets = injection.select_targets(model, config.quantize, "method.quantize")
+    # A fused layer has several targets and one kernel, so layers are taken once.
     for layer in {id(t.layer): t.layer for t in targets}.values():
         injection.replace_kernel(
             layer,
@@ -150,4 +156,5 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: QloraMethod) ->
     return masks.head_and_matches(stages, "re:/lora/[^/]+$", "qlora")
 
 
+# Rounding the kernels changes the output before the first step.
 METHOD = Method("qlora", apply, identity=False)

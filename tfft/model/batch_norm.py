@@ -28,8 +28,12 @@ def freeze(model: keras.Model) -> None:
     Gamma and beta stay as trainable as the mask makes them.
     """
     for layer in layers(model):
+        # Replace `call`, not `trainable`: a BatchNorm layer with `trainable = False` would freeze
+        # gamma and beta too. Keras' `__call__` looks `call` up at each call.
         original = layer.call
 
+        # `original` is a default argument, because the closure would see the last layer of the
+        # loop.
         def call(inputs: Any, training: Any = None, mask: Any = None, original=original) -> Any:
             return original(inputs, training=False, mask=mask)
 
@@ -60,6 +64,8 @@ def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
             "those inside a SavedModel support frozen and train. Received: adapt"
         )
     for batch in batches:
+        # Inference mode: every recorder sees what it would see with the old statistics, and `call`
+        # runs eagerly, as the conversion to numpy below needs.
         model(batch, training=False)
     for recorder in recorders.values():
         recorder.assign()
@@ -77,7 +83,7 @@ class _MomentRecorder:
         # float64, since the variance below is a difference of large sums.
         x = np.asarray(ops.convert_to_numpy(inputs), np.float64)
         axis = self._layer.axis % x.ndim
-        x = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])
+        x = np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis])  # [B * H * W, C]
         self._count += len(x)
         self._sum, self._squares = self._sum + x.sum(0), self._squares + (x**2).sum(0)
         return self._original_call(inputs, training=training, mask=mask)
@@ -89,6 +95,7 @@ class _MomentRecorder:
         if not self._count:
             return
         mean = self._sum / self._count
+        # The biased variance, E[x^2] - E[x]^2; rounding can make it slightly negative.
         variance = np.maximum(self._squares / self._count - mean**2, 0)
         old_mean = np.asarray(ops.convert_to_numpy(layer.moving_mean), np.float64)
         old_variance = np.asarray(ops.convert_to_numpy(layer.moving_variance), np.float64)

@@ -48,6 +48,7 @@ def loop_in_graph(
         def timed() -> tuple[Any, tf.Tensor]:
             start = _now()
             data = iterator.get_next_as_optional()
+            # The second reading of the clock must run after the batch has arrived.
             with tf.control_dependencies([data.has_value()]):
                 return data, (_now() - start) * tf.cast(interval, tf.float64)
 
@@ -55,6 +56,8 @@ def loop_in_graph(
             return iterator.get_next_as_optional(), tf.constant(0.0, tf.float64)
 
         def body(count: tf.Tensor, _: tf.Tensor, loss: Any, skipped: Any, wait: Any) -> Any:
+            # An optional in place of `get_next`: the end of the data is a value and not an error,
+            # so the loop can stop inside of the graph after an incomplete number of steps.
             data, seconds = tf.cond(count % interval == 0, timed, untimed)
             has_data = data.has_value()
             wait += seconds
@@ -66,6 +69,7 @@ def loop_in_graph(
             new_count, loss, skipped = tf.cond(has_data, step, lambda: (count, loss, skipped))
             return new_count, has_data, loss, skipped, wait
 
+        # The state: steps done, whether there may be more data, last loss, skipped steps, seconds.
         zero = tf.constant(0)
         state = (zero, tf.constant(True), tf.constant(0.0), zero, tf.constant(0.0, tf.float64))
         result = tf.while_loop(

@@ -45,6 +45,7 @@ class LinearTarget:
     @property
     def is_whole_layer(self) -> bool:
         """Whether the target is its entire layer, not a part of a fused one."""
+        # Adapters of input need this: the parts of a fused layer share their input.
         return self.outputs == _hook(self.layer).outputs
 
     @property
@@ -96,6 +97,7 @@ def linear_targets(model: keras.Model) -> list[LinearTarget]:
         for layer in model._flatten_layers(include_self=False)
         if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense) and layer.built
     ]
+    # The order of `weights` is that of the graph, bottom to top.
     layers.sort(key=lambda layer: index.get(layer.variables[0].path, len(index)))
     return [target for layer in layers for target in _targets_of_layer(layer)]
 
@@ -111,6 +113,7 @@ def select_targets(model: keras.Model, pattern: str, key: str) -> list[LinearTar
     Raises:
         UserError: `pattern` is not a regular expression, or matches no target.
     """
+    # The head is trained anyway.
     targets = [t for t in linear_targets(model) if not t.name.startswith("head/")]
     try:
         selected = [t for t in targets if re.search(pattern, t.name)]
@@ -144,6 +147,7 @@ def attach(
         adapter = make_adapter(target)
         with variable_scope(target.name):
             adapter.create(target)
+        # `create` made the variables, and `call` is never used, so Keras would never set this.
         adapter.built = True
         hook = _hook(target.layer)
         hook.adapters.append((target, adapter))
@@ -154,6 +158,7 @@ def attach(
 
 def install(layer: keras.layers.Layer, attribute: str, value: Any) -> None:
     """Set an attribute that a layer reads (a prefix, a prompt), so that `detach` can undo it."""
+    # Through `__dict__`: Keras would track the layers in an assigned dictionary.
     installed = layer.__dict__.setdefault("_tfft_installed", {})
     installed[attribute] = (getattr(layer, attribute), value)
     _set_attribute(layer, attribute, value)
@@ -167,6 +172,7 @@ def detach(model: keras.Model) -> "Record":
         hook.adapters = []
         hook.track()
     installed = []
+    # `pop`: `reattach` installs the attributes again, and records the original values anew.
     for layer in model._flatten_layers(include_self=False):
         for attribute, (original, value) in layer.__dict__.pop("_tfft_installed", {}).items():
             installed.append((layer, attribute, value))
@@ -205,6 +211,8 @@ def merged(model: keras.Model) -> Iterator[list[str]]:
     saved = []
     for hook in _hooks(model):
         if hook.adapters and (values := hook.merged_values()) is not None:
+            # The values before the merge are copied and assigned back: subtracting the delta would
+            # round.
             saved.append((hook, hook.adapters, hook.exchange(*values)))
             hook.adapters = []
             hook.track()
@@ -282,26 +290,31 @@ class LinearHook:
 
     def __call__(self, inputs: Any, training: Any = None) -> Any:
         """Compute the layer's output with its adapters; same shapes as the original call."""
+        # None, Keras' value outside of a training loop, means inference.
         training = bool(training)
         if not self.adapters:
+            # Nothing attached: no reshaping, so the graph is that of the original layer.
             return self.activation(self._product(inputs, training))
-        x = self._flatten(inputs, self.inputs)
+        x = self._flatten(inputs, self.inputs)  # [..., inputs]
         for _, adapter in self.adapters:
             x = adapter.transform_input(x, training)
-        y = self._product(self._restore_shape(x, inputs), training)
+        y = self._product(self._restore_shape(x, inputs), training)  # with bias
         shape = ops.shape(y)
-        parts = self._split(self._flatten(y, self.outputs))
+        parts = self._split(self._flatten(y, self.outputs))  # (column, [..., width])
         for target, adapter in self.adapters:
             index = next(i for i, (start, _) in enumerate(parts) if start == target.start)
             parts[index] = (
                 target.start,
                 adapter.transform_output(x, parts[index][1], training),
             )
+        # Columns without an adapter are parts too, so the parts always add up to the layer's
+        # output.
         y = ops.concatenate([p for _, p in parts], -1) if len(parts) > 1 else parts[0][1]
         return self.activation(ops.reshape(y, shape))
 
     def replace_matmul(self, replacement: Any) -> None:
         """Use `replacement.product` for the product, and track the replacement layer."""
+        # `_layers` directly: `setattr` refuses new layers once the owner is built.
         self.layer._layers.append(replacement)
         self._replacement = replacement
 
@@ -312,6 +325,8 @@ class LinearHook:
         y = self._replacement.product(self._flatten(inputs, self.inputs), training)
         bias = self.layer.bias
         if bias is not None:
+            # The bias of an EinsumDense may be [H, d]; here it is [outputs], and the reshape
+            # restores it.
             y = y + ops.cast(ops.reshape(bias, [-1]), y.dtype)
         tail = [self.outputs] if bias is None else bias.shape
         return ops.reshape(y, [*ops.shape(y)[:-1], *tail])
@@ -333,6 +348,7 @@ class LinearHook:
 
     def merged_values(self) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Return kernel and bias with all adapters merged; None if an adapter cannot be merged."""
+        # `replace_kernel` deleted the kernel (qlora): there is nothing to merge into.
         if self.layer._kernel is None:
             return None
         kernel = np.array(ops.convert_to_numpy(self.kernel()), np.float32)
@@ -340,6 +356,7 @@ class LinearHook:
         bias = np.zeros(self.outputs, np.float32)
         if layer_bias is not None:
             bias = np.array(ops.convert_to_numpy(layer_bias), np.float32).reshape(-1)
+        # In order of attachment, each on the result of those before, as in the forward pass.
         for target, adapter in self.adapters:
             values = adapter.merge(kernel[:, target.columns], bias[target.columns])
             if values is None:

@@ -48,6 +48,8 @@ def statistics(model: keras.Model) -> frozenset[str]:
 
     These are the statistics of BatchNorm and the codes of quantized kernels.
     """
+    # The private list holds what was created with `trainable=False`. The public property also
+    # returns what a mask has frozen, and no later phase could train it again.
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Layer)]
     return frozenset(v.path for layer in layers for v in layer._non_trainable_variables)
 
@@ -55,8 +57,11 @@ def statistics(model: keras.Model) -> frozenset[str]:
 def set_trainable(model: keras.Model, mask: Mask) -> None:
     """Set `trainable` on the layers and variables of `model` as the mask says."""
     trainable = {entry.path for entry in mask.entries if entry.trainable}
+    # Unfreeze all first: `trainable` of a variable is set below only where it is False, and an
+    # earlier phase may have frozen it.
     model.trainable = True
     _set_layers(model, trainable)
+    # Last, since setting a layer's `trainable` overwrites that of its variables.
     for variable in model.weights:
         if variable.path not in trainable:
             variable.trainable = False
@@ -106,10 +111,13 @@ def decide(
         ValueError: a variable belongs to no stage, or to several.
     """
     paths = [path for path, _ in variables]
+    # 1. Which stage and which rules each variable belongs to.
     stage_of = _assign_stages(paths, stages)
     matched = {id(rule): _matches(rule, paths, stages) for rule in rules}
     owner = {p: next((r for r in rules if p in matched[id(r)]), None) for p in paths}
+    # 2. Refuse dead rules and uncovered variables before anything is decided.
     _audit(rules, matched, owner, stages)
+    # 3. One entry for each variable, in the model's order.
     entries = tuple(
         MaskEntry(
             path,
@@ -145,6 +153,7 @@ def table(mask: Mask, starts: Mapping[str, int] | None = None) -> str:
         entries = [e for e in mask.entries if e.stage == stage]
         trainable = [e for e in entries if e.trainable]
         rates = sorted({e.learning_rate for e in trainable})
+        # A stage may have several factors, where rules of `mask` split it.
         rate_text = ", ".join(f"{rate:.3g}" for rate in rates) or "frozen"
         if start := min((starts.get(e.path, 0) for e in trainable), default=0):
             rate_text += f" from step {start:,}"
@@ -185,6 +194,7 @@ def head_and_matches(stages: Sequence[Stage], match: str, method: str) -> tuple[
     """
     origin = f"method {method}"
     rules = (
+        # The first match decides, so the catch-all `*` comes last.
         Rule(stages[-1].name, trainable=True, origin=origin),
         Rule(match, trainable=True, origin=origin),
         Rule("*", trainable=False, origin=origin),
@@ -244,6 +254,7 @@ def _assign_stages(paths: Sequence[str], stages: Sequence[Stage]) -> dict[str, s
 def _matches(rule: Rule, paths: Sequence[str], stages: Sequence[Stage]) -> set[str]:
     """Return the paths that a rule matches: by stage name, `re:` expression or glob."""
     by_name = {stage.name: stage.pattern for stage in stages}
+    # A stage's name wins over a glob of the same text.
     if rule.match in by_name:
         pattern = re.compile(by_name[rule.match])
         return {path for path in paths if pattern.match(path)}
@@ -255,6 +266,7 @@ def _matches(rule: Rule, paths: Sequence[str], stages: Sequence[Stage]) -> set[s
                 f"mask: must be a regular expression after `re:`: {error}. Received: {rule.match!r}"
             ) from None
         return {path for path in paths if pattern.search(path)}
+    # `fnmatchcase`: `fnmatch` would fold case and slashes on Windows.
     return {path for path in paths if fnmatch.fnmatchcase(path, rule.match)}
 
 
@@ -288,12 +300,17 @@ def _audit(
 
 def _set_layers(parent: keras.layers.Layer, trainable: set[str]) -> None:
     """Set `trainable` from parents to leaves; a layer without weights follows its parent."""
+    # Not `_flatten_layers`: a layer without weights needs its parent.
     for layer in parent._layers:
         if layer.weights:
+            # Layers of a frozen stage run in inference mode (BatchNorm, dropout). One trainable
+            # variable keeps the layer trainable; its other variables are frozen one by one
+            # afterwards.
             layer.trainable = any(variable.path in trainable for variable in layer.weights)
         else:
             layer.trainable = parent.trainable
         if isinstance(layer, keras.layers.Dropout) or (
+            # Keras' other random layers (GaussianNoise, AlphaDropout) have no common base class.
             layer._seed_generators and _is_like_dropout(layer)
         ):
             _disable_when_frozen(layer)
@@ -310,11 +327,13 @@ def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
 
     Keras' dropout depends on `training` alone, and stays on in a frozen stage.
     """
+    # Once: masks are set in every phase, and each wrapper would call the one before.
     if "disabled_when_frozen" in dropout.__dict__:
         return
     original_call = dropout.call
 
     def call(inputs: Any, training: bool = False) -> Any:
+        # Read while the step is traced; each phase traces again.
         return original_call(inputs, training=training and dropout.trainable)
 
     dropout.call = call

@@ -36,6 +36,7 @@ def _outermost_layers(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]
     layers = []
     for child in parent._layers:
         paths = [v.path for v in child.weights]
+        # A layer without variables has no stage: its output is stored.
         if paths and any(all(p.match(path) for path in paths) for p in patterns):
             layers.append(child)
         else:
@@ -50,6 +51,8 @@ def _rematerialised_call(layer: keras.layers.Layer) -> Any:
     def call(*args: Any, training: bool = False, **kwargs: Any) -> Any:
         if not training:
             return original_call(*args, training=training, **kwargs)
+        # `tf.recompute_grad` takes positional tensors only, in a graph: a custom gradient there
+        # refuses keyword arguments. So tensors are pulled out of the structure and put back inside.
         flat = tree.flatten((args, kwargs))
         tensor_indices = [i for i, value in enumerate(flat) if tf.is_tensor(value)]
         # Drawn outside of `forward`, which runs twice and must drop the same units both times.

@@ -35,6 +35,7 @@ def make_local(optimizer: keras.optimizers.Optimizer) -> None:
                 setattr(opt, name, MethodType(getattr(BaseOptimizer, name), opt))
         opt._clip_gradients = MethodType(_clip_gradients, opt)
         if isinstance(opt, keras.optimizers.LossScaleOptimizer):
+            # `_tf_apply` wraps the `cond` over finite gradients in a `merge_call`.
             opt._tf_apply = opt._common_apply
         value = opt._iterations.value
         if isinstance(value, tf.distribute.DistributedValues):
@@ -53,8 +54,10 @@ def _with_inner(optimizer: keras.optimizers.Optimizer) -> Iterator[Any]:
 
 def _clip_gradients(self: Any, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     """Clip like Keras, with the global norm of `global_norm`."""
+    # Keras' precedence: `clipnorm` wins over `global_clipnorm`.
     if not self.global_clipnorm or self.clipnorm:
         return type(self)._clip_gradients(self, gradients)
+    # min(1, clipnorm / norm), without a division by a norm of 0.
     scale = self.global_clipnorm / tf.maximum(_get_norm(self, gradients), self.global_clipnorm)
     return [None if g is None else g * tf.cast(scale, g.dtype) for g in gradients]
 
@@ -84,5 +87,6 @@ def _get_norm(optimizer: Any, gradients: list[tf.Tensor]) -> tf.Tensor:
 
 def global_norm(gradients: list[tf.Tensor]) -> tf.Tensor:
     """Return the L2 norm of all gradients together, float32 []; None entries are skipped."""
+    # float32 also for half precision, in which squares overflow and long sums lose small terms.
     squares = [tf.reduce_sum(tf.square(tf.cast(g, tf.float32))) for g in gradients if g is not None]
     return tf.sqrt(tf.add_n(squares))

@@ -17,6 +17,7 @@ def generators(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
     unique: dict[int, keras.random.SeedGenerator] = {}
     for inner in layer._flatten_layers():
         for generator in getattr(inner, "_seed_generators", ()):
+            # Sublayers that share a generator must get one replacement, not two.
             unique.setdefault(id(generator), generator)
     return list(unique.values())
 
@@ -38,6 +39,7 @@ def fold_in_replica(model: keras.Model) -> Iterator[None]:
         replica_context = tf.distribute.get_replica_context()
         replica = tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
         folded = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), replica)
+        # The state itself advances equally in all replicas, so its copies stay equal.
         return tf.where(replica == 0, seed, tf.cast(folded, seed.dtype))
 
     all_generators = generators(model)
@@ -68,6 +70,8 @@ def _seed_sequence(seed: tf.Tensor) -> Any:
 
     def next_(ordered: bool = True) -> tf.Tensor:
         index = next(count)
+        # Keras advances the second element by 1 in each draw. Changing the first one cannot meet
+        # the seed of a later step.
         return seed if index == 0 else seed + tf.constant([index << 16, 0], seed.dtype)
 
     return next_

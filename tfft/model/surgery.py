@@ -35,6 +35,7 @@ def apply(
     Raises:
         UserError: the backbone has fewer blocks than `reinitialize`, or no pooler.
     """
+    # Not `seed` alone, from which other draws of a run begin (bootstrap, linear probe).
     generator = np.random.default_rng([seed, 0x5A])
     changed: set[str] = set()
     fixed = masks.statistics(model)  # statistics of the data, which a random value would spoil
@@ -50,6 +51,7 @@ def apply(
                 noise = _initial_value(variable, generator)
                 variable.assign(config.shrink * value + config.perturb * noise)
                 changed.add(variable.path)
+    # After shrinking: a reinitialized block shall have fresh values, not shrunk ones.
     for name in _reinitialized_stages(stages, config):
         # Zhang et al. 2021, "Revisiting Few-sample BERT Fine-tuning", section 4.
         for variable in backbone[name]:

@@ -154,13 +154,16 @@ class Model(keras.Model):
         total_weight = self._all_reduce([self._loss_weight(x, weight)])[0]
         with seeds.fold_in_replica(self):
             loss, gradients = self._micro_batches(x, y, weight, total_weight, micro_batch)
+        # One collective for all: every replica now holds the gradient of the global batch.
         loss, *gradients = self._all_reduce([loss, *gradients])
+        # After the sum: a penalty depends on the weights alone and counts once, not per replica.
         gradients = self._add_penalties(gradients)
         norm, finite = replica_optimizer.global_norm(gradients), tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # A loss scaler must see gradients that are not finite: it skips the step and lowers
             # its scale.
             finite &= tf.math.is_finite(norm)
+        # `dry_run` is a tensor, so a dry run needs no trace of its own.
         tf.cond(finite & ~dry_run, lambda: self._apply(gradients, norm), lambda: tf.constant(False))
         return loss, finite
 
@@ -186,12 +189,15 @@ class Model(keras.Model):
             sums = [a + b for a, b in zip(gradients, gradient_parts, strict=True)]
             return start + size, loss + loss_part, sums
 
+        # A loop in the graph and not in Python: one copy of the model's graph for any number of
+        # micro-batches.
         zeros = [tf.zeros(v.shape, v.dtype) for v in self.trainable_variables]
         # At least one iteration: a replica without rows must still return gradients, of zeros.
         _, loss, gradients = tf.while_loop(
             lambda start, *_: (start < num_rows) | (start == 0),
             body,
             (tf.constant(0), tf.constant(0.0), zeros),
+            # Micro-batches in parallel would need the memory that they are meant to save.
             parallel_iterations=1,
         )
         return loss, gradients
@@ -221,6 +227,7 @@ class Model(keras.Model):
             with tf.GradientTape(watch_accessed_variables=False) as tape:
                 tape.watch(variables)
                 loss, y_pred = compute_loss()
+                # Inside the tape. The optimizer divides the gradients again, after checking them.
                 scaled = self.optimizer.scale_loss(loss)
             gradients = tape.gradient(
                 scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
@@ -269,6 +276,7 @@ class Model(keras.Model):
             training: whether losses of layers are those of training mode.
         """
         share = tf.math.divide_no_nan(self._loss_weight(x, weight), total_weight)
+        # An attribute, since Keras' `_compute_loss` calls `_aggregate_additional_loss` without it.
         self._batch_share = share
         loss = self._compute_loss(x, y, y_pred, weight, training=training)
         if self._is_sum_loss():
@@ -286,6 +294,7 @@ class Model(keras.Model):
     def _loss_weight(self, x: Any, weight: Any) -> tf.Tensor:
         """Return the denominator of the mean loss: sum of sample weights, or number of rows."""
         if weight is not None and _reductions(self.loss) == {"mean_with_sample_weight"}:
+            # Any shape: with one weight a token this is the number of tokens that count.
             return tf.reduce_sum(tf.cast(weight, tf.float32))
         return tf.cast(_num_rows(x), tf.float32)
 
@@ -296,6 +305,7 @@ class Model(keras.Model):
         self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, total_weight: tf.Tensor
     ) -> None:
         share = self._batch_share
+        # Undo the share: the tracker averages means, weighted by what each is a mean over.
         mean = loss if self._is_sum_loss() else tf.math.divide_no_nan(loss, share)
         finite = tf.math.is_finite(mean)  # a skipped step must not spoil the mean loss either
         loss_weight = tf.where(finite, share * total_weight, 0.0)
@@ -313,6 +323,7 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
+        # Of this replica alone, without a collective: the metrics are summed over replicas later.
         loss_weight = self._loss_weight(x, weight)
         loss = self._loss_share(x, y, y_pred, weight, loss_weight, training=False)
         self._update_metrics(x, y, y_pred, weight, loss, loss_weight)
@@ -325,6 +336,7 @@ class Model(keras.Model):
         if self.train_function is None or force:
             if not self.optimizer.built:
                 with self.distribute_strategy.scope():
+                    # Built while tracing, ScheduleFreeAdamW would reset its z in every step.
                     self.optimizer.build(self.trainable_variables)
             self.train_function = self._loop(self._replica_step)
         return self.train_function
@@ -360,6 +372,7 @@ class Model(keras.Model):
             tree.map_structure(lambda t, i=i: np.array_split(np.asarray(t), num_local)[i], x)
             for i in range(num_local)
         ]
+        # The index within this worker: replica ids count over all workers.
         distributed = strategy.experimental_distribute_values_from_function(
             lambda context: parts[context.replica_id_in_sync_group % num_local]
         )
@@ -378,6 +391,7 @@ class Model(keras.Model):
         if not models or self.run_eagerly or self.jit_compile:
             return super().predict_on_batch(x)
         inputs = models[0].input
+        # One function for the full inputs and one for those of `upper_part`.
         key = " ".join(sorted(inputs))
         if key not in self._forward:
             specs = {n: tf.TensorSpec(t.shape, t.dtype, name=n) for n, t in inputs.items()}
@@ -410,15 +424,19 @@ class Model(keras.Model):
 
         def function(iterator: Any, limit: int | None = None) -> dict[str, Any]:
             limit = self.steps_per_execution if limit is None else limit
+            # Tensors: each Python value would be traced on its own.
             flags = tf.constant(self.dry_run), tf.constant(self.micro_batch or 0)
+            # 1. Iterators of `tf.data` and of strategies: all steps in one graph call.
             if hasattr(iterator, "get_next_as_optional"):
                 steps, _, loss, skipped, wait, logs = run_batches(
                     iterator, tf.constant(limit), *flags
                 )
+                # As Keras' loops expect it at the end of the data.
                 if int(steps) == 0:
                     raise StopIteration
                 self.report = StepReport(int(steps), float(loss), int(skipped), float(wait))
                 return logs
+            # 2. Python iterators (`train_on_batch`, eager mode): one call a step.
             self.report = StepReport()
             logs: dict[str, Any] = {}
             for data in islice(iterator, limit):
@@ -448,11 +466,13 @@ def _num_replicas() -> int:
 
 def _reductions(loss: Any) -> set[str]:
     """Return the reductions of the losses given to `compile`; a loss by name has Keras' default."""
+    # A set: `sum` and `mean_with_sample_weight` count only where all losses agree.
     return {getattr(fn, "reduction", "sum_over_batch_size") for fn in tree.flatten(loss)}
 
 
 def _zero_without_rows(loss: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
     """Return 0 without a gradient for a replica without rows, whose mean loss is NaN."""
+    # Not a product with 0, which would leave the NaN.
     return tf.where(share > 0, loss, tf.zeros_like(loss))
 
 

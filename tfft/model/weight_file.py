@@ -32,8 +32,10 @@ def save(
     Raises:
         UserError: the file cannot be written, for example because the disk is full.
     """
+    # In the same folder: `os.replace` is atomic within one file system only.
     temporary = unused(path)
     variables = [v for v in model.weights if variable_paths is None or v.path in variable_paths]
+    # safetensors writes the buffer as it lies in memory, so it must be in C order.
     values = {v.path: np.ascontiguousarray(keras.ops.convert_to_numpy(v)) for v in variables}
     with write_errors(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)

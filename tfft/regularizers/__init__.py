@@ -32,6 +32,7 @@ def attach(
     Raises:
         UserError: a regularizer does not apply to the model.
     """
+    # Before any step, while the kernels still have their pretrained values.
     if config.mixout:
         mixout.attach(model, mask, config.mixout)
     if config.r_drop is not None:

@@ -29,6 +29,7 @@ def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
         raise UserError(
             "regularization.adversarial: needs a text backbone; this model has no token embeddings"
         )
+    # Tables of positions and segments are Embedding layers too; the vocabulary has the most rows.
     hook = EmbeddingHook(max(tables, key=lambda table: table.input_dim))
     if isinstance(config, Fgm):
         return FgmAdversary(hook, config.epsilon, config.weight)
@@ -55,7 +56,9 @@ class EmbeddingHook:
         if self._tape is None:
             return y
         make_offset = self._make_offset
+        # Zeros where nothing is shifted: their gradient is that of the embeddings.
         offset = tf.zeros_like(y) if make_offset is None else tf.cast(make_offset(y), y.dtype)
+        # Watched by hand, since the tape watches no tensors by itself.
         self._tape.watch(offset)
         self.offset = offset
         return y + offset
@@ -114,9 +117,12 @@ class Adversary:
         """
         new_tape = tf.GradientTape(watch_accessed_variables=False)
         with new_tape as tape, self._hook.add_offset(tape, make_offset) as hook:
+            # As in the plain step: the backward pass ends at the lowest trainable variable or the
+            # offset.
             tape.watch(variables)
             loss, y_pred = compute_loss()
             scaled = model.optimizer.scale_loss(loss)
+            # Created by the forward pass inside the context.
             offset = hook.offset
         zero = tf.UnconnectedGradients.ZERO
         *gradients, offset_gradient = tape.gradient(
@@ -141,7 +147,9 @@ class FgmAdversary(Adversary):
     def gradients(self, model, compute_loss, variables):
         """Return loss and output of the clean pass, and the weighted sum of both gradients."""
         loss, clean, y_pred, offset_gradient = self._pass(model, compute_loss, variables)
+        # The loss scale and the share of a replica cancel in the direction.
         offset = self.epsilon * direction(offset_gradient)
+        # This pass draws its own dropout masks.
         _, adversarial, *_ = self._pass(model, compute_loss, variables, lambda y: offset)
         total = [a + self.weight * b for a, b in zip(clean, adversarial, strict=True)]
         return loss, total, y_pred
@@ -167,6 +175,7 @@ class FreeLbAdversary(Adversary):
 
     def gradients(self, model, compute_loss, variables):
         """Return loss and output of the first pass, and the mean gradients of all passes."""
+        # Zhu et al., section 3.3: all passes share their dropout masks.
         drawn_seeds = seeds.draw(model)
         make_offset = self._initial_offset
         sums: list[tf.Tensor] | None = None
@@ -176,6 +185,7 @@ class FreeLbAdversary(Adversary):
                     model, compute_loss, variables, make_offset
                 )
             offset = self._hook.offset
+            # Loss and metrics are those of the first pass.
             if step == 0:
                 first = loss, y_pred
             sums = (
@@ -183,6 +193,7 @@ class FreeLbAdversary(Adversary):
             )
             new_offset = self._project(offset + self.step_size * direction(offset_gradient))
             make_offset = _constant(new_offset)
+        # Each of K passes counts 1 / K (algorithm 1).
         return first[0], [g / self.steps for g in sums], first[1]
 
     def _initial_offset(self, y: Any) -> Any:
@@ -201,6 +212,7 @@ class FreeLbAdversary(Adversary):
     def _project(self, offset: tf.Tensor) -> tf.Tensor:
         """Shorten the offset of each row to at most `epsilon`."""
         length = norm(offset)
+        # The lower bound of the length avoids a division by 0.
         return offset * tf.minimum(1.0, self.epsilon / tf.maximum(length, 1e-12))
 
 

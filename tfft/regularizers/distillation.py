@@ -38,10 +38,12 @@ class DistillationLoss(keras.losses.Loss):
             y_true: class id and the teacher's logits, [B, 1 + C].
             y_pred: logits [B, C].
         """
-        labels, teacher = y_true[:, 0], y_true[:, 1:]
+        # Keras passes one target array: ids as floats are exact up to 2**24.
+        labels, teacher = y_true[:, 0], y_true[:, 1:]  # [B], [B, C]
         p = ops.log_softmax(teacher / self.temperature, axis=-1)
         q = ops.log_softmax(ops.cast(y_pred, "float32") / self.temperature, axis=-1)
-        divergence = ops.sum(ops.exp(p) * (p - q), axis=-1) * self.temperature**2
+        divergence = ops.sum(ops.exp(p) * (p - q), axis=-1) * self.temperature**2  # [B]
+        # `call` gives one value a row; `__call__` would reduce them.
         return (1 - self.weight) * self.loss.call(labels, y_pred) + self.weight * divergence
 
 
@@ -71,5 +73,6 @@ def targets(
             "regularization.distillation.teacher: must have the classes of the data. Received: "
             f"{', '.join(map(repr, unmatched[:5]))} on one side only"
         )
+    # Both runs have the same classes, in orders of their own.
     order = [list(teacher_labels).index(name) for name in student_labels]
     return np.concatenate([ids[:, None], logits[:, order]], axis=1).astype(np.float32)

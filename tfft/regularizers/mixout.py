@@ -39,9 +39,11 @@ class MixoutKernel(keras.layers.Layer):
         """Return x W for [..., inputs], with a mixed kernel in training mode."""
         kernel = self._get_kernel()
         if training:
+            # A generator that Keras tracks: its state is part of the checkpoints.
             draws = keras.random.uniform(ops.shape(kernel), seed=self.seed_generator)
             pretrained = ops.cast(self._pretrained, kernel.dtype)
             mixed = ops.where(draws < self._rate, pretrained, kernel)
+            # E[mixed] = rate * pretrained + (1 - rate) * kernel, so the mean of this is `kernel`.
             kernel = (mixed - self._rate * pretrained) / (1 - self._rate)
         return ops.matmul(x, ops.cast(kernel, x.dtype))
 
@@ -58,6 +60,7 @@ def attach(model: keras.Model, mask: Mask, rate: float) -> None:
         UserError: no kernel of the backbone is trainable.
     """
     trainable = {entry.path for entry in mask.entries if entry.trainable}
+    # A fused layer has several targets and one kernel. The head has no pretrained values.
     layers = {
         id(t.layer): t.layer
         for t in injection.linear_targets(model)

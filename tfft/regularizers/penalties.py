@@ -31,6 +31,7 @@ def build(
         changed: paths of variables without pretrained values; L2-SP pulls them towards 0.
         config: section `regularization`. L1 and L2 leave out vectors: biases and norms.
     """
+    # Gradients of l1 |w|, of l2 / 2 |w|^2, and of the two terms of equation 3.
     penalties: list[Penalty] = []
     if config.l1:
         penalties.append(lambda _, w: config.l1 * tf.sign(w) if len(w.shape) > 1 else None)
@@ -38,11 +39,14 @@ def build(
         penalties.append(lambda _, w: config.l2 * w if len(w.shape) > 1 else None)
     if config.l2_sp is not None:
         trainable = {entry.path for entry in mask.entries if entry.trainable}
+        # The model is built before a checkpoint is restored, so these are the pretrained values
+        # also in a resumed run. Constants, which need not be saved.
         start = {
             v.path: tf.constant(keras.ops.convert_to_numpy(v))
             for v in model.weights
             if v.path in trainable and v.path not in changed
         }
         alpha, beta = config.l2_sp.alpha, config.l2_sp.beta
+        # Everything without a pretrained value (head, adapters) is pulled towards 0 with beta.
         penalties.append(lambda path, w: alpha * (w - start[path]) if path in start else beta * w)
     return penalties

@@ -33,12 +33,14 @@ class RDrop:
             weight: sample weights [B], or None.
             total_weight: denominator of the mean loss over the global batch, float32 [].
         """
-        doubled = tree.map_structure(lambda t: ops.concatenate([t, t], axis=0), x)
+        doubled = tree.map_structure(lambda t: ops.concatenate([t, t], axis=0), x)  # [2B, ...]
         first, second = ops.split(model(doubled, training=True), 2, axis=0)
+        # Each holds the layers' regularisation losses once, and so does their mean.
         losses = [model._loss_share(x, y, out, weight, total_weight) for out in (first, second)]
         divergences = divergence(first, second)
         if weight is not None:
             divergences = divergences * ops.cast(weight, divergences.dtype)
+        # Over the global batch, like the loss: the shares of replicas and micro-batches add up.
         mean_divergence = tf.math.divide_no_nan(ops.sum(divergences), total_weight)
         return 0.5 * (losses[0] + losses[1]) + self.alpha * mean_divergence, first
 
@@ -47,4 +49,5 @@ def divergence(first: keras.KerasTensor, second: keras.KerasTensor) -> keras.Ker
     """Return (KL(p | q) + KL(q | p)) / 2 per row, [B], of two arrays of logits [B, C]."""
     p = ops.log_softmax(ops.cast(first, "float32"), axis=-1)
     q = ops.log_softmax(ops.cast(second, "float32"), axis=-1)
+    # Both divergences in one sum: p (log p - log q) + q (log q - log p).
     return 0.5 * ops.sum((ops.exp(p) - ops.exp(q)) * (p - q), axis=-1)

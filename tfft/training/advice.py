@@ -27,6 +27,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
         UserError: the run directory belongs to another config, or there are several workers.
     """
     if workdir is not None and strategies.workers().is_chief and run_directory.untrained(workdir):
+        # A run that failed before its first step may be started again with another config.
         for name in ("config.given.yaml", "advice.txt"):  # advice that was not followed
             (workdir / name).unlink(missing_ok=True)
     if config.method.name != "auto":
@@ -37,10 +38,12 @@ def resolve(config: Config, workdir: Path | None) -> Config:
             "and train the config that it prints"
         )
     text = dump(config)
+    # 1. A run that was advised before keeps its advice: a second measurement could differ.
     original = workdir / "config.given.yaml" if workdir is not None else None
     if original is not None and original.is_file() and (original.parent / "config.yaml").is_file():
         run_directory.check_same(original, text)
         return load(original.parent / "config.yaml")
+    # 2. Measure, decide, and store the original beside the config that it resolved to.
     resolved, reasons = auto.advise(config, measure(config))
     console.log("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
     if workdir is not None and original is not None:
@@ -67,6 +70,7 @@ def measure(config: Config) -> auto.Facts:
         num_parameters=backbone.model.count_params(),
         num_blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,
+        # `available` reads the memory of the machine, not that of an accelerator.
         free_memory=None if strategies.accelerated() else memory.available(),
         seconds_per_row=time_forward_pass(backbone, data.train, rows),
         time_limit=config.method.time.seconds if config.method.time is not None else None,
@@ -83,6 +87,7 @@ def time_forward_pass(backbone: Backbone, split: Dataset, rows: batches.Rows) ->
         rows: its model inputs.
     """
     sorted_batches = batches.plan_sorted(split.lengths, 32)
+    # Sorted by length, so the middle batch has rows of median length.
     batch = sorted_batches[len(sorted_batches) // 2]
     arrays = rows.arrays(batch)
     backbone.model.predict_on_batch(arrays)  # traces
@@ -91,6 +96,7 @@ def time_forward_pass(backbone: Backbone, split: Dataset, rows: batches.Rows) ->
         start = time.perf_counter()
         backbone.model.predict_on_batch(arrays)
         seconds.append(time.perf_counter() - start)
+    # The fastest of three: other processes can only slow a measurement down.
     return min(seconds) / len(batch.positions)
 
 

@@ -39,6 +39,7 @@ class BatchPlan:
         bucket_lengths = batches.choose_bucket_lengths(
             data.train.lengths, 1 if static else train.buckets
         )
+        # The number of batches does not depend on the epoch, so the first one stands for all.
         first_epoch = batches.plan(
             data.train.lengths, train.batch_size, bucket_lengths, train.seed, 0
         )
@@ -56,6 +57,7 @@ class BatchPlan:
 
     def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
         """Iterate over the batches that follow the first `step` steps, up to the last of all."""
+        # Earlier batches are not read and dropped: the plan is computed and sliced.
         first_epoch, done = divmod(step, self.per_epoch)
         for epoch in range(first_epoch, train.epochs):
             yield from self.epoch(data, train, epoch)[done if epoch == first_epoch else 0 :]

@@ -26,6 +26,7 @@ LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
 def gain(metric: str, value: float, best: float | None) -> float:
     """Return how much better a value is than the best so far; infinite if there is none."""
+    # Infinite, so that the first value is an improvement whatever `min_delta`.
     if best is None:
         return math.inf
     return best - value if metric in LOWER_IS_BETTER else value - best
@@ -47,6 +48,7 @@ class Validate(keras.callbacks.Callback):
         self._run, self._pipeline = run, pipeline
         self._state, self._history = state, history
         self._every = max(1, every)
+        # Files of the soup are written by the chief alone, like `best/`.
         self._soup = soup_of(run) if strategies.workers().is_chief else None
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -56,11 +58,13 @@ class Validate(keras.callbacks.Callback):
             return
         # The weights that are validated and saved are the averaged ones where there are averages.
         with optimizers.averaged(self._run.model):
+            # Every worker validates: the prediction sums the logits over the workers.
             metrics = validation_metrics(self._run, self._pipeline)
             if self._is_best(metrics) and strategies.workers().is_chief:
                 self._run.save_weights()
             if self._soup is not None:
                 value = metrics[metric]
+                # Offered at every validation, not only at the best: a soup needs several.
                 self._soup.offer(
                     self.model, state.step, -value if metric in LOWER_IS_BETTER else value
                 )
@@ -74,6 +78,7 @@ class Validate(keras.callbacks.Callback):
         improved = gain(metric, metrics[metric], state.best) > min_delta
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         console.log(f"validation at step {state.step:,}: {values}{'  (best)' if improved else ''}")
+        # All workers compute the same metrics, so they stop at the same step.
         if improved:
             state.best, state.best_step, state.waited = metrics[metric], state.step, 0
             return True

@@ -29,14 +29,17 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     train, model = pipeline.train, run.model
     if train.cache_features is False:
         return
+    # 1. Whether the model can be split, and the cache is possible and pays.
     split = feature_cache.split_model(model)
     reason = split if isinstance(split, str) else _obstacle(run, pipeline, split, schedule, step)
     if reason or isinstance(split, str):
         if train.cache_features is True:
             raise UserError(f"train.cache_features: {reason}")
+        # Not logged for full fine-tuning, where no cache is expected.
         if not isinstance(split, str) or not reason.startswith("the lowest stage is trainable"):
             console.log(f"cache: off: {reason}")
         return
+    # 2. Store the features of both splits, or find them in the cache.
     size = _stored_bytes(run, pipeline, split)
     console.log(
         f"cache: on: what is below {split.lowest_upper_layer} is stored as {train.cache_dtype}, "
@@ -53,6 +56,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     # in the graph (scaling, mean, epsilon).
     constants = [dict(run.backbone.description), run.backbone.fingerprint, config.task.pooling]
     key = f"{config.distribute.precision} {json.dumps(constants, sort_keys=True, default=str)}"
+    # Augmented images differ from epoch to epoch: a fixed number of variants is stored.
     if isinstance(pipeline.train_rows, model_inputs.AugmentedPixels):
         augmented = f"{key} {config.augmentation.model_dump_json()} {train.seed}"
         variants = [
@@ -66,6 +70,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
         pipeline.validation_rows = store(
             pipeline.data.validation, pipeline.validation_rows, key=key
         )
+    # 3. From here on the model takes the features in place of its inputs.
     model.set_upper_part(split.upper_part)
 
 
@@ -80,6 +85,7 @@ def _obstacle(
         return "adversarial training changes the embeddings"
     if run.config.augmentation.any and run.config.augmentation.variants is None:
         return "augmentation changes the images in every epoch (augmentation.variants: 8 stores 8)"
+    # Requested: only what makes the cache impossible counts, not whether it pays.
     if train.cache_features is True:
         return ""
     if split.share < MIN_SHARE:

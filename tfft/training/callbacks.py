@@ -57,6 +57,7 @@ class NonFinite(keras.callbacks.Callback):
             else (f"the loss is {value}")
         )
         rows = self._describe_rows(state.step) if single else ""
+        # Raised before `Save` runs, which comes later in the list: no checkpoint of this step.
         if state.skipped > self._max_skipped:
             raise UserError(
                 f"{problem} at {steps}; lower optimizer.learning_rate, set distribute.precision: "
@@ -89,6 +90,7 @@ class Save(keras.callbacks.Callback):
         super().__init__()
         self._state, self._checkpoints = state, checkpoints
         self._interval, self._seconds, self._total = max(1, interval), seconds, total
+        # Monotonic: the clock of the day may be set while a run trains.
         self._last_save_time = self._last_step_time = time.monotonic()
         self._meter = energy.Meter()
 
@@ -96,6 +98,7 @@ class Save(keras.callbacks.Callback):
         """Save if it is due."""
         state = self._state
         self._record_usage()
+        # Only the chief writes, so the clocks of other workers do not matter.
         due = self._seconds is not None and time.monotonic() - self._last_save_time >= self._seconds
         if due or state.step % self._interval == 0 or state.step == self._total or state.stopped:
             self._last_save_time = time.monotonic()
@@ -105,6 +108,7 @@ class Save(keras.callbacks.Callback):
         """Add the time and energy since the last step to the state."""
         state, now = self._state, time.monotonic()
         elapsed, self._last_step_time = now - self._last_step_time, now
+        # In the state, so that the sums continue over restarts.
         state.seconds = round(state.seconds + elapsed, 3)
         joules = self._meter.joules()
         if joules is not None:
@@ -124,6 +128,7 @@ class Profile(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
         """Start the profiler before step `first`."""
+        # `_steps_at_once` ends a call before `first`, so the step is never jumped over.
         if not self._running and self._state.step + 1 == self._first:
             tf.profiler.experimental.start(str(self._folder))
             self._running = True
@@ -182,6 +187,8 @@ class Interrupt(keras.callbacks.Callback):
 
     def __enter__(self) -> "Interrupt":
         try:
+            # Handlers only set a flag: saving happens between two steps, when the weights are
+            # whole.
             self._previous_handlers = {
                 number: signal.signal(number, self._handle_signal) for number in self.SIGNALS
             }
@@ -200,6 +207,7 @@ class Interrupt(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         """Save and stop if any worker was asked to."""
+        # A collective in every step, also where nothing is requested: workers must call it alike.
         save = self._poll_files()
         self.stop_requested |= self._last_step is not None and self._state.step >= self._last_step
         stop, save = self._sum_over_workers(np.array([self.stop_requested, save], np.int32))
@@ -223,6 +231,7 @@ class Interrupt(keras.callbacks.Callback):
     def _consume_file(self, name: str) -> bool:
         """Delete a request file; return whether there was one."""
         try:
+            # Deleting is the test: of two processes that look, one succeeds.
             (self._folder / name).unlink()
         except OSError:
             return False

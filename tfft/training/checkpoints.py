@@ -85,6 +85,7 @@ class Checkpoints:
     ):
         self._folder, self._keep, self._writes = folder, keep, writes
         self._weight_paths, self._depends_on = weight_paths, dict(depends_on or {})
+        # One thread: checkpoints are written in order.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
@@ -102,6 +103,7 @@ class Checkpoints:
         self.wait()  # at most one copy of the state is in memory
         if target.exists():
             return
+        # Both copies are taken before the next step changes the state.
         text = json.dumps({**asdict(state), "depends_on": self._depends_on})
         arrays = _copies(model, self._weight_paths)
         self._pending = self._pool.submit(self._write, target, arrays, text)
@@ -114,6 +116,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
+            # Raises in the main thread what the writing thread could not do.
             pending.result()
 
     def _write(self, target: Path, arrays: dict[str, np.ndarray], text: str) -> None:
@@ -129,6 +132,7 @@ class Checkpoints:
                 with open(path, "rb") as file:
                     os.fsync(file.fileno())
             os.rename(temporary, target)
+        # Last, so that a whole checkpoint exists at every moment.
         for _, old in list(self._newest_first())[self._keep :]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -141,6 +145,7 @@ class Checkpoints:
         Raises:
             UserError: it is of another model, or the data or the backbone has changed.
         """
+        # Every worker reads; the run directory must be shared by all of them.
         for _, folder in self._newest_first():
             try:
                 values = weight_file.read(folder / "state.safetensors")
@@ -150,6 +155,7 @@ class Checkpoints:
             except (SafetensorError, OSError, ValueError, TypeError) as error:
                 console.log(f"warning: {folder} cannot be read ({error}); trying the previous one")
                 continue
+            # Refused, not skipped: an older checkpoint depends on the same data.
             fingerprint.require_unchanged(depends_on, self._depends_on, self._folder.parent)
             _assign(model, values, folder, self._weight_paths)
             if self._writes:
@@ -185,6 +191,7 @@ def _variables(model: keras.Model, weight_paths: Collection[str] | None) -> dict
     others: Sequence[Any] = [
         v for v in model.variables if v.path not in paths and id(v) not in metrics
     ]
+    # State of the seed generators: the next dropout masks are those of the undisturbed run.
     named |= {f"seed:{i}": v for i, v in enumerate(others)}
     named |= {f"optimizer:{i}": v for i, v in enumerate(model.optimizer.variables)}
     if strategies.workers().count == 1:

@@ -36,13 +36,15 @@ def prepare(run: Run, pipeline: InputPipeline) -> None:
         UserError: the memory does not suffice, or XLA is requested and cannot compile the model.
     """
     model, train = run.model, pipeline.train
+    # On a CPU XLA is not worth its compile time.
     automatic = strategies.accelerated() and not train.deterministic
     model.xla = automatic if train.jit_compile == "auto" else train.jit_compile
-    rows = -(-train.batch_size // pipeline.replicas)
+    rows = -(-train.batch_size // pipeline.replicas)  # of one replica, rounded up
     if train.micro_batch == "auto":
         model.micro_batch = _largest_micro_batch(model, pipeline, rows)
     elif train.micro_batch is not None and train.micro_batch < rows:
         model.micro_batch = train.micro_batch
+    # Traced with these settings; the function stays the one of the training.
     model.make_train_function(force=True)
     try:
         with memory_errors(pipeline, None):
@@ -90,6 +92,8 @@ def memory_errors(pipeline: InputPipeline, step: int | None) -> Iterator[None]:
 
 def _dry_step(model: Model, pipeline: InputPipeline) -> None:
     """Run a step that computes all and changes no weight, optimizer state, seed or metric."""
+    # The step itself leaves the trainable variables alone (`dry_run`); forward passes still advance
+    # seeds, metrics and BatchNorm statistics, which are copied and restored.
     trainable = {id(v) for v in model.trainable_variables}
     others = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in trainable]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in others]
@@ -105,6 +109,7 @@ def _dry_step(model: Model, pipeline: InputPipeline) -> None:
 
 def _fits(model: Model, pipeline: InputPipeline) -> bool:
     """Return whether the memory suffices for a step."""
+    # Twice: the second attempt runs if the first one met leftovers of a failed step.
     for _ in range(2):
         try:
             _dry_step(model, pipeline)
@@ -140,8 +145,10 @@ def _largest_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> in
         )
     sizes = np.zeros(workers.count, np.int32)
     sizes[workers.index] = size
+    # The smallest of all workers: they run the same steps.
     size = int(strategies.sum_over_workers(model.distribute_strategy, sizes).min())
     console.log(f"micro-batch: {size} of {rows} rows a device fit in its memory")
+    # None builds a step without the loop over micro-batches.
     return size if size < rows else None
 
 

@@ -75,6 +75,7 @@ def split_model(model: keras.Model) -> ModelSplit | str:
     inputs_above: dict[int, Any] = {}
     lowest = ""
     reason = "the lowest stage is trainable"
+    # 1. Divide the tensors: each takes the highest side of its inputs and its operation.
     for node in _nodes_in_order(model):
         arguments = node.arguments.keras_tensors
         input_sides = {sides.get(id(t), "raw") for t in arguments}
@@ -87,6 +88,7 @@ def split_model(model: keras.Model) -> ModelSplit | str:
                 if sides[id(tensor)] == "below":
                     crossing[id(tensor)] = tensor
                     lowest = lowest or node.operation.name
+    # 2. The tensors that cross the split are stored.
     if not crossing:
         return reason
     stored = {f"below_{i}": tensor for i, tensor in enumerate(crossing.values())}
@@ -95,6 +97,7 @@ def split_model(model: keras.Model) -> ModelSplit | str:
     for name, tensor in stored.items():
         tensor.name = name  # Keras wants each tensor to have its key in a dict of inputs as name
     inputs = {tensor.name: tensor for tensor in model.inputs}
+    # 3. Both parts as functional models over the same layers and variables.
     for tensor in _inputs_above(model, sides):
         inputs_above[id(tensor)] = tensor
     above = {**{t.name: t for t in inputs_above.values()}, **stored}
@@ -123,6 +126,7 @@ def _kernel_size(model: keras.Model) -> int:
 
 def _side(operation: Any, input_sides: set[str]) -> tuple[str, str]:
     """Return the side of an operation's output, and the obstacle to storing it (empty: none)."""
+    # A frozen layer above a trainable one gets other inputs in every step.
     if "above" in input_sides:
         return "above", ""
     weights = getattr(operation, "weights", [])
@@ -131,6 +135,7 @@ def _side(operation: Any, input_sides: set[str]) -> tuple[str, str]:
         return "above", ""
     if not _deterministic(operation):
         return "above", f"{operation.name} is random, though it has no trainable variables"
+    # What is computed from the inputs without weights (a mask) is cheap: it is not stored.
     return ("below" if weights or "below" in input_sides else "raw"), ""
 
 
@@ -143,6 +148,7 @@ def _deterministic(operation: Any) -> bool:
         disabled = not layer.trainable and hasattr(layer, "disabled_when_frozen")
         if getattr(layer, "_seed_generators", ()) and not disabled:
             return False
+        # Its statistics change in every step.
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             return False
     return True
@@ -150,6 +156,7 @@ def _deterministic(operation: Any) -> bool:
 
 def _nodes_in_order(model: keras.Model) -> list[Any]:
     """Return the nodes of a functional model's graph, inputs first."""
+    # Keras counts depth from the outputs.
     depths = sorted(model._nodes_by_depth, reverse=True)
     return [node for depth in depths for node in model._nodes_by_depth[depth]]
 
@@ -211,7 +218,7 @@ class CachedFeatures(batches.PythonRows):
             if name not in self._ragged:
                 out[name] = values[positions].astype(np.float32)
                 continue
-            padded = np.zeros((len(positions), width, values.shape[-1]), np.float32)
+            padded = np.zeros((len(positions), width, values.shape[-1]), np.float32)  # [B, T, D]
             for row, position in enumerate(positions):
                 start, stop = self._offsets[position : position + 2]
                 padded[row, : stop - start] = values[start:stop]
@@ -253,6 +260,7 @@ def size(model_split: ModelSplit, splits: Sequence[Dataset], dtype: str) -> int:
     """Return the number of bytes that the stored tensors of some splits take."""
     rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)
     counts = [
+        # Ragged tensors are stored without padding: tokens of all rows, [tokens, D].
         (tokens if shape[0] is None else rows) * int(np.prod([n for n in shape if n is not None]))
         for shape in model_split.shapes.values()
     ]
@@ -283,6 +291,7 @@ def store(
         folder: the cache directory.
         key: names everything that the values depend on besides the weights below and the rows.
     """
+    # The name holds everything that the values depend on, so a folder never becomes stale.
     folder = folder / "prefix" / _name(model_split, split, dtype, key)
     ragged = {name for name, shape in model_split.shapes.items() if shape[0] is None}
     write_once(
@@ -303,7 +312,7 @@ def _compute(
     ragged: set[str],
 ) -> dict[str, Any]:
     """Write the values of all rows to files in a folder and return their metadata."""
-    offsets = np.concatenate([[0], np.cumsum(split.lengths)])
+    offsets = np.concatenate([[0], np.cumsum(split.lengths)])  # [N + 1]
     file_dtype = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
     files = {
         name: np.lib.format.open_memmap(
@@ -320,6 +329,7 @@ def _compute(
         for name, file in files.items():
             with open(folder / f"{name}.npy", "r+b") as allocated:
                 os.posix_fallocate(allocated.fileno(), 0, file.offset + file.nbytes)
+    # Sorted by length: the least padding to compute.
     batch_list = batches.plan_sorted(split.lengths, BATCH_SIZE)
 
     def write_batch(batch: batches.Batch) -> None:
@@ -349,6 +359,7 @@ def _name(model_split: ModelSplit, split: Dataset, dtype: str, key: str) -> str:
     digest = hashlib.sha256(f"{version('tfft')} {dtype} {key} {model_split.shapes}".encode())
     digest.update(split.prepared.folder.name.encode())
     digest.update(np.ascontiguousarray(split.rows).tobytes())
+    # The layers too: two splits of one model may share weights and shapes.
     digest.update(",".join(layer.name for layer in model_split.lower_part.layers).encode())
     digest.update(model_split.digest)
     return digest.hexdigest()[:24]

@@ -49,6 +49,7 @@ def of(config: Config, backbone: Backbone, data: Datasets) -> dict[str, str]:
 
 def settings(config: Config) -> dict[str, str]:
     """Return the sections of a config that all workers must share, without paths."""
+    # Section by section, so that the error can name the one that differs.
     sections = config.model_dump(mode="json", exclude=_PATHS)
     return {name: json.dumps(section) for name, section in sections.items()}
 
@@ -89,6 +90,7 @@ def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[s
     digests = np.zeros((workers.count, len(values), 2), np.int32)
     for index, value in enumerate(values.values()):
         digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).digest()
+        # 8 bytes of SHA-256, as two int32.
         digests[workers.index, index] = np.frombuffer(digest[:8], np.int32)
     digests = strategies.sum_over_workers(strategy, digests)
     for index, name in enumerate(values):

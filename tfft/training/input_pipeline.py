@@ -31,6 +31,8 @@ class InputPipeline:
         self.modality: str = run.config.task.modality
         self._strategy = run.model.distribute_strategy
         self.replicas: int = self._strategy.num_replicas_in_sync
+        # Class weights become sample weights: the loop does not call Keras' `fit`, which would map
+        # them.
         class_weights = run.task.sample_weights(run.config.task, data.labels, data.train.labels)
         self._weights = np.ones(len(data.train), np.float32)
         if class_weights is not None:
@@ -59,22 +61,26 @@ class InputPipeline:
     def widest(self) -> tuple[batches.Batch, Any]:
         """Return the batch that needs the most memory, and an iterator over it alone."""
         epoch = self.plan.epoch(self.data, self.train, 0)
+        # The most tokens; of equal ones the longest rows, whose attention takes the square.
         widest = max(epoch, key=lambda batch: (len(batch.positions) * batch.width, batch.width))
         return widest, iter(self._distributed(lambda: iter([widest])))
 
     def rows(self, step: int) -> str:
         """Return text that names the rows of the batch of a step, which is counted from 1."""
         epoch, index = divmod(step - 1, self.plan.per_epoch)
+        # The plan is computed again: batches are a function of the step.
         positions = self.plan.epoch(self.data, self.train, epoch)[index].positions
-        numbers = sorted(int(self.data.train.rows[p]) + 1 for p in positions)
+        numbers = sorted(int(self.data.train.rows[p]) + 1 for p in positions)  # counted from 1
         more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
         return f" (the batch: rows {', '.join(map(str, numbers[:8]))}{more} of the training data)"
 
     def static_shape(self) -> tuple[int, int]:
         """Return the rows and width of a replica's batch where all batches have one shape."""
+        # Rounded up: the first replicas take the remainder.
         return -(-self.train.batch_size // self.replicas), self.plan.bucket_lengths[-1]
 
     def _distributed(self, batch_iterator: Callable[[], Iterator[batches.Batch]]) -> Any:
+        # XLA on a TPU compiles each shape anew, so there is one.
         static = isinstance(self._strategy, tf.distribute.TPUStrategy)
         shape = self.static_shape() if static else (None, None)
 
@@ -85,13 +91,17 @@ class InputPipeline:
             )
 
         if self.replicas == 1:
+            # Without replicas a plain dataset, which Keras and the graph loop take as well.
             return dataset(batches.Sharding())
 
         def worker_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+            # Each worker reads only the shards of its own replicas of every global batch.
             local = self.replicas // context.num_input_pipelines
             first = context.input_pipeline_id * local
             return dataset(batches.Sharding(range(first, first + local), self.replicas))
 
+        # Not `experimental_distribute_dataset`, which splits batches by itself: here the shard of
+        # each replica is part of the plan.
         return self._strategy.distribute_datasets_from_function(worker_dataset)
 
 

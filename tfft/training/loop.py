@@ -50,6 +50,7 @@ def fit(
     pipeline = InputPipeline(run, data, plan)
     if state.step < plan.total and not state.stopped:
         _train(run, pipeline, schedule, state, checkpoints, epochs)
+    # Also where nothing is left to train: a killed run may lack its last weights.
     best_checkpoint.finish(run, pipeline, state)
 
 
@@ -63,6 +64,7 @@ def _train(
 ) -> None:
     model, plan = run.model, pipeline.plan
     last_step = epochs * plan.per_epoch if epochs is not None else plan.total
+    # Only where `epochs` is below the plan: `fit` does not come here after the last step.
     if state.step >= last_step:
         raise Interrupted(f"{run.workdir}: {state.step:,} of {plan.total:,} steps are trained")
     if state.step:
@@ -79,6 +81,7 @@ def _train(
                 run, pipeline, schedule, state, keras.callbacks.CallbackList(ordered, model=model)
             )
         finally:
+            # An error or an interruption must not lose a checkpoint that is being written.
             checkpoints.wait()
         if interrupt.stop_requested and state.step < plan.total and not state.stopped:
             raise Interrupted(
@@ -95,8 +98,10 @@ def _run_phases(
     callback_list: keras.callbacks.CallbackList,
 ) -> None:
     model, plan = run.model, pipeline.plan
+    # A model that stopped early in an earlier `fit` would not begin.
     model.stop_training = False
     callback_list.on_train_begin()
+    # A run that resumes within an epoch has begun it before.
     if state.step % plan.per_epoch == 0:
         callback_list.on_epoch_begin(state.step // plan.per_epoch)
     while state.step < plan.total and not model.stop_training:
@@ -114,14 +119,17 @@ def _run_steps(
 ) -> None:
     """Train to step `end`, with one mask."""
     plan, train = pipeline.plan, pipeline.train
+    # The one that the dry run has traced.
     train_function = model.make_train_function()
     iterator = pipeline.after(state.step)
     while state.step < end and not model.stop_training:
         callback_list.on_train_batch_begin(state.step)
+        # Never past the phase: the next one has another mask and another trace.
         steps = min(_steps_at_once(model, plan, train, state.step), end - state.step)
         with dry_run.memory_errors(pipeline, state.step):
             logs = train_function(iterator, steps)
         state.step += model.report.steps
+        # Keras counts batches from 0. One call may have run several steps.
         callback_list.on_train_batch_end(state.step - 1, logs)
         if state.step % plan.per_epoch == 0:
             epoch = state.step // plan.per_epoch
@@ -133,14 +141,17 @@ def _run_steps(
 def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: int) -> None:
     """Set the mask, the optimizer and the start of the forward pass for the steps from `step`."""
     model, mask = run.model, schedule.at(step).mask
+    # 1. What is trainable, and at which rates.
     masks.set_trainable(model, mask)
     optimizers.enter(model.optimizer, schedule, step)
     if len(schedule.phases) > 1:
         trainable = masks.parameters(mask)[1]
         console.log(f"from step {step + 1:,} on {trainable:,} parameters are trainable")
+    # 2. Back to the model's inputs: the cache of the last phase ends at another layer.
     pipeline.read_rows()
     model.set_upper_part(None)
     cache_policy.apply(run, pipeline, schedule, step)
+    # 3. Trace, with all of the above settled.
     dry_run.prepare(run, pipeline)
 
 
@@ -156,6 +167,7 @@ def _steps_at_once(model: Model, plan: BatchPlan, train: TrainConfig, step: int)
         train.validate_every.steps(plan.per_epoch, plan.total),
         train.checkpoint.every.steps(plan.per_epoch, plan.total),
     ]
+    # Callbacks act on multiples of their interval, so a call must end on each of them.
     until_due = [max(1, interval) - step % max(1, interval) for interval in intervals]
     for profiled in (train.profile[0] - 1, train.profile[1]) if train.profile else ():
         if profiled > step:
@@ -178,6 +190,7 @@ def _short_steps(model: Model) -> int:
 def _log_interval(at_once: int | Literal["auto"]) -> int:
     """Return the steps between two entries of metrics.jsonl: a multiple of `at_once`."""
     at_once = 1 if at_once == "auto" else at_once
+    # Entries then fall on ends of calls and cost no shorter call.
     return -(-LOG_EVERY // at_once) * at_once
 
 
@@ -192,6 +205,7 @@ def _callbacks(
         state, run.workdir / "metrics.jsonl" if is_chief else None, log_interval, plan.per_epoch
     )
     ordered = [
+        # First, since it raises before anything is logged or saved.
         callbacks.NonFinite(state, train.skip_non_finite, pipeline.rows),
         Progress(state, plan.per_epoch, plan.total, train.batch_size, train.metric),
         history,
@@ -201,6 +215,7 @@ def _callbacks(
         ordered.append(best_checkpoint.Validate(run, pipeline, state, history, steps))
     interval = train.checkpoint.every
     steps = interval.steps(plan.per_epoch, plan.total)
+    # After the validation, so that a checkpoint holds the best value so far.
     ordered.append(callbacks.Save(state, checkpoints, steps, interval.seconds, plan.total))
     if is_chief and train.profile:
         ordered.append(callbacks.Profile(state, run.workdir / "profile", *train.profile))

@@ -79,11 +79,15 @@ def by_measuring(run: Callable[[int], bool], rows: int) -> int:
     Raises:
         UserError: not even one row fits.
     """
+    # Two sizes, so that what does not grow with the rows cancels in the difference.
     small, large = max(1, rows // 16), max(2, rows // 8)
+    # With fewer than 4 rows the larger of the two would be most of the batch.
     if rows < 4 or not (_SELF / "clear_refs").exists():
         return rows
+    # Before the first step: afterwards its memory may still be held.
     free = available()
     baseline = resident()
+    # Ascending: memory that the allocator keeps from the larger size would hide the smaller peak.
     peaks = [peak_of(lambda size=size: run(size)) for size in (small, large)]
     bytes_per_row = max(0.0, (peaks[1] - peaks[0]) / (large - small))
 
@@ -98,6 +102,7 @@ def peak_of(run: Callable[[], object]) -> int:
     with contextlib.suppress(OSError):
         (_SELF / "clear_refs").write_text("5")  # resets the recorded peak
     run()
+    # The high-water mark of the resident set, in /proc/self/status.
     return resident("VmHWM")
 
 
@@ -105,7 +110,7 @@ def resident(name: str = "VmRSS") -> int:
     """Return the resident memory of this process in bytes; with `VmHWM`, its peak."""
     text = (_SELF / "status").read_text(encoding="ascii", errors="replace")
     match = re.search(rf"{name}:\s+(\d+) kB", text)
-    return int(match[1]) * 1024 if match else 0
+    return int(match[1]) * 1024 if match else 0  # the kernel's kB are KiB
 
 
 def available() -> int:
@@ -118,6 +123,7 @@ def available() -> int:
     free = (
         int(match[1]) * 1024 if match else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     )
+    # /proc/meminfo shows the machine's memory, also within a container.
     for limit_file, usage_file in _CGROUPS:
         try:
             limit, usage = Path(limit_file).read_text().strip(), int(Path(usage_file).read_text())

@@ -73,11 +73,13 @@ def step(model: Model, rows: int, width: int | None = None) -> dict[str, int]:
     weights = sum(_bytes(v) for v in model.weights)
     gradients = sum(_bytes(v) for v in model.trainable_variables)
     slots = sum(_bytes(v) for v in optimizers.inner(model.optimizer).variables)
+    # The two graphs run one after the other; only the gradients live through both.
     peak = max(_gradient_peak(model, rows, width), _update_peak(model))
     return {
         "weights": weights,
         "gradients": gradients,
         "optimizer": slots,
+        # Gradients are tensors of both graphs and are counted above.
         "activations": max(0, peak - gradients),
     }
 
@@ -135,6 +137,7 @@ def _update_peak(model: Model) -> int:
 def peak(graph: Any) -> int:
     """Return the largest number of bytes that are alive at once in a graph, without variables."""
     operations = _executed(graph)
+    # 1. Who owns the memory of each tensor, how large it is, and who reads it last.
     roots: dict[str, str] = {}  # name of a view -> name of the tensor that owns its memory
     last: dict[str, int] = {}  # name of a tensor -> index of the last operation that reads it
     size: dict[str, int] = {}
@@ -149,6 +152,7 @@ def peak(graph: Any) -> int:
                 size[tensor.name] = 0  # counted with the weights
             else:
                 size[tensor.name] = _tensor_bytes(tensor)
+    # 2. Outputs live to the end.
     for tensor in _tensors(graph.structured_outputs):
         last[roots.get(tensor.name, tensor.name)] = len(operations)
     return _walk(operations, roots, last, size)
@@ -161,6 +165,7 @@ def _executed(graph: Any) -> list[Any]:
     """
     operations = list(graph.get_operations())
     pending = [tensor.op for tensor in _tensors(graph.structured_outputs)]
+    # Updates of variables are side effects that nothing reads.
     pending += [o for o in operations if o.type.startswith(("Assign", "Resource"))]
     pending += list(graph.control_outputs)
     executed: set[Any] = set()
@@ -182,11 +187,13 @@ def _walk(
         ending.setdefault(index, []).append(name)
     for index, operation in enumerate(operations):
         freed = sum(size.get(name, 0) for name in ending.get(index, ()))
+        # Outputs are allocated while the inputs still live.
         allocated = sum(size.get(tensor.name, 0) for tensor in operation.outputs)
         unread = sum(size.get(t.name, 0) for t in operation.outputs if t.name not in last)
         reused = 0
         if operation.type in _IN_PLACE:
             freed_sizes = {size.get(name, 0) for name in ending.get(index, ())}
+            # In place only where the output has exactly the size of an input that ends here.
             reused = allocated if allocated in freed_sizes else 0
         highest = max(highest, alive + allocated - reused)
         alive += allocated - freed - unread
@@ -200,6 +207,7 @@ def _tensors(structure: Any) -> list[Any]:
 def _tensor_bytes(tensor: Any) -> int:
     if tensor.dtype in (tf.resource, tf.variant, tf.string) or tensor.shape.rank is None:
         return 0
+    # An unknown dimension counts as 1.
     return int(np.prod([d or 1 for d in tensor.shape])) * tensor.dtype.size
 
 

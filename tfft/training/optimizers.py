@@ -28,15 +28,16 @@ class ScheduleFreeAdamW(keras.optimizers.ScheduleFreeAdamW):
         index = self._get_variable_index(variable)
         z, second = self._momentums[index], self._velocities[index]
         rate, gradient = ops.cast(learning_rate, z.dtype), ops.cast(gradient, z.dtype)
-        step = ops.cast(self.iterations + 1, z.dtype)
+        step = ops.cast(self.iterations + 1, z.dtype)  # t of the paper
         if self.warmup_steps:
             rate = rate * ops.minimum(step / self.warmup_steps, 1.0)
         second_new = self.beta_2 * second + (1 - self.beta_2) * ops.square(gradient)
         scale = ops.sqrt(second_new / (1 - ops.power(self.beta_2, step))) + self.epsilon
-        z_new = z - rate * gradient / scale
+        z_new = z - rate * gradient / scale  # equation 4
         beta = self.beta_1
         # The optimizer stores y and z; x follows from y = (1 - beta) z + beta x.
         x = (ops.convert_to_tensor(variable) - (1 - beta) * z) / beta
+        # Equation 5 with c = 1 / t.
         x_new = x + (z_new - x) / step
         self.assign(second, second_new)
         self.assign(variable, (1 - beta) * z_new + beta * x_new)
@@ -57,11 +58,14 @@ class SharedBiasCorrection:
             return
         dtype, index = variable.dtype, self._get_variable_index(variable)
         first, second = self._momentums[index], self._velocities[index]
+        # `_since` changes the count of steps, so variables that start later have a rate of their
+        # own.
         rate = self.once(
             ("rate", id(learning_rate), self._since, dtype),
             lambda: self._bias_corrected(ops.cast(learning_rate, dtype), dtype),
         )
         gradient = tf.cast(gradient, dtype)
+        # The order of the operations is Keras', for equality to the bit.
         self.assign_add(first, (gradient - first.value) * (1 - self.beta_1))
         self.assign_add(second, (tf.square(gradient) - second.value) * (1 - self.beta_2))
         self.assign_sub(variable, first.value * rate / (tf.sqrt(second.value) + self.epsilon))
@@ -133,6 +137,7 @@ class WarmUpAndDecay(keras.optimizers.schedules.LearningRateSchedule):
     def __call__(self, step):
         """Return the rate of a step, float32."""
         step = ops.cast(step, "float32")
+        # `max(1, ...)`: a schedule may be warm-up alone.
         progress = (step - self.warmup) / max(1, self.total - self.warmup)
         progress = ops.clip(progress, 0.0, 1.0)
         decay = {
@@ -172,6 +177,7 @@ class RestartingSchedule(keras.optimizers.schedules.LearningRateSchedule):
         rate = self.schedules[0](step)
         for start, schedule in zip(self.starts[1:], self.schedules[1:], strict=True):
             local_step = ops.cast(step, "int32") - start
+            # `maximum`: both branches are computed, and a negative step has no rate.
             rate = ops.where(local_step >= 0, schedule(ops.maximum(local_step, 0)), rate)
         return rate
 
@@ -195,6 +201,7 @@ def schedule(
         if len(training_schedule.phases) > 1
         else []
     )
+    # Each schedule lasts until the next restart, with warm-up and decay over its own length.
     starts = [0, *(s.start for s in restarts)]
     peaks = [s.learning_rate for s in (training_schedule.phases[0], *restarts)]
     schedules = []
@@ -234,6 +241,7 @@ def build(
         UserError: the optimizer has no such option, or refuses a value.
     """
     optimizer_class = OPTIMIZERS[config.name]
+    # 1. Options of the section that this optimizer takes.
     accepted = inspect.signature(optimizer_class.__init__).parameters
     options = {n: getattr(config, n) for n in _OPTIONAL_FIELDS if n in accepted}
     if config.name == "sgd":
@@ -246,13 +254,17 @@ def build(
             )
         options[name] = value
     swa = config.swa
+    # 2. What all optimizers have.
     options |= {
         "learning_rate": schedule(config, training_schedule, per_epoch),
         "global_clipnorm": config.clip_norm,
         "clipvalue": config.clip_value,
         # Keras' Adam with `weight_decay` would be AdamW. The L2 form is `regularization.l2`.
         "weight_decay": None if config.name == "adam" else config.weight_decay,
+        # SWA uses the variables of Keras' moving average: they are saved, resumed and swapped
+        # alike.
         "use_ema": config.ema is not None or swa is not None,
+        # Keras' default; SWA does not read it.
         "ema_momentum": config.ema or 0.99,
     }
     try:
@@ -263,6 +275,7 @@ def build(
         total = training_schedule.total
         start = min(swa.start.steps(per_epoch, total), total)
         optimizer.swa = start, max(1, swa.every.steps(per_epoch, total))
+    # 3. The rates of the first phase, and the loss scaler around it all.
     enter(optimizer, training_schedule, 0)
     if precision == "mixed_float16":
         return keras.optimizers.LossScaleOptimizer(optimizer)
@@ -293,6 +306,7 @@ def averaged(model: keras.Model) -> Iterator[None]:
     # Before the first step the moving averages are zeros, not weights.
     averages = {} if ops.convert_to_numpy(optimizer.iterations) == 0 else _averages(optimizer)
     variables = optimizer._trainable_variables
+    # A copy: on a CPU the array may share the variable's memory.
     originals = {i: ops.convert_to_numpy(variables[i]).copy() for i in averages}
     for i, value in averages.items():
         variables[i].assign(value)
@@ -374,6 +388,7 @@ class Scaled:
         """Update one variable with its own learning rate and count of steps."""
         # `variable` may be a tf.Variable, which has no path, so look it up by its index.
         path = self._trainable_variables[self._get_variable_index(variable)].path
+        # Set for the time of one update only: outside, `iterations` is the count of the run.
         self._since = self.starts.get(path, 0)
         try:
             factor = self.factors.get(path, 1.0)
@@ -392,6 +407,8 @@ class Scaled:
         for variable in variables:
             if self._use_weight_decay(variable):
                 factor, dtype = self.factors.get(variable.path, 1.0), variable.dtype
+                # Decoupled decay at the variable's own rate, as a parameter group of PyTorch has
+                # it.
                 share = self.once(
                     ("decay", factor, dtype),
                     lambda f=factor, d=dtype: (

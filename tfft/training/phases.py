@@ -51,6 +51,7 @@ class TrainingSchedule:
 
     def at(self, step: int) -> SchedulePhase:
         """Return the phase of a step."""
+        # Phases are in order and the first starts at 0, so there is one.
         return [phase for phase in self.phases if phase.start <= step][-1]
 
     def until(self, step: int) -> int:
@@ -82,10 +83,12 @@ def resolve(
     Raises:
         UserError: a mask is not valid, or the phases are not in order.
     """
+    # Read once: the masks are decided before any of them is set on the model.
     variables, statistics = masks.variables(model), masks.statistics(model)
     phases: list[SchedulePhase] = []
     for phase in method_phases:
         start = 0 if phase.start is None else phase.start.steps(per_epoch, total)
+        # Durations in epochs or shares resolve to steps only here, so their order is checked here.
         if phases and start <= phases[-1].start:
             raise UserError(
                 f"method: a phase at step {start} does not come after the one at step "
@@ -97,6 +100,7 @@ def resolve(
                 f"{total:,} steps"
             )
             break
+        # The first match decides, so `mask` of the config overrules the method.
         mask = masks.decide(variables, stages, [*rules, *phase.rules], statistics)
         if optimizer.layer_decay != 1:
             mask = masks.layer_decay(mask, stages, optimizer.layer_decay)
@@ -105,6 +109,8 @@ def resolve(
     for resolved in phases:
         for entry in resolved.mask.entries:
             if entry.trainable:
+                # The first phase in which it is trainable: its optimizer slots are empty until
+                # then.
                 starts.setdefault(entry.path, resolved.start)
     union = masks.union([resolved.mask for resolved in phases])
     return TrainingSchedule(tuple(phases), total, union, starts)

@@ -49,6 +49,7 @@ class Progress(keras.callbacks.Callback):
         if self._start_time is None:
             self._start_time, self._start_step = time.monotonic(), step
             return
+        # An estimate: the loop times one of several steps.
         self._wait_seconds += self.model.report.wait
         elapsed = time.monotonic() - self._start_time
         steps_per_second = (step - self._start_step) / elapsed
@@ -101,6 +102,8 @@ class History(keras.callbacks.Callback):
         step = self._state.step
         if step % self._interval and step % self._per_epoch:
             return
+        # The base rate of the schedule; factors of stages are in the mask table.
         learning_rate = float(self.model.optimizer.learning_rate)
         self.add({"train/loss": float(logs["loss"]), "learning_rate": learning_rate})
+        # The next entry is the mean since this one.
         self.model.reset_metrics()

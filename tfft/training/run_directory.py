@@ -149,6 +149,7 @@ def describe(result: Run, data: Datasets, schedule: TrainingSchedule) -> None:
     }
     write_atomic(result.workdir / FACTS, json.dumps(facts, indent=1, ensure_ascii=False))
     bad_rows = result.workdir / "bad_rows.txt"
+    # An earlier start, with other data, may have left one.
     bad_rows.unlink(missing_ok=True)
     if data.bad_rows:
         write_atomic(bad_rows, "\n".join(data.bad_rows) + "\n")
@@ -164,6 +165,7 @@ def finish(result: Run, evaluations: dict[str, Evaluation], state: TrainingState
     metrics: dict[str, float] = {"steps": state.step, "best_step": state.best_step or state.step}
     for name, evaluation in evaluations.items():
         metrics |= evaluation.flat(name)
+    # Written last and atomically: a run that is killed before is not taken for finished.
     write_atomic(result.workdir / "metrics.json", json.dumps(metrics, indent=1))
 
 
@@ -187,6 +189,7 @@ def contents(workdir: Path, exported: Path | None) -> str:
 def _git_commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     try:
+        # No git, or no repository, is no error: the commit is left out.
         process = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None

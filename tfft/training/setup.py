@@ -31,18 +31,22 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
     Raises:
         UserError: something that the user can fix.
     """
+    # 1. Backbone and data, and whether all workers have the same.
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read_data(config, backbone)
     check_metric(config, data.labels)
     strategy = tf.distribute.get_strategy()
     depends_on = fingerprint.of(config, backbone, data)
     fingerprint.require_equal_on_workers(strategy, depends_on)
+    # 2. The plan before the model: schedules are in steps.
     plan = BatchPlan.create(config, data, isinstance(strategy, tf.distribute.TPUStrategy))
     model, schedule, changed = build_model(config, backbone, data.labels, plan)
+    # 3. Statistics of the new data, from batches of the first epoch.
     if config.train.batch_norm == "adapt":
         rows = model_inputs.unaugmented_rows(data.train, inputs)
         first_batches = plan.epoch(data, config.train, 0)[:ADAPT_BATCHES]
         batch_norm.adapt(model, (rows.arrays(batch) for batch in first_batches))
+    # 4. What `best/` must hold besides the backbone's files.
     if config.train.batch_norm != "frozen":  # the statistics change, or have changed
         changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
     trained = saved_paths(model, schedule.mask, changed)
@@ -87,6 +91,7 @@ def build_model(
     task = TASKS[config.task.name]
     model = assemble(backbone, task, config.task, labels)
     model_stages = stages(backbone, model)
+    # Before the method, so that its adapters start from the weights that surgery left.
     changed = surgery.apply(model, model_stages, config.model.surgery, config.train.seed)
     # The method may inject layers, so it comes before the masks.
     method_phases = METHODS[config.method.name].apply(model, model_stages, config.method)
@@ -107,7 +112,9 @@ def build_model(
     loss = task.loss(config.task)
     if (section := config.regularization.distillation) is not None:
         loss = distillation.DistillationLoss(loss, section.temperature, section.weight)
+    # XLA is `Model.xla`, chosen in the dry run: Keras' `jit_compile` fails under op determinism.
     model.compile(optimizer, loss, jit_compile=False)
+    # Before `restore`, which assigns the slots by their order.
     optimizer.build(model.trainable_variables)
     regularizers.attach(model, schedule.mask, changed, config.regularization)
     return model, schedule, changed
@@ -121,6 +128,7 @@ def saved_paths(model: Model, mask: Mask, changed: Collection[str]) -> frozenset
     """
     trainable = {entry.path for entry in mask.entries if entry.trainable}
     saved = trainable | set(changed) | {e.path for e in mask.entries if e.stage == "head"}
+    # None where all variables are saved: the run can then be loaded without the backbone's files.
     return None if saved >= {v.path for v in model.weights} else frozenset(saved)
 
 
@@ -141,6 +149,7 @@ def teacher_targets(config: Config, data: Datasets) -> np.ndarray | None:
     if not same_modality or teacher.inputs.pair != (config.data.text_pair is not None):
         raise UserError("regularization.distillation.teacher: reads rows of another kind")
     console.log(f"distillation: {section.teacher} predicts {len(data.train):,} rows")
+    # Raw rows, not token ids: the teacher has a tokenizer of its own.
     logits = teacher.logits([data.train.raw_row(position) for position in range(len(data.train))])
     return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
 
@@ -175,6 +184,7 @@ def check_metric(config: Config, labels: Sequence[str]) -> None:
         UserError: it does not, such as the top-5 accuracy of five classes.
     """
     task, metric = TASKS[config.task.name], config.train.metric
+    # One row of zeros yields the names of the task's metrics before anything is trained.
     truth = np.zeros((1, len(labels)), np.float32) if task.multi_label else np.zeros(1, np.int32)
     metrics = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
     if metric not in metrics:

@@ -45,6 +45,7 @@ class Soup:
             if score <= entries[0][0]:
                 return
             entries[0][1].unlink()
+        # Files, not arrays in memory: they survive an interruption.
         path = self._folder / f"step_{step:08d}.safetensors"
         weight_file.save(model, path, {"worth": repr(float(score))}, self._weight_paths)
 
@@ -61,6 +62,7 @@ class Soup:
         Returns:
             The metric of the average; None if fewer than two weights are stored.
         """
+        # Best first; of equal ones the earlier, so that the order is defined.
         files = sorted(self._files(), key=lambda p: (-_score(p), _step(p)))
         if len(files) < 2:
             return None
@@ -68,11 +70,14 @@ class Soup:
         count, best = 0, None
         for path in files:
             values = _values(path)
+            # Sums, not means: one division, so no rounding adds up.
             candidate = {n: v + sums.get(n, 0.0) for n, v in values.items()}
             _assign(model, {n: v / (count + 1) for n, v in candidate.items()})
             value = evaluate()
+            # Equal counts as better (recipe 1): more weights in the average.
             if best is None or (value >= best if higher_is_better else value <= best):
                 sums, count, best = candidate, count + 1, value
+        # The last candidate may have been rejected, so the average is assigned again.
         _assign(model, {n: v / count for n, v in sums.items()})
         console.log(f"soup: {count} of {len(files)} weights averaged, {best:.4f} on validation")
         return best
