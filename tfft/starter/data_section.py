@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfft.config import Source
-from tfft.config.data import look_alike, shown
+from tfft.config.data import format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR
 from tfft.starter import choices, splits
 from tfft.starter import roles as columns
@@ -138,7 +138,7 @@ def _label_comment(data: Facts) -> str:
 def _label_doubt(data: Facts) -> str | None:
     pair = look_alike(data.counts)
     if pair is not None:
-        first, second = map(shown, pair)
+        first, second = map(format_label, pair)
         return f"{first} and {second} differ in spaces or normalization alone: write both the same"
     return data.roles.doubts.get("label")
 
