@@ -1,5 +1,5 @@
-"""MkDocs hooks that fill in `{{ readme HEADING }}` and `{{ file NAME }}`, and generate pages from
-the config schema, the recipes, the commands and the error messages: nothing is written twice.
+"""MkDocs hooks that fill in `{{ file NAME }}` and generate pages from the config schema, the
+recipes, the commands and the error messages: nothing is written twice.
 """
 
 import ast
@@ -16,34 +16,21 @@ BLOB = "https://github.com/tfft/tfft/blob/main/"
 def on_page_markdown(markdown, page, config, files):
     """Replace the placeholders of a page."""
     generators = {
-        "readme": readme,
-        "file": lambda name: (ROOT / name).read_text(encoding="utf-8"),
+        "file": root_file,
         "config": lambda _: config_keys(),
         "recipes": lambda _: recipes(),
         "commands": lambda _: commands(),
         "errors": lambda _: errors(),
     }
-    text = re.sub(
+    markdown = markdown.replace("](../", f"]({BLOB}")  # files that are not in docs/
+    return re.sub(
         r"^\{\{ (\w+) ?(.*?) \}\}$", lambda m: generators[m[1]](m[2]), markdown, flags=re.MULTILINE
     )
-    return relink(text)
 
 
-def relink(text):
-    """Rewrite the README's links for the site."""
-    text = text.replace("](docs/", "](").replace("](CONTRIBUTING.md", "](contribute.md")
-    return re.sub(r"\]\((?=configs|colab|benchmarks|README)", f"]({BLOB}", text)
-
-
-def readme(heading):
-    """Return the section of the README under a heading; for `#` all before the first section."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    if heading == "#":
-        return text.split("\n## ")[0].split("\n", 1)[1]
-    match = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.S | re.M)
-    if match is None:
-        raise ValueError(f"README.md has no section {heading!r}")
-    return re.sub(r"^###", "##", match[1], flags=re.MULTILINE)
+def root_file(name):
+    """Return a Markdown file of the root folder, with its links to docs/ rewritten for the site."""
+    return (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](")
 
 
 def config_keys():
