@@ -43,6 +43,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     a = family.architecture(settings)
     entries = family.weight_map(a)
     with Tensors(weight_files(folder, config.weights), family.prefixes) as tensors:
+        # Masked language models, for example, are saved without a pooler.
         poolers = [entry for path, entry in entries.items() if path.startswith("pooler/")]
         description = {
             "provider": "hf",
@@ -56,6 +57,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             raise UserError(f"model.image_size: {config.backbone} reads text")
         else:
             description["pooler"] = all(tensors.has(entry) for entry in poolers)
+            # A stored head was trained on the family's pooling.
             description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
         _check_size(a, entries, tensors, str(settings.get("model_type")))
         backbone = rebuild(description, precision)
@@ -168,6 +170,7 @@ def save(
     family = _family(settings)
     architecture = family.architecture(settings)
     new_blocks: dict[str, str] = {}
+    # transformers numbers layers without gaps.
     if dropped := backbone.description.get("dropped"):
         remaining = [name for name in architecture.blocks if name not in dropped]
         new_blocks = {name: f"block_{i}" for i, name in enumerate(remaining)}
@@ -206,6 +209,7 @@ def save(
         (folder / IMAGE_PROCESSOR).write_text(
             json.dumps(processor_config, indent=2), encoding="utf-8"
         )
+    # transformers refuses safetensors files without this metadata.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -215,6 +219,7 @@ def _rename_block(path: str, new_names: Mapping[str, str]) -> str:
 
 
 def _family(settings: Mapping[str, Any]) -> Family:
+    # One `model_type` may have several classifiers (DeiT), so the class name comes first.
     kind, classes = settings.get("model_type"), settings.get("architectures")
     for name in classes if isinstance(classes, list) else ():
         if isinstance(name, str) and name in FAMILIES:
@@ -280,6 +285,7 @@ def _head(
     weights = {
         path: tensors.get(entry, shapes[path]) for path, entry in family.head_weight_map.items()
     }
+    # transformers' default names.
     names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
     if not isinstance(names, Mapping):
         raise UserError(f"config.json: id2label must be an object. Received: {names!r:.60}")

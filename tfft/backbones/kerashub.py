@@ -127,8 +127,10 @@ def _wrap(inner: keras.Model) -> Backbone:
             f"model.backbone: {type(inner).__name__} is not a supported encoder "
             f"(inputs: {', '.join(sorted(input_names))})"
         )
+    # All three, also where the preset reads fewer: every batch of texts has them.
     inputs = {name: keras.Input([None], dtype="int32", name=name) for name in sorted(_INPUTS)}
     outputs = inner({name: inputs[name] for name in input_names})
+    # Backbones without a pooler return one tensor.
     if not isinstance(outputs, dict):
         outputs = {"sequence_output": outputs}
     renamed = {"sequence_output": "sequence", "pooled_output": "pooled"}

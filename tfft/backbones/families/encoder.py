@@ -56,12 +56,14 @@ class Architecture:
     def parameters(self) -> int:
         """Lower bound of the number of weights: its tables and matrices."""
         tables = self.vocabulary + self.positions + self.segments
+        # Four matrices of attention, two of the feed-forward layers; norms and biases are left out.
         block = self.width * (4 * self.width + 2 * self.inner)
         return tables * (self.embedding_width or self.width) + len(self.blocks) * block
 
     def block_order(self) -> list[int]:
         """Return indices into `blocks` in the order of application; shared blocks repeat."""
         groups = self.groups or self.layers
+        # As AlbertTransformer: consecutive layers share a group.
         return [
             (layer * groups // self.layers) * self.per_group + inner
             for layer in range(self.layers)
@@ -109,6 +111,7 @@ class Architecture:
         ]
         x = embeddings(inputs["token_ids"], inputs["segment_ids"])
         bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
+        # [B, P + T, D], or [N, D] where `without_padding` is active.
         x = Unpad(dtype=precision, name="pack")(x, bias)
         for index in self.block_order():
             if self.blocks[index] in self.dropped:
@@ -161,6 +164,7 @@ class AttentionBias(keras.layers.Layer):
     prompt = 0
 
     def __init__(self, **kwargs):
+        # float32, because -1e9 is beyond float16.
         super().__init__(dtype="float32", **kwargs)
 
     def call(self, mask):

@@ -55,9 +55,9 @@ def token_layout(bias) -> TokenLayout:
     features, and `repad` never fills padding from another row.
     """
     rows, tokens = ops.shape(bias)[0], ops.shape(bias)[3]
-    unmasked = ops.reshape(bias, [rows, tokens]) > -1
+    unmasked = ops.reshape(bias, [rows, tokens]) > -1  # [B, T]; the bias is 0 or -1e9
     present = ops.logical_or(unmasked, ops.arange(tokens) == 0)
-    present = ops.cast(ops.reshape(present, [-1]), "int32")
+    present = ops.cast(ops.reshape(present, [-1]), "int32")  # [B * T]
     return TokenLayout(rows, tokens, ops.nonzero(present)[0], ops.cumsum(present) - 1)
 
 

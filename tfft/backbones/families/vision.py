@@ -152,10 +152,12 @@ def bicubic(source: int, target: int) -> np.ndarray:
     weights = np.zeros([target, source])
     positions = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(positions).astype(int)
+    # Four taps around each position.
     for tap in range(-1, 3):
         x = np.abs(positions - (first + tap))
         near = 1.25 * x**3 - 2.25 * x**2 + 1
         far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        # `add.at` sums the taps that clipping moves to one and the same value.
         np.add.at(
             weights,
             (np.arange(target), np.clip(first + tap, 0, source - 1)),

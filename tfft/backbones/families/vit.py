@@ -85,7 +85,7 @@ class Architecture(VisionArchitecture):
             if name not in self.dropped:
                 x = Block(self, dtype=precision, name=name)(x)
         x = layer_norm(self.epsilon, precision, "norm")(x)
-        patches = x[:, embeddings.extra :]
+        patches = x[:, embeddings.extra :]  # [B, h * w, D]
         if self.pooled == "first_and_mean":
             parts = [x[:, 0], ops.mean(patches, axis=1)]
         else:
@@ -163,7 +163,7 @@ class Embeddings(keras.layers.Layer):
         x = ops.reshape(self.patch(x), [-1, self.grid[0] * self.grid[1], self._width])
         tokens = [t.value for t in (self.token, self.second) if t is not None]
         tokens = [ops.tile(ops.cast(t, x.dtype), [ops.shape(x)[0], 1, 1]) for t in tokens]
-        x = ops.concatenate([*tokens, x], axis=1)
+        x = ops.concatenate([*tokens, x], axis=1)  # [B, T, D]
         return self.dropout(x + ops.cast(self._positions(), x.dtype), training=training)
 
     def _positions(self):
@@ -190,6 +190,7 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype, width = self.dtype_policy, a.width
         self._width, self._inner, self._gated = width, a.inner, a.gated
+        # SwiGLU gates with SiLU, whatever `hidden_act` says.
         self._activation = activation("silu" if a.gated else a.activation)
         self.attention_norm = layer_norm(a.epsilon, dtype, "attention_norm")
         self.attention = SelfAttention(
@@ -227,6 +228,7 @@ class Block(keras.layers.Layer):
         x = x + self.attention_path(y, training=training)
         y = self.up(self.output_norm(x))
         if self._gated:
+            # As transformers' Dinov2SwiGLUFFN: the first half is the gate.
             gate, y = ops.split(y, 2, axis=-1)
             y = self._activation(gate) * y
         else:
@@ -239,7 +241,7 @@ class Block(keras.layers.Layer):
     def attended(self, x):
         """Return the attention of each token to each, the mean over heads, float32 [B, T, T]."""
         weights, _ = self.attention.weights_and_values(self.attention_norm(x))
-        return ops.mean(weights, axis=1)
+        return ops.mean(weights, axis=1)  # [B, H, T, T] -> [B, T, T]
 
 
 def _architecture(config: Mapping[str, Any], **overrides: Any) -> Architecture:
@@ -269,6 +271,7 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     inner, gated = width * number(config, "mlp_ratio", 4), flag(config, "use_swiglu_ffn", False)
     if gated:  # two thirds, rounded up to a multiple of 8, as in transformers
         inner = (inner * 2 // 3 + 7) // 8 * 8
+    # Dinov2Config's defaults, where they differ from ViTConfig's.
     return _architecture(
         {"patch_size": 14, "layer_norm_eps": 1e-6, **config},
         inner=inner,
