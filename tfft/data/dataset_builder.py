@@ -184,6 +184,7 @@ class _DatasetBuilder:
         rows = np.arange(prepared.rows)
         if not self.settings.multi_label:
             return Dataset(prepared, rows, id_of_name[prepared.labels])
+        # [N, C]
         labels = np.zeros((prepared.rows, len(names)), np.float32)
         labels[prepared.label_rows, id_of_name[prepared.labels]] = 1
         return Dataset(prepared, rows, labels)
@@ -238,6 +239,7 @@ def _log_summary(datasets: Datasets) -> None:
     console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {noun}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
         console.log("data: hardly more training rows than labels; is data.label right?")
+    # Splits that were held out share one prepared set.
     for prepared in {id(s.prepared): s.prepared for s in datasets.splits()}.values():
         if prepared.bad:
             console.log(

@@ -49,6 +49,7 @@ class Request:
         """Return the labels in a row's label column."""
         if self.separator is None:
             return [value]
+        # A source with a list of labels joins them by LABEL_SEPARATOR.
         parts = value.replace(LABEL_SEPARATOR, self.separator).split(self.separator)
         return list(dict.fromkeys(label.strip() for label in parts if label.strip()))
 
@@ -110,6 +111,7 @@ class Prepared:
     def map(self, name: str, dtype: Any) -> np.ndarray:
         """Return the numbers in a file as a memory-mapped array."""
         path = self.folder / f"{name}.bin"
+        # An empty file cannot be mapped.
         if path.stat().st_size == 0:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, "r")

@@ -38,7 +38,7 @@ class PreparedTexts(Prepared):
 
     @cached_property
     def _segments(self) -> np.ndarray:
-        return self.map("segments", np.uint8)
+        return self.map("segments", np.uint8)  # 0 or 1
 
     @cached_property
     def _ends(self) -> np.ndarray:
@@ -88,6 +88,7 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> PreparedTexts:
 
 def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
     settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row]
+    # Without the path, which `content` covers.
     settings += [request.separator, request.source.model_dump(exclude={"path"})]
     return digest([json.dumps(settings).encode(), content.encode()])
 
