@@ -119,9 +119,11 @@ class ExportedModel:
             folder / _DESCRIPTION, task=str, columns=list[str] | None, pair=bool | None
         )
         self.labels: list[str] = description["labels"]
+        # Earlier exports have `pair` in place of `columns`.
         default_columns = ["text", "text_pair"] if description.get("pair") else ["text"]
         self.columns: list[str] = description.get("columns") or default_columns
         self.thresholds: np.ndarray | None = description["thresholds"]
+        # None means 0.5 for each label, as in `Servable`.
         if self.thresholds is None and description["task"].endswith("_multilabel"):
             self.thresholds = np.full(len(self.labels), 0.5)
         import tensorflow as tf
@@ -171,6 +173,7 @@ class ExportedModel:
 
             requests = [(image.read(row[0]),) for row in rows]
         signature = self._model.signatures["serving_default"]
+        # An empty batch first: without rows there would be nothing to concatenate.
         batches = [np.zeros((0, len(self.labels)), np.float32)]
         for start in range(0, len(rows), batch_size):
             columns = zip(*requests[start : start + batch_size], strict=True)

@@ -72,6 +72,7 @@ def publish(
             requests[i % len(sample)] for i in range(config.verify_rows)
         ]  # repeats a small sample
         difference, rates = _verify(servable, rows, temporary)
+        # `not <=` also refuses NaN.
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "
