@@ -138,7 +138,7 @@ def _columns(value: Any, infos: Mapping[str, TensorInfo]) -> Arrays:
                 "inputs is a plain value/list, but expecting an object as multiple input tensors "
                 "required as per tensorinfo_map"
             )
-        value = dict.fromkeys(infos, value)
+        value = dict.fromkeys(infos, value)  # a plain value is that of the only input
     arrays = {}
     for name, info in infos.items():
         if name not in value:
@@ -232,6 +232,7 @@ def _are_numbers(values: Sequence[Any], dtype: tf.DType) -> bool:
 
     This test of a whole list is much faster than `_scalar` for each value.
     """
+    # `type` instead of isinstance, because a bool is an int but no number here.
     types = set(map(type, values))
     if dtype in (tf.float32, tf.float64):
         return types <= {int, float}
@@ -301,6 +302,7 @@ def decode_base64(value: Any) -> bytes:
     match = _BASE64.fullmatch(_WHITESPACE.sub("", value["b64"]))
     if match is not None:
         digits, padding = match.groups()
+        # One base64 digit left over (missing = 3) has 6 bits, fewer than a byte.
         missing = -len(digits) % 4
         if missing != 3 and len(padding) in (0, missing):
             return base64.b64decode(digits + "=" * missing)
@@ -439,6 +441,7 @@ def decimals(array: np.ndarray) -> list[str]:
     exact_format = "%.9g" if array.dtype == np.float32 else "%.17g"
     for index in np.flatnonzero(~is_exact).tolist():
         texts[index] = exact_format % values[index]
+    # "n" is in nan and inf; whole numbers get ".0".
     texts = [text if "." in text or "e" in text or "n" in text else text + ".0" for text in texts]
     special_names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     return [special_names.get(text, text) for text in texts]
