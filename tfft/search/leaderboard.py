@@ -63,9 +63,11 @@ class Leaderboard:
         for name in oracle.end_order:
             trial, notes = oracle.trials[name], oracle.notes[name]
             root_id = oracles.root_trial(oracle, trial)
+            # Popped and inserted again, so that the row of the trial that ended last is last.
             previous = rows.pop(root_id, None)
             outcome = Outcome(**notes)
             if previous is not None:
+                # The oracle adds up the runs of one trial; add those of the trials before it.
                 outcome.seconds += previous.outcome.seconds if previous.trial != name else 0.0
                 if outcome.status == "FAILED":  # the last score before the failure counts
                     previous.outcome.reason, outcome = outcome.reason, previous.outcome

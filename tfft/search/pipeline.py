@@ -82,6 +82,7 @@ def search(
             (objective, direction),
             space.plain.train.epochs,
             Journal(workdir / "journal.jsonl"),
+            # The time of the advisor counts towards `tune.time`.
             time.monotonic() - start,
         )
         runners = [
@@ -97,6 +98,7 @@ def search(
             work(oracle, runners, leaderboard)
         leaderboard.require_success()
         best = leaderboard.best()
+        # Also before the final runs, which may be interrupted.
         write_best(space, best.values, workdir, leaderboard)
         leaderboard.finals = run_finals(runners, leaderboard, advised_values)
         runners[0].prune(set(leaderboard.best_names(space.tune.keep)))
@@ -185,6 +187,7 @@ def first_values(space: Space, workdir: Path, fork_server: ForkServer) -> dict[s
 
 def _advice(request: Path, output: Path, fork_server: ForkServer) -> str:
     """Resolve `method: auto` in a separate process and write `output`; return the error, or ""."""
+    # A temporary name, so that an incomplete file is never taken for the advice.
     temporary = output.with_name(f".{output.name}")
     job = {"verb": "advise", "config": str(request), "output": str(temporary)}
     with tempfile.TemporaryDirectory() as folder:
@@ -329,6 +332,7 @@ def take_trials(
 
 
 def _end_trial(oracle: Any, trial: Trial, outcome: Outcome) -> None:
+    # A copy, because the oracle checks that its trial is still running.
     copy = Trial.from_state(trial.get_state())
     copy.status, copy.message = outcome.status, outcome.to_json()
     oracle.end_trial(copy)

@@ -107,6 +107,7 @@ class Space:
                 f"{where}: train.epochs: halving decides how long a trial runs; set the maximum"
             )
         validate_every = plain.train.validate_every
+        # An epoch must consist of a whole number of intervals between validations.
         if halving and (validate_every.unit != "epochs" or 1 / validate_every.value % 1):
             raise UserError(
                 f"{where}: train.validate_every: halving compares trials after whole epochs; set "
@@ -157,6 +158,7 @@ class Space:
         ordered: list[Dimension] = []
         while len(ordered) < len(dimensions):
             known = {d.name for d in ordered}
+            # Those whose conditions are all in the list already, in the order of the config.
             ready = [d for d in dimensions if d not in ordered and set(d.when) <= known]
             if not ready:
                 blocked = next(d for d in dimensions if d not in ordered)
@@ -233,6 +235,7 @@ class Space:
 
     def _resolve_search(self, node: Any, path: Path, values: Mapping[str, Any]) -> Any:
         name, search = ".".join(path), Search(**node)
+        # A path may have several dimensions with different conditions.
         active = [d for d in self.dimensions if d.path == path and _is_active(d, values)]
         dimension = next((d for d in active if d.search == search), None)
         if dimension is None or name not in values:
@@ -294,6 +297,7 @@ class Space:
         return values
 
 
+# Marks a value that is inactive or missing; None is a valid value of a config.
 _ABSENT: Any = object()
 
 
@@ -322,6 +326,7 @@ def _first(dimension: Dimension) -> Any:
     if search.search == "choice":
         return dimension.labels[0]
     low, high = float(search.min or 0), float(search.max or 0)
+    # The middle on the scale of the sampling: the geometric mean for a logarithmic one.
     middle = (low * high) ** 0.5 if search.search.startswith("log") else (low + high) / 2
     return dimension.clamp(middle)
 
