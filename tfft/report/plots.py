@@ -73,6 +73,7 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
 
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
     """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
+    # Lengths and sizes are integers: no more bins than integers in their range.
     counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
     axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
     parts = [axes.frame(title, x_name)]
@@ -174,6 +175,7 @@ def parallel(
             f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
             f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{escape(low)}</text>'
         )
+    # The best lines last, so that they lie on top.
     for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
         points = [(80 + gap * index, y(p)) for index, p in enumerate(positions) if p is not None]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
@@ -229,6 +231,7 @@ def _ticks(low: float, high: float) -> list[float]:
     rough_step = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough_step))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough_step * 0.75)
+    # The tolerance keeps a tick at an end of the range in spite of rounding errors.
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
