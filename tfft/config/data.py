@@ -82,6 +82,7 @@ class Fraction(Section):
 
 
 def _split_kind(value: Any) -> str:
+    # By the keys, so that pydantic reports the mistakes of one class and not of both.
     if isinstance(value, dict):
         return "source" if {"source", "path"} & set(value) else "fraction"
     return "fraction" if isinstance(value, Fraction) else "source"

@@ -272,6 +272,7 @@ class TrainConfig(Section):
         ge=1,
         description="examples of an optimizer step, over all devices; auto: 32, in micro-batches "
         "that fit in the memory",
+        # `auto` is replaced before validation; editors must accept it.
         json_schema_extra={"type": ["integer", "string"], "pattern": "^auto$"},
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
