@@ -293,6 +293,7 @@ def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
 
 def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
     """Return the block of each layer: the first end that depends on it, or `stem` or `top`."""
+    # `model.layers` is in topological order, bottom to top.
     order = [layer for layer in model.layers if layer._inbound_nodes]
     ends = [layer for layer in order if re.fullmatch(family.ends, layer.name)]
     below = order[: order.index(ends[0])]

@@ -162,6 +162,7 @@ def _saved(folder: Path, where: str) -> Any:
     saved_graph.check(folder, where)  # before TensorFlow reads it
     with library_errors(f"{where}: the SavedModel cannot be loaded"):
         saved = tf.saved_model.load(str(folder))
+    # A SavedModel of signatures alone lacks these attributes.
     variables, trainable = (
         getattr(saved, name, ()) for name in ("variables", "trainable_variables")
     )

@@ -174,6 +174,7 @@ def save(
     if dropped := backbone.description.get("dropped"):
         remaining = [name for name in architecture.blocks if name not in dropped]
         new_blocks = {name: f"block_{i}" for i, name in enumerate(remaining)}
+        # DistilBERT names it n_layers.
         count_key = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
         settings[count_key] = len(remaining)
         architecture = family.architecture(settings)
@@ -187,6 +188,7 @@ def save(
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
     paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
+    # Adapters and other injected weights have no tensor.
     unmapped = [path for path in paths.values() if path not in entries]
     if unmapped:
         raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
@@ -198,6 +200,7 @@ def save(
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     if image_spec is not None:
         processor_config = processor.write(image_spec, backbone.description["scaling"])
+    # transformers' pipelines then apply a sigmoid to each logit.
     if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]

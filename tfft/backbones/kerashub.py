@@ -111,6 +111,7 @@ def _image_settings(inner: keras.Model, name: str, config: ModelConfig) -> dict[
             for v, default in ((converter.scale, 1.0), (converter.offset, 0.0))
         )
         scaling = {"mean": (-offset / scale).tolist(), "deviation": (1 / scale).tolist()}
+    # The default is KerasHub's.
     resize = "crop" if getattr(converter, "crop_to_aspect_ratio", True) else "stretch"
     if getattr(converter, "pad_to_aspect_ratio", False):
         resize = "pad"

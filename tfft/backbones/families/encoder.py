@@ -113,18 +113,20 @@ class Architecture:
         bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
         # [B, P + T, D], or [N, D] where `without_padding` is active.
         x = Unpad(dtype=precision, name="pack")(x, bias)
+        # With shared weights, a block is applied several times.
         for index in self.block_order():
             if self.blocks[index] in self.dropped:
                 continue
             x = blocks[index](x, bias)
         x = Repad(dtype=precision, name="unpack")(x, bias)
+        # Heads read the text alone, without the vectors of a prompt.
         x = WithoutPrompt(name="without_prompt")(x)
         features = {"sequence": x}
         if self.pooler is not None:
             pooler = keras.layers.Dense(
                 self.width, activation=self.pooler, dtype=precision, name="pooler"
             )
-            features["pooled"] = pooler(x[:, 0])
+            features["pooled"] = pooler(x[:, 0])  # the first token: [CLS] in BERT
         return keras.Model(inputs, features, name="encoder")
 
     def stages(self) -> tuple[Stage, ...]:

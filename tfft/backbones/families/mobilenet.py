@@ -65,6 +65,7 @@ class Architecture(VisionArchitecture):
             "same": self.same,
             "dtype": precision,
         }
+        # The stem halves the image.
         x = ConvNorm(self.stem, 3, 2, name="stem", **settings)(x)
         inner = None if self.expanding else self.stem
         x = Block(inner, self.first, 1, 1, False, settings, dtype=precision, name="block_0")(x)

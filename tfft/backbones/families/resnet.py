@@ -78,6 +78,7 @@ class Architecture(VisionArchitecture):
         return [
             # A sum requires equal shapes.
             c_in != w or s != 1
+            # Not strict: the last block's width is no input of another block.
             for c_in, (_, _, w, s) in zip(input_widths, self.plan(), strict=False)
         ]
 

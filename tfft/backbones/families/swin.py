@@ -318,16 +318,16 @@ class Block(keras.layers.Layer):
         window, shift = self._window, self._shift
         if not shift:
             return np.zeros([1, 1, window**2, window**2], np.float32)
-        sides = [-(-side // window) * window for side in self._grid]
+        sides = [-(-side // window) * window for side in self._grid]  # after padding
         # Region ids along a side: 0 outside of the last window, then 1, and 2 for wrapped patches.
         regions = [
             (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
             for side in sides
         ]
-        region_ids = regions[0][:, None] * 3 + regions[1][None]
+        region_ids = regions[0][:, None] * 3 + regions[1][None]  # [h, w]
         windows = region_ids.reshape(sides[0] // window, window, sides[1] // window, window)
-        windows = windows.transpose(0, 2, 1, 3).reshape(-1, window**2)
-        same_region = windows[:, None, :, None] == windows[:, None, None]
+        windows = windows.transpose(0, 2, 1, 3).reshape(-1, window**2)  # [windows, N]
+        same_region = windows[:, None, :, None] == windows[:, None, None]  # [windows, 1, N, N]
         return np.where(same_region, np.float32(0), np.float32(_MASKED_SCORE))
 
 

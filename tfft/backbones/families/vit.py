@@ -137,6 +137,7 @@ class Embeddings(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype, width = self.dtype_policy, a.width
         self.extra = 2 if a.distilled else 1
+        # Pixels beyond the last complete patch are cut off, as by the convolution.
         self.grid = (a.size[0] // a.patch[0], a.size[1] // a.patch[1])
         self._trained_grid = a.grid
         self.patch = keras.layers.Conv2D(width, a.patch, strides=a.patch, dtype=dtype, name="patch")
@@ -178,6 +179,7 @@ class Embeddings(keras.layers.Layer):
         patches = ops.tensordot(bicubic(rows, h), patches, 1)  # [h, columns, D]
         patches = ops.tensordot(bicubic(columns, w), ops.transpose(patches, [1, 0, 2]), 1)
         patches = ops.reshape(ops.transpose(patches, [1, 0, 2]), [1, h * w, self._width])
+        # The special tokens keep their positions.
         return ops.concatenate(
             [positions[:, : self.extra], ops.cast(patches, positions.dtype)], axis=1
         )

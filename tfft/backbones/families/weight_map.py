@@ -41,6 +41,7 @@ def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
     if entry.form == "transpose":
         return tensors[0].T
     if entry.form == "fused":
+        # Linears [out, in] side by side along the axis of the outputs.
         return np.concatenate([t.T for t in tensors], axis=-1)
     if entry.form in _AXES:
         return tensors[0].transpose(_AXES[entry.form])
@@ -62,6 +63,7 @@ def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
         parts = np.split(value, len(entry.tensors), axis=-1)
         return [np.ascontiguousarray(part.T) for part in parts]
     if entry.form in _AXES:
+        # `argsort` inverts a permutation.
         return [np.ascontiguousarray(value.transpose(np.argsort(_AXES[entry.form])))]
     if entry.form == "averaged":
         count = len(entry.tensors)
