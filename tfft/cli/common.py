@@ -97,6 +97,7 @@ def _code(command: Callable[[], None], argv: list[str]) -> int:
         return _print_error(str(error), 3)
     # The reader of the output closed the pipe, as `head` does: not an error.
     except BrokenPipeError:
+        # Python flushes standard output at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # such as a read-only folder or a full disk
         if error.filename is None and error.strerror is None:

@@ -369,6 +369,7 @@ class TrainConfig(Section):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str) -> str:
+        # metrics.jsonl has the name with its split.
         value = value.removeprefix("validation/")
         names = dict.fromkeys(name for task_metrics in METRICS.values() for name in task_metrics)
         if value not in names:

@@ -37,10 +37,11 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
             names = file.schema_arrow.names
         if isinstance(columns[0], int):
             check_column_indices([int(c) for c in columns], len(names), str(path))
-            names_to_read = [names[int(c)] for c in columns]
+            names_to_read = [names[int(c)] for c in columns]  # pyarrow selects by name
         else:
             names_to_read = [str(c) for c in columns]
         column_indices(names, names_to_read, str(path))
+        # In batches, so that a file need not fit into memory.
         batches = file.iter_batches(batch_size=1024, columns=names_to_read)
         row_number = 0
         for records in parsed((batch.to_pylist() for batch in batches), message):

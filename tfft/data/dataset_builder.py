@@ -98,6 +98,7 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
                 console.log(f"data.{key}: no class has two rows, so none can be held out")
         else:
             splits[key] = None
+    # A multi-label task may have a single label.
     if len(names) < 2 - settings.multi_label:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)

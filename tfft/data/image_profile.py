@@ -70,6 +70,7 @@ def _images(split: Dataset) -> PreparedImages:
 def _sizes(split: Dataset) -> dict[str, Any]:
     sizes, model_size = _images(split).sizes[split.rows], _images(split).size
     order = np.argsort(sizes.prod(axis=1), kind="stable")
+    # Sizes that occur, not interpolated ones.
     rows = np.percentile(np.arange(len(order)), QUANTILES, method="nearest").astype(int)
     num_smaller = int((sizes < np.array(model_size)).any(axis=1).sum())
     return {

@@ -156,6 +156,7 @@ class AugmentedPixels(Pixels):
 
     @cached_property
     def _traced_finish(self) -> Any:
+        # The last batch is smaller: relax the shape instead of tracing again.
         return tf.function(self.finish, reduce_retracing=True, autograph=False)
 
 

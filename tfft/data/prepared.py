@@ -193,7 +193,7 @@ class Writer:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Append an array of numbers to a file."""
-        self._write(name, np.ascontiguousarray(array).data)
+        self._write(name, np.ascontiguousarray(array).data)  # `.data` needs contiguous memory
 
     def put_strings(self, name: str, values: Sequence[bytes]) -> None:
         """Append byte strings to a file, and their end offsets to another."""
@@ -240,6 +240,7 @@ def write_once(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
         folder: the folder to fill.
         write: takes a folder to write to and returns the meta data.
     """
+    # meta.json exists in complete folders alone.
     if (folder / "meta.json").is_file():
         return
     with temporary_folder(folder.parent, "preparing") as temporary:

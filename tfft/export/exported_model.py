@@ -143,7 +143,7 @@ class ExportedModel:
         signature = self._model.signatures.get("serving_default")
         if signature is None:
             raise UserError(f"{folder}: has no signature serving_default")
-        inputs = sorted(signature.structured_input_signature[1])
+        inputs = sorted(signature.structured_input_signature[1])  # (positional, by name)
         if inputs != sorted(self.columns):
             raise UserError(
                 f"{folder}: its model takes {', '.join(inputs)}; {_DESCRIPTION} names "

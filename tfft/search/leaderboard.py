@@ -72,6 +72,7 @@ class Leaderboard:
                 if outcome.status == "FAILED":  # the last score before the failure counts
                     previous.outcome.reason, outcome = outcome.reason, previous.outcome
             all_values = trial.hyperparameters.values
+            # Without KerasTuner's own keys.
             values = {
                 d.name: all_values[d.name] for d in self.space.dimensions if d.name in all_values
             }

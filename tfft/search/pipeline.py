@@ -220,6 +220,7 @@ def run_worker(runner: Runner, name: str) -> None:
         except BaseException as error:  # handed to the main thread
             failures.append(error)
 
+    # Python delivers signals to the main thread, which therefore must not train.
     thread = threading.Thread(target=take_all, name=name, daemon=True)
     thread.start()
     try:

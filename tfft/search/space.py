@@ -43,6 +43,7 @@ class Dimension:
         Numbers stay numbers; where any value is something else, all become strings.
         """
         values = self.search.values or []
+        # A bool is an int in Python.
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             integers = all(isinstance(v, int) for v in values)
             return [v if integers else float(v) for v in values]
@@ -63,6 +64,7 @@ class Dimension:
         """Return the valid value nearest to `value`; None where there is none."""
         if self.search.search == "choice":
             labels = self.labels
+            # Labels are all strings or all numbers.
             label = _label(value) if isinstance(labels[0], str) else value
             if label in labels:
                 return label
@@ -74,6 +76,7 @@ class Dimension:
         low, high, step = float(self.search.min), float(self.search.max), self.search.step
         value = min(max(float(value), low), high)
         if step is not None:
+            # Steps count from the lower end.
             value = low + step * round((value - low) / step)
         return round(value) if self.search.whole else value
 
@@ -145,6 +148,7 @@ class Space:
             search = section(Search, value, f"{self.where}: {name}")
             dimension = Dimension(full_path, search, {**when, **search.when})
             yield dimension
+            # A space within an option is active only where that option is drawn.
             for label, option in zip(dimension.labels, search.values or [], strict=True):
                 yield from self._find_dimensions(option, full_path, {**when, name: [label]})
 
@@ -170,6 +174,7 @@ class Space:
                 )
                 raise UserError(f"{self.where}: {blocked.name}: when: no choice {missing!r}{hint}")
             ordered += ready
+        # Once all dimensions are placed, each condition names a known choice.
         by_name = {d.name: d for d in ordered}
         for dimension in ordered:
             for name, values in dimension.when.items():
@@ -204,6 +209,7 @@ class Space:
         """Register the space in KerasTuner's object and return the active values by name."""
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
+            # Advised values may lie outside of the space.
             default = dimension.clamp(
                 (defaults or self.defaults).get(dimension.name, dimension.search.default)
             )
@@ -262,6 +268,7 @@ class Space:
         Other searched values take their defaults.
         """
         advised = ("method", "optimizer", "train", "augmentation")
+        # Values that are missing here stay absent, so that the defaults of the config apply.
         values = {n: v for n, v in self.defaults.items() if n.split(".")[0] not in advised}
         raw = self.resolve(values)
         raw.pop("tune", None)

@@ -93,6 +93,7 @@ def _rows(instances: Sequence[Any], infos: Mapping[str, TensorInfo]) -> Arrays:
             "required as per tensorinfo_map"
         )
     columns: dict[str, _Column] = {}
+    # Plain values belong to the only input.
     if not _is_object(instances[0]):
         column = columns[min(infos)] = _Column(infos[min(infos)])
         for index, row in enumerate(instances):
@@ -162,6 +163,7 @@ class _Column:
         Raises:
             Failure: the value is ragged, of another type, or of another shape than the first.
         """
+        # The shape of the first element at each level; `_flatten` compares the others with it.
         shape, num_values = _shape(value), len(self._values)
         _flatten(value, shape, 0, self._type, self._values)
         if self._shape is None:
@@ -255,7 +257,7 @@ def _scalar(value: Any, dtype: tf.DType) -> Any:
         if isinstance(value, dict):
             return decode_base64(value)
     elif isinstance(value, dict):
-        pass
+        pass  # the error below
     elif dtype == tf.bool:
         if isinstance(value, bool):
             return value
@@ -342,6 +344,7 @@ def outputs(arrays: Mapping[str, np.ndarray], form: str) -> str:
     """
     if not arrays:
         raise invalid("Cannot convert empty tensor map to JSON")
+    # Column form: each output as a whole.
     if form == COLUMN:
         single = len(arrays) == 1
         texts = {
@@ -349,6 +352,7 @@ def outputs(arrays: Mapping[str, np.ndarray], form: str) -> str:
             for name, array in arrays.items()
         }
         return _object({"outputs": next(iter(texts.values())) if single else _object(texts, 1)})
+    # Row form: one element for each row.
     num_rows = None
     for name, array in arrays.items():
         if array.ndim == 0:
@@ -403,6 +407,7 @@ def _nested(name: str, array: np.ndarray, start: int, depth: int, single_line: b
     Raises:
         Failure: the type of the array has no form in JSON.
     """
+    # Join the texts of the lists from the innermost axis outwards.
     texts = _leaf_texts(name, array, depth + array.ndim - start)
     for axis in reversed(range(start, array.ndim)):
         size, num_groups = array.shape[axis], int(np.prod(array.shape[:axis], dtype=np.int64))

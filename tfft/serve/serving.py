@@ -94,7 +94,7 @@ async def _serve(
     finally:
         await rest.stop()
         if grpc_server is not None:
-            grpc_server.stop(grace=5.0).wait()
+            grpc_server.stop(grace=5.0).wait()  # seconds for running calls
 
 
 async def _start_rest(rest: Rest, options: Options) -> int:
