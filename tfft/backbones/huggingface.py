@@ -78,6 +78,7 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if family.image_defaults is not None:
         spec = description["image_spec"]
         image_spec = ImageSpec(**{**spec, "size": tuple(spec["size"])})
+        # Size and scaling are part of the network's graph.
         a = replace(a, size=image_spec.size, scaling=description["scaling"])
         return _backbone(a, style, precision, description, image_spec=image_spec)
     return _build_text_backbone(a, style, precision, description)
@@ -90,6 +91,7 @@ def _build_text_backbone(
         if style.pooling == "pooled":  # the checkpoint lacks the pooler: the head gets a new one
             style = HeadStyle("first", a.pooler)
         a = replace(a, pooler=None)
+    # sentence-transformers trained the features for its own pooling.
     if description["pooling"]:
         style = HeadStyle(description["pooling"])
     # RoBERTa's first position is pad_id + 1, so its table has that many unused rows.
@@ -166,7 +168,7 @@ def save(
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
-    settings = dict(backbone.description["config"])
+    settings = dict(backbone.description["config"])  # a copy, changed below
     family = _family(settings)
     architecture = family.architecture(settings)
     new_blocks: dict[str, str] = {}
@@ -179,6 +181,7 @@ def save(
         settings[count_key] = len(remaining)
         architecture = family.architecture(settings)
     entries = {**family.weight_map(architecture), **family.head_weight_map}
+    # transformers would initialize missing tensors at random, with no more than a warning.
     head_variables = {v.path: v for v in model.weights if v.path.startswith("head/")}
     if set(head_variables) != set(family.head_weight_map) or (
         model.get_layer("pooling").kind != family.head_style.pooling
@@ -278,6 +281,7 @@ def _head(
             f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
         )
     width = backbone.features.get("pooled") or backbone.features["sequence"]
+    # From the tensor, because config.json may lack id2label.
     classes = math.prod(tensors.shape(family.head_weight_map["head/logits/bias"].tensors[0]))
     shapes = {
         "head/dense/kernel": (width, width),

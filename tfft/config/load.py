@@ -257,6 +257,7 @@ def _allow_search(part: dict[str, Any]) -> None:
     for key, value in part.get("properties", {}).items():
         if "const" in value:  # the name that identifies a section
             continue
+        # Editors show the annotations of a property, not those of its alternatives.
         annotations = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
         part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **annotations}
 
@@ -356,6 +357,7 @@ def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
+        # pydantic gives the options as text: quoted strings, or numbers.
         options = re.findall(r"'([^']*)'|(?<![\w'])(\d+)(?![\w'])", message)
         options = [text or number for text, number in options]
         suggestion = nearest(item["input"], options)

@@ -187,6 +187,7 @@ class _DatasetBuilder:
             return Dataset(prepared, rows, id_of_name[prepared.labels])
         # [N, C]
         labels = np.zeros((prepared.rows, len(names)), np.float32)
+        # One entry for each pair of a row and one of its labels.
         labels[prepared.label_rows, id_of_name[prepared.labels]] = 1
         return Dataset(prepared, rows, labels)
 

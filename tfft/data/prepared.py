@@ -246,6 +246,7 @@ def write_once(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
     with temporary_folder(folder.parent, "preparing") as temporary:
         meta = write(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        # Another process may fill or delete the folder at any point of this loop.
         while not (folder / "meta.json").is_file():
             try:
                 os.rename(temporary, folder)

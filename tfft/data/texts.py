@@ -38,7 +38,7 @@ class PreparedTexts(Prepared):
 
     @cached_property
     def _segments(self) -> np.ndarray:
-        return self.map("segments", np.uint8)  # 0 or 1
+        return self.map("segments", np.uint8)
 
     @cached_property
     def _ends(self) -> np.ndarray:

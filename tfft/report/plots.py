@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36  # margins
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -238,6 +238,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
     x, y = axes.x(low), axes.y(height)
+    # One unit less, which leaves a gap between two bars.
     size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
     return f'<rect x="{x:.1f}" y="{y:.1f}" {size} {fill}/>'
 

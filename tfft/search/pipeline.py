@@ -65,6 +65,7 @@ def search(
     space = Space(raw, where)
     objective, direction = objective_of(space)
     role = service.role()
+    # A worker has no oracle: it takes its trials from the chief's.
     if role not in (None, "chief"):
         with closing(ForkServer()) as fork_server:
             maximize, seeds = direction == "max", space.tune.seeds
@@ -370,10 +371,12 @@ def run_finals(
     folders = {"best": best.trial}
     if leaderboard.space.tune.advise and best.values != dict(advised_values):
         finals.append(Final("advised", dict(advised_values), []))
+        # The folder has the name of the trial that had these values, if one had.
         folders["advised"] = next(
             (r.trial for r in leaderboard.rows if r.values == advised_values), "advised"
         )
     seeds = range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + count)
+    # `popleft` is atomic, so the threads share the queue without a lock.
     pending = deque((final, seed) for final in finals for seed in seeds)
     outcomes: dict[tuple[str, int], Outcome] = {}
 

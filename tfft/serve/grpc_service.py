@@ -39,7 +39,8 @@ def start(
     Returns:
         The server and its port; port 0 if the address cannot be bound.
     """
-    # so_reuseport=0: a second server on the same port must fail, not share the requests.
+    # gRPC receives 4 MiB by default. so_reuseport=0: a second server on the port must fail, not
+    # share the requests.
     server = grpc.server(
         futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="grpc"),
         options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)],

@@ -102,6 +102,7 @@ class Rest:
             return _reply(200, await self._answer(request))
         except Failure as failure:
             return _reply(failure.http, failure.message and json_tensors.error(failure.message))
+        # `close`: the rest of the body may still arrive.
         except _RequestTimeout as error:
             return _reply(408, json_tensors.error(str(error)), close=True)
         except TimeoutError:

@@ -146,6 +146,7 @@ def _columns(value: Any, infos: Mapping[str, TensorInfo]) -> Arrays:
             raise invalid(f"Missing named input: {name} in '{COLUMN}' object.")
         column = _Column(info)
         column.append(value[name])
+        # The value has the batch axis already.
         arrays[name] = column.array([])
     return arrays
 

@@ -56,6 +56,7 @@ class Signature:
         """
         names, expected = set(names), set(self.inputs)
         missing = sorted(expected - names)
+        # As in predict_util.cc, a wrong number of inputs is reported before a missing name.
         if len(names) != len(expected):
             raise invalid(
                 f"input size does not match signature: {len(names)}!={len(expected)} "

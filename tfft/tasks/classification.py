@@ -269,6 +269,7 @@ def decode(
     logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
 ) -> dict[str, tf.Tensor]:
     """Return `probabilities` float32 [B, C] and `label` string [B]."""
+    # float32, because TF Serving's REST API writes no half or bfloat16.
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))
     return {"probabilities": probabilities, "label": names}

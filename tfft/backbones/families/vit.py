@@ -161,6 +161,7 @@ class Embeddings(keras.layers.Layer):
 
     def call(self, x, training: bool = False):
         """Embed images, [B, H, W, 3] -> [B, T, D]."""
+        # [B, h, w, D] -> [B, h * w, D]
         x = ops.reshape(self.patch(x), [-1, self.grid[0] * self.grid[1], self._width])
         tokens = [t.value for t in (self.token, self.second) if t is not None]
         tokens = [ops.tile(ops.cast(t, x.dtype), [ops.shape(x)[0], 1, 1]) for t in tokens]

@@ -21,7 +21,7 @@ def apply_orientation(pixels: tf.Tensor, data: tf.Tensor) -> tf.Tensor:
     orientation = _orientation(data)
 
     def oriented() -> tf.Tensor:
-        # 5 to 8 swap height and width; 2, 3, 6, 7 mirror; 3, 4, 7, 8 turn upside down.
+        # 5 to 8 swap the axes; 2, 3, 6, 7 mirror left to right; 3, 4, 7, 8 top to bottom.
         x = tf.cond(orientation >= 5, lambda: tf.transpose(pixels, [1, 0, 2]), lambda: pixels)
         mirrored = tf.reduce_any(orientation == [2, 3, 6, 7])
         x = tf.cond(mirrored, lambda: tf.reverse(x, [1]), lambda: x)

@@ -418,7 +418,7 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
 @tf.function(input_signature=[tf.TensorSpec([None], tf.uint8)], autograph=False)
 def _gif_frame(raw: tf.Tensor) -> tf.Tensor:
     """Return the offset of the descriptor of a GIF's first frame (GIF89a, sections 18 to 26)."""
-    offset = 13 + _palette_bytes(raw[10])  # after the header (6 bytes) and screen (7)
+    offset = 13 + _palette_bytes(raw[10])  # after the header (6 bytes) and screen descriptor (7)
     (offset,) = tf.while_loop(
         lambda offset: raw[offset] == 0x21,  # extension
         lambda offset: _end_of_blocks(raw, offset + 2),
