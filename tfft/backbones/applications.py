@@ -137,6 +137,7 @@ class Standardize(keras.layers.Layer):
 
 def names() -> list[str]:
     """Return the names of all supported models, as in keras.applications."""
+    # Builders have capital letters, modules do not.
     return sorted(n for n in dir(keras.applications) if n[0].isupper() and _family(n) is not None)
 
 
@@ -261,6 +262,7 @@ def _load(model: keras.Model, path: str) -> None:
     Raises:
         ValueError: A variable is missing in the file.
     """
+    # Only floats can hold NaN.
     floats = [v for v in model.weights if keras.backend.is_float_dtype(v.dtype)]
     for variable in floats:
         variable.assign(np.full(variable.shape, np.nan, np.float32))

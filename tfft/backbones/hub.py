@@ -189,6 +189,7 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
             paths = [v.path for v in backbone.model.weights]
             return replace(backbone, stages=_stages(paths, patterns, where))
         return backbone
+    # `model.image_size` first, then the size that the SavedModel's signature fixes.
     size = description["size"] or _signature_size(saved) or DEFAULT_SIZE
     layer = HubLayer(saved, name="hub")
     with pixels.policy(precision):

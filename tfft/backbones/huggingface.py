@@ -51,6 +51,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "dropout": config.dropout,
             "dropped": sorted(config.surgery.drop),
         }
+        # Preprocessing of images, or the pooling of texts.
         if family.image_defaults is not None:
             description |= _image_settings(folder, settings, family, config.image_size)
         elif config.image_size is not None:
@@ -59,6 +60,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             description["pooler"] = all(tensors.has(entry) for entry in poolers)
             # A stored head was trained on the family's pooling.
             description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
+        # Before the network is built: a config may describe more than any memory holds.
         _check_size(a, entries, tensors, str(settings.get("model_type")))
         backbone = rebuild(description, precision)
         _assign(backbone.model.weights, entries, tensors)
@@ -168,6 +170,7 @@ def save(
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
+    # The config and the architecture, without the blocks that were dropped.
     settings = dict(backbone.description["config"])  # a copy, changed below
     family = _family(settings)
     architecture = family.architecture(settings)
@@ -195,12 +198,14 @@ def save(
     unmapped = [path for path in paths.values() if path not in entries]
     if unmapped:
         raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
+    # The tensors under their names in the checkpoint.
     tensors: dict[str, np.ndarray] = {}
     for variable in model.weights:
         prefix = "" if variable.path in head_variables else family.prefixes[0]
         entry = entries[paths[variable.path]]
         values = weight_map.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
+    # The files that transformers reads.
     if image_spec is not None:
         processor_config = processor.write(image_spec, backbone.description["scaling"])
     # transformers' pipelines then apply a sigmoid to each logit.

@@ -96,6 +96,7 @@ def _image_settings(inner: keras.Model, name: str, config: ModelConfig) -> dict[
             converter = keras_hub.layers.ImageConverter.from_preset(name)
     except UserError:
         converter = None
+    # The size: of the config, of the converter, of the network, or 224.
     input_size = inner.inputs[0].shape[1]
     size = getattr(converter, "image_size", None) or (input_size or 224,) * 2
     if config.image_size is not None:

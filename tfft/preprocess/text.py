@@ -83,6 +83,7 @@ class TextInputs:
 
     def length_hint(self, row: tuple[str, ...]) -> int:
         """Return the characters of a row, which grow with its tokens."""
+        # Characters, because counting tokens would mean to tokenize.
         return sum(map(len, row))
 
     @property
@@ -151,6 +152,7 @@ class TextInputs:
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
         write_atomic(folder / "tokenizer.json", self.spec)
+        # The padding id follows from the tokenizer.
         settings = {"max_length": self.max_length, "pair": self.pair}
         write_atomic(folder / "inputs.json", json.dumps(settings))
 

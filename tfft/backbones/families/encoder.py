@@ -109,6 +109,7 @@ class Architecture:
             )
             for name in self.blocks
         ]
+        # Between `Unpad` and `Repad` the blocks may see real tokens alone.
         x = embeddings(inputs["token_ids"], inputs["segment_ids"])
         bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
         # [B, P + T, D], or [N, D] where `without_padding` is active.
