@@ -78,6 +78,7 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
         UserError: a row is malformed, a label is unknown, or there is only one class.
     """
     builder = _DatasetBuilder(config, inputs, settings)
+    # The training source comes first: it decides the classes.
     prepared = builder.prepare("train", config.train)
     names = tuple(settings.labels or _configured_labels(config) or prepared.names)
     train = builder.dataset(prepared, names, "train", config.train)

@@ -121,6 +121,7 @@ def _leaks(splits: dict[str, Dataset]) -> dict[str, dict[str, Any]]:
             exact = [i for i, key in enumerate(_duplicate_keys(later)) if key in earlier_keys]
             # Exact leaks are not counted as near ones too.
             rest = np.setdiff1d(np.arange(len(later)), exact)
+            # Near duplicates between the two splits, not within one of them.
             hashes = np.concatenate(
                 [
                     _images(s).hashes[r]

@@ -173,6 +173,7 @@ def _write(
     file_names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
     file_names += ["encoded", "encoded_ends"] if copied else []
     writer = Writer(folder, request, file_names, derived=("names", "names_ends", "pixels"))
+    # With `auto`, the budget is fixed before the first image is written.
     budget = (
         min(MAX_PIXEL_BYTES, int(MAX_DISK_SHARE * shutil.disk_usage(folder).free))
         if cache_pixels == "auto"

@@ -182,6 +182,7 @@ class Writer:
     def add_labels(self, rows: Sequence[Row]) -> None:
         """Write the labels of some rows, whose other values are written already, and count them."""
         names_of_rows = [self._request.labels(row.values[-1]) for row in rows]
+        # A new name gets the next id, in order of appearance.
         ids = [
             [self._names.setdefault(n, len(self._names)) for n in names] for names in names_of_rows
         ]

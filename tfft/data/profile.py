@@ -166,6 +166,7 @@ def _leaks(texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
     names, leaks = list(texts), {}
     for index, earlier in enumerate(names):
         for later in names[index + 1 :]:
+            # Exact leaks first; near ones are searched among the other rows.
             earlier_texts = set(normalized[earlier])
             exact = [i for i, value in enumerate(normalized[later]) if value in earlier_texts]
             remaining = list(dict.fromkeys(v for v in normalized[later] if v not in earlier_texts))[

@@ -108,6 +108,7 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path):
+        # A version, or a folder of versions.
         if not (folder / "saved_model.pb").is_file():
             newest = latest(folder)
             if newest is None or not (newest / "saved_model.pb").is_file():
@@ -126,6 +127,7 @@ class ExportedModel:
         # None means 0.5 for each label, as in `Servable`.
         if self.thresholds is None and description["task"].endswith("_multilabel"):
             self.thresholds = np.full(len(self.labels), 0.5)
+        # TensorFlow is imported after the cheap checks of the files.
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 

@@ -83,6 +83,7 @@ def write(
     """
     export_format = FORMATS[name]
     for package in export_format.packages:
+        # Check what can be checked before the model is converted.
         require(package, export_format.extra)
     is_export = all((folder / file).is_file() for file in (export_format.file, _DESCRIPTION))
     if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
@@ -91,6 +92,7 @@ def write(
             "content; choose another --output"
         )
     rows = [servable.inputs.request_row(row) for row in rows]
+    # Write to a temporary folder, compare with the live model, and publish.
     with temporary_folder(folder.parent, name) as temporary:
         path = temporary / export_format.file
         with _plain_gelu():

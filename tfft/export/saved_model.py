@@ -64,6 +64,7 @@ def publish(
     inputs = servable.inputs
     requests = _RequestRows(inputs, sample)
     signatures = Signatures(servable, stored, config.skip_padding)
+    # Preprocessing first: it is compared before the slow export.
     _check_preprocessing(inputs, signatures.prepare, requests, trained_on)
     with temporary_folder(folder, "export") as temporary:
         signatures.save(temporary / "model")

@@ -128,6 +128,7 @@ class Signatures(tf.Module):
                 return outputs
             return _blank_failed_rows(outputs, predictions[STATUS])
 
+        # One function per signature; each name is part of the clients' interface.
         self.functions = {
             RAW: raw_function,
             "tensors": _function(
