@@ -71,6 +71,7 @@ def main(command: Callable[[], None], argv: Sequence[str] | None = None) -> None
         command: function of the command's module.
         argv: command line, by default that of the process.
     """
+    # Before TensorFlow and transformers are imported, which read them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # what it warns of, tfft reports

@@ -47,6 +47,7 @@ def run() -> None:
     from tfft import run
     from tfft.export import ExportedModel
 
+    # The two sources of predictions: an export, and a run directory.
     if flag_values.export is not None:
         exported_model = ExportedModel(Path(flag_values.export))
         columns, labels = tuple(exported_model.columns), exported_model.labels

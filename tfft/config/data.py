@@ -49,6 +49,7 @@ class Source(Section):
         """Expand `train: data.csv`, `train: folder/` and `train: tfds:trec` to the long form."""
         if not isinstance(value, str):
             return value
+        # A folder of images is told from a file by its slash.
         if value.endswith("/"):
             return {"source": "images", "path": value}
         if value.startswith("tfds:"):

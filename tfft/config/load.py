@@ -293,6 +293,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise UserError(f"--set: must be section.key=value. Received: {_short(override)}")
     parent = raw
+    # Create the sections on the way to the key.
     for depth, key in enumerate(keys[:-1]):
         inner = parent.setdefault(key, {})
         # A section without content is null in YAML.

@@ -127,6 +127,7 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     weights = tf.reduce_mean(tf.cast(gradient, tf.float32), axis=(1, 2), keepdims=True)
     # Equation 2: [B, h, w].
     heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1)).numpy()
+    # 1e-9: a map without positive evidence stays 0.
     return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
 
 

@@ -95,6 +95,7 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
         names: names of the classes.
     """
     size = len(names)
+    # About 420 units wide, with cells of 14 to 44 units.
     cell = max(14, min(44, 420 // size))
     left, top = 110, 96  # room for names along both sides
     share = counts / np.maximum(1, rows)[:, None]
@@ -111,12 +112,14 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
                 int(counts[row, column]),
                 share[row, column],
             )
+            # White on the darker half of the scale.
             text_color = ' style="fill:#fff"' if cell_share > 0.5 else ""
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
                 f'fill-opacity="{cell_share:.3f}" class="a"><title>{escape(names[row])} as '
                 f"{escape(names[column])}: {count}</title></rect>"
             )
+            # A count needs 24 units.
             if cell >= 24 and count:
                 parts.append(
                     f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'

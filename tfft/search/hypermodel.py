@@ -101,6 +101,7 @@ class HyperModel(keras_tuner.HyperModel):
         )
         with strategy.scope():
             result, data, plan, schedule = setup.prepare(config, Path("runs"))
+        # keras.Model.fit knows one phase with one mask.
         if len(schedule.phases) > 1:
             raise UserError(
                 f"HyperModel: method {config.method.name} trains in phases, which keras.Model.fit "

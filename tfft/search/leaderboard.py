@@ -115,6 +115,7 @@ class Leaderboard:
             raise UserError("tune: no trial ended within the time; raise tune.time")
         reasons: dict[str, list[str]] = {}
         for row in self.rows:
+            # One line for each reason, with all trials that it stopped.
             reasons.setdefault(row.outcome.reason or "unknown", []).append(row.trial)
         lines = [f"tune: trial {', '.join(names)}: {reason}" for reason, names in reasons.items()]
         raise UserError("\n".join([f"tune: all {len(self.rows)} trials failed", *lines]))

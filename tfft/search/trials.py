@@ -155,6 +155,7 @@ class Runner:
             "epochs": epochs if epochs < config.train.epochs else None,
         }
         start, deaths, previous_step = time.monotonic(), 0, -1
+        # Run again while a signal ends it and it makes progress.
         while True:
             code, log = self._process(job, workdir, should_stop)
             if code >= 0 or should_stop():
@@ -193,6 +194,7 @@ class Runner:
         metric = f"validation/{self.objective}"
         entries = _entries(workdir / "metrics.jsonl")
         curve = [(int(e["step"]), float(e[metric])) for e in entries if metric in e]
+        # All epochs are done: the run was evaluated.
         if code == 0:
             metrics = json.loads((workdir / "metrics.json").read_text())
             low, high = metrics.get(f"{metric}/low"), metrics.get(f"{metric}/high")

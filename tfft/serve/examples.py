@@ -227,6 +227,7 @@ def _example(features: Any) -> tf.train.Example:
         raise invalid(
             f"Example must be JSON object but got JSON {json_tensors.json_type_name(features)}"
         )
+    # protobuf's map keys must be valid UTF-8.
     feature_map = {
         json_tensors.as_bytes(name).decode("utf-8", "replace"): _feature(name, value)
         for name, value in features.items()

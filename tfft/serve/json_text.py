@@ -119,6 +119,7 @@ class _Parser:
     def document(self) -> Any:
         self._skip_space()
         parents: list[tuple[Any, str]] = []  # open containers, each with the key of its next value
+        # Each pass reads one value or opens one container.
         while True:
             value = self._value(nested=bool(parents))
             if isinstance(value, list | dict):
@@ -127,6 +128,7 @@ class _Parser:
                     parents.append((value, "" if isinstance(value, list) else self._key()))
                     continue
                 self._position += 1
+            # Put the value into its container, and close those that end after it.
             while parents:
                 parent, key = parents[-1]
                 is_list = isinstance(parent, list)

@@ -162,6 +162,7 @@ class LoadedVersion:
                 call,
             )
             for name, definition in self.metadata.items()
+            # Not all can be called: TensorFlow also writes __saved_model_init_op as a signature.
             if (call := self._model.signatures.get(name)) is not None
         }
 
