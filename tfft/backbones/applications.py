@@ -130,12 +130,14 @@ class Standardize(keras.layers.Layer):
 
     def call(self, x):
         """Standardize channels, [..., C] -> [..., C]."""
+        # As in Keras' Normalization: a constant channel is not divided by 0.
         deviation = ops.maximum(ops.sqrt(self.variance), keras.config.epsilon())
         return (x - ops.cast(self.mean, x.dtype)) / ops.cast(deviation, x.dtype)
 
 
 def names() -> list[str]:
     """Return the names of all supported models, as in keras.applications."""
+    # Builders have capital letters, modules do not.
     return sorted(n for n in dir(keras.applications) if n[0].isupper() and _family(n) is not None)
 
 
@@ -171,6 +173,7 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
 
 
 def _family(name: str) -> Family | None:
+    # ResNet50V2 and its like carry the version after the depth.
     kind = "ResNetV2" if re.fullmatch(r"ResNet\d+V2", name) else name
     # Try long names first: MobileNet is a prefix of MobileNetV2.
     matches = [f for f in sorted(FAMILIES, key=len, reverse=True) if kind.startswith(f)]
@@ -259,10 +262,12 @@ def _load(model: keras.Model, path: str) -> None:
     Raises:
         ValueError: A variable is missing in the file.
     """
+    # Only floats can hold NaN.
     floats = [v for v in model.weights if keras.backend.is_float_dtype(v.dtype)]
     for variable in floats:
         variable.assign(np.full(variable.shape, np.nan, np.float32))
     with warnings.catch_warnings():
+        # Keras only warns of what the file lacks; the check below raises instead.
         warnings.simplefilter("ignore")
         model.load_weights(path)
     for variable in floats:
@@ -290,6 +295,7 @@ def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
 
 def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
     """Return the block of each layer: the first end that depends on it, or `stem` or `top`."""
+    # `model.layers` is in topological order, bottom to top.
     order = [layer for layer in model.layers if layer._inbound_nodes]
     ends = [layer for layer in order if re.fullmatch(family.ends, layer.name)]
     below = order[: order.index(ends[0])]
@@ -298,6 +304,7 @@ def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
     for end in (stem, *ends):
         key = "stem" if end is stem else end.name
         pending = [end]
+        # Walk down from the end; layers that belong to an earlier end stop the walk.
         while pending:
             layer = pending.pop()
             if layer.name not in keys:
@@ -357,6 +364,7 @@ def _stage(model: keras.Model, name: str, layers: Sequence[str]) -> Stage:
 
 
 def _fingerprint(backbone: Backbone) -> str:
+    # The description does not name the weights, so their values are hashed too.
     digest = hashlib.sha256(json.dumps(dict(backbone.description), sort_keys=True).encode())
     for variable in backbone.model.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).data)

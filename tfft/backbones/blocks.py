@@ -20,6 +20,7 @@ def block_keys(names: Sequence[str], pattern: str) -> dict[str, str]:
     keys = [next(group for group in match.groups() if group) if match else "" for match in matches]
     last = max(i for i, key in enumerate(keys) if key)
     first = next(i for i, key in enumerate(keys) if key)
+    # Backwards, because a name between two blocks takes the key of the next one.
     for i in reversed(range(len(keys))):
         if not keys[i]:
             keys[i] = "top" if i > last else "stem" if i < first else keys[i + 1]

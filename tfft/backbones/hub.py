@@ -45,6 +45,7 @@ class HubLayer(keras.layers.Layer):
     """
 
     def __init__(self, saved: Any, **kwargs: Any):
+        # The SavedModel's functions take float32: no dtype policy may cast their inputs.
         super().__init__(autocast=False, dtype="float32", **kwargs)
         self._store(saved)
         self.frozen_statistics = False
@@ -52,6 +53,7 @@ class HubLayer(keras.layers.Layer):
         trainable_ids = {id(v) for v in getattr(saved, "trainable_variables", ())}
         name_counts: dict[str, int] = {}
         for variable in saved.variables:
+            # Names may repeat within a SavedModel, but paths must be unique.
             name = variable.name.partition(":")[0]
             name_counts[name] = name_counts.get(name, 0) + 1
             name += f"_{name_counts[name] - 1}" if name_counts[name] > 1 else ""
@@ -160,6 +162,7 @@ def _saved(folder: Path, where: str) -> Any:
     saved_graph.check(folder, where)  # before TensorFlow reads it
     with library_errors(f"{where}: the SavedModel cannot be loaded"):
         saved = tf.saved_model.load(str(folder))
+    # A SavedModel of signatures alone lacks these attributes.
     variables, trainable = (
         getattr(saved, name, ()) for name in ("variables", "trainable_variables")
     )
@@ -186,6 +189,7 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
             paths = [v.path for v in backbone.model.weights]
             return replace(backbone, stages=_stages(paths, patterns, where))
         return backbone
+    # `model.image_size` first, then the size that the SavedModel's signature fixes.
     size = description["size"] or _signature_size(saved) or DEFAULT_SIZE
     layer = HubLayer(saved, name="hub")
     with pixels.policy(precision):
@@ -266,6 +270,7 @@ def _stages_by_patterns(
 def _takes_training(saved: Any) -> bool:
     """Return whether the call of a SavedModel has an argument `training`."""
     return any(
+        # `training` is a keyword or a positional bool; a function is traced for each of its values.
         "training" in str(function.structured_input_signature[1])
         or any(isinstance(a, bool) for a in function.structured_input_signature[0])
         for function in getattr(saved.__call__, "concrete_functions", ())
@@ -277,6 +282,7 @@ def _signature_size(saved: Any) -> int | None:
     for function in getattr(saved.__call__, "concrete_functions", ()):
         for spec in keras.tree.flatten(function.structured_input_signature):
             shape = getattr(spec, "shape", None)
+            # [B, H, W, 3]
             if shape is not None and shape.rank == 4 and shape[1] is not None:
                 return int(shape[1])
     return None

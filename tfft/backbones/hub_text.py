@@ -27,6 +27,7 @@ _INPUTS = {
 }
 _OUTPUTS = {"pooled_output": "pooled", "sequence_output": "sequence"}
 _VOCABULARY_LIMIT = 64 << 20  # bytes
+# Captures the path up to the first numbered layer or block.
 _BLOCK = r"((?:^|[^/]*/)*?[^/]*(?:layer|block)s?_?\d+)(?=[_/])"
 
 
@@ -38,7 +39,7 @@ class Strings(keras.layers.Layer):
 
     def call(self, ids):
         """Decode ids, int [B, T] -> strings [B]. Id 0 is padding; id 1 + n is byte n."""
-        table = tf.constant([b"", *(bytes([n]) for n in range(256))])
+        table = tf.constant([b"", *(bytes([n]) for n in range(256))])  # [257]
         joined = tf.strings.reduce_join(tf.gather(table, tf.cast(ids, tf.int32)), axis=-1)
         return tf.strings.unicode_transcode(joined, "UTF-8", "UTF-8", errors="ignore")
 
@@ -132,6 +133,7 @@ def _features(outputs: Any) -> dict[str, keras.KerasTensor]:
         return features or _features(outputs.get("default"))
     if not isinstance(outputs, keras.KerasTensor) or outputs.shape[-1:] in ((), (None,)):
         return {}
+    # [B, D] or [B, T, D]
     return {2: {"pooled": outputs}, 3: {"sequence": outputs}}.get(len(outputs.shape), {})
 
 

@@ -43,6 +43,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     a = family.architecture(settings)
     entries = family.weight_map(a)
     with Tensors(weight_files(folder, config.weights), family.prefixes) as tensors:
+        # Masked language models, for example, are saved without a pooler.
         poolers = [entry for path, entry in entries.items() if path.startswith("pooler/")]
         description = {
             "provider": "hf",
@@ -50,13 +51,16 @@ def load(config: ModelConfig, precision: str) -> Backbone:
             "dropout": config.dropout,
             "dropped": sorted(config.surgery.drop),
         }
+        # Preprocessing of images, or the pooling of texts.
         if family.image_defaults is not None:
             description |= _image_settings(folder, settings, family, config.image_size)
         elif config.image_size is not None:
             raise UserError(f"model.image_size: {config.backbone} reads text")
         else:
             description["pooler"] = all(tensors.has(entry) for entry in poolers)
+            # A stored head was trained on the family's pooling.
             description["pooling"] = _stored_pooling(folder) if config.head == "new" else None
+        # Before the network is built: a config may describe more than any memory holds.
         _check_size(a, entries, tensors, str(settings.get("model_type")))
         backbone = rebuild(description, precision)
         _assign(backbone.model.weights, entries, tensors)
@@ -76,6 +80,7 @@ def rebuild(description: Mapping[str, Any], precision: str) -> Backbone:
     if family.image_defaults is not None:
         spec = description["image_spec"]
         image_spec = ImageSpec(**{**spec, "size": tuple(spec["size"])})
+        # Size and scaling are part of the network's graph.
         a = replace(a, size=image_spec.size, scaling=description["scaling"])
         return _backbone(a, style, precision, description, image_spec=image_spec)
     return _build_text_backbone(a, style, precision, description)
@@ -88,6 +93,7 @@ def _build_text_backbone(
         if style.pooling == "pooled":  # the checkpoint lacks the pooler: the head gets a new one
             style = HeadStyle("first", a.pooler)
         a = replace(a, pooler=None)
+    # sentence-transformers trained the features for its own pooling.
     if description["pooling"]:
         style = HeadStyle(description["pooling"])
     # RoBERTa's first position is pad_id + 1, so its table has that many unused rows.
@@ -164,17 +170,21 @@ def save(
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
-    settings = dict(backbone.description["config"])
+    # The config and the architecture, without the blocks that were dropped.
+    settings = dict(backbone.description["config"])  # a copy, changed below
     family = _family(settings)
     architecture = family.architecture(settings)
     new_blocks: dict[str, str] = {}
+    # transformers numbers layers without gaps.
     if dropped := backbone.description.get("dropped"):
         remaining = [name for name in architecture.blocks if name not in dropped]
         new_blocks = {name: f"block_{i}" for i, name in enumerate(remaining)}
+        # DistilBERT names it n_layers.
         count_key = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
         settings[count_key] = len(remaining)
         architecture = family.architecture(settings)
     entries = {**family.weight_map(architecture), **family.head_weight_map}
+    # transformers would initialize missing tensors at random, with no more than a warning.
     head_variables = {v.path: v for v in model.weights if v.path.startswith("head/")}
     if set(head_variables) != set(family.head_weight_map) or (
         model.get_layer("pooling").kind != family.head_style.pooling
@@ -184,17 +194,21 @@ def save(
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
     paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
+    # Adapters and other injected weights have no tensor.
     unmapped = [path for path in paths.values() if path not in entries]
     if unmapped:
         raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
+    # The tensors under their names in the checkpoint.
     tensors: dict[str, np.ndarray] = {}
     for variable in model.weights:
         prefix = "" if variable.path in head_variables else family.prefixes[0]
         entry = entries[paths[variable.path]]
         values = weight_map.write(entry, np.asarray(variable.value))
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
+    # The files that transformers reads.
     if image_spec is not None:
         processor_config = processor.write(image_spec, backbone.description["scaling"])
+    # transformers' pipelines then apply a sigmoid to each logit.
     if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
@@ -206,6 +220,7 @@ def save(
         (folder / IMAGE_PROCESSOR).write_text(
             json.dumps(processor_config, indent=2), encoding="utf-8"
         )
+    # transformers refuses safetensors files without this metadata.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -215,6 +230,7 @@ def _rename_block(path: str, new_names: Mapping[str, str]) -> str:
 
 
 def _family(settings: Mapping[str, Any]) -> Family:
+    # One `model_type` may have several classifiers (DeiT), so the class name comes first.
     kind, classes = settings.get("model_type"), settings.get("architectures")
     for name in classes if isinstance(classes, list) else ():
         if isinstance(name, str) and name in FAMILIES:
@@ -270,6 +286,7 @@ def _head(
             f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
         )
     width = backbone.features.get("pooled") or backbone.features["sequence"]
+    # From the tensor, because config.json may lack id2label.
     classes = math.prod(tensors.shape(family.head_weight_map["head/logits/bias"].tensors[0]))
     shapes = {
         "head/dense/kernel": (width, width),
@@ -280,6 +297,7 @@ def _head(
     weights = {
         path: tensors.get(entry, shapes[path]) for path, entry in family.head_weight_map.items()
     }
+    # transformers' default names.
     names = settings.get("id2label") or {str(i): f"LABEL_{i}" for i in range(classes)}
     if not isinstance(names, Mapping):
         raise UserError(f"config.json: id2label must be an object. Received: {names!r:.60}")

@@ -96,6 +96,7 @@ def _image_settings(inner: keras.Model, name: str, config: ModelConfig) -> dict[
             converter = keras_hub.layers.ImageConverter.from_preset(name)
     except UserError:
         converter = None
+    # The size: of the config, of the converter, of the network, or 224.
     input_size = inner.inputs[0].shape[1]
     size = getattr(converter, "image_size", None) or (input_size or 224,) * 2
     if config.image_size is not None:
@@ -111,6 +112,7 @@ def _image_settings(inner: keras.Model, name: str, config: ModelConfig) -> dict[
             for v, default in ((converter.scale, 1.0), (converter.offset, 0.0))
         )
         scaling = {"mean": (-offset / scale).tolist(), "deviation": (1 / scale).tolist()}
+    # The default is KerasHub's.
     resize = "crop" if getattr(converter, "crop_to_aspect_ratio", True) else "stretch"
     if getattr(converter, "pad_to_aspect_ratio", False):
         resize = "pad"
@@ -127,8 +129,10 @@ def _wrap(inner: keras.Model) -> Backbone:
             f"model.backbone: {type(inner).__name__} is not a supported encoder "
             f"(inputs: {', '.join(sorted(input_names))})"
         )
+    # All three, also where the preset reads fewer: every batch of texts has them.
     inputs = {name: keras.Input([None], dtype="int32", name=name) for name in sorted(_INPUTS)}
     outputs = inner({name: inputs[name] for name in input_names})
+    # Backbones without a pooler return one tensor.
     if not isinstance(outputs, dict):
         outputs = {"sequence_output": outputs}
     renamed = {"sequence_output": "sequence", "pooled_output": "pooled"}

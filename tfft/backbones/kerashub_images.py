@@ -74,6 +74,7 @@ def wrap(
             outputs = keras.models.clone_model(inner, clone_function=replace_layer).call(x)
             model = pixels.encoder(image, outputs)
         elif rank == 3:
+            # Tokens, [B, T, D]; the first is the class token.
             outputs = inner(x)
             model = keras.Model({"image": image}, {"pooled": outputs[:, 0], "sequence": outputs})
         else:

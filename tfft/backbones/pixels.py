@@ -34,6 +34,7 @@ class Pixels(keras.layers.Layer):
     def get_config(self):
         """Return the constructor's arguments."""
         arguments = {"scale": self._scale, "mean": self._mean, "deviation": self._deviation}
+        # The constructor sets the dtype.
         config = {k: v for k, v in super().get_config().items() if k != "dtype"}
         return {**config, **arguments, "bgr": self._bgr}
 
@@ -45,13 +46,14 @@ class Pixels(keras.layers.Layer):
         return (x * self._scale - ops.array(self._mean)) / ops.array(self._deviation)
 
 
+# ImageNet's statistics of RGB pixels from 0 to 1.
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # Input scaling by the mode names of keras.applications.imagenet_utils.
 SCALINGS: Mapping[str, Mapping[str, Any]] = {
-    "tf": {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0)},
+    "tf": {"scale": 1 / 127.5, "mean": (1.0, 1.0, 1.0)},  # -1 to 1
     "torch": {"scale": 1 / 255, "mean": IMAGENET_MEAN, "deviation": IMAGENET_DEVIATION},
-    "caffe": {"mean": (103.939, 116.779, 123.68), "bgr": True},
+    "caffe": {"mean": (103.939, 116.779, 123.68), "bgr": True},  # ImageNet's mean, BGR
     "unit": {"scale": 1 / 255},  # TF Hub's convention for images
     "none": {},
 }

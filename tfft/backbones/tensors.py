@@ -98,6 +98,7 @@ class Tensors:
     @property
     def size(self) -> int:
         """Number of elements in all tensors."""
+        # From the headers: no value is read.
         return sum(math.prod(self._slice(name).get_shape()) for name in self._names)
 
     def shape(self, name: str) -> tuple[int, ...]:

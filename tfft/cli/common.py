@@ -71,6 +71,7 @@ def main(command: Callable[[], None], argv: Sequence[str] | None = None) -> None
         command: function of the command's module.
         argv: command line, by default that of the process.
     """
+    # Before TensorFlow and transformers are imported, which read them then.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # what it warns of, tfft reports
@@ -97,6 +98,7 @@ def _code(command: Callable[[], None], argv: list[str]) -> int:
         return _print_error(str(error), 3)
     # The reader of the output closed the pipe, as `head` does: not an error.
     except BrokenPipeError:
+        # Python flushes standard output at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:  # such as a read-only folder or a full disk
         if error.filename is None and error.strerror is None:

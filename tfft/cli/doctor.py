@@ -66,6 +66,7 @@ def _stack() -> list[str]:
         problems.append(
             f"the Keras backend is {keras.backend.backend()}: set KERAS_BACKEND=tensorflow"
         )
+    # U+FB01, the ligature fi: NFKC takes it apart, by an op in tensorflow-text's own library.
     if tf_text.normalize_utf8(tf.constant(["ﬁ"]), "NFKC").numpy()[0] != b"fi":
         problems.append("tensorflow-text does not work: install the version of tensorflow's")
     return problems

@@ -38,6 +38,7 @@ def run() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Split the command line into launch's flags and the workers' command, and run it."""
     arguments = list(argv or sys.argv)
+    # From the first word without a dash on, the command line is that of the workers.
     position = next(
         (i for i, a in enumerate(arguments) if i and not a.startswith("-")), len(arguments)
     )

@@ -50,6 +50,7 @@ def run() -> None:
     from tfft import run
     from tfft.export import ExportedModel
 
+    # The two sources of predictions: an export, and a run directory.
     if flag_values.export is not None:
         exported_model = ExportedModel(Path(flag_values.export))
         columns, labels = tuple(exported_model.columns), exported_model.labels
@@ -115,6 +116,7 @@ def _rows(
             line = line.rstrip("\r\n")
             if not line.strip():
                 continue
+            # The first row decides for all.
             if form == "auto":
                 form = _form(line, place)
             row = (line,) if form == "text" else _json_row(line, keys, place)
@@ -155,6 +157,7 @@ def _json_row(line: str, keys: tuple[tuple[str, ...], ...], place: str) -> tuple
         value = json_object(line)
     except ValueError as error:
         raise UserError(f"{place}: {error}") from None
+    # The config's names first, then tfft's.
     for names in keys:
         if isinstance(value, dict) and all(isinstance(value.get(k), str) for k in names):
             return tuple(value[k] for k in names)

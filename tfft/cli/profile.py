@@ -32,9 +32,11 @@ def run() -> None:
     from tfft.data import image_profile, profile
     from tfft.spec import ImageSpec
 
+    # The backbone is not loaded, so the size of its images is not known.
     size = config.model.image_size or 224
     image_spec = ImageSpec((size, size)) if is_image else None
     spec = None
+    # A SavedModel of TF Hub brings its vocabulary along.
     if not is_image and config.model.backbone.startswith("hub:"):
         from tfft import backbones
 

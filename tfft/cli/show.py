@@ -16,6 +16,7 @@ common.define_config()
 def run() -> None:
     """Resolve the config, build the model, and print both."""
     config = _config()
+    # `method: auto` is resolved below, which needs TensorFlow.
     if config.method.name != "auto":
         print(dump(config))
     load_tensorflow()

@@ -23,6 +23,7 @@ class Section(BaseModel):
             for scalar in _scalars(value):
                 if isinstance(scalar, int) and abs(scalar) >= 2**31:
                     raise ValueError(f"`{name}` must be an integer below 2,147,483,648")
+                # `allow_inf_nan` does not reach values of fields of type Any.
                 if isinstance(scalar, float) and not math.isfinite(scalar):
                     raise ValueError(f"`{name}` must be a finite number. Received: {scalar}")
                 if isinstance(scalar, str) and not is_unicode(scalar):

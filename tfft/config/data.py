@@ -49,6 +49,7 @@ class Source(Section):
         """Expand `train: data.csv`, `train: folder/` and `train: tfds:trec` to the long form."""
         if not isinstance(value, str):
             return value
+        # A folder of images is told from a file by its slash.
         if value.endswith("/"):
             return {"source": "images", "path": value}
         if value.startswith("tfds:"):
@@ -82,6 +83,7 @@ class Fraction(Section):
 
 
 def _split_kind(value: Any) -> str:
+    # By the keys, so that pydantic reports the mistakes of one class and not of both.
     if isinstance(value, dict):
         return "source" if {"source", "path"} & set(value) else "fraction"
     return "fraction" if isinstance(value, Fraction) else "source"

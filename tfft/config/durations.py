@@ -33,6 +33,7 @@ class Duration:
         Raises:
             ValueError: the text is anything else.
         """
+        # Defaults are validated too.
         if isinstance(text, cls):
             return text
         match = _DURATION.match(text) if isinstance(text, str) else None
@@ -56,6 +57,7 @@ class Duration:
         return f"{number}{'%' if self.unit == '%' else ' ' + self.unit}"
 
     @classmethod
+    # pydantic calls it for fields of this type: parse, require an instance, write as text.
     def __get_pydantic_core_schema__(cls, _: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_before_validator_function(
             cls.parse,

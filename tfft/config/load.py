@@ -42,6 +42,7 @@ class Config(Section):
     @classmethod
     def _default_metric(cls, value: Any) -> Any:
         """Set `train.metric` to the first metric of the task, unless the config sets it."""
+        # Before validation a value may have any type.
         task = value.get("task") if isinstance(value, dict) else None
         train = (value.get("train") or {}) if isinstance(value, dict) else None
         name = task.get("name") if isinstance(task, dict) else None
@@ -256,6 +257,7 @@ def _allow_search(part: dict[str, Any]) -> None:
     for key, value in part.get("properties", {}).items():
         if "const" in value:  # the name that identifies a section
             continue
+        # Editors show the annotations of a property, not those of its alternatives.
         annotations = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
         part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **annotations}
 
@@ -291,8 +293,10 @@ def _override(raw: dict[str, Any], override: str) -> None:
     if not equals or not all(keys) or len(keys) > MAX_DEPTH:
         raise UserError(f"--set: must be section.key=value. Received: {_short(override)}")
     parent = raw
+    # Create the sections on the way to the key.
     for depth, key in enumerate(keys[:-1]):
         inner = parent.setdefault(key, {})
+        # A section without content is null in YAML.
         if inner is None:
             inner = parent[key] = {}
         if not isinstance(inner, dict):
@@ -332,6 +336,7 @@ def _error_lines(
         items = [item for item in items if item["type"] == "finite_number"] or items
         kinds = [_EXPECTED[item["type"]] for item in items if item["type"] in _EXPECTED]
         literals = [item for item in items if item["type"] == "literal_error"]
+        # The field is a union such as `int | Literal["auto"]`: one line names both.
         if len(items) == 2 and kinds and literals:
             line = _error_line(literals[0], raw, root)
             lines.append(line.replace("must be one of ", f"must be {kinds[0]}, or "))
@@ -353,6 +358,7 @@ def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str
     if kind == "missing":
         return f"{path}: required and not given"
     if kind == "literal_error":
+        # pydantic gives the options as text: quoted strings, or numbers.
         options = re.findall(r"'([^']*)'|(?<![\w'])(\d+)(?![\w'])", message)
         options = [text or number for text, number in options]
         suggestion = nearest(item["input"], options)
@@ -394,6 +400,7 @@ def _key_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
         if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
             yield part
+        # A required key that is missing.
         elif last and isinstance(value, Mapping):
             yield part
 

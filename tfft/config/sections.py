@@ -272,6 +272,7 @@ class TrainConfig(Section):
         ge=1,
         description="examples of an optimizer step, over all devices; auto: 32, in micro-batches "
         "that fit in the memory",
+        # `auto` is replaced before validation; editors must accept it.
         json_schema_extra={"type": ["integer", "string"], "pattern": "^auto$"},
     )
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
@@ -368,6 +369,7 @@ class TrainConfig(Section):
     @field_validator("metric")
     @classmethod
     def _known_metric(cls, value: str) -> str:
+        # metrics.jsonl has the name with its split.
         value = value.removeprefix("validation/")
         names = dict.fromkeys(name for task_metrics in METRICS.values() for name in task_metrics)
         if value not in names:

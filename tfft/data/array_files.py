@@ -37,10 +37,11 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
             names = file.schema_arrow.names
         if isinstance(columns[0], int):
             check_column_indices([int(c) for c in columns], len(names), str(path))
-            names_to_read = [names[int(c)] for c in columns]
+            names_to_read = [names[int(c)] for c in columns]  # pyarrow selects by name
         else:
             names_to_read = [str(c) for c in columns]
         column_indices(names, names_to_read, str(path))
+        # In batches, so that a file need not fit into memory.
         batches = file.iter_batches(batch_size=1024, columns=names_to_read)
         row_number = 0
         for records in parsed((batch.to_pylist() for batch in batches), message):
@@ -83,6 +84,7 @@ def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         raise UserError(f"{key}: columns of tfds are named, not numbered. Received: {columns[0]}")
     import tensorflow_datasets as library
 
+    # "data.validation" -> "validation"
     split = source.split or key.rpartition(".")[2]
     builder = tfds_builder(source, key)
     message = f"{key}: TFDS cannot give {source.path} [{split}]"
@@ -150,6 +152,7 @@ def _only_tfds_features(library: Any) -> Iterator[None]:
         return original.__func__(cls, name)
 
     with _PATCH_LOCK:
+        # From `vars`, the classmethod itself, so that it can be put back unchanged.
         original = vars(base)["cls_from_name"]
         base.cls_from_name = classmethod(cls_from_name)
         try:
@@ -167,6 +170,7 @@ def _tfds_cell(feature: Any, value: Any) -> Any:
     if type(feature).__name__ == "Image":
         return bytes(value)
     if hasattr(feature, "int2str") and getattr(feature, "num_classes", None):
+        # TFDS gives -1 where a split has no labels. An empty label becomes a bad row.
         return feature.int2str(int(value)) if int(value) >= 0 else ""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
@@ -193,6 +197,7 @@ def images(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]
 
 def _files_below(folder: Path) -> Iterator[Path]:
     for parent, folders, files in os.walk(folder):
+        # In place: os.walk descends into the folders that remain, in this order.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and name.lower().endswith(IMAGE_SUFFIXES):
@@ -276,15 +281,18 @@ class _NpyReader:
 
         self._file = archive.open(f"{name}.npy")
         version = npy.read_magic(self._file)
+        # Version 3.0 is for structured arrays whose field names are not Latin-1.
         if version not in ((1, 0), (2, 0)):
             raise ValueError(f"{name}: version {version} of the format")
         read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         self.shape, fortran_order, self.dtype = read_header(self._file)
         self._row_bytes = math.prod(self.shape[1:]) * self.dtype.itemsize
+        # Objects are pickles, which can run any code when they are read.
         if self.dtype.hasobject:
             raise ValueError(f"{name} holds Python objects")
         if not self.shape or min(self.shape) < 0 or self._row_bytes > MAX_ROW_BYTES:
             raise ValueError(f"{name} has the shape {list(self.shape)}")
+        # The rows of such an array are not contiguous, so they cannot be read one by one.
         if fortran_order and len(self.shape) > 1:
             raise ValueError(f"{name} is stored column by column; save np.ascontiguousarray of it")
 

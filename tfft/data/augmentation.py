@@ -44,6 +44,7 @@ class Augmentation:
             targets: class ids [B], or probabilities [B, C].
             seed: int32 [2]: the number of the batch, and the replica.
         """
+        # The seed derives from the run, the batch and the replica, and from no earlier batch.
         draw, replica = tf.unstack(seed)
         seed = tf.random.experimental.stateless_fold_in([self._seeds.run, 0], draw)
         seed = tf.cast(tf.random.experimental.stateless_fold_in(seed, replica), tf.int32)
@@ -54,6 +55,7 @@ class Augmentation:
             pixels = layer.transform_images(pixels, transformation, training=True)
         if self._mixing is not None:
             if targets.shape.rank == 1:
+                # Mixed labels are probabilities.
                 targets = tf.one_hot(tf.cast(targets, tf.int32), self._classes)
             transformation = self._mixing.get_random_transformation(
                 {"images": pixels, "labels": targets}, training=True
@@ -140,6 +142,7 @@ class _SeedStream(keras.random.SeedGenerator):
 def _with_seeds(layer: keras.layers.Layer, stream: _SeedStream) -> keras.layers.Layer:
     """Make a layer, and the layers that it consists of, draw from the stream."""
     for sublayer in layer._flatten_layers():
+        # Keras' image layers draw from the seed generator in their attribute `generator`.
         sublayer.generator = stream
     return layer
 
@@ -152,6 +155,7 @@ def _build_layers(config: AugmentationConfig) -> Sequence[keras.layers.Layer]:
         mode = "horizontal_and_vertical" if config.flip == "both" else config.flip
         layers.append(keras_layers.RandomFlip(mode))
     if config.rotation:
+        # RandomRotation takes a share of a full turn; the config has degrees.
         layers.append(keras_layers.RandomRotation(config.rotation / 360, fill_mode="reflect"))
     if config.brightness:
         layers.append(keras_layers.RandomBrightness(config.brightness, **value_range))

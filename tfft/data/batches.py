@@ -39,11 +39,13 @@ def choose_bucket_lengths(lengths: np.ndarray, max_buckets: int) -> tuple[int, .
     for _ in range(min(max_buckets, num_values) - 1):
         options = np.full((num_values, num_values), np.iinfo(np.int64).max)
         for j in range(1, num_values):
+            # The last bucket holds the values i + 1 to j, all padded to values[j].
             options[j, :j] = cost[:j] + values[j] * (cumulative[j + 1] - cumulative[1 : j + 1])
         best = options.argmin(axis=1)
         better = options[np.arange(num_values), best] < cost
         choice.append(np.where(better, best, -1))
         cost = np.where(better, options[np.arange(num_values), best], cost)
+    # Follow the choices back from the longest value, which is always a bucket.
     selected, index = [int(values[-1])], num_values - 1
     for previous in reversed(choice):
         if previous[index] >= 0:
@@ -85,8 +87,10 @@ def plan(
         seed: of the run.
         epoch: counts from 0.
     """
+    # Seeded by the epoch, so that the plan of an epoch needs none of those before it.
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
+    # The narrowest bucket that holds each row.
     bucket_of = np.searchsorted(bucket_lengths, lengths[order])
     batches, remainder = [], np.zeros(0, np.int64)
     for index, width in enumerate(bucket_lengths):
@@ -100,6 +104,7 @@ def plan(
     if len(remainder):
         batches.append(Batch(remainder, bucket_lengths[-1]))
     order = generator.permutation(len(batches))
+    # Number of the epoch's first batch in the whole training: all epochs have equally many.
     first = epoch * len(batches)
     return [replace(batches[i], draw=first + number) for number, i in enumerate(order)]
 
@@ -278,6 +283,7 @@ def dataset(
         result = result.map(
             lambda raw, y, weight: (*rows.finish(raw, y), weight),
             num_parallel_calls=rows.parallel_batches,
+            # In the order of the plan, which a resumed run repeats.
             deterministic=True,
         ).prefetch(rows.parallel_batches)
     return result.with_options(options)

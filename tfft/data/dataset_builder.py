@@ -78,6 +78,7 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
         UserError: a row is malformed, a label is unknown, or there is only one class.
     """
     builder = _DatasetBuilder(config, inputs, settings)
+    # The training source comes first: it decides the classes.
     prepared = builder.prepare("train", config.train)
     names = tuple(settings.labels or _configured_labels(config) or prepared.names)
     train = builder.dataset(prepared, names, "train", config.train)
@@ -98,6 +99,7 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
                 console.log(f"data.{key}: no class has two rows, so none can be held out")
         else:
             splits[key] = None
+    # A multi-label task may have a single label.
     if len(names) < 2 - settings.multi_label:
         raise UserError(f"data.label: at least two classes are needed; found {list(names)}")
     result = Datasets(train, splits["validation"], splits["test"], names)
@@ -184,7 +186,9 @@ class _DatasetBuilder:
         rows = np.arange(prepared.rows)
         if not self.settings.multi_label:
             return Dataset(prepared, rows, id_of_name[prepared.labels])
+        # [N, C]
         labels = np.zeros((prepared.rows, len(names)), np.float32)
+        # One entry for each pair of a row and one of its labels.
         labels[prepared.label_rows, id_of_name[prepared.labels]] = 1
         return Dataset(prepared, rows, labels)
 
@@ -238,6 +242,7 @@ def _log_summary(datasets: Datasets) -> None:
     console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {noun}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
         console.log("data: hardly more training rows than labels; is data.label right?")
+    # Splits that were held out share one prepared set.
     for prepared in {id(s.prepared): s.prepared for s in datasets.splits()}.values():
         if prepared.bad:
             console.log(

@@ -70,6 +70,7 @@ def _images(split: Dataset) -> PreparedImages:
 def _sizes(split: Dataset) -> dict[str, Any]:
     sizes, model_size = _images(split).sizes[split.rows], _images(split).size
     order = np.argsort(sizes.prod(axis=1), kind="stable")
+    # Sizes that occur, not interpolated ones.
     rows = np.percentile(np.arange(len(order)), QUANTILES, method="nearest").astype(int)
     num_smaller = int((sizes < np.array(model_size)).any(axis=1).sum())
     return {
@@ -95,6 +96,7 @@ def _duplicates(split: Dataset) -> dict[str, Any]:
     for position, key in enumerate(_duplicate_keys(split)):
         positions_of[key].append(position)
     groups = [group for group in positions_of.values() if len(group) > 1]
+    # One image for each group: exact duplicates are not near duplicates too.
     representatives = [group[0] for group in positions_of.values()]
     near_duplicates = list(near_pairs(_images(split).hashes[split.rows[representatives]]))
     contradicting = [g for g in groups if len({split.labels[i].tobytes() for i in g}) > 1]
@@ -117,7 +119,9 @@ def _leaks(splits: dict[str, Dataset]) -> dict[str, dict[str, Any]]:
             earlier, later = splits[earlier_name], splits[later_name]
             earlier_keys = set(_duplicate_keys(earlier))
             exact = [i for i, key in enumerate(_duplicate_keys(later)) if key in earlier_keys]
+            # Exact leaks are not counted as near ones too.
             rest = np.setdiff1d(np.arange(len(later)), exact)
+            # Near duplicates between the two splits, not within one of them.
             hashes = np.concatenate(
                 [
                     _images(s).hashes[r]
@@ -141,7 +145,7 @@ def near_pairs(hashes: np.ndarray, across: int | None = None) -> Iterator[tuple[
         hashes: uint8 [N, 8].
         across: yield only pairs with one index below it and the other at or above it.
     """
-    parts = hashes.reshape(len(hashes), _BANDS, -1)
+    parts = hashes.reshape(len(hashes), _BANDS, -1)  # [N, bands, bytes]
     yielded: set[tuple[int, int]] = set()
     for band in range(_BANDS):
         groups = defaultdict(list)

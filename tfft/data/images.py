@@ -68,6 +68,7 @@ class PreparedImages(Prepared):
     @cached_property
     def lengths(self) -> np.ndarray:
         """The same number for each row, int32 [rows]: images of one size need no buckets."""
+        # 8 is the smallest bucket length.
         return np.full(self.rows, 8, np.int32)
 
     @cached_property
@@ -104,6 +105,7 @@ def prepare(
     if request.source.source in EMBEDDED_SOURCES:  # stream: the images do not fit into memory
         rows: Iterable[Row | BadRow] = read(request)
     else:
+        # A list of paths fits into memory, and its length is known.
         rows = list(read(request))
     content = digest(_content(request, rows))
     folder = cache / "images" / _cache_key(request, inputs, content, cache_pixels)
@@ -149,10 +151,12 @@ def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
         if isinstance(row, BadRow):
             yield row.reason.encode("utf-8", "backslashreplace")
             continue
+        # A path may hold any bytes.
         yield "\0".join(row.values).encode("utf-8", "surrogateescape")
         try:
             status = os.stat(row.values[0])
         except (OSError, ValueError):
+            # Inspecting the image reports why it cannot be read.
             continue
         yield f"{status.st_size} {status.st_mtime_ns}".encode()
 
@@ -169,6 +173,7 @@ def _write(
     file_names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
     file_names += ["encoded", "encoded_ends"] if copied else []
     writer = Writer(folder, request, file_names, derived=("names", "names_ends", "pixels"))
+    # With `auto`, the budget is fixed before the first image is written.
     budget = (
         min(MAX_PIXEL_BYTES, int(MAX_DISK_SHARE * shutil.disk_usage(folder).free))
         if cache_pixels == "auto"
@@ -190,9 +195,10 @@ def _write(
                     writer.reject(BadRow(_location(row), inspected))
                 else:
                     writer.put("sizes", inspected.size)
-                    writer.put("hashes", np.packbits(inspected.bits))
+                    writer.put("hashes", np.packbits(inspected.bits))  # 64 bits -> 8 bytes
                     writer.put("tiny", inspected.tiny)
                     good_rows.append(row)
+                    # All rows or none have cached pixels.
                     if (
                         caching
                         and budget is not None
@@ -234,6 +240,7 @@ def _inspect_rows(
             try:
                 encoded = read_image(encoded)
             except UserError as error:
+                # The caller writes the path in front of the reason.
                 return str(error).removeprefix(f"{row.values[0]}: ")
         return inputs.inspect(encoded)
 

@@ -74,8 +74,10 @@ class Pixels:
         """Return the cached pixels, or the bytes of the files."""
         pixels = self._prepared.pixels
         if pixels is not None:
+            # uint8 until `finish`: a quarter of the bytes to pass to TensorFlow.
             return {"image": pixels[self.split.rows[batch.positions]]}
         # Read files in Python, not in TensorFlow: its errors would not name the file.
+        # dtype object, because numpy's fixed-width bytes lose trailing zeros.
         return {
             "image": np.array([self._bytes(int(position)) for position in batch.positions], object)
         }
@@ -112,7 +114,7 @@ class MirroredRows(batches.PythonRows):
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
         """Return `{image}`, float32 [B, H, W, 3]."""
-        return {"image": self._rows.arrays(batch)["image"][:, :, ::-1]}
+        return {"image": self._rows.arrays(batch)["image"][:, :, ::-1]}  # axis of the width
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`."""
@@ -154,6 +156,7 @@ class AugmentedPixels(Pixels):
 
     @cached_property
     def _traced_finish(self) -> Any:
+        # The last batch is smaller: relax the shape instead of tracing again.
         return tf.function(self.finish, reduce_retracing=True, autograph=False)
 
 

@@ -49,6 +49,7 @@ class Request:
         """Return the labels in a row's label column."""
         if self.separator is None:
             return [value]
+        # A source with a list of labels joins them by LABEL_SEPARATOR.
         parts = value.replace(LABEL_SEPARATOR, self.separator).split(self.separator)
         return list(dict.fromkeys(label.strip() for label in parts if label.strip()))
 
@@ -110,6 +111,7 @@ class Prepared:
     def map(self, name: str, dtype: Any) -> np.ndarray:
         """Return the numbers in a file as a memory-mapped array."""
         path = self.folder / f"{name}.bin"
+        # An empty file cannot be mapped.
         if path.stat().st_size == 0:
             return np.zeros(0, dtype)
         return np.memmap(path, dtype, "r")
@@ -180,6 +182,7 @@ class Writer:
     def add_labels(self, rows: Sequence[Row]) -> None:
         """Write the labels of some rows, whose other values are written already, and count them."""
         names_of_rows = [self._request.labels(row.values[-1]) for row in rows]
+        # A new name gets the next id, in order of appearance.
         ids = [
             [self._names.setdefault(n, len(self._names)) for n in names] for names in names_of_rows
         ]
@@ -191,7 +194,7 @@ class Writer:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Append an array of numbers to a file."""
-        self._write(name, np.ascontiguousarray(array).data)
+        self._write(name, np.ascontiguousarray(array).data)  # `.data` needs contiguous memory
 
     def put_strings(self, name: str, values: Sequence[bytes]) -> None:
         """Append byte strings to a file, and their end offsets to another."""
@@ -238,11 +241,13 @@ def write_once(folder: Path, write: Callable[[Path], dict[str, Any]]) -> None:
         folder: the folder to fill.
         write: takes a folder to write to and returns the meta data.
     """
+    # meta.json exists in complete folders alone.
     if (folder / "meta.json").is_file():
         return
     with temporary_folder(folder.parent, "preparing") as temporary:
         meta = write(temporary)
         (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        # Another process may fill or delete the folder at any point of this loop.
         while not (folder / "meta.json").is_file():
             try:
                 os.rename(temporary, folder)

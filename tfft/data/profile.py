@@ -20,6 +20,7 @@ MAX_NEAR_ROWS = 50_000  # rows of a split that are searched for near duplicates
 NUM_EXAMPLES = 5  # near duplicates and leaks that are listed
 # MinHash: 16 bands of 4 hashes find a pair of similarity 0.8 with probability 0.9998.
 _BANDS, _HASHES_PER_BAND = 16, 4
+# A Mersenne prime above all CRC-32 values, for hashes (a x + b) mod p.
 _PRIME = (1 << 61) - 1
 
 
@@ -125,6 +126,7 @@ def _texts(split: Dataset) -> list[str]:
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
     lengths = np.zeros(len(split), np.int64)
+    # In chunks, which bounds the memory of the tokenizer's encodings.
     for start in range(0, len(split), 4096):
         rows = [split.raw_row(position) for position in range(start, min(start + 4096, len(split)))]
         lengths[start : start + len(rows)] = inputs.lengths(*zip(*rows, strict=True))
@@ -164,6 +166,7 @@ def _leaks(texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
     names, leaks = list(texts), {}
     for index, earlier in enumerate(names):
         for later in names[index + 1 :]:
+            # Exact leaks first; near ones are searched among the other rows.
             earlier_texts = set(normalized[earlier])
             exact = [i for i, value in enumerate(normalized[later]) if value in earlier_texts]
             remaining = list(dict.fromkeys(v for v in normalized[later] if v not in earlier_texts))[
@@ -185,10 +188,12 @@ def _leaks(texts: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
 
 def _normalize(value: str) -> str:
     """Return the letters and digits of a text, lower-cased: equal for duplicates."""
+    # A text of punctuation alone is compared as it is.
     return " ".join(re.findall(r"\w+", value.lower())) or value
 
 
 def _shingles(value: str) -> set[int]:
+    # CRC-32, because `hash` of a str differs between processes.
     return {zlib.crc32(value[i : i + 4].encode()) for i in range(max(1, len(value) - 3))}
 
 
@@ -200,11 +205,13 @@ def _near_pairs(texts: Sequence[str], across: int | None = None) -> Iterator[tup
         across: yield only pairs with one index below it and the other at or above it.
     """
     generator = np.random.default_rng(0)
+    # Below 2^31, so that a * hash + b fits in uint64.
     a, b = generator.integers(1, 1 << 31, (2, _BANDS * _HASHES_PER_BAND, 1)).astype(np.uint64)
     shingles = [_shingles(text) for text in texts]
     buckets: dict[tuple[int, bytes], list[int]] = defaultdict(list)
     for index, shingle_set in enumerate(shingles):
         hashes = np.fromiter(shingle_set, np.uint64, len(shingle_set))[None, :]
+        # [bands, hashes of a band]: the least value of each hash function over all shingles.
         minima = (
             ((a * hashes + b) % np.uint64(_PRIME)).min(axis=1).reshape(_BANDS, _HASHES_PER_BAND)
         )

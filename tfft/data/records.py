@@ -54,6 +54,7 @@ def source_files(source: Source, key: str) -> list[Path]:
     files: list[Path] = []
     for item in items:
         path = expanded(item)
+        # First as a plain path: the name of a file may contain [ or *.
         if is_file(path):
             files.append(path)
         elif glob.has_magic(item):
@@ -115,6 +116,7 @@ def row_from_mapping(record: Mapping[str, Any], columns: Columns, place: str) ->
         if isinstance(cell, list) and all(type(c) in (str, int) for c in cell):
             cells.append(LABEL_SEPARATOR.join(map(str, cell)))
             continue
+        # A bool is an int in Python.
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
             kind = "null" if cell is None else type(cell).__name__
             return BadRow(place, f"{column!r} is {kind}; text or a number is expected")

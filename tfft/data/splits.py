@@ -84,4 +84,5 @@ def _rarest(labels: np.ndarray) -> np.ndarray:
     """Return the rarest label of each row of [N, C], -1 for a row without labels."""
     counts = labels.sum(axis=0)
     class_sizes = np.where(labels > 0, counts, np.inf)
+    # Without labels, `argmin` over infinities would be class 0.
     return np.where(labels.any(axis=1), class_sizes.argmin(axis=1), -1)

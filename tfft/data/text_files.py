@@ -53,13 +53,15 @@ def first_cells(source: Source, key: str) -> list[str]:
 
 
 def _csv_reader(path: Path, source: Source) -> Any:
+    # By default a quote is a plain character in tsv files.
     quoting = source.source == "csv" if source.quoting is None else source.quoting
+    # csv's default limit is 131,072 characters.
     csv.field_size_limit(LONGEST_LINE)
     return csv.reader(
         _lines(path, source.encoding),
         delimiter="," if source.source == "csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
-        strict=True,
+        strict=True,  # raise for malformed quotes instead of guessing
     )
 
 
@@ -117,6 +119,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
     with open_regular(path) as raw:
         try:
             "".encode(encoding)  # raises for codecs that are not text encodings, such as hex
+            # newline="": the csv reader handles line breaks within quotes itself.
             file = io.TextIOWrapper(raw, "utf-8-sig" if is_utf8 else encoding, newline="")
         except (LookupError, ValueError):
             raise UserError(
@@ -124,6 +127,7 @@ def _lines(path: Path, encoding: str) -> Iterator[str]:
             ) from None
         while True:
             try:
+                # A limit, because a file without line breaks would be read into memory as one line.
                 line = file.readline(LONGEST_LINE)
             except UnicodeError as error:
                 raise UserError(_undecodable(path, encoding, number, error)) from None

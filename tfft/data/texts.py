@@ -88,6 +88,7 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> PreparedTexts:
 
 def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
     settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row]
+    # Without the path, which `content` covers.
     settings += [request.separator, request.source.model_dump(exclude={"path"})]
     return digest([json.dumps(settings).encode(), content.encode()])
 

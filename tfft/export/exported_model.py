@@ -108,6 +108,7 @@ class ExportedModel:
     """
 
     def __init__(self, folder: Path):
+        # A version, or a folder of versions.
         if not (folder / "saved_model.pb").is_file():
             newest = latest(folder)
             if newest is None or not (newest / "saved_model.pb").is_file():
@@ -119,11 +120,14 @@ class ExportedModel:
             folder / _DESCRIPTION, task=str, columns=list[str] | None, pair=bool | None
         )
         self.labels: list[str] = description["labels"]
+        # Earlier exports have `pair` in place of `columns`.
         default_columns = ["text", "text_pair"] if description.get("pair") else ["text"]
         self.columns: list[str] = description.get("columns") or default_columns
         self.thresholds: np.ndarray | None = description["thresholds"]
+        # None means 0.5 for each label, as in `Servable`.
         if self.thresholds is None and description["task"].endswith("_multilabel"):
             self.thresholds = np.full(len(self.labels), 0.5)
+        # TensorFlow is imported after the cheap checks of the files.
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
 
@@ -141,7 +145,7 @@ class ExportedModel:
         signature = self._model.signatures.get("serving_default")
         if signature is None:
             raise UserError(f"{folder}: has no signature serving_default")
-        inputs = sorted(signature.structured_input_signature[1])
+        inputs = sorted(signature.structured_input_signature[1])  # (positional, by name)
         if inputs != sorted(self.columns):
             raise UserError(
                 f"{folder}: its model takes {', '.join(inputs)}; {_DESCRIPTION} names "
@@ -171,6 +175,7 @@ class ExportedModel:
 
             requests = [(image.read(row[0]),) for row in rows]
         signature = self._model.signatures["serving_default"]
+        # An empty batch first: without rows there would be nothing to concatenate.
         batches = [np.zeros((0, len(self.labels)), np.float32)]
         for start in range(0, len(rows), batch_size):
             columns = zip(*requests[start : start + batch_size], strict=True)

@@ -83,6 +83,7 @@ def write(
     """
     export_format = FORMATS[name]
     for package in export_format.packages:
+        # Check what can be checked before the model is converted.
         require(package, export_format.extra)
     is_export = all((folder / file).is_file() for file in (export_format.file, _DESCRIPTION))
     if folder.exists() and not is_export and (not folder.is_dir() or any(folder.iterdir())):
@@ -91,11 +92,13 @@ def write(
             "content; choose another --output"
         )
     rows = [servable.inputs.request_row(row) for row in rows]
+    # Write to a temporary folder, compare with the live model, and publish.
     with temporary_folder(folder.parent, name) as temporary:
         path = temporary / export_format.file
         with _plain_gelu():
             export_format.write(servable, path)
         difference = _largest_difference(export_format, servable, path, rows)
+        # `not <=` also refuses NaN.
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: {export_format.file}'s probabilities differ by {difference:.1e} from the "
@@ -163,6 +166,7 @@ def _plain_gelu() -> Iterator[None]:
         if approximate:
             return original(features, approximate=True, name=name)
         half = tf.cast(0.5, features.dtype)
+        # x / 2 * (1 + erf(x / sqrt(2)))
         return half * features * (1 + tf.math.erf(features * tf.cast(0.5**0.5, features.dtype)))
 
     original = tf.nn.gelu
@@ -191,6 +195,7 @@ def _run_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # The names of the file's inputs may end in ":0", as those of TensorFlow's tensors.
     input_names = {node.name: node.name.split(":")[0] for node in session.get_inputs()}
     (probabilities,) = session.run(
         None, {node_name: batch[input_name] for node_name, input_name in input_names.items()}
@@ -271,6 +276,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
 def _run_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     image_spec = getattr(servable.inputs, "image_spec", None)
     size = (
+        # `model.image_size` is one number; a checkpoint of another shape keeps its own size.
         image_spec.size[0]
         if image_spec is not None and image_spec.size[0] == image_spec.size[1]
         else None

@@ -57,6 +57,7 @@ class Config:
         if not (may_write(path) and name and split):
             return None
         versions, labels, rest = split
+        # The rest must equal that of an empty config, or an export would drop other settings.
         if _split_config(cls().text(name[1])) != ([], {}, rest):
             return None
         versions, stable = sorted(set(versions)), labels.get(STABLE, 0)
@@ -64,6 +65,7 @@ class Config:
         if history is None:  # written by an export that did not write this line
             lower_versions = [number for number in versions if number < stable]
             return cls(versions, labels, max(lower_versions, default=None))
+        # If `stable` was moved since this was written, its version then is the former one.
         former = history[1] if int(history[1]) != stable else history[2]
         return cls(versions, labels, int(former) if former else None)
 

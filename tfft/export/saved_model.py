@@ -64,6 +64,7 @@ def publish(
     inputs = servable.inputs
     requests = _RequestRows(inputs, sample)
     signatures = Signatures(servable, stored, config.skip_padding)
+    # Preprocessing first: it is compared before the slow export.
     _check_preprocessing(inputs, signatures.prepare, requests, trained_on)
     with temporary_folder(folder, "export") as temporary:
         signatures.save(temporary / "model")
@@ -72,6 +73,7 @@ def publish(
             requests[i % len(sample)] for i in range(config.verify_rows)
         ]  # repeats a small sample
         difference, rates = _verify(servable, rows, temporary)
+        # `not <=` also refuses NaN.
         if not difference <= BOUNDS[precision]:
             raise UserError(
                 f"export: the served probabilities differ by {difference:.1e} from the live "

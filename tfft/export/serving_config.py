@@ -80,6 +80,7 @@ def _write_files(folder: Path, files: Mapping[str, str]) -> None:
 def model_name(text: str) -> str:
     """Return a name that is valid in URLs and in Kubernetes: lowercase letters, digits, dashes."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    # A Kubernetes name has at most 63 characters.
     return name[:50].strip("-") or "model"
 
 

@@ -83,6 +83,7 @@ class Signatures(tf.Module):
         super().__init__()
         model, inputs, task = servable.model, servable.inputs, servable.task
         labels = list(servable.labels)
+        # tf.Module tracks what its attributes hold; anything else would not be saved.
         self._graph = graph = inputs.graph()
         replaced = {id(weight.variable) for weight in stored}
         self._weights = [v.value for v in model.weights if id(v) not in replaced]
@@ -94,6 +95,7 @@ class Signatures(tf.Module):
 
         def predict_prepared(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
             values = [(weight.variable, weight.value()) for weight in stored]
+            # Within the scope, the model reads the restored value in place of the variable.
             unpadding = without_padding(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), unpadding:
                 logits = model(dict(zip(input_specs, tensors, strict=True)), training=False)
@@ -120,11 +122,13 @@ class Signatures(tf.Module):
         def classify(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             predictions = predict_examples(examples)
             scores = predictions["probabilities"]
+            # Both [B, C]: the names of the classes repeat in each row.
             outputs = {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
             if STATUS not in predictions:
                 return outputs
             return _blank_failed_rows(outputs, predictions[STATUS])
 
+        # One function per signature; each name is part of the clients' interface.
         self.functions = {
             RAW: raw_function,
             "tensors": _function(
@@ -139,6 +143,7 @@ class Signatures(tf.Module):
     def save(self, folder: Path) -> None:
         """Write the SavedModel into `folder`, with the method names that TF Serving may check."""
         concrete_functions = {n: f.get_concrete_function() for n, f in self.functions.items()}
+        # Nothing computes gradients of a served function.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(self, str(folder), concrete_functions, options)
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
@@ -177,7 +182,7 @@ def _blank_failed_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict
     """Return the outputs with zero, False or "" in rows whose status, string [B], is not `OK`."""
 
     def masked(value: tf.Tensor) -> tf.Tensor:
-        ok_rows = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])
+        ok_rows = tf.reshape(status == OK, [-1, *[1] * (value.shape.rank - 1)])  # [B, 1, ...]
         return tf.where(ok_rows, value, tf.zeros_like(value))
 
     return {name: masked(value) for name, value in outputs.items()}

@@ -55,6 +55,7 @@ def batches(
 ) -> Iterator[list[tuple[Any, ...]]]:
     """Yield, for each size, a batch of the shortest, of medium and of the longest rows."""
     sorted_rows = sorted(rows, key=inputs.length_hint)
+    # Fewer than three positions if there are only one or two rows.
     positions = dict.fromkeys((0, len(sorted_rows) // 2, len(sorted_rows) - 1))
     for size in sizes:
         for position in positions:

@@ -90,6 +90,7 @@ def _cast_weight(variable: keras.Variable, dtype: tf.DType) -> StoredWeight:
 def _quantize_weight(variable: keras.Variable) -> StoredWeight:
     """Return a weight as int8 with a scale per output row or column, whichever is more exact."""
     value = variable.numpy()
+    # All axes but the first: a scale per row. All but the last: a scale per column.
     axes = (tuple(range(1, value.ndim)), tuple(range(value.ndim - 1)))
     codes, scale = min(
         (_quantize(value, axis) for axis in axes), key=lambda c: _squared_error(value, *c)
@@ -100,6 +101,7 @@ def _quantize_weight(variable: keras.Variable) -> StoredWeight:
 
 def _quantize(value: np.ndarray, axes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return the int8 codes and the float32 scales, one scale shared along `axes`."""
+    # Codes from -127 to 127: symmetric, without -128.
     scale = np.abs(value).max(axis=axes, keepdims=True).astype(np.float32) / 127
     scale[scale == 0] = 1  # all weights are zero; avoids a division by zero
     return np.rint(value / scale).astype(np.int8), scale

@@ -80,6 +80,7 @@ def load(
         spec: description of the backbone's tokenizer, if its graph comes with one.
     """
     if image_spec is not None:
+        # `data.resize` replaces the checkpoint's crop as well.
         changes = {} if data.resize is None else {"resize": data.resize, "crop_fraction": 1.0}
         return ImageInputs(replace(image_spec, **changes))
     provider, _, name = model.backbone.partition(":")

@@ -166,6 +166,7 @@ class ImageInputs:
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
         """Build the inputs from what `save` wrote."""
         image_spec = settings["image_spec"]
+        # JSON has no tuples, and image_ops caches functions by the spec, which must be hashable.
         return cls(ImageSpec(**{**image_spec, "size": tuple(image_spec["size"])}))
 
 

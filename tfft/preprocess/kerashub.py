@@ -39,6 +39,7 @@ def check_encoder(preset: str) -> None:
             files elsewhere, or the network that it describes is larger than its weights.
     """
     config = read_settings(preset, "config.json")
+    # KerasHub's presets name their class in config.json; other checkpoints are converted.
     names = _KERASHUB_WEIGHTS if "registered_name" in config else _CONVERTIBLE_WEIGHTS
     weights = [_optional_file(preset, names[0]) or _preset_file(preset, names[1])]
     if weights[0].suffix == ".json":
@@ -111,9 +112,11 @@ def _check_numbers(config: Any, weights: int, where: str) -> None:
         raise UserError(f"{where}: config must be an object. Received: {config!r:.60}")
     for key, value in _leaves(config):
         limit = next((maximum for pattern, maximum in _SETTING_LIMITS if pattern.search(key)), None)
+        # `not <=` also refuses NaN.
         if limit is not None and isinstance(value, int | float) and not value <= limit:
             raise UserError(f"{where}: {key} must not exceed {limit:,}. Received: {value!r:.60}")
     widths = [config.get(key, 1) for key in ("hidden_dim", "intermediate_dim")]
+    # Lower bound of the parameters: two dense layers per block, and the embedding table.
     hidden = (config.get("num_groups", config.get("num_layers", 1)), 2, *widths)
     embedding = (config.get("vocabulary_size", 1), config.get("embedding_dim", widths[0]))
     sizes = [math.prod(f) for f in (hidden, embedding) if all(isinstance(n, int) for n in f)]
@@ -151,6 +154,7 @@ def _wordpiece(source: Any) -> str:
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token=source.oov_token))
     tokenizer.normalizer = normalizers.BertNormalizer(
         lowercase=bool(source.lowercase),
+        # In the original, lowercasing implies stripping accents.
         strip_accents=bool(source.strip_accents) or bool(source.lowercase),
         handle_chinese_chars=bool(source.split_on_cjk),
     )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
+# Of BERT, of RoBERTa and T5, of GPT-2.
 PAD_TOKENS = ("[PAD]", "<pad>", "<|endoftext|>")
 
 
@@ -52,6 +53,7 @@ class TextInputs:
             )
         self._host.enable_truncation(max_length, strategy="longest_first")
         ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
+        # Without a padding token any valid id serves: the padding mask hides it.
         self.pad_id = next((i for i in ids if i is not None), 0)
 
     @property
@@ -70,6 +72,7 @@ class TextInputs:
         if len(texts) != 1 + self.pair or not all(isinstance(text, str) for text in texts):
             expected = "a pair of texts" if self.pair else "one text"
             raise UserError(f"a row must be {expected}. Received: {value!r}")
+        # A lone surrogate has no UTF-8 form, which the tokenizer and TensorFlow require.
         if not all(map(is_unicode, texts)):
             raise UserError(f"a row holds a lone surrogate. Received: {value!r}")
         return texts
@@ -80,6 +83,7 @@ class TextInputs:
 
     def length_hint(self, row: tuple[str, ...]) -> int:
         """Return the characters of a row, which grow with its tokens."""
+        # Characters, because counting tokens would mean to tokenize.
         return sum(map(len, row))
 
     @property
@@ -101,10 +105,12 @@ class TextInputs:
         The rows are encoded in parallel.
         """
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        # `overflowing` holds what truncation cut off.
         return [(e.ids, e.type_ids, bool(e.overflowing)) for e in self._host.encode_batch(rows)]
 
     def lengths(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[int]:
         """Return the number of tokens of each row without truncation, special tokens included."""
+        # A second tokenizer, because `self._host` truncates.
         tokenizer = Tokenizer.from_str(self.spec)
         rows = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
         return [len(encoding.ids) for encoding in tokenizer.encode_batch(rows)]
@@ -146,6 +152,7 @@ class TextInputs:
     def save(self, folder: Path) -> None:
         """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
         write_atomic(folder / "tokenizer.json", self.spec)
+        # The padding id follows from the tokenizer.
         settings = {"max_length": self.max_length, "pair": self.pair}
         write_atomic(folder / "inputs.json", json.dumps(settings))
 

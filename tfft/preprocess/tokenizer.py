@@ -67,6 +67,7 @@ def load_tokenizer(spec: str, where: str) -> Tokenizer:
 
 
 def _check_ids(tokenizer: Tokenizer, where: str) -> None:
+    # Ids may have gaps: the highest decides the size of the embedding table.
     highest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
     if not 0 <= highest < pretrained.MOST_TOKENS:
         raise UserError(
@@ -150,6 +151,7 @@ def _convert_with_transformers(folder: Path) -> str:
             "save one as tokenizer.json"
         )
     _check_ids(backend, str(folder))  # serialisation loops up to the highest id
+    # A checkpoint may store truncation and padding, which `TextInputs` does itself.
     backend.no_truncation()
     backend.no_padding()
     return backend.to_str()

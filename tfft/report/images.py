@@ -71,6 +71,7 @@ def write_augmentation_preview(path: Path, config: Config, inputs: ImageInputs) 
         for draw in range(NUM_DRAWS)
     ]
     names = [data.train.label_name(position, data.labels) for position in positions]
+    # Axis 2 is the width.
     side_by_side = np.concatenate([unaugmented, *augmented], axis=2)
     write_page(path, "Training images: unchanged and augmented", gallery(side_by_side, names), "")
 
@@ -116,13 +117,17 @@ def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.
     feature_map = poolings[-1].input  # earlier ones belong to squeeze-and-excitation blocks
     to_map = keras.Model(model.inputs, feature_map)
     to_logits = keras.Model(feature_map, model.output)
-    maps = tf.convert_to_tensor(to_map([tf.constant(pixels)], training=False))
+    maps = tf.convert_to_tensor(to_map([tf.constant(pixels)], training=False))  # [B, h, w, D]
     with tf.GradientTape() as tape:
         tape.watch(maps)
+        # The logit of one class per image, [B].
         score = tf.gather(to_logits(maps, training=False), classes, axis=1, batch_dims=1)
     gradient = tape.gradient(score, maps)
+    # Equation 1: the weight of each channel, [B, 1, 1, D].
     weights = tf.reduce_mean(tf.cast(gradient, tf.float32), axis=(1, 2), keepdims=True)
+    # Equation 2: [B, h, w].
     heat = tf.nn.relu(tf.reduce_sum(weights * tf.cast(maps, tf.float32), axis=-1)).numpy()
+    # 1e-9: a map without positive evidence stays 0.
     return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
 
 
@@ -149,7 +154,8 @@ def roll_out(model: keras.Model, pixels: np.ndarray) -> np.ndarray | None:
     flow = None
     for block, x in zip(blocks, inputs, strict=True):
         attention = 0.5 * (keras.ops.convert_to_numpy(block.attended(x)) + np.eye(x.shape[1]))
-        flow = attention if flow is None else attention @ flow
+        flow = attention if flow is None else attention @ flow  # [B, T, T]
+    # From the first token, the class token, to the patches: [B, h, w].
     heat = flow[:, 0, embeddings.extra :].reshape(-1, *embeddings.grid)
     # Every position receives some attention: subtract the least to use the full range.
     heat = heat - heat.min(axis=(1, 2), keepdims=True)

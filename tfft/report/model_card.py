@@ -69,6 +69,7 @@ def front_matter(
     provider, _, location = config.model.backbone.partition(":")
     task = {"type": PIPELINES[config.task.modality]}
     matter: dict[str, Any] = {"library_name": "keras", "pipeline_tag": task["type"]}
+    # A repository of the hub, not a folder of this machine.
     if provider in ("hf", "timm") and location.count("/") == 1 and not Path(location).exists():
         matter["base_model"] = location
     matter["tags"] = ["tfft", "tensorflow", config.task.name, config.method.name]

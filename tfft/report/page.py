@@ -120,6 +120,7 @@ def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:
     """Return the table of metrics, intervals and baselines of a split."""
     metrics = evaluation.metrics
     rows = []
+    # Keys with a slash are the bounds of other metrics.
     for key in (key for key in metrics if "/" not in key):
         low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
         interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
@@ -178,6 +179,7 @@ def _heat_map(confusion: Confusion, labels: Sequence[str]) -> str:
     """Draw the confusion matrix; with many classes, of those with the most errors."""
     classes, title = np.arange(len(labels)), "confusion: true class down, predicted across"
     if len(labels) > HEAT_MAP_CLASSES:
+        # False negatives and false positives of each class.
         errors = confusion.by_true() + confusion.by_predicted() - 2 * confusion.hits()
         classes = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
         title += f"; the {len(classes)} of {len(labels):,} classes with the most errors"

@@ -11,7 +11,7 @@ from html import escape
 import numpy as np
 
 WIDTH, HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36  # margins
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -73,6 +73,7 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
 
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
     """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
+    # Lengths and sizes are integers: no more bins than integers in their range.
     counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
     axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
     parts = [axes.frame(title, x_name)]
@@ -94,6 +95,7 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
         names: names of the classes.
     """
     size = len(names)
+    # About 420 units wide, with cells of 14 to 44 units.
     cell = max(14, min(44, 420 // size))
     left, top = 110, 96  # room for names along both sides
     share = counts / np.maximum(1, rows)[:, None]
@@ -110,12 +112,14 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
                 int(counts[row, column]),
                 share[row, column],
             )
+            # White on the darker half of the scale.
             text_color = ' style="fill:#fff"' if cell_share > 0.5 else ""
             parts.append(
                 f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
                 f'fill-opacity="{cell_share:.3f}" class="a"><title>{escape(names[row])} as '
                 f"{escape(names[column])}: {count}</title></rect>"
             )
+            # A count needs 24 units.
             if cell >= 24 and count:
                 parts.append(
                     f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
@@ -174,6 +178,7 @@ def parallel(
             f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
             f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{escape(low)}</text>'
         )
+    # The best lines last, so that they lie on top.
     for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
         points = [(80 + gap * index, y(p)) for index, p in enumerate(positions) if p is not None]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
@@ -229,12 +234,14 @@ def _ticks(low: float, high: float) -> list[float]:
     rough_step = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough_step))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough_step * 0.75)
+    # The tolerance keeps a tick at an end of the range in spite of rounding errors.
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
 
 
 def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
     x, y = axes.x(low), axes.y(height)
+    # One unit less, which leaves a gap between two bars.
     size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
     return f'<rect x="{x:.1f}" y="{y:.1f}" {size} {fill}/>'
 

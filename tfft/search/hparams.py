@@ -20,6 +20,7 @@ def write(leaderboard: Leaderboard, folder: Path) -> None:
     from tensorboard.plugins.hparams import api
 
     shutil.rmtree(folder, ignore_errors=True)
+    # Dimensions of one path with different conditions are one hyperparameter.
     dimensions = list({d.name: d for d in leaderboard.space.dimensions}.values())
 
     def domain(dimension: Dimension) -> api.Domain:

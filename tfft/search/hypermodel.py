@@ -80,6 +80,7 @@ class HyperModel(keras_tuner.HyperModel):
         if args or {"x", "y", "validation_data"} & set(kwargs):
             raise UserError("HyperModel: the data come from the config; call search() without data")
         initial_epoch = kwargs.pop("initial_epoch", 0)
+        # Hyperband asks for fewer epochs; the learning-rate schedule has those of the config.
         epochs = min(kwargs.pop("epochs", None) or pipeline.train.epochs, pipeline.train.epochs)
         kwargs.pop("shuffle", None)  # the input pipeline shuffles
         validation_metrics = _ValidationMetrics(result, pipeline)
@@ -100,6 +101,7 @@ class HyperModel(keras_tuner.HyperModel):
         )
         with strategy.scope():
             result, data, plan, schedule = setup.prepare(config, Path("runs"))
+        # keras.Model.fit knows one phase with one mask.
         if len(schedule.phases) > 1:
             raise UserError(
                 f"HyperModel: method {config.method.name} trains in phases, which keras.Model.fit "

@@ -63,13 +63,16 @@ class Leaderboard:
         for name in oracle.end_order:
             trial, notes = oracle.trials[name], oracle.notes[name]
             root_id = oracles.root_trial(oracle, trial)
+            # Popped and inserted again, so that the row of the trial that ended last is last.
             previous = rows.pop(root_id, None)
             outcome = Outcome(**notes)
             if previous is not None:
+                # The oracle adds up the runs of one trial; add those of the trials before it.
                 outcome.seconds += previous.outcome.seconds if previous.trial != name else 0.0
                 if outcome.status == "FAILED":  # the last score before the failure counts
                     previous.outcome.reason, outcome = outcome.reason, previous.outcome
             all_values = trial.hyperparameters.values
+            # Without KerasTuner's own keys.
             values = {
                 d.name: all_values[d.name] for d in self.space.dimensions if d.name in all_values
             }
@@ -112,6 +115,7 @@ class Leaderboard:
             raise UserError("tune: no trial ended within the time; raise tune.time")
         reasons: dict[str, list[str]] = {}
         for row in self.rows:
+            # One line for each reason, with all trials that it stopped.
             reasons.setdefault(row.outcome.reason or "unknown", []).append(row.trial)
         lines = [f"tune: trial {', '.join(names)}: {reason}" for reason, names in reasons.items()]
         raise UserError("\n".join([f"tune: all {len(self.rows)} trials failed", *lines]))

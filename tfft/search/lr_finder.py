@@ -156,7 +156,9 @@ def _to_curve(losses: list[float], low: float, high: float, steps: int) -> Learn
     rates = [low * (high / low) ** (i / max(1, steps - 1)) for i in range(len(losses))]
     running_mean = _RunningMean()
     smoothed = [running_mean.add(loss) for loss in losses]
+    # At least three points, so that there are slopes if the loss only rises.
     lowest_step = max(int(np.argmin(smoothed)), 2)
+    # Only up to the lowest loss: beyond it the training diverges.
     slopes = np.gradient(np.array(smoothed[: lowest_step + 1]))
     return LearningRateCurve(
         rates, losses, smoothed, rates[int(np.argmin(slopes))], rates[int(np.argmin(smoothed))]

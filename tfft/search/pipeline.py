@@ -65,6 +65,7 @@ def search(
     space = Space(raw, where)
     objective, direction = objective_of(space)
     role = service.role()
+    # A worker has no oracle: it takes its trials from the chief's.
     if role not in (None, "chief"):
         with closing(ForkServer()) as fork_server:
             maximize, seeds = direction == "max", space.tune.seeds
@@ -82,6 +83,7 @@ def search(
             (objective, direction),
             space.plain.train.epochs,
             Journal(workdir / "journal.jsonl"),
+            # The time of the advisor counts towards `tune.time`.
             time.monotonic() - start,
         )
         runners = [
@@ -97,6 +99,7 @@ def search(
             work(oracle, runners, leaderboard)
         leaderboard.require_success()
         best = leaderboard.best()
+        # Also before the final runs, which may be interrupted.
         write_best(space, best.values, workdir, leaderboard)
         leaderboard.finals = run_finals(runners, leaderboard, advised_values)
         runners[0].prune(set(leaderboard.best_names(space.tune.keep)))
@@ -185,6 +188,7 @@ def first_values(space: Space, workdir: Path, fork_server: ForkServer) -> dict[s
 
 def _advice(request: Path, output: Path, fork_server: ForkServer) -> str:
     """Resolve `method: auto` in a separate process and write `output`; return the error, or ""."""
+    # A temporary name, so that an incomplete file is never taken for the advice.
     temporary = output.with_name(f".{output.name}")
     job = {"verb": "advise", "config": str(request), "output": str(temporary)}
     with tempfile.TemporaryDirectory() as folder:
@@ -217,6 +221,7 @@ def run_worker(runner: Runner, name: str) -> None:
         except BaseException as error:  # handed to the main thread
             failures.append(error)
 
+    # Python delivers signals to the main thread, which therefore must not train.
     thread = threading.Thread(target=take_all, name=name, daemon=True)
     thread.start()
     try:
@@ -329,6 +334,7 @@ def take_trials(
 
 
 def _end_trial(oracle: Any, trial: Trial, outcome: Outcome) -> None:
+    # A copy, because the oracle checks that its trial is still running.
     copy = Trial.from_state(trial.get_state())
     copy.status, copy.message = outcome.status, outcome.to_json()
     oracle.end_trial(copy)
@@ -365,10 +371,12 @@ def run_finals(
     folders = {"best": best.trial}
     if leaderboard.space.tune.advise and best.values != dict(advised_values):
         finals.append(Final("advised", dict(advised_values), []))
+        # The folder has the name of the trial that had these values, if one had.
         folders["advised"] = next(
             (r.trial for r in leaderboard.rows if r.values == advised_values), "advised"
         )
     seeds = range(FIRST_FINAL_SEED, FIRST_FINAL_SEED + count)
+    # `popleft` is atomic, so the threads share the queue without a lock.
     pending = deque((final, seed) for final in finals for seed in seeds)
     outcomes: dict[tuple[str, int], Outcome] = {}
 

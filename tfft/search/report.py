@@ -54,6 +54,7 @@ def importance(leaderboard: Leaderboard) -> dict[str, float]:
 
 
 def _parallel_coordinates(leaderboard: Leaderboard, rows: Sequence[Row]) -> str:
+    # Dimensions of one path with different conditions share an axis.
     dimensions = list({d.name: d for d in leaderboard.space.dimensions}.values())
     scores = [row.outcome.score or 0.0 for row in rows]
     if not scores:

@@ -43,6 +43,7 @@ class Dimension:
         Numbers stay numbers; where any value is something else, all become strings.
         """
         values = self.search.values or []
+        # A bool is an int in Python.
         if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
             integers = all(isinstance(v, int) for v in values)
             return [v if integers else float(v) for v in values]
@@ -63,6 +64,7 @@ class Dimension:
         """Return the valid value nearest to `value`; None where there is none."""
         if self.search.search == "choice":
             labels = self.labels
+            # Labels are all strings or all numbers.
             label = _label(value) if isinstance(labels[0], str) else value
             if label in labels:
                 return label
@@ -74,6 +76,7 @@ class Dimension:
         low, high, step = float(self.search.min), float(self.search.max), self.search.step
         value = min(max(float(value), low), high)
         if step is not None:
+            # Steps count from the lower end.
             value = low + step * round((value - low) / step)
         return round(value) if self.search.whole else value
 
@@ -107,6 +110,7 @@ class Space:
                 f"{where}: train.epochs: halving decides how long a trial runs; set the maximum"
             )
         validate_every = plain.train.validate_every
+        # An epoch must consist of a whole number of intervals between validations.
         if halving and (validate_every.unit != "epochs" or 1 / validate_every.value % 1):
             raise UserError(
                 f"{where}: train.validate_every: halving compares trials after whole epochs; set "
@@ -144,6 +148,7 @@ class Space:
             search = section(Search, value, f"{self.where}: {name}")
             dimension = Dimension(full_path, search, {**when, **search.when})
             yield dimension
+            # A space within an option is active only where that option is drawn.
             for label, option in zip(dimension.labels, search.values or [], strict=True):
                 yield from self._find_dimensions(option, full_path, {**when, name: [label]})
 
@@ -157,6 +162,7 @@ class Space:
         ordered: list[Dimension] = []
         while len(ordered) < len(dimensions):
             known = {d.name for d in ordered}
+            # Those whose conditions are all in the list already, in the order of the config.
             ready = [d for d in dimensions if d not in ordered and set(d.when) <= known]
             if not ready:
                 blocked = next(d for d in dimensions if d not in ordered)
@@ -168,6 +174,7 @@ class Space:
                 )
                 raise UserError(f"{self.where}: {blocked.name}: when: no choice {missing!r}{hint}")
             ordered += ready
+        # Once all dimensions are placed, each condition names a known choice.
         by_name = {d.name: d for d in ordered}
         for dimension in ordered:
             for name, values in dimension.when.items():
@@ -202,6 +209,7 @@ class Space:
         """Register the space in KerasTuner's object and return the active values by name."""
         values: dict[str, Any] = {}
         for dimension in self.dimensions:
+            # Advised values may lie outside of the space.
             default = dimension.clamp(
                 (defaults or self.defaults).get(dimension.name, dimension.search.default)
             )
@@ -233,6 +241,7 @@ class Space:
 
     def _resolve_search(self, node: Any, path: Path, values: Mapping[str, Any]) -> Any:
         name, search = ".".join(path), Search(**node)
+        # A path may have several dimensions with different conditions.
         active = [d for d in self.dimensions if d.path == path and _is_active(d, values)]
         dimension = next((d for d in active if d.search == search), None)
         if dimension is None or name not in values:
@@ -259,6 +268,7 @@ class Space:
         Other searched values take their defaults.
         """
         advised = ("method", "optimizer", "train", "augmentation")
+        # Values that are missing here stay absent, so that the defaults of the config apply.
         values = {n: v for n, v in self.defaults.items() if n.split(".")[0] not in advised}
         raw = self.resolve(values)
         raw.pop("tune", None)
@@ -294,6 +304,7 @@ class Space:
         return values
 
 
+# Marks a value that is inactive or missing; None is a valid value of a config.
 _ABSENT: Any = object()
 
 
@@ -322,6 +333,7 @@ def _first(dimension: Dimension) -> Any:
     if search.search == "choice":
         return dimension.labels[0]
     low, high = float(search.min or 0), float(search.max or 0)
+    # The middle on the scale of the sampling: the geometric mean for a logarithmic one.
     middle = (low * high) ** 0.5 if search.search.startswith("log") else (low + high) / 2
     return dimension.clamp(middle)
 

@@ -93,6 +93,7 @@ def exit_with_parent(parent: int, signal_number: int) -> None:
             time.sleep(1.0)
         os.kill(os.getpid(), signal_number)
 
+    # The parent may have exited before prctl took effect.
     if sys.platform != "linux" or os.getppid() != parent:
         threading.Thread(target=watch, daemon=True).start()
 

@@ -125,6 +125,7 @@ class Runner:
             test: whether to keep the test split, which trials never see.
         """
         data = config.data if test else config.data.model_copy(update={"test": None})
+        # By default the split takes the run's seed, which differs between the runs of a trial.
         if isinstance(data.validation, Fraction) and data.validation.seed is None:
             update = {"seed": self.space.plain.train.seed}
             fraction = data.validation.model_copy(update=update)
@@ -154,6 +155,7 @@ class Runner:
             "epochs": epochs if epochs < config.train.epochs else None,
         }
         start, deaths, previous_step = time.monotonic(), 0, -1
+        # Run again while a signal ends it and it makes progress.
         while True:
             code, log = self._process(job, workdir, should_stop)
             if code >= 0 or should_stop():
@@ -192,6 +194,7 @@ class Runner:
         metric = f"validation/{self.objective}"
         entries = _entries(workdir / "metrics.jsonl")
         curve = [(int(e["step"]), float(e[metric])) for e in entries if metric in e]
+        # All epochs are done: the run was evaluated.
         if code == 0:
             metrics = json.loads((workdir / "metrics.json").read_text())
             low, high = metrics.get(f"{metric}/low"), metrics.get(f"{metric}/high")
@@ -199,6 +202,7 @@ class Runner:
             if not math.isfinite(score):
                 return Outcome("FAILED", reason=f"{metric} is {score}", curve=curve)
             return Outcome("COMPLETED", score, low, high, full_epochs, 0.0, None, curve, metrics)
+        # Stopped at the epochs of a rung or by the time limit: the best validation so far counts.
         if (code == 3 or stopped) and curve:
             best = (max if self.maximize else min)(value for _, value in curve)
             epochs_done = int(entries[-1]["epoch"])
@@ -242,6 +246,7 @@ def interval(values: Sequence[float]) -> tuple[float, float | None, float | None
     mean = float(np.mean(values))
     if len(values) < 2:
         return mean, None, None
+    # T_95 begins at one degree of freedom, that of two values.
     factor = T_95[len(values) - 2] if len(values) <= len(T_95) + 1 else 1.96
     half_width = factor * float(np.std(values, ddof=1)) / math.sqrt(len(values))
     return mean, mean - half_width, mean + half_width

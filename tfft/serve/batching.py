@@ -109,6 +109,7 @@ class Batcher:
             for request in list(self._queue):
                 if request.num_rows is None or request.batch_key != first.batch_key:
                     continue
+                # `break`, not `continue`: smaller requests must not overtake this one forever.
                 if num_rows + request.num_rows > self._max_rows:
                     break
                 self._queue.remove(request)
@@ -117,6 +118,7 @@ class Batcher:
             return batch
 
     def _run_batch(self, batch: list[_Request]) -> None:
+        # The clients of cancelled futures have stopped waiting.
         pending = [r for r in batch if r.future.set_running_or_notify_cancel()]
         if len(pending) > 1 and self._run_joined(pending):
             return

@@ -52,6 +52,7 @@ def predict(loaded: LoadedVersion, request: Any, run: Run, max_bytes: int) -> An
         output_names.append(name)
     outputs = run(signature, inputs)
     response = predict_pb2.PredictResponse(model_spec=_response_spec(loaded, request.model_spec))
+    # Without a filter, all outputs are returned.
     for name in output_names or outputs:
         response.outputs[name].CopyFrom(tf.make_tensor_proto(outputs[name]))
     return response
@@ -104,6 +105,7 @@ def multi_inference(loaded: LoadedVersion, request: Any, run: Run, max_bytes: in
     response = inference_pb2.MultiInferenceResponse()
     for task, signature in zip(request.tasks, signatures.values(), strict=True):
         method = methods[task.method_name]
+        # Each signature runs by itself on the same examples.
         result = examples.result(method, run(signature, inputs), inputs)
         entry = response.results.add(model_spec=_response_spec(loaded, task.model_spec))
         if method == "classify":

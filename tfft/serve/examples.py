@@ -227,6 +227,7 @@ def _example(features: Any) -> tf.train.Example:
         raise invalid(
             f"Example must be JSON object but got JSON {json_tensors.json_type_name(features)}"
         )
+    # protobuf's map keys must be valid UTF-8.
     feature_map = {
         json_tensors.as_bytes(name).decode("utf-8", "replace"): _feature(name, value)
         for name, value in features.items()
@@ -252,9 +253,11 @@ def _feature(name: str, value: Any) -> tf.train.Feature:
     if feature_kind == "int64":
         return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
     if feature_kind == "float":
+        # As in TF Serving, numbers beyond float32's range become infinite.
         with np.errstate(over="ignore"):
             floats = np.array(values).astype(np.float32)
         return tf.train.Feature(float_list=tf.train.FloatList(value=floats))
+    # An empty list has no kind, and becomes a feature without values.
     return tf.train.Feature(
         **({"bytes_list": tf.train.BytesList(value=values)} if feature_kind else {})
     )
@@ -265,6 +268,7 @@ def _feature_value(name: str, value: Any) -> tuple[str, Any]:
     if isinstance(value, float):
         return "float", value
     if isinstance(value, int):  # bool is a subclass of int: True is 1, as in TF Serving
+        # RapidJSON reads integers from 2^63 to 2^64 - 1 as uint64_t.
         if value >= 2**63:
             raise invalid(f"Feature: {name} has uint64_t element. Only int64_t is supported.")
         return "int64", int(value)

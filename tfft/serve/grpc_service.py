@@ -39,6 +39,8 @@ def start(
     Returns:
         The server and its port; port 0 if the address cannot be bound.
     """
+    # gRPC receives 4 MiB by default. so_reuseport=0: a second server on the port must fail, not
+    # share the requests.
     server = grpc.server(
         futures.ThreadPoolExecutor(MAX_CALLS, thread_name_prefix="grpc"),
         options=[("grpc.max_receive_message_length", max_bytes), ("grpc.so_reuseport", 0)],
@@ -48,6 +50,7 @@ def start(
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_ModelService(versions), server)
     try:
         port = server.add_insecure_port(address)
+    # grpcio raises if the address is in use; earlier releases return port 0.
     except RuntimeError:
         return server, 0
     if port:

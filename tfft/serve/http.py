@@ -102,6 +102,7 @@ class Rest:
             return _reply(200, await self._answer(request))
         except Failure as failure:
             return _reply(failure.http, failure.message and json_tensors.error(failure.message))
+        # `close`: the rest of the body may still arrive.
         except _RequestTimeout as error:
             return _reply(408, json_tensors.error(str(error)), close=True)
         except TimeoutError:
@@ -119,6 +120,7 @@ class Rest:
             return _reply(500, json_tensors.error("internal error"))
 
     async def _answer(self, request: web.Request) -> str:
+        # Still percent-encoded: %2F in a name separates nothing.
         path = request.rel_url.raw_path
         if not path.lower().startswith("/v1/"):
             raise Failure("NOT_FOUND", "Not Found")
@@ -149,6 +151,7 @@ class Rest:
     async def _run(self, method: "Method", model: ModelSpec, body: bytes) -> str:
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._limits.timeout):
+            # In threads: parsing a large body would block all other connections.
             prepared = await loop.run_in_executor(
                 self._parsers, method, self._versions, model, body, self._limits
             )
@@ -206,6 +209,7 @@ Method = Callable[[VersionManager, ModelSpec, bytes, Limits], _PreparedRequest]
 def _predict(
     versions: VersionManager, model: ModelSpec, body: bytes, limits: Limits
 ) -> _PreparedRequest:
+    # As in TF Serving, bad JSON is reported before an unknown model.
     request = json_tensors.parse(body, limits.max_value_bytes)
     name = json_tensors.signature_name(request)
     signature = versions.find(model).signature(
@@ -264,6 +268,7 @@ def _to_json(message: Any) -> str:
 
 
 def _reply(code: int, text: str, close: bool = False) -> web.Response:
+    # Bytes of a request that are not UTF-8 return unchanged in the error message.
     body = text.encode("utf-8", "surrogateescape")
     reply = web.Response(body=body, status=code, content_type="application/json")
     if close:

@@ -93,6 +93,7 @@ def _rows(instances: Sequence[Any], infos: Mapping[str, TensorInfo]) -> Arrays:
             "required as per tensorinfo_map"
         )
     columns: dict[str, _Column] = {}
+    # Plain values belong to the only input.
     if not _is_object(instances[0]):
         column = columns[min(infos)] = _Column(infos[min(infos)])
         for index, row in enumerate(instances):
@@ -138,13 +139,14 @@ def _columns(value: Any, infos: Mapping[str, TensorInfo]) -> Arrays:
                 "inputs is a plain value/list, but expecting an object as multiple input tensors "
                 "required as per tensorinfo_map"
             )
-        value = dict.fromkeys(infos, value)
+        value = dict.fromkeys(infos, value)  # a plain value is that of the only input
     arrays = {}
     for name, info in infos.items():
         if name not in value:
             raise invalid(f"Missing named input: {name} in '{COLUMN}' object.")
         column = _Column(info)
         column.append(value[name])
+        # The value has the batch axis already.
         arrays[name] = column.array([])
     return arrays
 
@@ -162,6 +164,7 @@ class _Column:
         Raises:
             Failure: the value is ragged, of another type, or of another shape than the first.
         """
+        # The shape of the first element at each level; `_flatten` compares the others with it.
         shape, num_values = _shape(value), len(self._values)
         _flatten(value, shape, 0, self._type, self._values)
         if self._shape is None:
@@ -232,6 +235,7 @@ def _are_numbers(values: Sequence[Any], dtype: tf.DType) -> bool:
 
     This test of a whole list is much faster than `_scalar` for each value.
     """
+    # `type` instead of isinstance, because a bool is an int but no number here.
     types = set(map(type, values))
     if dtype in (tf.float32, tf.float64):
         return types <= {int, float}
@@ -254,7 +258,7 @@ def _scalar(value: Any, dtype: tf.DType) -> Any:
         if isinstance(value, dict):
             return decode_base64(value)
     elif isinstance(value, dict):
-        pass
+        pass  # the error below
     elif dtype == tf.bool:
         if isinstance(value, bool):
             return value
@@ -301,6 +305,7 @@ def decode_base64(value: Any) -> bytes:
     match = _BASE64.fullmatch(_WHITESPACE.sub("", value["b64"]))
     if match is not None:
         digits, padding = match.groups()
+        # One base64 digit left over (missing = 3) has 6 bits, fewer than a byte.
         missing = -len(digits) % 4
         if missing != 3 and len(padding) in (0, missing):
             return base64.b64decode(digits + "=" * missing)
@@ -340,6 +345,7 @@ def outputs(arrays: Mapping[str, np.ndarray], form: str) -> str:
     """
     if not arrays:
         raise invalid("Cannot convert empty tensor map to JSON")
+    # Column form: each output as a whole.
     if form == COLUMN:
         single = len(arrays) == 1
         texts = {
@@ -347,6 +353,7 @@ def outputs(arrays: Mapping[str, np.ndarray], form: str) -> str:
             for name, array in arrays.items()
         }
         return _object({"outputs": next(iter(texts.values())) if single else _object(texts, 1)})
+    # Row form: one element for each row.
     num_rows = None
     for name, array in arrays.items():
         if array.ndim == 0:
@@ -401,6 +408,7 @@ def _nested(name: str, array: np.ndarray, start: int, depth: int, single_line: b
     Raises:
         Failure: the type of the array has no form in JSON.
     """
+    # Join the texts of the lists from the innermost axis outwards.
     texts = _leaf_texts(name, array, depth + array.ndim - start)
     for axis in reversed(range(start, array.ndim)):
         size, num_groups = array.shape[axis], int(np.prod(array.shape[:axis], dtype=np.int64))
@@ -439,6 +447,7 @@ def decimals(array: np.ndarray) -> list[str]:
     exact_format = "%.9g" if array.dtype == np.float32 else "%.17g"
     for index in np.flatnonzero(~is_exact).tolist():
         texts[index] = exact_format % values[index]
+    # "n" is in nan and inf; whole numbers get ".0".
     texts = [text if "." in text or "e" in text or "n" in text else text + ".0" for text in texts]
     special_names = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}
     return [special_names.get(text, text) for text in texts]

@@ -114,11 +114,12 @@ class _Parser:
 
     def __init__(self, body: bytes):
         self._body = body
-        self._position = 3 if body.startswith(b"\xef\xbb\xbf") else 0
+        self._position = 3 if body.startswith(b"\xef\xbb\xbf") else 0  # UTF-8 byte-order mark
 
     def document(self) -> Any:
         self._skip_space()
         parents: list[tuple[Any, str]] = []  # open containers, each with the key of its next value
+        # Each pass reads one value or opens one container.
         while True:
             value = self._value(nested=bool(parents))
             if isinstance(value, list | dict):
@@ -127,6 +128,7 @@ class _Parser:
                     parents.append((value, "" if isinstance(value, list) else self._key()))
                     continue
                 self._position += 1
+            # Put the value into its container, and close those that end after it.
             while parents:
                 parent, key = parents[-1]
                 is_list = isinstance(parent, list)
@@ -309,6 +311,7 @@ def _double(value: float) -> str:
     """Return the shortest text that reads back as the number, in RapidJSON's notation."""
     sign, digits, exponent = Decimal(repr(value)).as_tuple()
     text = "".join(map(str, digits)).rstrip("0") or "0"
+    # The limits of the notations are those of RapidJSON's Prettify (internal/dtoa.h).
     decimal_point = len(digits) + int(exponent) if value else 1
     if 0 < decimal_point <= 21:
         padded = text.ljust(decimal_point, "0")

@@ -56,6 +56,7 @@ class Signature:
         """
         names, expected = set(names), set(self.inputs)
         missing = sorted(expected - names)
+        # As in predict_util.cc, a wrong number of inputs is reported before a missing name.
         if len(names) != len(expected):
             raise invalid(
                 f"input size does not match signature: {len(names)}!={len(expected)} "
@@ -79,6 +80,7 @@ class Signature:
         sizes = set()
         for name, array in arrays.items():
             shape = self.inputs[name].shape
+            # Only a variable first axis is a batch axis.
             if not shape or shape[0] is not None or len(shape) != array.ndim:
                 return None
             if any(
@@ -142,6 +144,7 @@ class LoadedVersion:
         self.folder, self.version = folder, version
         saved_model = saved_model_pb2.SavedModel()
         try:
+            # The loaded object lacks the SignatureDefs, with which metadata requests are answered.
             saved_model.ParseFromString((folder / "saved_model.pb").read_bytes())
             self._model = tf.saved_model.load(str(folder))
         except Exception as error:  # TensorFlow raises many types for a broken file
@@ -159,6 +162,7 @@ class LoadedVersion:
                 call,
             )
             for name, definition in self.metadata.items()
+            # Not all can be called: TensorFlow also writes __saved_model_init_op as a signature.
             if (call := self._model.signatures.get(name)) is not None
         }
 
@@ -213,6 +217,7 @@ def _set_text(names: Any) -> str:
 
 def _first_line(text: str) -> str:
     """Return the first line of a TensorFlow error, without the names of graph nodes."""
+    # TensorFlow writes {{node NAME}} and [Op:NAME].
     text = re.sub(r"\{\{.*?\}\} ?| \[Op:.*?\]( name: ?)?", "", str(text))
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else "unknown error"

@@ -57,6 +57,7 @@ def serve(options: Options, on_ready: Callable[[int, int], None] = lambda rest, 
     try:
         asyncio.run(_serve(options, versions, batcher, on_ready))
     finally:
+        # Both servers have stopped by now, so no request arrives any more.
         versions.close()
         batcher.close()
     console.log("stopped")
@@ -70,6 +71,7 @@ async def _serve(
 ) -> None:
     stopped = asyncio.Event()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
+        # asyncio's handlers: they run in the event loop, not in the middle of any bytecode.
         asyncio.get_running_loop().add_signal_handler(signal_number, stopped.set)
     rest = Rest(versions, batcher, Limits(options.max_body_bytes, options.timeout))
     grpc_server = None
@@ -92,7 +94,7 @@ async def _serve(
     finally:
         await rest.stop()
         if grpc_server is not None:
-            grpc_server.stop(grace=5.0).wait()
+            grpc_server.stop(grace=5.0).wait()  # seconds for running calls
 
 
 async def _start_rest(rest: Rest, options: Options) -> int:

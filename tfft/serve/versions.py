@@ -26,6 +26,7 @@ from tfft.utils.errors import UserError
 POLL_SECONDS = 2.0  # seconds between two scans of the folder
 CONFIG = "models.config"
 ModificationTimes = dict[str, int]  # path -> modification time in nanoseconds
+# As in TF Serving, a folder's name may have white space, a sign and leading zeros.
 _VERSION = re.compile(r"\s*([+-]?)0*([0-9]{1,19})\s*", re.ASCII)
 
 
@@ -104,6 +105,8 @@ class VersionManager:
         self._is_single = _has_model(base) and version_number(base.name) is not None
         self._loaded: dict[int, LoadedVersion] = {}
         self._states: dict[int, VersionState] = {}
+        # `_lock` guards what requests read, and is held briefly. `_refresh_lock` is held while
+        # versions load, so that two scans do not load the same version.
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._refresh_lock = threading.Lock()
         self._policy, self._config_was_sent = Policy(), False
@@ -187,9 +190,11 @@ class VersionManager:
             self._follow_config()
             folders = self._folders()
             selected = self._policy.select(sorted(folders))
+            # Forget the failures of versions that were deleted.
             self._failed = {
                 number: times for number, times in self._failed.items() if number in folders
             }
+            # As TF Serving does by default, load before releasing: a version is always available.
             for version in selected:
                 if version not in self._loaded:
                     self._load(version, folders[version])
@@ -234,6 +239,7 @@ class VersionManager:
 
     def _load(self, version: int, folder: Path) -> None:
         """Load a version, unless it failed before and its files have not changed since."""
+        # Read before loading, so that a change during the load leads to another attempt.
         times = _modification_times(folder)
         if self._failed.get(version) == times:
             return
@@ -293,6 +299,8 @@ class VersionManager:
         """
         with self._lock:
             for label, version in policy.labels.items():
+                # Only a label that exists is checked. A new one may name a version that is not
+                # loaded yet (--allow_version_labels_for_unavailable_models of TF Serving).
                 moves = self._policy.labels.get(label, version) != version
                 if moves and version not in self._loaded:
                     raise Failure(
@@ -345,7 +353,7 @@ def _policy(model: Any) -> Policy:
         case "all":
             return Policy(latest=None, labels=labels)
         case _:
-            return Policy(latest=max(policy.latest.num_versions, 1), labels=labels)
+            return Policy(latest=max(policy.latest.num_versions, 1), labels=labels)  # unset is 0
 
 
 def default_name(base: Path) -> str:
@@ -372,6 +380,7 @@ def _modification_times(folder: Path) -> ModificationTimes:
     """
     times = {}
     for root, _, files in os.walk(folder):
+        # A folder's own time changes when a file is added or removed.
         for path in (root, *(os.path.join(root, name) for name in files)):
             with contextlib.suppress(OSError):
                 times[path] = os.stat(path).st_mtime_ns

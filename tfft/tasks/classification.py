@@ -36,6 +36,7 @@ class Pooling(keras.layers.Layer):
         if self.kind == "mean":
             # LiteRT does not support [:, :, None].
             weights = ops.expand_dims(ops.cast(mask, "float32"), -1)
+            # A row of padding alone has no tokens to divide by.
             return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
         return x
 
@@ -77,6 +78,7 @@ def target_distribution(y_true, y_pred):
 
     Class ids [B] or [B, 1] become one-hot; mixed targets [B, C] are passed through as float32.
     """
+    # A single column is class ids, [B, 1], not a distribution.
     if len(y_true.shape) == 2 and y_true.shape[-1] != 1:
         return ops.cast(y_true, "float32")
     return ops.one_hot(ops.cast(ops.reshape(y_true, [-1]), "int32"), ops.shape(y_pred)[-1])
@@ -114,6 +116,7 @@ def head(
             f"task.pooling: the backbone has no {feature!r} feature; "
             f"it has {', '.join(backbone.features)}: use first or mean"
         )
+    # The checkpoint's dense layer was trained on the checkpoint's pooling.
     activation = style.activation if pooling == style.pooling else None
     pool = Pooling(pooling, name="pooling")
     classification_head = ClassificationHead(len(labels), activation, config.dropout, name="head")
@@ -145,9 +148,9 @@ class CrossEntropy(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         """Compute the loss [B] of class ids [B], or mixed targets [B, C], and logits [B, C]."""
-        log_p = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)
+        log_p = ops.log_softmax(ops.cast(y_pred, "float32"), axis=-1)  # [B, C]
         target = target_distribution(y_true, y_pred)
-        target_log_p = ops.sum(log_p * target, axis=-1)
+        target_log_p = ops.sum(log_p * target, axis=-1)  # [B]
         loss = -target_log_p
         if self.gamma:
             # Clip 1 - p above 0: the gradient of the power is infinite there for gamma < 1.
@@ -202,6 +205,7 @@ def sample_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -
         return None
     if class_weights == "balanced":
         counts = np.bincount(ids, minlength=len(labels))
+        # The mean weight of the rows is 1; classes without rows do not count.
         return len(ids) / (np.maximum(counts, 1) * np.count_nonzero(counts))
     unknown = [name for name in class_weights if name not in labels]
     if unknown:
@@ -213,6 +217,7 @@ def sample_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Convert probabilities to logits, float32 [N, C]."""
+    # A probability of 0 would become -inf.
     return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
 
 
@@ -264,6 +269,7 @@ def decode(
     logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
 ) -> dict[str, tf.Tensor]:
     """Return `probabilities` float32 [B, C] and `label` string [B]."""
+    # float32, because TF Serving's REST API writes no half or bfloat16.
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))
     return {"probabilities": probabilities, "label": names}

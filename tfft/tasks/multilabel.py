@@ -61,6 +61,7 @@ def no_weights(config: TaskConfig, labels: Sequence[str], truth: np.ndarray) -> 
 
 def to_logits(probabilities: np.ndarray) -> np.ndarray:
     """Convert probabilities to logits, float32 [N, C]."""
+    # Probabilities of 0 and 1 would become infinite logits.
     p = np.clip(probabilities, 1e-7, 1 - 1e-7)
     return np.log(p / (1 - p)).astype(np.float32)
 
@@ -103,6 +104,7 @@ def details(logits: np.ndarray, truth: np.ndarray, thresholds: np.ndarray | None
     error = np.abs(p - truth)
 
     def describe(position: int, labels: Sequence[str]) -> dict[str, Any]:
+        # The label with the largest error is the one to explain.
         worst_label = int(error[position].argmax())
         return {
             "label": _join(truth[position] > 0, labels),

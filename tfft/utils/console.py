@@ -36,6 +36,7 @@ def progress(text: str, last: bool = False) -> None:
     if _state["quiet"]:
         return
     if sys.stderr.isatty():
+        # Return to the first column and erase the line.
         sys.stderr.write("\r\x1b[2K" + text)
         sys.stderr.flush()
         _state["open"] = True

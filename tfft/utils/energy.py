@@ -33,6 +33,7 @@ class _Counter:
         """Return the microjoules since the last reading."""
         value = self.read()
         increase, self.last = value - self.last, value
+        # A counter that wrapped to 0 has a lower value than before.
         return increase if increase >= 0 or self.size is None else increase + self.size
 
 
@@ -80,6 +81,7 @@ def _packages(powercap: Path) -> list[_Counter]:
         try:
             if (zone / "name").read_text().startswith("package-"):
                 first, size = _number(energy), _number(zone / "max_energy_range_uj")
+                # The default argument binds the file of this zone.
                 counters.append(_Counter(lambda path=energy: _number(path), first, size))
         except (OSError, ValueError):
             continue
@@ -109,9 +111,11 @@ def _gpus() -> list[_Counter]:
                 else nvml.nvmlDeviceGetHandleByUUID(name)
             )
 
+            # NVML counts millijoules, `_Counter` microjoules.
             millijoules = nvml.nvmlDeviceGetTotalEnergyConsumption
             counters.append(_Counter(_reader(nvml, device), 1000 * millijoules(device)))
         except nvml.NVMLError:  # a card before Volta, or a MIG partition
+            # Without this GPU the sum would be too low, so no GPU is measured.
             return []
     return counters
 

@@ -56,6 +56,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        # The package is installed, but lacks a module that it needs itself.
         if error.name != module.split(".")[0]:
             raise
         raise UserError(

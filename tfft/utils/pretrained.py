@@ -98,6 +98,7 @@ def shards(index: Path) -> list[str]:
     names: dict[str, None] = {}  # a dict keeps the order
     for value in weight_map.values():
         for name in value if isinstance(value, list) else [value]:
+            # Path("..").name is "..".
             is_plain = isinstance(name, str) and Path(name).name == name != ".."
             if not is_plain or len(name) > _MAX_NAME:
                 raise UserError(

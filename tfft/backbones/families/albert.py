@@ -17,6 +17,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         UserError: A value is missing, out of bounds or unsupported.
     """
+    # Where AlbertConfig's defaults differ from BertConfig's.
     defaults = {
         "hidden_act": "gelu_new",
         "hidden_dropout_prob": 0.0,
@@ -48,6 +49,7 @@ def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     }
     if a.segments:
         entries |= weight_map.embedding("embeddings/segment", "embeddings.token_type_embeddings")
+    # Blocks are numbered group by group.
     for index, block in enumerate(a.blocks):
         group, inner = divmod(index, a.per_group)
         entries |= weight_map.block(

@@ -15,6 +15,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         UserError: A value is missing, out of bounds or unsupported.
     """
+    # Such files would load, but relative positions and causal masks change the features.
     refuse(config, "position_embedding_type", ("absolute", None))
     refuse(config, "is_decoder", (False, None))
     return Architecture(

@@ -45,6 +45,7 @@ class Architecture(VisionArchitecture):
     @property
     def parameters(self) -> int:
         """Lower bound of the number of weights: its matrices."""
+        # Two dense layers per block, w -> 4 w -> w; 2 x 2 convolutions between stages.
         blocks = zip(self.widths, self.depths, strict=True)
         down = zip(self.widths, self.widths[1:], strict=False)
         stem = 3 * self.patch[0] * self.patch[1] * self.widths[0]
@@ -63,6 +64,7 @@ class Architecture(VisionArchitecture):
         first_blocks, last = self.first_blocks(), max(sum(self.depths) - 1, 1)
         for i, name in enumerate(self.blocks):
             stage = max(s for s, first in enumerate(first_blocks) if first <= i)
+            # The stem downsamples for the first stage.
             if stage and i == first_blocks[stage]:
                 x = layer_norm(_EPSILON, precision, f"down_{stage}_norm")(x)
                 width = self.widths[stage]
@@ -94,13 +96,14 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype, self._width = self.dtype_policy, width
         self._activation = activation(a.activation)
+        # 7 x 7 kernels: section 2.5 of the paper.
         self.depthwise = keras.layers.DepthwiseConv2D(
             7, padding="same", dtype=dtype, name="depthwise"
         )
         self.norm = layer_norm(_EPSILON, dtype, "norm")
         self.up = keras.layers.Dense(4 * width, dtype=dtype, name="up")
         self.down = keras.layers.Dense(width, dtype=dtype, name="down")
-        initializer = keras.initializers.Constant(1e-6)
+        initializer = keras.initializers.Constant(1e-6)  # so that a new block is near the identity
         self.scale = Weight([width], initializer, dtype=dtype, name="scale") if a.scaled else None
         self.path_dropout = DropPath(drop_path, dtype=dtype, name="path_dropout")
 

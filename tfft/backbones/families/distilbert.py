@@ -24,7 +24,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         positions=number(config, "max_position_embeddings", 512),
         segments=0,
         activation=str(config.get("activation", "gelu")),
-        epsilon=1e-12,
+        epsilon=1e-12,  # fixed in transformers
         dropout=number(config, "dropout", 0.1, float),
         attention_dropout=number(config, "attention_dropout", 0.1, float),
         pooler=None,

@@ -56,12 +56,14 @@ class Architecture:
     def parameters(self) -> int:
         """Lower bound of the number of weights: its tables and matrices."""
         tables = self.vocabulary + self.positions + self.segments
+        # Four matrices of attention, two of the feed-forward layers; norms and biases are left out.
         block = self.width * (4 * self.width + 2 * self.inner)
         return tables * (self.embedding_width or self.width) + len(self.blocks) * block
 
     def block_order(self) -> list[int]:
         """Return indices into `blocks` in the order of application; shared blocks repeat."""
         groups = self.groups or self.layers
+        # As AlbertTransformer: consecutive layers share a group.
         return [
             (layer * groups // self.layers) * self.per_group + inner
             for layer in range(self.layers)
@@ -107,21 +109,25 @@ class Architecture:
             )
             for name in self.blocks
         ]
+        # Between `Unpad` and `Repad` the blocks may see real tokens alone.
         x = embeddings(inputs["token_ids"], inputs["segment_ids"])
         bias = AttentionBias(name="attention_bias")(inputs["padding_mask"])
+        # [B, P + T, D], or [N, D] where `without_padding` is active.
         x = Unpad(dtype=precision, name="pack")(x, bias)
+        # With shared weights, a block is applied several times.
         for index in self.block_order():
             if self.blocks[index] in self.dropped:
                 continue
             x = blocks[index](x, bias)
         x = Repad(dtype=precision, name="unpack")(x, bias)
+        # Heads read the text alone, without the vectors of a prompt.
         x = WithoutPrompt(name="without_prompt")(x)
         features = {"sequence": x}
         if self.pooler is not None:
             pooler = keras.layers.Dense(
                 self.width, activation=self.pooler, dtype=precision, name="pooler"
             )
-            features["pooled"] = pooler(x[:, 0])
+            features["pooled"] = pooler(x[:, 0])  # the first token: [CLS] in BERT
         return keras.Model(inputs, features, name="encoder")
 
     def stages(self) -> tuple[Stage, ...]:
@@ -161,6 +167,7 @@ class AttentionBias(keras.layers.Layer):
     prompt = 0
 
     def __init__(self, **kwargs):
+        # float32, because -1e9 is beyond float16.
         super().__init__(dtype="float32", **kwargs)
 
     def call(self, mask):

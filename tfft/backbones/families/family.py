@@ -170,6 +170,7 @@ def bounded(value: Any, name: str, bounds: tuple[float, float], kind: type = flo
     Raises:
         UserError: It is not a number, or out of bounds.
     """
+    # A bool is an int in Python.
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise UserError(f"{name} must be a number. Received: {value!r:.60}")
     low, high = bounds

@@ -104,6 +104,7 @@ class DropPath(Dropout):
         if not training or not self.trainable or not self._dropped:
             return x
         retained = _random_bytes(ops.shape(x)[0], self.seed_generator) >= self._dropped
+        # One draw per row, broadcast over the other axes.
         retained = ops.reshape(retained, [-1] + [1] * (len(x.shape) - 1))
         return ops.where(retained, x * (256 / (256 - self._dropped)), ops.zeros_like(x))
 
@@ -168,6 +169,7 @@ class Embeddings(keras.layers.Layer):
         if self._pad_id is None:
             x = x + self.position(ops.arange(ops.shape(token_ids)[1]))
         else:
+            # As transformers' create_position_ids_from_input_ids: padding gets position `pad_id`.
             not_padding = ops.cast(token_ids != self._pad_id, "int32")
             x = x + self.position(ops.cumsum(not_padding, axis=1) * not_padding + self._pad_id)
         if self.segment is not None:
@@ -245,19 +247,21 @@ class SelfAttention(keras.layers.Layer):
         """
         weights, value = self.weights_and_values(x, bias)
         weights = self.dropout(ops.cast(weights, self.compute_dtype), training=training)
-        context = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])
+        context = ops.transpose(ops.matmul(weights, value), [0, 2, 1, 3])  # [B, T, H, d]
         rows, tokens = ops.shape(context)[0], ops.shape(context)[1]
         context = ops.reshape(context, [rows, tokens, self._width])
         return self.out(token_layout(bias).unpad(context) if is_unpadded(x) else context)
 
     def weights_and_values(self, x, bias=None):
         """Return the attention weights, float32 [B, H, T, T], and the values [B, H, T, d]."""
+        # Attention needs the rows back: [N, 3 D] -> [B, T, 3 D].
         qkv = token_layout(bias).repad(self.qkv(x)) if is_unpadded(x) else self.qkv(x)
         rows, tokens = ops.shape(qkv)[0], ops.shape(qkv)[1]
         qkv = ops.reshape(qkv, [rows, tokens, 3, self.heads, self.size])
         query, key, value = ops.unstack(ops.transpose(qkv, [2, 0, 3, 1, 4]), 3)  # [B, H, T, d]
         if self.prefix is not None:
             key, value, bias = self.prefix(key, value, bias)
+        # [B, H, T, P + T]; P positions of a prefix have keys and values, but no queries.
         scores = ops.matmul(query, ops.transpose(key, [0, 1, 3, 2])) * self._scale
         scores = ops.cast(scores, "float32")
         if bias is not None:

@@ -65,6 +65,7 @@ class Architecture(VisionArchitecture):
             "same": self.same,
             "dtype": precision,
         }
+        # The stem halves the image.
         x = ConvNorm(self.stem, 3, 2, name="stem", **settings)(x)
         inner = None if self.expanding else self.stem
         x = Block(inner, self.first, 1, 1, False, settings, dtype=precision, name="block_0")(x)
@@ -72,6 +73,7 @@ class Architecture(VisionArchitecture):
         for name, width, inner, (stride, dilation) in zip(
             self.blocks[1:], self.widths, self.inner, self.plan, strict=True
         ):
+            # The sum requires equal shapes.
             residual = stride == 1 and width == previous_width
             block = Block(
                 inner, width, stride, dilation, residual, settings, dtype=precision, name=name
@@ -113,6 +115,7 @@ class Block(keras.layers.Layer):
         self._residual = residual
         self.expand = ConvNorm(inner, 1, name="expand", **settings) if inner else None
         self.depthwise = ConvNorm(None, 3, stride, dilation=dilation, name="depthwise", **settings)
+        # No activation after the projection: the linear bottleneck, section 3.2 of the paper.
         self.reduce = ConvNorm(width, 1, name="reduce", **{**settings, "activation_name": None})
 
     def build(self, shape):
@@ -150,6 +153,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         [rounded(round(w * multiplier)) for w in _WIDTHS],
     )
     ratio = number(config, "expand_ratio", 6.0, float)
+    # transformers keeps 1,280 channels in narrow networks if `finegrained_output` is set.
     full_top = flag(config, "finegrained_output", True) and multiplier < 1
     return Architecture(
         stem=rounded(round(_STEM * multiplier)),
@@ -171,6 +175,7 @@ def _plan(output_stride: int) -> tuple[tuple[int, int], ...]:
 
     Once the stride of the map reaches `output_stride`, further strides become dilations.
     """
+    # The stem has stride 2.
     plan, current_stride, dilation = [], 2, 1
     for stride in _STRIDES:
         if current_stride == output_stride:
@@ -187,6 +192,7 @@ def build_weight_map(a: Architecture) -> weight_map.WeightMap:
     entries = {**_conv("stem", "conv_stem.first_conv"), **_conv("top", "conv_1x1")}
     for index, block in enumerate(a.blocks):
         layer = f"layer.{index - 1}" if index else "conv_stem"
+        # With `expanding`, the stem's convolution is the first block's expansion.
         if index or not a.expanding:
             entries |= _conv(f"{block}/expand", f"{layer}.expand_1x1")
         entries |= _conv(f"{block}/depthwise", f"{layer}.conv_3x3", "depthwise")

@@ -95,6 +95,7 @@ def _image_spec(
         settings.get("image_processor_type") or settings.get("feature_extractor_type") or ""
     )
     shortest = size_setting.get("shortest_edge") if isinstance(size_setting, Mapping) else None
+    # As a plain number, `size` is the shortest edge for these processors, both sides for others.
     if isinstance(size_setting, int) and (
         "ConvNext" in processor_type or "MobileNet" in processor_type
     ):
@@ -113,6 +114,7 @@ def _image_spec(
         settings.get("crop_size", size_setting) if settings.get("do_center_crop", False) else None
     )
     if isinstance(shortest, int):
+        # Without a crop, images would keep their aspect ratios, which do not stack to a batch.
         if crop is None:
             raise _refused("do_center_crop", False, "true, where the shortest edge is resized")
         height, width = _height_and_width(crop, "crop_size")
@@ -124,6 +126,7 @@ def _image_spec(
     if crop is None:
         return ImageSpec((height, width), "stretch", interpolation)
     crop_size = _height_and_width(crop, "crop_size")
+    # An ImageSpec has one crop fraction for both sides.
     if crop_size[0] * width != crop_size[1] * height or crop_size[0] > height:
         raise _refused("crop_size", crop, "of the shape of `size`, and no larger")
     return ImageSpec(crop_size, "stretch", interpolation, crop_size[0] / height)

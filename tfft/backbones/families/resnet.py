@@ -56,6 +56,7 @@ class Architecture(VisionArchitecture):
     @property
     def parameters(self) -> int:
         """Lower bound of the number of weights: the stem and the last convolutions of blocks."""
+        # Lower bound: the 1 x 1 convolution at the start of a bottleneck is left out.
         per_block = [
             (w // _REDUCTION) * (9 * (w // _REDUCTION) + w) if self.bottleneck else 9 * w * w
             for w in self.widths
@@ -64,6 +65,7 @@ class Architecture(VisionArchitecture):
 
     def plan(self) -> list[tuple[int, int, int, int]]:
         """Return (stage, index within the stage, channels, stride) for each block."""
+        # Only the first block of a stage may have a stride.
         return [
             (stage, i, width, (2 if stage else self.first_stride) if i == 0 else 1)
             for stage, (width, depth) in enumerate(zip(self.widths, self.depths, strict=True))
@@ -74,7 +76,9 @@ class Architecture(VisionArchitecture):
         """Return for each block whether its shortcut has a convolution."""
         input_widths = [self.stem, *(width for _, _, width, _ in self.plan())]
         return [
+            # A sum requires equal shapes.
             c_in != w or s != 1
+            # Not strict: the last block's width is no input of another block.
             for c_in, (_, _, w, s) in zip(input_widths, self.plan(), strict=False)
         ]
 

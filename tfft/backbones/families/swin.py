@@ -70,6 +70,7 @@ class Architecture(VisionArchitecture):
         for stage, _ in self.plan():
             width = self.width * 2**stage
             count += width * (4 * width + 2 * int(self.ratio * width))
+            # The table of relative positions.
             count += (2 * self.window - 1) ** 2 * self.heads[stage]
         return count
 
@@ -150,6 +151,7 @@ class Embeddings(keras.layers.Layer):
 
     def call(self, x, training: bool = False):
         """Embed images, [B, H, W, 3] -> [B, h, w, D]."""
+        # As in transformers, the padding is 0 after the scaling: the mean color.
         x = _pad_to_multiple(x, self._patch_size)
         x = self.norm(self.patch(x))
         if self.position is not None:
@@ -161,6 +163,7 @@ class Embeddings(keras.layers.Layer):
         positions = ops.reshape(self.position.value, [rows, columns, self._width])
         if (height, width) == (rows, columns):
             return positions
+        # First down, then across: [h, columns, D] -> [w, h, D].
         resized = ops.tensordot(bicubic(rows, height), ops.cast(positions, "float32"), 1)
         resized = ops.tensordot(bicubic(columns, width), ops.transpose(resized, [1, 0, 2]), 1)
         return ops.transpose(resized, [1, 0, 2])
@@ -187,7 +190,7 @@ class Merge(keras.layers.Layer):
         """Merge patches, [B, h, w, C] -> [B, h / 2, w / 2, 2 C]; odd sides round up."""
         x = _pad_to_multiple(x, (2, 2))
         _, h, w, c = x.shape
-        x = ops.reshape(x, [-1, h // 2, 2, w // 2, 2, c])
+        x = ops.reshape(x, [-1, h // 2, 2, w // 2, 2, c])  # [B, h / 2, down, w / 2, across, C]
         # Down before across: the order of the channels in the checkpoint's kernel.
         x = ops.transpose(x, [0, 1, 3, 4, 2, 5])
         return self.reduce(self.norm(ops.reshape(x, [-1, h // 2, w // 2, 4 * c])))
@@ -206,7 +209,8 @@ class WindowAttention(SelfAttention):
         self.positions = Weight(
             [(2 * window - 1) ** 2, self.heads], "zeros", dtype=self.dtype_policy, name="positions"
         )
-        down, across = np.indices([size, size]).reshape(2, -1)
+        down, across = np.indices([size, size]).reshape(2, -1)  # each [N] for N = size^2
+        # Offsets of the pretraining's window: a smaller window reads the middle of its table.
         relative = [p[:, None] - p[None] + window - 1 for p in (down, across)]
         self._index = relative[0] * (2 * window - 1) + relative[1]  # [N, N]
 
@@ -224,12 +228,14 @@ class WindowAttention(SelfAttention):
         """
         # A prefix has no position: its scores get no bias.
         position_bias = ops.take(ops.convert_to_tensor(self.positions.value), self._index, axis=0)
+        # [N, N, H] -> [H, N, N]
         position_bias = ops.cast(ops.transpose(position_bias, [2, 0, 1]), "float32")
         prefix_length = scores.shape[-1] - scores.shape[-2]
         scores = scores + ops.pad(position_bias, [(0, 0), (0, 0), (prefix_length, 0)])
         num_windows = bias.shape[0]
         if num_windows == 1:
             return scores
+        # [B, windows, H, N, P + N]
         by_window = ops.reshape(scores, [-1, num_windows, *scores.shape[1:]])
         return ops.reshape(by_window + ops.cast(bias, "float32"), [-1, *scores.shape[1:]])
 
@@ -285,12 +291,15 @@ class Block(keras.layers.Layer):
     def call(self, x, training: bool = False):
         """Apply the block, [B, h, w, D] -> [B, h, w, D]."""
         (h, w), window, shift = self._grid, self._window, self._shift
+        # Pad after the norm, as transformers does: padding enters attention as zeros.
         y = _pad_to_multiple(self.attention_norm(x), (window, window))
         rows, columns = y.shape[1] // window, y.shape[2] // window
         y = ops.roll(y, [-shift, -shift], [1, 2]) if shift else y
+        # Windows become the batch: [B, rows, window, columns, window, D] -> [B * windows, N, D].
         y = ops.reshape(y, [-1, rows, window, columns, window, self._width])
         y = ops.reshape(ops.transpose(y, [0, 1, 3, 2, 4, 5]), [-1, window**2, self._width])
         y = self.attention(y, self._shift_mask, training=training)
+        # Back to the map, then undo the shift, then drop the padding.
         y = ops.reshape(y, [-1, rows, columns, window, window, self._width])
         y = ops.transpose(y, [0, 1, 3, 2, 4, 5])
         y = ops.reshape(y, [-1, rows * window, columns * window, self._width])
@@ -309,16 +318,16 @@ class Block(keras.layers.Layer):
         window, shift = self._window, self._shift
         if not shift:
             return np.zeros([1, 1, window**2, window**2], np.float32)
-        sides = [-(-side // window) * window for side in self._grid]
+        sides = [-(-side // window) * window for side in self._grid]  # after padding
         # Region ids along a side: 0 outside of the last window, then 1, and 2 for wrapped patches.
         regions = [
             (np.arange(side) >= side - window).astype(int) + (np.arange(side) >= side - shift)
             for side in sides
         ]
-        region_ids = regions[0][:, None] * 3 + regions[1][None]
+        region_ids = regions[0][:, None] * 3 + regions[1][None]  # [h, w]
         windows = region_ids.reshape(sides[0] // window, window, sides[1] // window, window)
-        windows = windows.transpose(0, 2, 1, 3).reshape(-1, window**2)
-        same_region = windows[:, None, :, None] == windows[:, None, None]
+        windows = windows.transpose(0, 2, 1, 3).reshape(-1, window**2)  # [windows, N]
+        same_region = windows[:, None, :, None] == windows[:, None, None]  # [windows, 1, N, N]
         return np.where(same_region, np.float32(0), np.float32(_MASKED_SCORE))
 
 

@@ -39,10 +39,12 @@ class TokenLayout:
 
     def unpad(self, x):
         """Select the real tokens, [B, T, D] -> [N, D]."""
+        # [B * T, D] -> [N, D]
         return ops.take(ops.reshape(x, [-1, x.shape[-1]]), self.flat_positions, axis=0)
 
     def repad(self, x):
         """Restore the rows, [N, D] -> [B, T, D]. Padding repeats the real token before it."""
+        # [N, D] -> [B * T, D] -> [B, T, D]
         return ops.reshape(
             ops.take(x, self.token_indices, axis=0), [self.rows, self.tokens, x.shape[-1]]
         )
@@ -55,9 +57,10 @@ def token_layout(bias) -> TokenLayout:
     features, and `repad` never fills padding from another row.
     """
     rows, tokens = ops.shape(bias)[0], ops.shape(bias)[3]
-    unmasked = ops.reshape(bias, [rows, tokens]) > -1
+    unmasked = ops.reshape(bias, [rows, tokens]) > -1  # [B, T]; the bias is 0 or -1e9
     present = ops.logical_or(unmasked, ops.arange(tokens) == 0)
-    present = ops.cast(ops.reshape(present, [-1]), "int32")
+    present = ops.cast(ops.reshape(present, [-1]), "int32")  # [B * T]
+    # The number of real tokens up to a position, minus one, is the index of the last of them.
     return TokenLayout(rows, tokens, ops.nonzero(present)[0], ops.cumsum(present) - 1)
 
 

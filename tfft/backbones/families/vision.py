@@ -128,6 +128,7 @@ class ConvNorm(keras.layers.Layer):
 
     def call(self, x, training: bool = False):
         """Convolve, normalise and activate, [B, H, W, C] -> [B, h, w, C']."""
+        # PyTorch's padding=kernel // 2: the same on both sides.
         if self._padding:
             x = ops.pad(x, [(0, 0), (self._padding,) * 2, (self._padding,) * 2, (0, 0)])
         return self._activation(self.norm(self.conv(x), training=training))
@@ -150,12 +151,15 @@ def bicubic(source: int, target: int) -> np.ndarray:
     a pixel from the ends, and values beyond the ends repeat, as in PyTorch's `interpolate`.
     """
     weights = np.zeros([target, source])
+    # Centres of the target's pixels in the source (align_corners=False).
     positions = (np.arange(target) + 0.5) * source / target - 0.5
     first = np.floor(positions).astype(int)
+    # Four taps around each position.
     for tap in range(-1, 3):
         x = np.abs(positions - (first + tap))
-        near = 1.25 * x**3 - 2.25 * x**2 + 1
-        far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)
+        near = 1.25 * x**3 - 2.25 * x**2 + 1  # |x| <= 1
+        far = -0.75 * (x**3 - 5 * x**2 + 8 * x - 4)  # 1 < |x| < 2
+        # `add.at` sums the taps that clipping moves to one and the same value.
         np.add.at(
             weights,
             (np.arange(target), np.clip(first + tap, 0, source - 1)),

@@ -85,7 +85,7 @@ class Architecture(VisionArchitecture):
             if name not in self.dropped:
                 x = Block(self, dtype=precision, name=name)(x)
         x = layer_norm(self.epsilon, precision, "norm")(x)
-        patches = x[:, embeddings.extra :]
+        patches = x[:, embeddings.extra :]  # [B, h * w, D]
         if self.pooled == "first_and_mean":
             parts = [x[:, 0], ops.mean(patches, axis=1)]
         else:
@@ -137,6 +137,7 @@ class Embeddings(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype, width = self.dtype_policy, a.width
         self.extra = 2 if a.distilled else 1
+        # Pixels beyond the last complete patch are cut off, as by the convolution.
         self.grid = (a.size[0] // a.patch[0], a.size[1] // a.patch[1])
         self._trained_grid = a.grid
         self.patch = keras.layers.Conv2D(width, a.patch, strides=a.patch, dtype=dtype, name="patch")
@@ -160,10 +161,11 @@ class Embeddings(keras.layers.Layer):
 
     def call(self, x, training: bool = False):
         """Embed images, [B, H, W, 3] -> [B, T, D]."""
+        # [B, h, w, D] -> [B, h * w, D]
         x = ops.reshape(self.patch(x), [-1, self.grid[0] * self.grid[1], self._width])
         tokens = [t.value for t in (self.token, self.second) if t is not None]
         tokens = [ops.tile(ops.cast(t, x.dtype), [ops.shape(x)[0], 1, 1]) for t in tokens]
-        x = ops.concatenate([*tokens, x], axis=1)
+        x = ops.concatenate([*tokens, x], axis=1)  # [B, T, D]
         return self.dropout(x + ops.cast(self._positions(), x.dtype), training=training)
 
     def _positions(self):
@@ -178,6 +180,7 @@ class Embeddings(keras.layers.Layer):
         patches = ops.tensordot(bicubic(rows, h), patches, 1)  # [h, columns, D]
         patches = ops.tensordot(bicubic(columns, w), ops.transpose(patches, [1, 0, 2]), 1)
         patches = ops.reshape(ops.transpose(patches, [1, 0, 2]), [1, h * w, self._width])
+        # The special tokens keep their positions.
         return ops.concatenate(
             [positions[:, : self.extra], ops.cast(patches, positions.dtype)], axis=1
         )
@@ -190,6 +193,7 @@ class Block(keras.layers.Layer):
         super().__init__(**kwargs)
         dtype, width = self.dtype_policy, a.width
         self._width, self._inner, self._gated = width, a.inner, a.gated
+        # SwiGLU gates with SiLU, whatever `hidden_act` says.
         self._activation = activation("silu" if a.gated else a.activation)
         self.attention_norm = layer_norm(a.epsilon, dtype, "attention_norm")
         self.attention = SelfAttention(
@@ -227,6 +231,7 @@ class Block(keras.layers.Layer):
         x = x + self.attention_path(y, training=training)
         y = self.up(self.output_norm(x))
         if self._gated:
+            # As transformers' Dinov2SwiGLUFFN: the first half is the gate.
             gate, y = ops.split(y, 2, axis=-1)
             y = self._activation(gate) * y
         else:
@@ -239,7 +244,7 @@ class Block(keras.layers.Layer):
     def attended(self, x):
         """Return the attention of each token to each, the mean over heads, float32 [B, T, T]."""
         weights, _ = self.attention.weights_and_values(self.attention_norm(x))
-        return ops.mean(weights, axis=1)
+        return ops.mean(weights, axis=1)  # [B, H, T, T] -> [B, T, T]
 
 
 def _architecture(config: Mapping[str, Any], **overrides: Any) -> Architecture:
@@ -269,6 +274,7 @@ def _dinov2(config: Mapping[str, Any]) -> Architecture:
     inner, gated = width * number(config, "mlp_ratio", 4), flag(config, "use_swiglu_ffn", False)
     if gated:  # two thirds, rounded up to a multiple of 8, as in transformers
         inner = (inner * 2 // 3 + 7) // 8 * 8
+    # Dinov2Config's defaults, where they differ from ViTConfig's.
     return _architecture(
         {"patch_size": 14, "layer_norm_eps": 1e-6, **config},
         inner=inner,

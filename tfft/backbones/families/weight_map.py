@@ -32,6 +32,7 @@ class Entry:
 
 
 WeightMap = Mapping[str, Entry]
+# Keras' axis i is PyTorch's axis _AXES[form][i].
 _AXES = {"conv": (2, 3, 1, 0), "depthwise": (2, 3, 0, 1)}
 
 
@@ -40,10 +41,12 @@ def read(entry: Entry, tensors: Sequence[np.ndarray]) -> np.ndarray:
     if entry.form == "transpose":
         return tensors[0].T
     if entry.form == "fused":
+        # Linears [out, in] side by side along the axis of the outputs.
         return np.concatenate([t.T for t in tensors], axis=-1)
     if entry.form in _AXES:
         return tensors[0].transpose(_AXES[entry.form])
     if entry.form == "averaged":
+        # Kernels [in, out] stand one below the other; biases [out] are added.
         combine = np.concatenate if tensors[0].ndim > 1 else sum
         return combine([t.T for t in tensors]) / len(tensors)
     return tensors[0]
@@ -60,9 +63,11 @@ def write(entry: Entry, value: np.ndarray) -> list[np.ndarray]:
         parts = np.split(value, len(entry.tensors), axis=-1)
         return [np.ascontiguousarray(part.T) for part in parts]
     if entry.form in _AXES:
+        # `argsort` inverts a permutation.
         return [np.ascontiguousarray(value.transpose(np.argsort(_AXES[entry.form])))]
     if entry.form == "averaged":
         count = len(entry.tensors)
+        # `read` divides by the number of Linears.
         parts = np.split(value * count, count) if value.ndim > 1 else [value] * count
         return [np.ascontiguousarray(part.T) for part in parts]
     return [value]

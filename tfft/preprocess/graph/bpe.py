@@ -14,6 +14,7 @@ from tfft.preprocess.graph import codepoints, ragged
 from tfft.preprocess.tokenizer import byte_alphabet
 from tfft.utils.errors import UserError
 
+# Above every rank, so `argmin` takes a pair that cannot merge only where no other is left.
 _NO_RANK = tf.int32.max
 
 
@@ -38,6 +39,7 @@ class ByteLevelBPE(tf.Module):
                 raise UserError(f"tokenizer: BPE with {option} has no in-graph form")
         self._add_space = pre_tokenizer["add_prefix_space"]
         vocabulary = model["vocab"]
+        # [256]; -1 where the vocabulary lacks a byte.
         symbols = [vocabulary.get(c, -1) for c in byte_alphabet()]
         self._byte_ids = tf.constant(symbols, tf.int32)
         self._size = len(vocabulary)
@@ -54,6 +56,7 @@ class ByteLevelBPE(tf.Module):
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids of each text."""
         if self._add_space:
+            # As the host: no second space before a text that begins with one.
             text = tf.strings.regex_replace(text, r"^(?s:([^ ]))", r" \1", replace_global=False)
         for pattern, rewrite in self._split_rules:
             text = tf.strings.regex_replace(text, pattern, rewrite)
@@ -65,7 +68,9 @@ class ByteLevelBPE(tf.Module):
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids of each word, [W] -> ragged [W, tokens]."""
+        # The byte alphabet has a letter for byte 0, so U+0000 must be one again.
         words = tf.strings.regex_replace(words, codepoints.NUL, "\0")
+        # `decode_raw` requires strings of equal length: decode all words as one, then split them.
         raw = tf.RaggedTensor.from_row_lengths(
             tf.io.decode_raw(tf.strings.reduce_join(words, keepdims=True), tf.uint8)[0],
             tf.strings.length(words),
@@ -74,7 +79,7 @@ class ByteLevelBPE(tf.Module):
         ids = raw.with_flat_values(tf.gather(self._byte_ids, tf.cast(raw.flat_values, tf.int32)))
         # The host drops bytes that the vocabulary lacks before it merges.
         ids = tf.ragged.boolean_mask(ids, ids >= 0)
-        symbols = ids.to_tensor(default_value=-1)
+        symbols = ids.to_tensor(default_value=-1)  # [W, L], -1 after each word
         ranks, merged = self._pairs(symbols)
 
         def can_merge(symbols: tf.Tensor, ranks: tf.Tensor, merged: tf.Tensor) -> tf.Tensor:
@@ -86,6 +91,7 @@ class ByteLevelBPE(tf.Module):
             symbols = _merge_best(symbols, ranks, merged)
             return symbols, *self._pairs(symbols)
 
+        # L shrinks from round to round.
         shape = tf.TensorShape([None, None])
         symbols, _, _ = tf.while_loop(
             can_merge, merge_once, (symbols, ranks, merged), shape_invariants=(shape, shape, shape)
@@ -104,7 +110,9 @@ class ByteLevelBPE(tf.Module):
     def _pairs(self, symbols: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the rank and the merged id of each neighbouring pair, both [W, L - 1]."""
         left, right = symbols[:, :-1], symbols[:, 1:]
+        # int64: the square of a vocabulary of 50,000 does not fit int32.
         key = tf.cast(left, tf.int64) * self._size + tf.cast(right, tf.int64)
+        # No key is int64.min, so padding never merges.
         packed = self._merges.lookup(tf.where((left < 0) | (right < 0), tf.int64.min, key))
         rank = tf.where(packed < 0, _NO_RANK, tf.cast(packed // self._size, tf.int32))
         return rank, tf.cast(packed % self._size, tf.int32)
@@ -175,6 +183,7 @@ def _build_split_rules() -> list[tuple[str, str]]:
     separator = codepoints.SEPARATOR
     other = f"[^{spaces}{letters}{digits}{separator}]"
     return [
+        # A separator in the text itself would split it, so it becomes U+FFFD.
         (separator, "\ufffd"),
         (f"({space}+)({space})([^{spaces}])", rf"\1{separator}\2\3"),
         (

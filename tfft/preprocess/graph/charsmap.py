@@ -83,6 +83,7 @@ class CharacterMap(tf.Module):
 
 def _model(charsmap: bytes) -> bytes:
     """Return a sentencepiece.ModelProto in which all text is unknown and spaces are kept."""
+    # ModelProto: 1 pieces, 2 trainer_spec, 3 normalizer_spec.
     score = b"\x15" + struct.pack("<f", 0.0)  # field 2, fixed32
     pieces = _field(1, _field(1, b"<unk>") + score + _field(3, _UNKNOWN))
     # The op refuses a model without a normal piece.
@@ -97,8 +98,10 @@ def _model(charsmap: bytes) -> bytes:
 
 
 def _field(number: int, value: int | bytes) -> bytes:
+    # Wire type 2 is a length and that many bytes; 0 is a varint.
     if isinstance(value, bytes):
         return _varint(number << 3 | 2) + _varint(len(value)) + value
+    # Negative integers are sign-extended to 64 bits.
     return _varint(number << 3) + _varint(value % (1 << 64))
 
 

@@ -39,6 +39,7 @@ def normalized_forms(normalize: Callable[[str], str], stop: int = 0x110000) -> d
     if len(parts) != len(characters):  # a form contains the mark itself
         parts = [normalize(c) for c in characters]
     table = {c: form for c, form in zip(characters, parts, strict=True) if form != c}
+    # ASCII holds the mark, so its characters are tried one by one.
     for c in map(chr, range(0x80)):
         if (form := normalize(c)) != c:
             table[c] = form
@@ -119,6 +120,7 @@ def whitespace() -> str:
 def characters_matching(pattern: str) -> str:
     """Return the characters that a regular expression of the host (Oniguruma) matches."""
     splitter = pre_tokenizers.Split(Regex(pattern), "removed")
+    # A text that matches completely leaves no piece.
     ascii_matches = [c for c in map(chr, range(0x80)) if not splitter.pre_tokenize_str(c)]
     # A character that matches is removed from between two filler characters, which do not match.
     filler = "a" if "a" not in ascii_matches else "\u0001"
@@ -135,6 +137,7 @@ def _spaces_and_isolated(splitter: pre_tokenizers.PreTokenizer) -> tuple[str, st
     """Return the characters removed from between two letters, and those that become a piece."""
     characters = [*map(chr, range(0x80)), *_characters(_TEXT_PLANES)]
     text = "a" + "a".join(characters) + "a"
+    # Character i is at 2 * i + 1, between two letters.
     remains, is_single = bytearray(len(text)), bytearray(len(text))
     for _, (start, stop) in splitter.pre_tokenize_str(text):
         remains[start:stop] = b"\1" * (stop - start)
@@ -142,4 +145,5 @@ def _spaces_and_isolated(splitter: pre_tokenizers.PreTokenizer) -> tuple[str, st
             is_single[start] = 1
     spaces = [c for index, c in enumerate(characters) if not remains[2 * index + 1]]
     isolated = [c for index, c in enumerate(characters) if is_single[2 * index + 1]]
+    # `char_class` refuses an empty set, and WhitespaceSplit isolates nothing.
     return char_class(spaces), char_class(isolated or spaces)

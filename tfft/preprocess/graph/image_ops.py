@@ -279,19 +279,21 @@ def _jpeg_size(data: tf.Tensor) -> tf.Tensor:
 
 
 def _png_size(data: tf.Tensor) -> tf.Tensor:
+    # IHDR holds the width at byte 16 and the height at byte 20.
     return tf.stack([_number(data, 20, 4, big_endian=True), _number(data, 16, 4, big_endian=True)])
 
 
 def _gif_size(data: tf.Tensor) -> tf.Tensor:
     """Return the maximum of the screen and the first frame, as either may be the larger one."""
     offset = _gif_frame(tf.io.decode_raw(data, tf.uint8))
-    screen = tf.stack([_number(data, 8, 2), _number(data, 6, 2)])
+    screen = tf.stack([_number(data, 8, 2), _number(data, 6, 2)])  # height, width
     return tf.maximum(
         screen, tf.stack([_number(data, offset + 7, 2), _number(data, offset + 5, 2)])
     )
 
 
 def _bmp_size(data: tf.Tensor) -> tf.Tensor:
+    # The height is negative if the rows are stored from top to bottom.
     return tf.abs(tf.stack([_number(data, 22, 4), _number(data, 18, 4)]))
 
 
@@ -302,7 +304,7 @@ def _webp_size(data: tf.Tensor) -> tf.Tensor:
 def _webp_still_size(head: tf.Tensor) -> tf.Tensor:
     """Return the size of a still WebP, which its three kinds store differently (RFC 9649, 2.5)."""
     kind = tf.strings.substr(head, 12, 4)
-    packed = _number(head, 21, 4)
+    packed = _number(head, 21, 4)  # 14 bits, minus one
     lossless = tf.stack([(packed // 2**14) % 2**14 + 1, packed % 2**14 + 1])
     lossy = tf.stack([_number(head, 28, 2) % 2**14, _number(head, 26, 2) % 2**14])
     extended = tf.stack([_number(head, 27, 3) + 1, _number(head, 24, 3) + 1])
@@ -315,9 +317,10 @@ def _blend_on_white(pixels: tf.Tensor) -> tf.Tensor:
     rows = tf.clip_by_value(_STRIP_PIXELS // width, 1, height)  # in a strip
 
     def blend_strip(top: tf.Tensor, target: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        top = tf.minimum(top, height - rows)
+        top = tf.minimum(top, height - rows)  # the last strip overlaps
         strip_pixels = tf.cast(pixels[top : top + rows], tf.uint16)
         colour, alpha = strip_pixels[..., :3], strip_pixels[..., 3:]
+        # At most 255 * 255 + 127, which fits uint16; the 127 rounds to the nearest level.
         strip = tf.cast((colour * alpha + 255 * (255 - alpha) + 127) // 255, tf.uint8)
         return top + rows, tf.raw_ops.InplaceUpdate(x=target, i=top + tf.range(rows), v=strip)
 
@@ -353,8 +356,8 @@ def _webp(data: tf.Tensor) -> tf.Tensor:
     head = _header(data)
     lossless = tf.strings.substr(head, 12, 4) == b"VP8L"
     extended = tf.strings.substr(head, 12, 4) == b"VP8X"
-    transparent = lossless & (_number(head, 24, 1) // 16 % 2 == 1)
-    transparent |= extended & (_number(head, 20, 1) // 16 % 2 == 1)
+    transparent = lossless & (_number(head, 24, 1) // 16 % 2 == 1)  # alpha_is_used
+    transparent |= extended & (_number(head, 20, 1) // 16 % 2 == 1)  # flag L
     with _assert_size(_webp_still_size(head), "WebP"):
         return tf.cond(
             transparent,
@@ -374,7 +377,7 @@ def _webp_frame(data: tf.Tensor) -> tf.Tensor:
 
     def frame() -> tf.Tensor:
         def next_chunk(offset: tf.Tensor) -> tf.Tensor:
-            return offset + 8 + length(offset) + length(offset) % 2
+            return offset + 8 + length(offset) + length(offset) % 2  # padded to even lengths
 
         def is_other_chunk(offset: tf.Tensor) -> tf.Tensor:
             return _substring(data, offset, 4) != b"ANMF"
@@ -407,6 +410,7 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
     raw = tf.io.decode_raw(data, tf.uint8)
     offset = _gif_frame(raw)
     with _assert_size(_gif_size(data), "GIF"):
+        # Descriptor (10 bytes), colour table, LZW code size (1 byte), then the data blocks.
         end = _end_of_blocks(raw, offset + 10 + _palette_bytes(raw[offset + 9]) + 1)
         return tf.io.decode_gif(tf.strings.substr(data, 0, end) + b";")[0]
 
@@ -414,9 +418,9 @@ def _gif(data: tf.Tensor) -> tf.Tensor:
 @tf.function(input_signature=[tf.TensorSpec([None], tf.uint8)], autograph=False)
 def _gif_frame(raw: tf.Tensor) -> tf.Tensor:
     """Return the offset of the descriptor of a GIF's first frame (GIF89a, sections 18 to 26)."""
-    offset = 13 + _palette_bytes(raw[10])
+    offset = 13 + _palette_bytes(raw[10])  # after the header (6 bytes) and screen descriptor (7)
     (offset,) = tf.while_loop(
-        lambda offset: raw[offset] == 0x21,
+        lambda offset: raw[offset] == 0x21,  # extension
         lambda offset: _end_of_blocks(raw, offset + 2),
         [offset],
         maximum_iterations=_MAX_CHUNKS,
@@ -461,7 +465,7 @@ def _bmp(data: tf.Tensor) -> tf.Tensor:
         pixels = tf.io.decode_bmp(data)
 
     def apply_palette() -> tf.Tensor:
-        colours = _number(head, 46, 4)
+        colours = _number(head, 46, 4)  # biClrUsed
         count = tf.where(colours == 0, 256, tf.minimum(colours, 256))
         raw = _substring(data, 14 + _number(head, 14, 4), 4 * count)
         palette = tf.gather(tf.reshape(tf.io.decode_raw(raw, tf.uint8), [-1, 4]), [2, 1, 0], axis=1)

@@ -61,6 +61,7 @@ def _build_step(step: Mapping[str, Any]) -> StringOp:
     if kind == "Strip":
         return _strip(step)
     if kind == "Prepend":
+        # An empty text stays empty, as on the host; `s` lets the dot match a line break.
         return replace("^(?s:(.))", re.escape(step["prepend"]) + r"\1", once=True)
     raise UserError(f"tokenizer: the normalizer {kind} has no in-graph form")
 
@@ -87,11 +88,14 @@ def _bert_normalizer(step: Mapping[str, Any]) -> StringOp:
     functions: list[StringOp] = []
     if step["clean_text"]:
         dropped, spaces = codepoints.bert_cleaned()
+        # Clean-up drops U+0000, for which `NUL` stands.
         functions += [replace(f"{dropped}|{codepoints.NUL}", ""), replace(spaces, " ")]
     if step["handle_chinese_chars"]:
         functions.append(replace(f"({codepoints.bert_ideographs()})", r" \1 "))
     strip = step["strip_accents"]
+    # If unset, accents are stripped exactly where the text is lowercased, as in BERT's code.
     if step["lowercase"] if strip is None else strip:
+        # Only decomposition makes accents separate characters.
         functions.append(lambda text: tf_text.normalize_utf8(text, "NFD"))
         functions.append(replace(codepoints.bert_accents(), ""))
     if step["lowercase"]:
@@ -108,6 +112,7 @@ def _bert_normalizer(step: Mapping[str, Any]) -> StringOp:
 def _replace(step: Mapping[str, Any]) -> StringOp:
     kind, pattern = next(iter(step["pattern"].items()))
     pattern = re.escape(pattern) if kind == "String" else pattern
+    # RE2 reads a backslash in the rewrite as a reference to a group.
     return checked_replace(pattern, step["content"].replace("\\", "\\\\"))
 
 
@@ -124,6 +129,7 @@ def checked_replace(pattern: str, rewrite: str) -> StringOp:
         UserError: RE2 does not understand the pattern.
     """
     try:
+        # The op compiles the pattern only when it runs, so run it once.
         tf.strings.regex_replace("", pattern, rewrite)
     except tf.errors.InvalidArgumentError:
         raise UserError(

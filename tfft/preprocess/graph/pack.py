@@ -34,6 +34,7 @@ def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[P
         UserError: the post-processor has no counterpart here.
     """
     a, b = Part("A", -1, 0), Part("B", -1, 0)
+    # ByteLevel changes the offsets of tokens, not their ids.
     if description is None or description["type"] == "ByteLevel":
         return [a], [a, b]
     kind = description["type"]
@@ -46,6 +47,7 @@ def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[P
         return _parts(description, "single"), _parts(description, "pair")
     if kind in ("BertProcessing", "RobertaProcessing"):
         cls, sep = (Part(None, description[name][1], 0) for name in ("cls", "sep"))
+        # RoBERTa puts two separators between the texts and has one segment.
         if kind == "RobertaProcessing":
             return [cls, a, sep], [cls, a, sep, sep, b, sep]
         b, end = Part("B", -1, 1), Part(None, sep.token_id, 1)
@@ -56,6 +58,7 @@ def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[P
 def _parts(description: Mapping[str, Any], which: str) -> list[Part]:
     parts = []
     for item in description[which]:
+        # An item is {"Sequence": ...} or {"SpecialToken": ...}, which may have several ids.
         (kind, value), *_ = item.items()
         if kind == "Sequence":
             parts.append(Part(value["id"], -1, value["type_id"]))
@@ -81,6 +84,7 @@ def pack(
         max_length: the most tokens of a row, special ones included.
         pad_id: fills up shorter rows.
     """
+    # As on the host, special tokens are never truncated.
     budget = max_length - sum(part.text is None for part in template)
     if b is None:
         texts = {"A": a[:, :budget]}
@@ -90,7 +94,7 @@ def pack(
     rows = a.nrows()
     ids, segments = [], []
     for part in template:
-        if part.text is None:
+        if part.text is None:  # [B, 1]
             part_ids = tf.RaggedTensor.from_tensor(
                 tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), part.token_id)
             )
@@ -100,7 +104,8 @@ def pack(
         segments.append(
             part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
         )
-    joined = tf.concat(ids, axis=1)
+    joined = tf.concat(ids, axis=1)  # [B, (tokens)]
+    # `to_tensor` pads at the end, to the longest row of the batch.
     return {
         "token_ids": joined.to_tensor(default_value=pad_id),
         "padding_mask": tf.ones_like(joined).to_tensor(),
@@ -122,6 +127,7 @@ def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, t
     shorter = tf.minimum(a, b)
     half = tf.cast(budget // 2, a.dtype)
     limit = tf.cast(budget, a.dtype)
+    # Tokens left for the longer text, never fewer than the shorter one has.
     rest = tf.where(shorter > limit, shorter, tf.maximum(shorter, limit - shorter))
     both_cut = shorter + rest > limit
     shorter_length = tf.where(both_cut, half, shorter)

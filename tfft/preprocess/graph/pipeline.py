@@ -48,12 +48,14 @@ class GraphTokenizer(tf.Module):
     def _ids(self, text: tf.Tensor) -> tf.RaggedTensor:
         # Clients may send any bytes: replace what is not UTF-8 by U+FFFD instead of raising.
         text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+        # Some string ops end a text at U+0000.
         text = tf.strings.regex_replace(text, r"\x{0}", codepoints.NUL)
         if not self._added:
             return self._pieces(self._normalize(text))
         parts = self._added.split(text)
         token = self._added.lookup(parts.flat_values)
         is_text = token < 0
+        # An added token is an empty text here, which has no ids.
         plain = self._pieces(self._normalize(tf.where(is_text, parts.flat_values, "")))
         added = tf.RaggedTensor.from_row_lengths(
             tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64), validate=False
@@ -83,6 +85,8 @@ class _AddedTokens(tf.Module):
                     f"tokenizer: the added token {token['content']!r} with single_word has no "
                     "in-graph form"
                 )
+            # The host matches normalized tokens in the normalized text, this class in the raw text.
+            # Both agree if lowercasing does not change the token.
             if token["normalized"] and token["content"] != token["content"].lower():
                 raise UserError(
                     f"tokenizer: the normalized added token {token['content']!r} has no "
@@ -122,6 +126,7 @@ class _AddedTokens(tf.Module):
         ids = self._table.lookup(parts)
         if not self._may_strip:
             return ids
+        # With lstrip or rstrip, a part includes the whitespace next to its token.
         stripped = tf.strings.regex_replace(parts, self._strip, "")
         return tf.where(ids >= 0, ids, self._table.lookup(stripped))
 

@@ -32,6 +32,7 @@ def fit(pixels: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     factors = tf.constant(image_spec.size, tf.float32) / current_size
     if image_spec.resize == "pad":
         scaled = tf.round(current_size * tf.reduce_min(factors))
+        # At least one pixel: the short side of a very long image rounds to zero.
         scaled = tf.clip_by_value(tf.cast(scaled, tf.int32), 1, image_spec.size)
         resized = resize(pixels, scaled, image_spec.interpolation)
         top, left = (height - scaled[0]) // 2, (width - scaled[1]) // 2
@@ -39,6 +40,7 @@ def fit(pixels: tf.Tensor, image_spec: ImageSpec) -> tf.Tensor:
     scaled = tf.cast(
         tf.round(current_size * tf.reduce_max(factors) / image_spec.crop_fraction), tf.int32
     )
+    # Rounding must not leave fewer pixels than the model reads.
     scaled = tf.maximum(scaled, image_spec.size)
     return tf.cond(
         tf.reduce_prod(tf.cast(scaled, tf.int64)) > _MAX_SCALED_RATIO * height * width,
@@ -63,10 +65,12 @@ def _resize_middle(pixels: tf.Tensor, scaled: tf.Tensor, image_spec: ImageSpec) 
     offset = tf.cast((scaled - image_spec.size) // 2, tf.float64)
     if image_spec.interpolation == "nearest":
         for axis, count in enumerate(image_spec.size):
+            # + 0.5: pixel centres, as with `half_pixel_centers` below.
             source_index = (offset[axis] + tf.range(count, dtype=tf.float64) + 0.5) / scale[axis]
             source_index = tf.minimum(tf.cast(source_index, tf.int32), tf.shape(pixels)[axis] - 1)
             pixels = tf.gather(pixels, source_index, axis=axis)
         return tf.ensure_shape(pixels, [*image_spec.size, 3])
+    # Antialiasing widens the kernel by 1 / scale where the image shrinks.
     margin = _KERNELS[image_spec.interpolation][1] * tf.maximum(1 / scale, 1.0) + 1
     begin = tf.floor(tf.maximum(offset / scale - margin, 0.0))
     end = tf.math.ceil(tf.minimum((offset + image_spec.size) / scale + margin, current_size))
@@ -84,6 +88,7 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
 
     def antialiased() -> tf.Tensor:
         # The op scales the height first. A wide image hardly shrinks in that pass: transpose it.
+        # Pixels between the two passes: [height first, width first].
         intermediate = size * current_size[::-1]
         wide = (intermediate[0] > _MAX_INTERMEDIATE_PIXELS) & (intermediate[1] < intermediate[0])
         x, target_size = tf.cond(
@@ -109,6 +114,7 @@ def resize(pixels: tf.Tensor, size: tf.Tensor, interpolation: str) -> tf.Tensor:
         return tf.cond(shrinks, antialiased, not_antialiased)
 
     resized = tf.cond(tf.reduce_all(current_size == size), lambda: pixels, resize_changed)
+    # `cond` loses a static size.
     static_size = tf.get_static_value(size)
     shape = map(int, static_size) if static_size is not None else (None, None)
     return tf.ensure_shape(resized, [*shape, 3])

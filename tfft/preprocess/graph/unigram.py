@@ -42,6 +42,7 @@ class Unigram(tf.Module):
         self._unknown_score = float(scores.min() - _UNKNOWN_PENALTY)
         self._scores = tf.constant(scores, tf.float64)
         self._longest = max(map(len, pieces))
+        # Reversed, so that the first of equal pieces wins.
         ids = {piece: i for i, piece in reversed(list(enumerate(pieces)))}
         self._table = tf.lookup.StaticHashTable(
             tf.lookup.KeyValueTensorInitializer(
@@ -64,9 +65,11 @@ class Unigram(tf.Module):
             words = ragged.regex_split(text, f"{self._space}+")
         else:
             words = tf.RaggedTensor.from_tensor(text[:, None])
+            # An empty text has no words.
             words = tf.ragged.boolean_mask(words, words != "")
         flat = tf.strings.regex_replace(words.flat_values, " ", mark)
         if self._prefix:
+            # As on the host, a word that begins with the mark gets no second one.
             flat = tf.where(
                 tf.strings.substr(flat, 0, len(mark.encode())) == mark, flat, mark + flat
             )
@@ -77,6 +80,7 @@ class Unigram(tf.Module):
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids along the best path of each word, [W] -> ragged [W, tokens]."""
+        # `NUL` stands for U+0000 up to here; pieces may contain it.
         words = tf.strings.regex_replace(words, codepoints.NUL, "\0")
         characters = tf.strings.unicode_split(words, "UTF-8")
         count = tf.cast(characters.row_lengths(), tf.int32)
@@ -110,12 +114,14 @@ class Unigram(tf.Module):
         def advance(
             position: tf.Tensor, window: tf.Tensor, tokens: tf.TensorArray, steps: tf.TensorArray
         ) -> tuple[Any, ...]:
+            # [1, M]. Starts before the word are clipped; their scores in `window` are -inf.
             start = tf.maximum(position - lengths, 0)
             offset = tf.gather(bounds, tf.tile(start, [rows, 1]), batch_dims=1)  # [W, M]
             size = bounds[:, position][:, None] - offset
             piece = tf.strings.substr(tf.tile(words[:, None], [1, self._longest]), offset, size)
             ids = self._table.lookup(piece)
             score = tf.gather(self._scores, tf.maximum(ids, 0))
+            # Only a single character can be unknown.
             unknown = (ids < 0) & (lengths == 1)
             score = tf.where(ids >= 0, score, tf.constant(-np.inf, tf.float64))
             score = tf.where(unknown, tf.constant(self._unknown_score, tf.float64), score)
@@ -125,6 +131,7 @@ class Unigram(tf.Module):
             tokens = tokens.write(position - 1, tf.where(token < 0, self._unknown, token))
             steps = steps.write(position - 1, self._longest - best)
             best_score = tf.gather(total, best, batch_dims=1)
+            # Slide the window by one position: [W, M].
             return position + 1, tf.concat([window[:, 1:], best_score[:, None]], 1), tokens, steps
 
         _, _, tokens, steps = tf.while_loop(
@@ -156,6 +163,7 @@ class Unigram(tf.Module):
         _, _, tokens = tf.while_loop(
             lambda _, position, __: tf.reduce_any(position > 0), step_back, (0, count, tokens)
         )
+        # Written from the last token to the first: [steps, W] -> [W, steps].
         ids = tf.reverse(tf.transpose(tf.reshape(tokens.stack(), [-1, rows])), [1])
         previous = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
         repeated = (ids == self._unknown) & (previous == self._unknown)
