@@ -155,8 +155,20 @@ def _npz(source: Source, key: str, image: Name | None) -> Head:
     shape, _ = files[0][pixels]
     total = sum(arrays[pixels][0][0] for arrays in files if pixels in arrays)
     names = [name for name, (other, _) in files[0].items() if other == shape[:1]]
+    labels = _npz_labels(source, key, sorted(names, key=_is_not_train))
+    columns = [Column(pixels, is_image=True), *labels]
+    size = min(shape[1:3])
+    return Head(source, columns, min(total, ROWS), total, total <= ROWS, image_size=size)
+
+
+def _npz_labels(source: Source, key: str, names: Iterable[str]) -> list[Column]:
+    """Return the arrays of labels that can be read.
+
+    Raises:
+        UserError: there are arrays, but none can be read.
+    """
     columns, problem = [], None
-    for name in sorted(names, key=_is_not_train):
+    for name in names:
         try:
             values = list(islice(array_files.npz_labels(source, name, key), ROWS))
             columns.append(Column(name, values))
@@ -164,9 +176,7 @@ def _npz(source: Source, key: str, image: Name | None) -> Head:
             problem = error
     if not columns and problem is not None:
         raise problem
-    columns = [Column(pixels, is_image=True), *columns]
-    size = min(shape[1:3])
-    return Head(source, columns, min(total, ROWS), total, total <= ROWS, image_size=size)
+    return columns
 
 
 def _pixels(

@@ -239,12 +239,8 @@ def _doubts(
     """Return what could not be decided, by key of the config."""
     doubts = {}
     is_certain = "label" in fixed or names.normalized(label) in names.CERTAIN_LABELS
-    unread = [c for c in head.columns if c.problem and not c.texts]
-    unread = [c for c in unread if names.normalized(c.name) in names.LABELS]
-    if not is_certain and unread:
-        doubts["label"] = f"{listed([c.name for c in unread])} is no candidate: {unread[0].problem}"
-    if not is_certain and others["label"]:
-        doubts["label"] = f"{listed(others['label'])} could be the label too; --label= chooses"
+    if not is_certain and (doubt := _other_labels(head, others["label"])):
+        doubts["label"] = doubt
     if others.get("text"):
         doubts["text"] = f"{listed(others['text'])} could be the text too; --text= chooses"
     column = head.column(label)
@@ -255,3 +251,12 @@ def _doubts(
     elif column and column.texts and len(counts) == 1:
         doubts["label"] = f"the first {head.rows:,} rows are of one class; is the table sorted?"
     return doubts
+
+
+def _other_labels(head: Head, others: Sequence[Name]) -> str | None:
+    """Return which other columns could be the label, or are named so but cannot be read."""
+    if others:
+        return f"{listed(others)} could be the label too; --label= chooses"
+    unread = [c for c in head.columns if c.problem and not c.texts]
+    unread = [c for c in unread if names.normalized(c.name) in names.LABELS]
+    return f"{listed([unread[0].name])} is no candidate: {unread[0].problem}" if unread else None
