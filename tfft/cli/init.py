@@ -1,6 +1,6 @@
 """Write a first config for data at hand, with a comment for each choice. Trains nothing.
 
-Looks at the first 2,000 rows. Flags override what cannot be decided.
+Looks at the first 2,000 rows, or at the names of all images. Flags override what cannot be decided.
 
 Example:
     tfft init --data=reviews.csv --output=reviews.yaml
@@ -46,8 +46,8 @@ def run() -> None:
     _write(output, text)
     for doubt in doubts:
         console.log(f"check {doubt}")
-    path = shlex.quote(str(output))
-    print(f"{output}: {summary}\nnext:")
+    path = printable(shlex.quote(str(output)))
+    print(f"{printable(str(output))}: {summary}\nnext:")
     print(f"  tfft profile --config={path}   # classes, lengths, duplicates, leaks, bad rows")
     print(f"  tfft show --config={path}      # every value, the mask and the memory")
     print(f"  tfft train --config={path}")
@@ -61,7 +61,9 @@ def _draft(values: flags.FlagValues, output: str) -> tuple[str, tuple[str, ...],
     request = starter.Request(
         values.data, output, values.test, columns, values.backbone, values.encoding
     )
-    if starter.source_of(values.data, values.encoding).source == "tfds":
+    given = [(values.data, "--data"), (values.test, "--test")]
+    sources = [starter.source_of(v, values.encoding, flag) for v, flag in given if v is not None]
+    if any(source.source == "tfds" for source in sources):
         load_tensorflow()
     draft = starter.draft(request)
     return draft.text, draft.doubts, draft.summary
@@ -86,7 +88,8 @@ def _write(output: Path, text: str) -> None:
                 output.unlink()
                 raise
     except FileExistsError:
-        raise UserError(f"--output: {output} exists and is not overwritten") from None
+        shown = printable(str(output))
+        raise UserError(f"--output: {shown} exists and is not overwritten") from None
 
 
 def main(argv: list[str] | None = None) -> None:

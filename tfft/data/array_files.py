@@ -51,7 +51,7 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
 
 
 def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
-    """Return the columns of parquet files that may hold text, numbers or lists, and their rows.
+    """Return the columns of parquet files, without structs and binary values, and their rows.
 
     Args:
         source: the files; the columns are those of the first one.
@@ -69,7 +69,7 @@ def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
             file = library.ParquetFile(path)
             rows += file.metadata.num_rows
             if number == 0:
-                # The reader refuses nested and binary values, which may be large.
+                # The reader refuses structs and binary values, which may be large.
                 names = [
                     field.name
                     for field in file.schema_arrow
@@ -236,14 +236,28 @@ def _label_name(label: Any) -> str:
     return label.decode() if isinstance(label, bytes) else str(label)
 
 
-def npz_arrays(source: Source, key: str) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return the shape and the dtype of each array in the first file of a source, by name."""
-    path = source_files(source, key)[0]
-    with open_regular(path) as file, library_errors(f"{path}: not an npz file of plain arrays"):
-        archive = zipfile.ZipFile(file)
-        names = [name.removesuffix(".npy") for name in archive.namelist()]
-        readers = {name: _NpyReader(archive, name) for name in names}
-        return {name: (reader.shape, str(reader.dtype)) for name, reader in readers.items()}
+def npz_arrays(path: Path) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and the dtype of each array in an npz file that can be read, by name.
+
+    Raises:
+        UserError: the file cannot be read, or none of its arrays.
+    """
+    message = f"{path}: not an npz file of plain arrays"
+    arrays, problem = {}, None
+    with open_regular(path) as file:
+        with library_errors(message):
+            archive = zipfile.ZipFile(file)
+        for name in archive.namelist():
+            try:
+                with library_errors(message):
+                    reader = _NpyReader(archive, name.removesuffix(".npy"))
+            except UserError as error:  # a scalar, or Python objects
+                problem = problem or error
+                continue
+            arrays[name.removesuffix(".npy")] = reader.shape, str(reader.dtype)
+    if not arrays and problem is not None:
+        raise problem
+    return arrays
 
 
 def npz_labels(source: Source, name: str, key: str) -> Iterator[str]:

@@ -1,10 +1,12 @@
 """Readers of csv, tsv and jsonl files: streaming, with the line that each row came from."""
 
+import codecs
 import csv
 import io
 import json
 import math
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,22 @@ def first_cells(source: Source, key: str) -> list[str]:
         UserError: the file is empty, or its first row cannot be read.
     """
     path = source_files(source, key)[0]
+    reader = _csv_reader(path, source)
+    line = 1
     try:
-        for cells in _csv_reader(path, source):
+        for cells in reader:
             if cells and cells != [""]:
                 return cells
+            line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}:1: {error}; fix the quotes or set quoting: false") from None
+        raise UserError(f"{path}:{line}: {error}; fix the quotes or set quoting: false") from None
     raise UserError(f"{path}: empty; needs at least one row")
+
+
+def size_of_lines(path: Path, encoding: str, count: int) -> int:
+    """Return the number of bytes of the first lines of a file."""
+    encoder = codecs.getincrementalencoder(encoding)("replace")
+    return sum(len(encoder.encode(line)) for line in islice(_lines(path, encoding), count))
 
 
 def _csv_reader(path: Path, source: Source) -> Any:

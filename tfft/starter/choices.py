@@ -1,7 +1,9 @@
-"""Choose backbone, lengths and training by the first rows, as `method: auto` would by measuring.
+"""Choose backbone, lengths and training by the first rows, without measuring.
 
-The rules for epochs, batch and rates are those of `tfft.methods.auto`, without what it measures on
-the device; a test compares the two.
+From 1,000 rows on, epochs, batch size and rates are those of `tfft.methods.auto` on a CPU with
+enough memory and time; tests compare the two. The method is always `full`, where `auto` may choose
+another by measuring, and MixUp is left to it. Where the size of the backbone is not known, as for
+fewer rows, `method: auto` chooses.
 """
 
 import math
@@ -14,7 +16,17 @@ ENGLISH = "hf:sentence-transformers/all-MiniLM-L6-v2"
 CHINESE = "hf:google-bert/bert-base-chinese"
 MULTILINGUAL = "hf:FacebookAI/xlm-roberta-base"
 IMAGES = "keras:MobileNetV2"
-SMALL_BACKBONES = (ENGLISH, IMAGES)  # below 50 million parameters: they take higher rates
+LARGER_ENGLISH = "hf:FacebookAI/roberta-base"
+LARGER_IMAGES = "keras:EfficientNetV2B0"
+MILLION_PARAMETERS = {
+    ENGLISH: 23,
+    LARGER_ENGLISH: 125,
+    CHINESE: 102,
+    MULTILINGUAL: 278,
+    IMAGES: 2,
+    LARGER_IMAGES: 6,
+}
+_SMALL_BACKBONE = 50  # million parameters; smaller ones take higher rates
 
 SMALL, MEDIUM, LARGE = 1_000, 20_000, 500_000  # rows
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of which max_length is one
@@ -90,13 +102,16 @@ def training(rows: int | None, backbone: str, is_text: bool) -> Training:
         backbone: as in `model.backbone`.
         is_text: whether the rows are texts, not images.
     """
-    if rows is None or rows < SMALL:
+    size = MILLION_PARAMETERS.get(backbone)
+    if rows is None or rows < SMALL or size is None:
+        is_few = rows is None or rows < SMALL
+        cause = "few rows make delicate" if is_few else "depend on the size of this backbone"
         reason = (
             "measures data, backbone and device, then chooses and logs method, learning rate, "
-            "epochs and batch size, which few rows make delicate; or full, head, lora, top, lp_ft"
+            f"epochs and batch size, which {cause}; or full, head, lora, top, lp_ft"
         )
         return Training("auto", {}, {"seed": 0}, reason)
-    is_small = backbone in SMALL_BACKBONES
+    is_small = size < _SMALL_BACKBONE
     rates = text_rates(rows, is_small) if is_text else image_rates(is_small)
     epochs = text_epochs(rows) if is_text else image_epochs(rows)
     batch = 64 if is_text and rows >= LARGE else 32

@@ -6,11 +6,11 @@ from tfft.config import Source
 from tfft.config.data import format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR
 from tfft.starter import choices, splits
-from tfft.starter import roles as columns
 from tfft.starter.facts import Facts
 from tfft.starter.head import Head
 from tfft.starter.page import MAX_PATH, Entry, name
 from tfft.starter.request import source_of
+from tfft.starter.roles import listed
 from tfft.utils.errors import UserError
 
 _LISTED_CLASSES = 8
@@ -124,15 +124,15 @@ def _text_comment(data: Facts) -> str:
 def _label_comment(data: Facts) -> str:
     """Return the number of classes and the most frequent ones with their rows."""
     counts, common = data.counts, data.counts.most_common(_LISTED_CLASSES)
-    listed = ", ".join(f"{name(label)} {rows:,}" if rows else name(label) for label, rows in common)
+    first = ", ".join(f"{name(label)} {rows:,}" if rows else name(label) for label, rows in common)
     more = f" and {len(counts) - len(common):,} others" if len(counts) > len(common) else ""
     column = data.head.column(data.roles.label)
     is_declared = column is not None and bool(column.classes)
     extent = "" if data.head.complete or is_declared else " among these rows"
     alternatives = data.roles.others["label"]
-    other = f"; other candidates: {columns.listed(alternatives)}" if alternatives else ""
+    other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
     folders = "; null: the folders" if data.head.source.source == "images" else ""
-    return " ".join(f"{len(counts):,} classes{extent}: {listed}{more}{other}{folders}".split())
+    return " ".join(f"{len(counts):,} classes{extent}: {first}{more}{other}{folders}".split())
 
 
 def _label_doubt(data: Facts) -> str | None:

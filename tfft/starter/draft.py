@@ -1,14 +1,15 @@
 """Look at data and write a config for them, with a comment for each choice."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfft.config import parse, plain_yaml
 from tfft.starter import choices, data_section
-from tfft.starter import roles as columns
 from tfft.starter.facts import Facts, look
 from tfft.starter.page import MAX_PATH, Entry, name, write
 from tfft.starter.request import Request
+from tfft.starter.roles import listed
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ def draft(request: Request) -> Draft:
     text = write(_title(data), sections)
     parse(plain_yaml.loads(text, request.output), where=request.output)
     doubts = [f"{e.key}: {e.doubt}" for entries in sections.values() for e in entries if e.doubt]
-    inputs = columns.listed(data.roles.columns[:-1])
-    summary = f"{data.task} of {inputs} by {columns.listed([data.roles.label])}, {data.rows}"
+    inputs = listed(data.roles.columns[:-1])
+    summary = f"{data.task} of {inputs} by {listed([data.roles.label])}, {data.rows}"
     return Draft(text, tuple(doubts), summary)
 
 
@@ -54,7 +55,7 @@ _TASKS = {
 
 
 def _title(data: Facts) -> list[str]:
-    output = name(data.request.output, MAX_PATH)
+    output = name(shlex.quote(data.request.output), MAX_PATH)
     return [
         f"Written by tfft init from {name(data.request.data, MAX_PATH)}: {data.rows}.",
         f"tfft show --config={output} prints all other keys with their values. Paths start from "
@@ -68,7 +69,7 @@ def _model_entries(data: Facts) -> list[Entry]:
         return [Entry("backbone", backbone, "from --backbone")]
     if not data.is_text:
         size = choices.image_size(data.head.image_size)
-        comment = "2 M parameters, runs on a CPU; keras:EfficientNetV2B0 is larger and better"
+        comment = f"2 M parameters, runs on a CPU; {choices.LARGER_IMAGES} is larger and better"
         return [
             Entry("backbone", choices.IMAGES, comment),
             Entry("weights", "imagenet", "downloaded once by Keras; or a file"),
@@ -82,7 +83,7 @@ _BACKBONES = {
     "english": (
         choices.ENGLISH,
         "for English, by the letters; 23 M parameters, runs on a CPU. Larger: "
-        f"hf:FacebookAI/roberta-base; other languages: {choices.MULTILINGUAL}",
+        f"{choices.LARGER_ENGLISH}; other languages: {choices.MULTILINGUAL}",
     ),
     "chinese": (
         choices.CHINESE,

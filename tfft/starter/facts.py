@@ -5,10 +5,9 @@ from dataclasses import dataclass
 
 from tfft.starter import head as heads
 from tfft.starter import labels, splits
-from tfft.starter import roles as columns
 from tfft.starter.head import Head
 from tfft.starter.request import Request, source_of
-from tfft.starter.roles import Roles
+from tfft.starter.roles import Roles, decide, listed
 from tfft.utils.errors import UserError
 
 
@@ -66,8 +65,8 @@ def look(request: Request) -> Facts:
     """
     source = splits.training(source_of(request.data, request.encoding))
     has_header = (not request.numbered) if request.columns else None
-    head = heads.read(source, "data.train", has_header)
-    roles = columns.decide(head, request.columns)
+    head = heads.read(source, "data.train", has_header, request.columns.get("image"))
+    roles = decide(head, request.columns)
     return Facts(request, head, roles, _counts(head, roles))
 
 
@@ -82,10 +81,11 @@ def _counts(head: Head, roles: Roles) -> Counter[str]:
     for label in column.classes if column else ():
         counts[label] += 0
     if head.complete and len(counts) < 2:
-        classes = columns.listed(list(counts))
+        classes = listed(list(counts))
+        reason = f": {column.problem}" if column and column.problem else ""
         hint = "" if head.source.source == "images" else "; --label= names another column"
         raise UserError(
             f"{head.source.path}: at least two classes are needed; column "
-            f"{columns.listed([roles.label])} holds {classes or 'none'}{hint}"
+            f"{listed([roles.label])} holds {classes or 'none'}{reason}{hint}"
         )
     return counts

@@ -1,8 +1,12 @@
-"""Read the first rows of a source with all of its columns, by the readers that training uses."""
+"""Read the first rows of a source with all of its columns, by the readers that training uses.
 
-from collections.abc import Iterable, Iterator, Sequence
+Of folders of images all names are read: their order is that of the classes.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
@@ -10,12 +14,11 @@ from tfft.data import array_files, text_files
 from tfft.data.records import BadRow, Row, row_from_mapping, source_files
 from tfft.starter import header
 from tfft.utils.errors import UserError
-from tfft.utils.reading import MIB, open_regular
+from tfft.utils.reading import MIB
 
+Name = str | int
 ROWS = 2_000  # of a source are looked at
 CHARACTERS = 32 * MIB  # in these rows, at most: a cell may be long
-LISTED_IMAGES = 200_000  # of folders: the images are in the order of their classes
-_SAMPLE = MIB  # bytes of a file from which its number of lines is estimated
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,14 @@ class Column:
         values: a text for each row, None where the row has none.
         is_image: whether the values are pixels or encoded images; `values` is empty then.
         classes: class names that the source itself declares.
+        problem: why the first of the values that training cannot use is one, or None.
     """
 
-    name: str | int
+    name: Name
     values: Sequence[str | None] = ()
     is_image: bool = False
     classes: Sequence[str] = ()
+    problem: str | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -52,7 +57,7 @@ class Head:
         complete: whether the source has no other rows.
         header: whether the first row of a csv or tsv file names the columns; None: other formats.
         doubt: what about the header could not be decided, or None.
-        image_size: height of the pixels of an npz file.
+        image_size: the smaller side of the pixels of an npz file.
     """
 
     source: Source
@@ -64,26 +69,31 @@ class Head:
     doubt: str | None = None
     image_size: int | None = None
 
-    def column(self, name: str | int) -> Column | None:
+    def column(self, name: Name) -> Column | None:
         """Return the column of a name or number, None if there is none."""
         return next((column for column in self.columns if column.name == name), None)
 
 
-def read(source: Source, key: str, has_header: bool | None = None) -> Head:
+def read(
+    source: Source, key: str, has_header: bool | None = None, image: Name | None = None
+) -> Head:
     """Return the first rows of a source.
 
     Args:
         source: the data.
         key: the source's key in the config, for errors.
         has_header: whether a csv or tsv file has a header; None: decide it by the rows.
+        image: the array of pixels in an npz file; None: choose it.
 
     Raises:
         UserError: the source cannot be read or has no rows.
     """
     if source.source in ("csv", "tsv"):
         head = _delimited(source, key, has_header)
+    elif source.source == "npz":
+        head = _npz(source, key, image)
     else:
-        readers = {"jsonl": _jsonl, "parquet": _parquet, "npz": _npz, "images": _images}
+        readers = {"jsonl": _jsonl, "parquet": _parquet, "images": _images}
         head = readers.get(source.source, _tfds)(source, key)
     if head.rows == 0 and source.source != "tfds":  # which may not be downloaded yet
         raise UserError(f"{key}: {source.path} holds no row that can be read{_reason(source, key)}")
@@ -104,7 +114,8 @@ def _reason(source: Source, key: str) -> str:
 def _delimited(source: Source, key: str, has_header: bool | None) -> Head:
     cells = text_files.first_cells(source, key)
     numbers = range(len(cells))
-    rows, complete = _take(text_files.delimited(source, numbers, key), len(cells), ROWS + 1)
+    items, complete = _start(text_files.delimited(source, numbers, key), ROWS + 1)
+    rows = [_cells(item) for item in items if isinstance(item, Row)]
     blank = tuple(cell or None for cell in cells)
     others = [row for row in rows if row != blank]  # several files have a header each
     doubt = None
@@ -112,60 +123,86 @@ def _delimited(source: Source, key: str, has_header: bool | None) -> Head:
         has_header, doubt = header.is_header(cells, others)
     rows = others if has_header else rows
     complete, rows = complete and len(rows) <= ROWS, rows[:ROWS]
-    names: Sequence[str | int] = cells if has_header else numbers
-    total = len(rows) if complete else _estimated_lines(source, key)
-    return Head(source, _columns(names, rows), len(rows), total, complete, has_header, doubt)
+    names: Sequence[Name] = cells if has_header else numbers
+    total = len(rows) if complete else _estimated_rows(source, key, items[-1].place, len(items))
+    columns = [Column(name, [row[index] for row in rows]) for index, name in enumerate(names)]
+    return Head(source, columns, len(rows), total, complete, has_header, doubt)
 
 
 def _jsonl(source: Source, key: str) -> Head:
-    records = [record for _, record in islice(text_files.json_records(source, key), ROWS + 1)]
-    complete, records = len(records) <= ROWS, records[:ROWS]
-    objects = [record for record in records if not isinstance(record, BadRow)]
+    items, complete = _start(text_files.json_records(source, key), ROWS)
+    objects = [record for _, record in items if not isinstance(record, BadRow)]
     names = list(dict.fromkeys(name for record in objects for name in record))
-    columns = [Column(name, [_cell(record, name) for record in objects]) for name in names]
-    total = len(records) if complete else _estimated_lines(source, key)
+    columns = [
+        _column(name, [row_from_mapping(record, (name,), "") for record in objects])
+        for name in names
+    ]
+    total = len(items) if complete else _estimated_rows(source, key, items[-1][0], len(items))
     return Head(source, columns, len(objects), total, complete)
-
-
-def _cell(record: dict[str, Any], name: str) -> str | None:
-    row = row_from_mapping(record, (name,), "")
-    return row.values[0] if isinstance(row, Row) else None
 
 
 def _parquet(source: Source, key: str) -> Head:
     names, total = array_files.parquet_columns(source, key)
-    columns = []
+    values = [_start(array_files.parquet(source, (name,), key), ROWS)[0] for name in names]
+    rows = min(map(len, values), default=min(total, ROWS))
+    columns = [_column(name, items[:rows]) for name, items in zip(names, values, strict=True)]
+    return Head(source, columns, rows, total, rows == total)
+
+
+def _npz(source: Source, key: str, image: Name | None) -> Head:
+    files = [array_files.npz_arrays(path) for path in source_files(source, key)]
+    pixels = _pixels(files[0], image, source)
+    shape, _ = files[0][pixels]
+    total = sum(arrays[pixels][0][0] for arrays in files if pixels in arrays)
+    names = [name for name, (other, _) in files[0].items() if other == shape[:1]]
+    labels = _npz_labels(source, key, sorted(names, key=_is_not_train))
+    columns = [Column(pixels, is_image=True), *labels]
+    size = min(shape[1:3])
+    return Head(source, columns, min(total, ROWS), total, total <= ROWS, image_size=size)
+
+
+def _npz_labels(source: Source, key: str, names: Iterable[str]) -> list[Column]:
+    """Return the arrays of labels that can be read.
+
+    Raises:
+        UserError: there are arrays, but none can be read.
+    """
+    columns, problem = [], None
     for name in names:
-        rows, _ = _take(array_files.parquet(source, (name,), key), 1, ROWS)
-        columns.append(Column(name, [row[0] for row in rows]))
-    return Head(source, columns, min(total, ROWS), total, total <= ROWS)
+        try:
+            values = list(islice(array_files.npz_labels(source, name, key), ROWS))
+            columns.append(Column(name, values))
+        except UserError as error:  # such as an array that is cut off
+            problem = error
+    if not columns and problem is not None:
+        raise problem
+    return columns
 
 
-def _npz(source: Source, key: str) -> Head:
-    arrays = array_files.npz_arrays(source, key)
-    columns, total, size = [], 0, None
-    for name, (shape, dtype) in arrays.items():
-        if len(shape) in (3, 4) and dtype == "uint8":
-            columns.append(Column(name, is_image=True))
-            total, size = shape[0], min(shape[1:3])
-        elif len(shape) == 1:
-            values = islice(array_files.npz_labels(source, name, key), ROWS)
-            columns.append(Column(name, list(values)))
-    if size is None:
+def _pixels(
+    arrays: Mapping[str, tuple[Sequence[int], str]], image: Name | None, source: Source
+) -> str:
+    """Return the name of the array of pixels: the given one, or one for training if it says so."""
+    found = [n for n, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and dtype == "uint8"]
+    if not found:
         listed = ", ".join(f"{n} {dtype} {list(shape)}" for n, (shape, dtype) in arrays.items())
         raise UserError(
             f"{source.path}: no array holds pixels, uint8 [N, H, W] or [N, H, W, C]. "
             f"Received: {listed[:300]}"
         )
-    return Head(source, columns, min(total, ROWS), total, total <= ROWS, image_size=size)
+    return str(image) if image in found else min(found, key=_is_not_train)
+
+
+def _is_not_train(name: str) -> bool:
+    return "train" not in name.lower()
 
 
 def _images(source: Source, key: str) -> Head:
-    found_rows = islice(array_files.images(source, ("image", "label"), key), LISTED_IMAGES)
-    labels = [row.values[1] for row in found_rows if isinstance(row, Row)]
+    rows = array_files.images(source, ("image", "label"), key)
+    labels = [row.values[1] for row in rows if isinstance(row, Row)]
     classes = list(dict.fromkeys(labels))
     columns = (Column("image", is_image=True), Column("label", labels, classes=classes))
-    return Head(source, columns, len(labels), len(labels), len(labels) < LISTED_IMAGES)
+    return Head(source, columns, len(labels), len(labels), True)
 
 
 def _tfds(source: Source, key: str) -> Head:
@@ -181,46 +218,50 @@ def _tfds(source: Source, key: str) -> Head:
         split = source.split or "train"
         total = builder.info.splits[split].num_examples if split in builder.info.splits else None
         if names:
-            rows, _ = _take(array_files.tfds(source, names, key), len(names), ROWS)
+            items, _ = _start(array_files.tfds(source, names, key), ROWS)
+            rows = [_cells(item) for item in items if isinstance(item, Row)]
     columns = [Column(name, is_image=True) for name in sorted(images)]
     for index, name in enumerate(names):
         columns.append(Column(name, [row[index] for row in rows], classes=classes[name]))
     return Head(source, columns, len(rows), total, total is not None and total <= ROWS)
 
 
-def _take(
-    items: Iterable[Row | BadRow], width: int, limit: int
-) -> tuple[list[tuple[str | None, ...]], bool]:
-    """Return the cells of the first rows, and whether there are no others.
-
-    A bad row that a reader gives for a single column is a missing value of it; a bad row of several
-    columns is left out.
-    """
-    rows: list[tuple[str | None, ...]] = []
+def _start(items: Iterable[Any], limit: int) -> tuple[list[Any], bool]:
+    """Return the first items, of `CHARACTERS` together, and whether there are no others."""
+    start: list[Any] = []
     characters = 0
-    for number, item in enumerate(items):
-        if number == limit or characters > CHARACTERS:
-            return rows, False
-        if isinstance(item, Row):
-            rows.append(tuple(value or None for value in item.values))
-            characters += sum(map(len, item.values))
-        elif width == 1:
-            rows.append((None,))
-    return rows, True
+    for item in items:
+        if len(start) == limit or characters > CHARACTERS:
+            return start, False
+        start.append(item)
+        characters += len(str(item))
+    return start, True
 
 
-def _columns(names: Sequence[str | int], rows: Sequence[Sequence[str | None]]) -> list[Column]:
-    return [Column(name, [row[index] for row in rows]) for index, name in enumerate(names)]
+def _cells(row: Row) -> tuple[str | None, ...]:
+    return tuple(value or None for value in row.values)
 
 
-def _estimated_lines(source: Source, key: str) -> int:
-    """Return the number of lines of all files, estimated from the start of each."""
-    return round(sum(_lines_of_files(source, key)))
+def _column(name: str, items: Sequence[Row | BadRow]) -> Column:
+    """Return the column of rows of one cell; a bad row is a missing value."""
+    values = [_cells(item)[0] if isinstance(item, Row) else None for item in items]
+    problem = next((item.reason for item in items if isinstance(item, BadRow)), None)
+    return Column(name, values, problem=problem)
 
 
-def _lines_of_files(source: Source, key: str) -> Iterator[float]:
-    for path in source_files(source, key):
-        with open_regular(path) as file:
-            sample = file.read(_SAMPLE)
-        if sample:
-            yield max(1, sample.count(b"\n")) * path.stat().st_size / len(sample)
+def _estimated_rows(source: Source, key: str, last: str, rows: int) -> int:
+    """Return the number of rows of all files, estimated by the bytes of those that were read.
+
+    Args:
+        source: the files.
+        key: the source's key in the config, for errors.
+        last: `FILE:LINE` of the last row that was read.
+        rows: number of rows that were read, the last one included.
+    """
+    last_path, _, line = last.rpartition(":")
+    paths = source_files(source, key)
+    before = paths[: list(map(str, paths)).index(last_path)]
+    size = sum(path.stat().st_size for path in before)
+    size += text_files.size_of_lines(Path(last_path), source.encoding, int(line) - 1)
+    all_sizes = sum(path.stat().st_size for path in paths)
+    return max(rows, round((rows - 1) * all_sizes / max(1, size)))

@@ -27,6 +27,8 @@ def separator(values: Sequence[str]) -> str | None:
         if candidate == LABEL_SEPARATOR:  # a list in the source
             return candidate
         counts = count(values, candidate)
+        if not counts:  # of nothing but separators
+            continue
         is_short = max(map(len, counts)) <= _MAX_PART
         repeats = len(counts) >= 2 and counts.total() >= 2 * len(counts)
         is_common = len(several) >= _MIN_SHARE * len(values)

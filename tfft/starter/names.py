@@ -2,11 +2,9 @@
 
 import re
 
+CERTAIN_LABELS = ("label", "labels", "class", "category")  # the others may be a further property
 LABELS = (
-    "label",
-    "labels",
-    "class",
-    "category",
+    *CERTAIN_LABELS,
     "categories",
     "target",
     "sentiment",
@@ -29,6 +27,9 @@ LABELS = (
     "labeltext",
     "labelname",
     "classname",
+    "labelid",
+    "classid",
+    "categoryid",
     "species",
     "breed",
     "language",
@@ -84,16 +85,24 @@ def normalized(name: str | int) -> str:
     return re.sub(r"[\W_]+", "", str(name).casefold())
 
 
+def is_role(name: str) -> bool:
+    """Return whether a name is one that tables use for labels or texts."""
+    plain = normalized(name)
+    return plain in LABELS or plain in TEXTS or any(plain in pair for pair in PAIRS)
+
+
 def is_common(name: str) -> bool:
     """Return whether a name is one that tables use for labels, texts or identifiers."""
-    plain = normalized(name)
-    in_pairs = any(plain in pair for pair in PAIRS)
-    return plain in LABELS or plain in TEXTS or in_pairs or is_identifier(name)
+    return is_role(name) or is_identifier(name)
 
 
 def is_identifier(name: str | int) -> bool:
-    """Return whether a column's name says that it identifies the row, not what is in it."""
-    return isinstance(name, str) and IDENTIFIERS.fullmatch(name.strip().casefold()) is not None
+    """Return whether a column's name says that it identifies the row, not what is in it.
+
+    `user_id` does; `label_id` is a label.
+    """
+    match = IDENTIFIERS.fullmatch(name.strip().casefold()) if isinstance(name, str) else None
+    return match is not None and normalized(match[1] or "") not in LABELS
 
 
 def pair_of(name: str | int, others: list[str | int]) -> tuple[str | int, str | int] | None:

@@ -49,7 +49,7 @@ def _entry_lines(entry: Entry) -> list[str]:
     """Return a key with its comment beside it, or above it if the line would be long."""
     line = f"  {entry.key}: {plain_yaml.inline(entry.value)}"
     above = _comment(f"CHECK: {entry.doubt}", "  ") if entry.doubt else []
-    beside = f"{line.ljust(_COLUMN)}  # {entry.comment}"
+    beside = f"{line.ljust(_COLUMN)}  # {_escaped(entry.comment)}"
     if not entry.comment:
         return [*above, line]
     if len(beside) <= WIDTH:
@@ -60,8 +60,13 @@ def _entry_lines(entry: Entry) -> list[str]:
 def _comment(text: str, indent: str) -> list[str]:
     start = f"{indent}# "
     return textwrap.wrap(
-        text, WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False
+        _escaped(text), WIDTH, initial_indent=start, subsequent_indent=start, break_on_hyphens=False
     )
+
+
+def _escaped(text: str) -> str:
+    """Return a text with escapes of line breaks and of all else that cannot be seen."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def name(text: str | int, limit: int = 40) -> str:

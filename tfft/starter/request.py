@@ -1,6 +1,7 @@
 """What the user asks for: the data, and flags that override the guesses."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -51,6 +52,8 @@ def source_of(data: str, encoding: str = "utf-8", flag: str = "--data") -> Sourc
     Raises:
         UserError: there are no such data, or their format is not known.
     """
+    if not data:
+        raise UserError(f"{flag}: must not be empty")
     if not is_unicode(data):
         reason = "holds bytes that are not UTF-8, which a YAML file cannot name; rename it"
         raise UserError(f"{flag}: {printable(data)} {reason}")
@@ -72,10 +75,18 @@ def source_of(data: str, encoding: str = "utf-8", flag: str = "--data") -> Sourc
 def _folder(data: str, path: Path, flag: str) -> Source:
     """Return the source of a folder: a prepared TFDS set, or a folder for each class."""
     patterns = (_INFO, f"*/{_INFO}", f"*/*/{_INFO}")  # NAME/VERSION or NAME/CONFIG/VERSION
-    infos = sorted(info for pattern in patterns for info in path.glob(pattern))
-    if infos:
-        return section(Source, _tfds_folder(infos[-1].parent), flag)
+    versions = [info.parent for pattern in patterns for info in path.glob(pattern)]
+    sets = sorted({str(version.parent) for version in versions})
+    if len(sets) > 1:
+        shown = f"{', '.join(sets[:20])}{' ...' if len(sets) > 20 else ''}"
+        raise UserError(f"{flag}: {data} holds {len(sets)} sets of TFDS; give one: {shown!a}")
+    if versions:
+        return section(Source, _tfds_folder(max(versions, key=_version_numbers)), flag)
     return section(Source, {"source": "images", "path": data.rstrip("/") + "/"}, flag)
+
+
+def _version_numbers(version: Path) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version.name)]
 
 
 def _tfds_folder(version: Path) -> dict[str, Any]:

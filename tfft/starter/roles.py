@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from tfft.data.array_files import IMAGE_SUFFIXES
 from tfft.data.records import LABEL_SEPARATOR, check_column_indices, column_indices
 from tfft.starter import labels, names
-from tfft.starter.head import Column, Head
+from tfft.starter.head import Column, Head, Name
 from tfft.utils.errors import UserError
 
-Name = str | int
 _MIN_CHARACTERS = 8  # of a text, on average
 _MIN_DISTINCT = 0.3  # share of different texts
 _FEW_ROWS = 20
@@ -56,6 +55,7 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     Raises:
         UserError: a column of `overrides` does not exist, or a role has no candidate.
     """
+    _check_flags(overrides)
     fixed = {key: _resolve(head, value) for key, value in overrides.items()}
     image = fixed.get("image", None if "text" in fixed else _image(head))
     taken = {name for name in (*fixed.values(), image) if name is not None}
@@ -72,6 +72,19 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     separator = labels.separator(column.texts) if column is not None else None
     doubts = _doubts(head, others, fixed, label)
     return Roles(label, text, pair, image, separator, others, doubts)
+
+
+def _check_flags(overrides: Mapping[str, str]) -> None:
+    """Check that no flag of a column would have no effect.
+
+    Raises:
+        UserError: one would.
+    """
+    texts = [f"--{key}" for key in ("text", "text_pair") if key in overrides]
+    if texts and "image" in overrides:
+        raise UserError(f"{texts[0]}: cannot be given with --image: rows are texts or images")
+    if texts == ["--text_pair"]:
+        raise UserError("--text_pair: needs --text, the column of the first text of the pair")
 
 
 def listed(candidates: Sequence[Name]) -> str:
@@ -144,9 +157,13 @@ def _no_label(head: Head, free: Sequence[Column]) -> str:
         sign = "commas" if head.source.source == "csv" else "tabs"
         return f"{where}: the rows have a single column; {sign} must separate the columns"
     reason = "none holds short values that repeat"
-    for column in (c for c in free if c.texts):
+    for column in free:
         is_named = names.normalized(column.name) in names.LABELS
-        if labels.are_decimals(column.texts):
+        if column.problem and not column.texts and " is null; " not in column.problem:
+            reason = column.problem
+        elif names.is_identifier(column.name) and _is_label(column, head):
+            reason = f"column {listed([column.name])} is named as an identifier"
+        elif column.texts and labels.are_decimals(column.texts):
             reason = f"column {listed([column.name])} holds decimal fractions, not classes"
         elif is_named and len(set(column.texts)) == 1:
             reason = f"column {listed([column.name])} holds one class alone"
@@ -164,7 +181,7 @@ def _texts(
     if "text" in fixed:
         return fixed["text"], pair, []
     if not candidates:
-        candidates = _any_text(head, free)
+        candidates = _short_texts(head, free)
     named = [c for c in candidates if names.normalized(c.name) in names.TEXTS]
     named.sort(key=lambda c: names.TEXTS.index(names.normalized(c.name)))
     chosen = named[0] if named else max(candidates, key=_mean_length)
@@ -183,7 +200,7 @@ def _pair(candidates: Sequence[Column]) -> tuple[Name, Name] | None:
     return None
 
 
-def _any_text(head: Head, free: Sequence[Column]) -> list[Column]:
+def _short_texts(head: Head, free: Sequence[Column]) -> list[Column]:
     """Return the columns that may hold texts although their values are short or repeat.
 
     Raises:
@@ -221,8 +238,9 @@ def _doubts(
 ) -> dict[str, str]:
     """Return what could not be decided, by key of the config."""
     doubts = {}
-    if "label" not in fixed and others["label"] and names.normalized(label) not in names.LABELS[:4]:
-        doubts["label"] = f"{listed(others['label'])} could be the label too; --label= chooses"
+    is_certain = "label" in fixed or names.normalized(label) in names.CERTAIN_LABELS
+    if not is_certain and (doubt := _other_labels(head, others["label"])):
+        doubts["label"] = doubt
     if others.get("text"):
         doubts["text"] = f"{listed(others['text'])} could be the text too; --text= chooses"
     column = head.column(label)
@@ -233,3 +251,12 @@ def _doubts(
     elif column and column.texts and len(counts) == 1:
         doubts["label"] = f"the first {head.rows:,} rows are of one class; is the table sorted?"
     return doubts
+
+
+def _other_labels(head: Head, others: Sequence[Name]) -> str | None:
+    """Return which other columns could be the label, or are named so but cannot be read."""
+    if others:
+        return f"{listed(others)} could be the label too; --label= chooses"
+    unread = [c for c in head.columns if c.problem and not c.texts]
+    unread = [c for c in unread if names.normalized(c.name) in names.LABELS]
+    return f"{listed([unread[0].name])} is no candidate: {unread[0].problem}" if unread else None

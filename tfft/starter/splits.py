@@ -1,5 +1,6 @@
 """Find the validation and test data beside the training data, and check that they fit."""
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from tfft.data.records import BadRow, Row
 from tfft.starter import head as heads
 from tfft.starter import labels
 from tfft.starter.head import Head
-from tfft.starter.roles import Roles, listed
+from tfft.starter.roles import Roles, listed, shown_name
 from tfft.utils.errors import UserError
 from tfft.utils.reading import expanded, is_file, printable
 
@@ -51,8 +52,8 @@ def beside(source: Source, role: str) -> Source | None:
     if not isinstance(source.path, str):
         return None
     for path in _candidates(source, role):
-        exists = expanded(path).is_dir() if source.source == "images" else expanded(path).is_file()
-        if exists:
+        exists = os.path.isdir if source.source == "images" else is_file
+        if exists(expanded(path)):
             end = "/" if source.source == "images" else ""
             return source.model_copy(update={"path": f"{path}{end}"})
     return None
@@ -81,7 +82,7 @@ def mismatch(
         key: the split's key in the config, for errors.
     """
     try:
-        other = heads.read(source, key, head.header)
+        other = heads.read(source, key, head.header, roles.image)
     except UserError as error:
         return str(error).removeprefix(f"{key}: ")
     missing = [name for name in roles.columns if other.column(name) is None]
@@ -92,7 +93,7 @@ def mismatch(
         return "it has no labels"
     unknown = set(labels.count(column.texts, roles.separator)) - set(counts)
     if head.complete and unknown:
-        return f"its label {sorted(unknown)[0]!r} is not a class of the training rows"
+        return f"its label {shown_name(sorted(unknown)[0])} is not a class of the training rows"
     return None
 
 

@@ -30,6 +30,19 @@ class Case(NamedTuple):
 COMMANDS = {
     "unknown command": ("trian", "unknown command 'trian'; did you mean 'train'?"),
     "init without data": ("init", "--data: required and not given"),
+    "init: empty data": ("init --data= --output=new.yaml", "--data: must not be empty"),
+    "init: second text alone": (
+        "init --data=train.csv --text_pair=text --output=new.yaml",
+        "--text_pair: needs --text",
+    ),
+    "init: text and image": (
+        "init --data=train.csv --text=text --image=text --output=new.yaml",
+        "--text: cannot be given with --image",
+    ),
+    "init: several TFDS sets": (
+        "init --data=sets --output=new.yaml",
+        "sets holds 2 sets of TFDS; give one: 'sets/colours, sets/shapes'",
+    ),
     "init: no such table": (
         "init --data=trian.csv --output=new.yaml",
         "no such file: trian.csv; did you mean 'train.csv'?",

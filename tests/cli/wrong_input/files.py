@@ -368,6 +368,8 @@ def write_all(folder):
             _changed("tiny", Path("checkpoints", name), files)
         for name, (files, _) in TFDS.items():
             _changed(None, Path("tfds", name, "colours", "1.0.0"), files)
+        for name in ("colours", "shapes"):
+            _changed(None, Path("sets", name, "1.0.0"), {"dataset_info.json": "{}"})
         for name, (files, _) in EXPORTS.items():
             _changed("saved/signatures", Path("exports", name), files)
         for name, (files, _) in RUNS.items():
