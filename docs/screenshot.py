@@ -10,6 +10,11 @@ import sys
 from pathlib import Path
 
 WIDTH, HEIGHT = 1000, 1100  # pixels
+# The title names the folder of the backbone, which differs between machines.
+SHORTEN_TITLE = """() => {
+  const title = document.querySelector('h1');
+  title.textContent = title.textContent.replace(/hf:\\S*\\/(\\w+)\\/model/, 'hf:$1');
+}"""
 
 
 def main() -> None:
@@ -40,6 +45,7 @@ def take(page: Path, output: Path, chromium: str) -> None:
         browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT}, color_scheme="light")
         tab.goto(page.absolute().as_uri())
+        tab.evaluate(SHORTEN_TITLE)
         tab.screenshot(path=output)
         browser.close()
 

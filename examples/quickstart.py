@@ -17,6 +17,7 @@ import importlib.util
 import inspect
 import json
 import multiprocessing
+import os
 import random
 import re
 import shutil
@@ -50,7 +51,7 @@ EXAMPLE_TEXTS = (
 RECIPE = """\
 # Which of eight libraries is a docstring's first sentence from? MiniLM (6 layers, 384 wide), every
 # layer trained. Written by examples/quickstart.py for this machine, where a training step takes
-# about {milliseconds:.0f} ms per row: {rows:,} of {all_rows:,} rows in {epochs} epochs.
+# {milliseconds:.0f} ms per row: {rows:,} of {all_rows:,} rows in {epochs} epochs.
 # On a slow machine it takes fewer rows, not fewer trained layers: on 800 rows with all layers
 # trained MiniLM leads TF-IDF by 6 points, on 1,600 rows with the top two blocks by 4 (2026-11-30).
 #
@@ -116,6 +117,7 @@ def write_recipe(path: Path, data: Path, workdir: Path) -> None:
     """
     from tfft.utils.tensorflow_setup import load_tensorflow
 
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # as the commands do
     load_tensorflow()
     from tfft.config import parse
     from tfft.training import advice

@@ -13,6 +13,7 @@ from tfft.evaluation import linear_probe
 from tfft.methods import auto
 from tfft.spec import Backbone
 from tfft.training import memory, run_directory, setup
+from tfft.training.input_pipeline import InputPipeline
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
@@ -100,9 +101,16 @@ def time_forward_pass(backbone: Backbone, split: Dataset, rows: batches.Rows) ->
     return min(seconds) / len(batch.positions)
 
 
-def seconds_per_training_row(config: Config) -> float:
-    """Return the estimated seconds that a training step of the whole model takes per row."""
-    backbone = backbones.load(config.model, config.distribute.precision)
-    inputs, data = setup.read_data(config, backbone)
-    rows = model_inputs.unaugmented_rows(data.train, inputs)
-    return auto.STEP_COST * time_forward_pass(backbone, data.train, rows)
+def seconds_per_training_row(config: Config, steps: int = 8) -> float:
+    """Return the seconds that a training step takes per row, measured over `steps` steps.
+
+    The batches are those with which the training of the config begins. Nothing is written.
+    """
+    run, data, plan, _ = setup.prepare(config, Path("runs"))
+    pipeline = InputPipeline(run, data, plan)
+    pipeline.read_rows()
+    train_function, iterator = run.model.make_train_function(), pipeline.after(0)
+    float(train_function(iterator, 1)["loss"])  # traces
+    start = time.perf_counter()
+    float(train_function(iterator, steps)["loss"])
+    return (time.perf_counter() - start) / (steps * config.train.batch_size)

@@ -51,6 +51,7 @@ def load_tensorflow() -> None:
     redirected; if the import fails, the captured lines are printed. If it ends the process, they
     are lost: `import tensorflow` by itself shows them.
     """
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing
     with _IMPORT_LOCK, contextlib.ExitStack() as stack:
         if "tensorflow" not in sys.modules:
             stack.enter_context(_captured_stderr())
