@@ -160,8 +160,8 @@ class FakeSplit:
 
     shapes: typing.ClassVar = {"below_0": (4,)}
     digest = b""
-    below = SimpleNamespace(layers=[])
-    above = SimpleNamespace(input={})
+    lower_part = SimpleNamespace(layers=[])
+    upper_part = SimpleNamespace(input={})
     prepared = SimpleNamespace(folder=Path("set"))
 
     def __init__(self, wait=lambda: None):
