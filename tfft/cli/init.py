@@ -34,7 +34,7 @@ def run() -> None:
     """Look at the data, write the config and print the next commands."""
     values = common.FLAGS
     if values.data is None:
-        raise UserError("--data: required and not flags_of_data")
+        raise UserError("--data: required and not given")
     output = Path(values.output or _default_output(values.data))
     if output.exists() or output.is_symlink():
         raise UserError(f"--output: {printable(str(output))} exists and is not overwritten")
@@ -61,8 +61,8 @@ def _draft(values: flags.FlagValues, output: str) -> tuple[str, tuple[str, ...],
     request = starter.Request(
         values.data, output, values.test, columns, values.backbone, values.encoding
     )
-    flags_of_data = [(values.data, "--data"), (values.test, "--test")]
-    sources = [starter.source_of(v, values.encoding, flag) for v, flag in flags_of_data if v is not None]
+    paths = [(values.data, "--data"), (values.test, "--test")]
+    sources = [starter.source_of(v, values.encoding, flag) for v, flag in paths if v is not None]
     if any(source.source == "tfds" for source in sources):
         load_tensorflow()
     draft = starter.draft(request)

@@ -183,14 +183,14 @@ def _pixels(
     arrays: Mapping[str, tuple[Sequence[int], str]], image: Name | None, source: Source
 ) -> str:
     """Return the name of the array of pixels: the given one, or one for training if it says so."""
-    pixels = [n for n, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and dtype == "uint8"]
-    if not pixels:
+    names = [n for n, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and dtype == "uint8"]
+    if not names:
         listed = ", ".join(f"{n} {dtype} {list(shape)}" for n, (shape, dtype) in arrays.items())
         raise UserError(
             f"{source.path}: no array holds pixels, uint8 [N, H, W] or [N, H, W, C]. "
             f"Received: {listed[:300]}"
         )
-    return str(image) if image in pixels else min(pixels, key=_is_not_train)
+    return str(image) if image in names else min(names, key=_is_not_train)
 
 
 def _is_not_train(name: str) -> bool:
