@@ -42,6 +42,7 @@ TRAIN, TEST = 600, 150  # sentences per library
 MIN_TRAIN = 30  # sentences per library on the slowest machine
 SECONDS = 140  # of training steps; with the rest of the training about three minutes
 EPOCHS = 5
+BATCH, SMALL_BATCH = 32, 16  # small if fewer than half of the rows are trained on
 VALIDATION = 0.1  # share of the training sentences that are held out
 EXAMPLE_TEXTS = (
     "Compute the eigenvalues of a real symmetric band matrix.",
@@ -132,6 +133,7 @@ def write_recipe(path: Path, data: Path, workdir: Path) -> None:
             "max_length": 64,
         },
         "model": {"backbone": f"hf:{backbone}"},
+        "train": {"batch_size": SMALL_BATCH},  # whose steps take longer per row
     }
     seconds_per_row = advice.seconds_per_training_row(parse(raw))
     rows = rows_per_library(seconds_per_row)
@@ -147,7 +149,7 @@ def write_recipe(path: Path, data: Path, workdir: Path) -> None:
         test=json.dumps(str(data / "test.csv"), ensure_ascii=False),
         validation=VALIDATION,
         backbone=json.dumps(f"hf:{backbone}", ensure_ascii=False),
-        batch_size=32 if rows >= TRAIN // 2 else 16,
+        batch_size=BATCH if rows >= TRAIN // 2 else SMALL_BATCH,
     )
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text, encoding="utf-8")
