@@ -72,7 +72,8 @@ def run_worker(flags: argparse.Namespace) -> None:
     import tensorflow as tf
 
     from tfft import backbones
-    from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
+    from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig
+    from tfft.config.tasks import TextClassification
     from tfft.distribute import strategies
     from tfft.model import assemble
     from tfft.spec import Mask
@@ -89,9 +90,9 @@ def run_worker(flags: argparse.Namespace) -> None:
     task = TASKS["text_classification"]
     with strategy.scope():
         backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
-        model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
+        model = assemble(backbone, task, TextClassification(pooling="pooled"), list("abcdef"))
         optimizer = optimizers.build(OptimizerConfig(), single(Mask(()), 1000), 100)
-        model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
+        model.compile(optimizer, task.loss(TextClassification()), jit_compile=False)
     rows = flags.rows * strategy.num_replicas_in_sync
     generator = np.random.default_rng(0)
     shape = (rows, flags.tokens)

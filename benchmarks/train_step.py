@@ -20,7 +20,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import backbones
-from tfft.config import ModelConfig, OptimizerConfig, TaskConfig
+from tfft.config import ModelConfig, OptimizerConfig
+from tfft.config.tasks import TextClassification
 from tfft.model import assemble
 from tfft.spec import Mask
 from tfft.tasks import TASKS
@@ -81,9 +82,9 @@ def tfft_model(folder: Path) -> keras.Model:
     """Build the model as `tfft train` does."""
     task = TASKS["text_classification"]
     backbone = backbones.load(ModelConfig(backbone=f"hf:{folder}"))
-    model = assemble(backbone, task, TaskConfig(pooling="pooled"), list("abcdef"))
+    model = assemble(backbone, task, TextClassification(pooling="pooled"), list("abcdef"))
     optimizer = optimizers.build(OptimizerConfig(), single(Mask(()), 1000), 100)
-    model.compile(optimizer, task.loss(TaskConfig()), jit_compile=False)
+    model.compile(optimizer, task.loss(TextClassification()), jit_compile=False)
     return model
 
 

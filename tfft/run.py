@@ -113,7 +113,7 @@ class Run:
         """
         probabilities = self.task.probabilities(self.logits(rows, batch_size))
         thresholds = self.thresholds
-        if self.task.multi_label and thresholds is None:
+        if self.config.task.multi_label and thresholds is None:
             thresholds = np.full(len(self.labels), 0.5)
         return decode_predictions(probabilities, self.labels, thresholds)
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # importing them at run time would load TensorFlow
     import numpy as np
     import tensorflow as tf
 
+    from tfft.config import TaskSection
     from tfft.evaluation import metrics
 
 
@@ -158,13 +159,11 @@ class Task:
     probabilities from which a class is predicted; None in tasks that predict the most probable one.
 
     Attributes:
-        name: `task.name` in the YAML.
-        modality: kind of input: `text` or `image`.
-        columns: input columns that it may read, in order.
-        head: (backbone, TaskConfig, labels) -> (features by name, padding mask [B, T] or None) ->
-            logits; its variables have paths below `head/`.
-        loss: (TaskConfig) -> Keras loss over (labels, logits), one value a row.
-        sample_weights: (TaskConfig, labels, truth of the training rows) -> a weight for each
+        section: the class of its section in the YAML: what it reads, measures and supports.
+        head: (backbone, section `task`, labels) -> (features by name, padding mask [B, T] or
+            None) -> logits; its variables have paths below `head/`.
+        loss: (section `task`) -> Keras loss over (labels, logits), one value a row.
+        sample_weights: (section `task`, labels, truth of the training rows) -> a weight for each
             class, or None.
         probabilities: (logits [N, C]) -> probabilities, float64 [N, C].
         to_logits: (probabilities [N, C]) -> logits, float32 [N, C].
@@ -174,12 +173,9 @@ class Task:
         details: (logits, truth, thresholds) -> `Details`.
         decode: (logits [B, C], labels, thresholds) -> served outputs by name; TensorFlow ops.
         fit_thresholds: (logits, truth) -> thresholds; None in tasks without thresholds.
-        multi_label: whether a row may have several classes, or none.
     """
 
-    name: str
-    modality: str
-    columns: tuple[str, ...]
+    section: "type[TaskSection]"
     head: Callable[..., Callable[..., "keras.KerasTensor"]]
     loss: Callable[..., "keras.losses.Loss"]
     sample_weights: Callable[..., "np.ndarray | None"]
@@ -190,7 +186,11 @@ class Task:
     details: Callable[..., Details]
     decode: Callable[..., dict[str, "tf.Tensor"]]
     fit_thresholds: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
-    multi_label: bool = False
+
+    @property
+    def name(self) -> str:
+        """`task.name` in the YAML."""
+        return self.section.task_name()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tfft import backbones
-from tfft.config import ModelConfig, TaskConfig
+from tfft.config import ModelConfig
+from tfft.config.tasks import TextClassification
 from tfft.model import assemble
 from tfft.spec import HeadStyle
 from tfft.tasks import TASKS
@@ -50,7 +51,7 @@ def test_stored_head_gives_the_original_logits_and_labels(name):
     backbone = load(GOLDEN / "encoders" / name, head="checkpoint")
     assert backbone.head.labels == ("zero", "one", "two")
     task = TASKS["text_classification"]
-    model = assemble(backbone, task, TaskConfig(), backbone.head.labels)
+    model = assemble(backbone, task, TextClassification(), backbone.head.labels)
     logits = np.asarray(model(inputs(values)))
     assert np.abs(logits - values["logits"]).max() < BOUND
 
@@ -59,7 +60,9 @@ def test_stored_head_gives_the_original_logits_and_labels(name):
 def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
     folder = GOLDEN / "encoders" / name
     backbone = load(folder, head="checkpoint")
-    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), backbone.head.labels)
+    model = assemble(
+        backbone, TASKS["text_classification"], TextClassification(), backbone.head.labels
+    )
     backbones.huggingface.save(model, backbone, backbone.head.labels, tmp_path)
     original, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
     # A pooler that the classifier does not read is not part of the model.
@@ -74,7 +77,7 @@ def test_head_without_a_transformers_form_is_not_saved(tmp_path):
     """BertForSequenceClassification does not support mean pooling."""
     backbone = load(GOLDEN / "encoders" / "bert")
     task = TASKS["text_classification"]
-    model = assemble(backbone, task, TaskConfig(pooling="mean"), ["a", "b"])
+    model = assemble(backbone, task, TextClassification(pooling="mean"), ["a", "b"])
     with pytest.raises(UserError, match=r"train with task.pooling: pooled"):
         backbones.huggingface.save(model, backbone, ["a", "b"], tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -103,13 +103,14 @@ def test_methods_start_as_identity_and_merge_exactly(presets, name):
     """Methods also work on KerasHub's EinsumDense layers."""
     from pydantic import TypeAdapter
 
-    from tfft.config import MethodConfig, TaskConfig
+    from tfft.config import MethodConfig
+    from tfft.config.tasks import TextClassification
     from tfft.methods import METHODS
     from tfft.model import assemble, masks, stages
     from tfft.tasks import TASKS
 
     backbone = backbones.load(ModelConfig(backbone=f"kerashub:{presets[0] / 'bert'}"))
-    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
+    model = assemble(backbone, TASKS["text_classification"], TextClassification(), list("abc"))
     ids = np.array([[2, 5, 6, 3], [2, 7, 3, 4]], np.int32)
     inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}
     initial = np.asarray(model(inputs, training=False))

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from tfft import backbones
 from tfft.backbones.families import FAMILIES, processor
-from tfft.config import ModelConfig, TaskConfig
+from tfft.config import ModelConfig
 from tfft.model import assemble
 from tfft.preprocess import ImageInputs
 from tfft.tasks import TASKS
@@ -58,7 +58,7 @@ def test_features_equal_the_original(name):
 def test_stored_head_gives_the_original_logits_and_stages_cover_all(name):
     values, backbone = expected(name), load(name, head="checkpoint")
     assert backbone.head.labels == ("zero", "one", "two")
-    model = assemble(backbone, TASK, TaskConfig(name=TASK.name), backbone.head.labels)
+    model = assemble(backbone, TASK, TASK.section(), backbone.head.labels)
     assert difference(model({"image": values["image"]}), values["logits"]) < BOUND
     for variable in backbone.model.weights:
         matches = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
@@ -69,7 +69,7 @@ def test_stored_head_gives_the_original_logits_and_stages_cover_all(name):
 @pytest.mark.parametrize("name", CASES)
 def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
     backbone = load(name, head="checkpoint")
-    model = assemble(backbone, TASK, TaskConfig(name=TASK.name), backbone.head.labels)
+    model = assemble(backbone, TASK, TASK.section(), backbone.head.labels)
     backbones.huggingface.save(model, backbone, backbone.head.labels, tmp_path)
     original = load_file(GOLDEN / name / "model.safetensors")
     saved = load_file(tmp_path / "model.safetensors")

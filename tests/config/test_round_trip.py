@@ -9,7 +9,17 @@ import pytest
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 
-from tfft.config import METRICS, Config, Duration, Interval, dump, load, parse, read, searches
+from tfft.config import (
+    TASK_SECTIONS,
+    Config,
+    Duration,
+    Interval,
+    dump,
+    load,
+    parse,
+    read,
+    searches,
+)
 from tfft.config.durations import Minutes
 from tfft.search.space import Space
 from tfft.utils.errors import UserError
@@ -39,10 +49,10 @@ def test_a_recipe_is_read_back(path, tmp_path):
         assert_reads_back(load(path), tmp_path)
 
 
-@pytest.mark.parametrize("task", METRICS)
+@pytest.mark.parametrize("task", TASK_SECTIONS)
 @pytest.mark.parametrize("header", [True, False])
 def test_column_names_and_numbers_are_read_back(task, header, tmp_path):
-    column = "image" if task.startswith("image_") else "text"
+    column = TASK_SECTIONS[task].columns[0]
     columns = {column: "a", "label": "b"} if header else {column: 0, "label": 1}
     raw = {
         "data": {"train": "t.csv", **columns},

@@ -52,7 +52,7 @@ def check_outputs(outputs, task, live):
     assert not outputs["probabilities"][FAILED].any()
     assert list(outputs["status"]) == STATUS
     assert list(outputs["label"][FAILED]) == [b"", b""]
-    if task.multi_label:
+    if task.section.multi_label:
         assert not outputs["chosen"][FAILED].any()
     else:
         expected = [LABELS[index].encode() for index in live.argmax(1)]

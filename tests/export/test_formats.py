@@ -16,7 +16,8 @@ from tests.console import run_command
 from tests.tasks.test_multilabel_runs import write_table
 from tfft import backbones
 from tfft.cli import export as export_command
-from tfft.config import ExportConfig, ModelConfig, TaskConfig
+from tfft.config import ExportConfig, ModelConfig
+from tfft.config.tasks import TextClassification
 from tfft.export import formats, weight_storage
 from tfft.model import assemble
 from tfft.tasks import TASKS
@@ -109,7 +110,7 @@ def run_huggingface(path, batch):
     """In float32; golden files compare its names and shapes with PyTorch's transformers."""
     backbone = backbones.load(ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint"))
     task = TASKS["text_classification"]
-    model = assemble(backbone, task, TaskConfig(), backbone.head.labels)
+    model = assemble(backbone, task, TextClassification(), backbone.head.labels)
     return task.probabilities(model.predict_on_batch(batch))
 
 

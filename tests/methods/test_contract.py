@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 import tfft
 from tests.conftest import copy_killed
 from tfft import backbones
-from tfft.config import MethodConfig, ModelConfig, OptimizerConfig, TaskConfig
+from tfft.config import MethodConfig, ModelConfig, OptimizerConfig
+from tfft.config.tasks import TextClassification
 from tfft.methods import METHODS
 from tfft.model import assemble, masks, stages
 from tfft.tasks import TASKS
@@ -47,7 +48,7 @@ def built(tiny, name, **options):
     """Return (model, stages, phases, output before `apply`, output after `apply`, inputs)."""
     keras.utils.set_random_seed(0)
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
-    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
+    model = assemble(backbone, TASKS["text_classification"], TextClassification(), list("abc"))
     model_stages = stages(backbone, model)
     ids = np.random.default_rng(0).integers(5, 60, (3, 9)).astype(np.int32)
     inputs = {"token_ids": ids, "padding_mask": ids * 0 + 1, "segment_ids": ids * 0}

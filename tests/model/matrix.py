@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import backbones
-from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig, TaskConfig
+from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig
+from tfft.config.tasks import TextClassification
 from tfft.distribute import strategies
 from tfft.model import assemble, masks, rematerialise, stages
 from tfft.spec import Rule
@@ -85,7 +86,7 @@ def data(setting: Setting, steps: int) -> tuple[dict[str, np.ndarray], np.ndarra
 
 def build(checkpoint: str, setting: Setting) -> keras.Model:
     task = TASKS["text_classification"]
-    config = TaskConfig(dropout=setting.dropout, pooling="pooled")
+    config = TextClassification(dropout=setting.dropout, pooling="pooled")
     model_config = ModelConfig(backbone=f"hf:{checkpoint}", dropout=setting.dropout)
     backbone = backbones.load(model_config, setting.precision)
     model = assemble(backbone, task, config, list("abc"))

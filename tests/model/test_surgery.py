@@ -5,7 +5,8 @@ import pytest
 
 import tfft
 from tfft import backbones
-from tfft.config import ModelConfig, SurgeryConfig, TaskConfig
+from tfft.config import ModelConfig, SurgeryConfig
+from tfft.config.tasks import TextClassification
 from tfft.model import assemble, stages, surgery
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
@@ -22,7 +23,7 @@ def apply_surgery(tiny, **section):
     """Return the changed paths, and the weights before and after the surgery."""
     config = ModelConfig(backbone=f"hf:{tiny}", surgery=section)
     backbone = backbones.load(config)
-    model = assemble(backbone, TASKS["text_classification"], TaskConfig(), list("abc"))
+    model = assemble(backbone, TASKS["text_classification"], TextClassification(), list("abc"))
     weights_before = {v.path: np.array(v.value) for v in model.weights}
     changed = surgery.apply(model, stages(backbone, model), config.surgery, seed=3)
     weights_after = {v.path: np.array(v.value) for v in model.weights}

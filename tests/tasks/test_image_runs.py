@@ -13,7 +13,7 @@ import tensorflow as tf
 import tfft
 from tests.conftest import ROOT
 from tfft import backbones, train
-from tfft.config import ModelConfig, TaskConfig, parse
+from tfft.config import ModelConfig, parse
 from tfft.export import ExportedModel
 from tfft.model import assemble
 from tfft.tasks import TASKS
@@ -360,7 +360,7 @@ def test_vision_transformer_with_lora_is_served_and_exported(vit, raw, tmp_path)
     assert backbone.head.labels == tuple(COLOURS)
     assert backbone.image_spec == vit.inputs.image_spec
     task = TASKS["image_classification"]
-    model = assemble(backbone, task, TaskConfig(name=task.name), backbone.head.labels)
+    model = assemble(backbone, task, task.section(), backbone.head.labels)
     logits = np.asarray(model(vit.inputs.batch(paths)))
     np.testing.assert_allclose(logits, vit.logits(paths), atol=1e-5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfft.config import TaskConfig, parse
+from tfft.config import parse
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
 
@@ -16,7 +16,7 @@ NEGATIVE_LOGS = [np.log1p(np.exp(sign * LOGITS.astype(np.float64))) for sign in 
 
 
 def compute_loss(**settings):
-    loss = TASK.loss(TaskConfig(name="image_multilabel", **settings))
+    loss = TASK.loss(TASK.section(**settings))
     return loss, loss.call(tf.constant(TRUTH), tf.constant(LOGITS)).numpy()
 
 
@@ -64,11 +64,17 @@ def test_to_logits_inverts_probabilities():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"task": {"name": "text_multilabel", "loss": "mse"}}, "is for one class a row"),
-        ({"task": {"name": "text_multilabel", "class_weights": "balanced"}}, "loss: focal"),
-        ({"train": {"metric": "accuracy"}}, "train.metric: text_multilabel has mean_average"),
-        ({"regularization": {"r_drop": {}}}, "text_multilabel supports neither r_drop nor"),
-        ({"task": {}, "train": {"metric": "micro_f1"}}, "text_classification has accuracy"),
+        (
+            {"task": {"name": "text_multilabel", "loss": "mse"}},
+            "task.loss: must be one of cross_entropy, focal. Received",
+        ),
+        (
+            {"task": {"name": "text_multilabel", "class_weights": "balanced"}},
+            "task.class_weights: unknown key",
+        ),
+        ({"train": {"metric": "accuracy"}}, "train.metric: must be one of mean_average"),
+        ({"regularization": {"r_drop": {}}}, "regularization.r_drop: is for text_classification"),
+        ({"task": {}, "train": {"metric": "micro_f1"}}, "train.metric: must be one of accuracy"),
     ],
 )
 def test_invalid_combinations_are_errors(change, message):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfft.config import TaskConfig
+from tfft.config.tasks import TextClassification
 from tfft.evaluation.metrics import softmax
 from tfft.spec import Backbone, HeadStyle
 from tfft.tasks import TASKS
@@ -57,13 +57,13 @@ def test_focal_gradient_is_finite_at_probability_one():
 def test_class_weights():
     ids = np.array([0, 0, 0, 1])
     names = ["a", "b"]
-    balanced = TASK.sample_weights(TaskConfig(class_weights="balanced"), names, ids)
+    balanced = TASK.sample_weights(TextClassification(class_weights="balanced"), names, ids)
     np.testing.assert_allclose(balanced, [4 / 6, 4 / 2])
-    explicit = TASK.sample_weights(TaskConfig(class_weights={"b": 3.0}), names, ids)
+    explicit = TASK.sample_weights(TextClassification(class_weights={"b": 3.0}), names, ids)
     np.testing.assert_allclose(explicit, [1.0, 3.0])
-    assert TASK.sample_weights(TaskConfig(), names, ids) is None
+    assert TASK.sample_weights(TextClassification(), names, ids) is None
     with pytest.raises(UserError, match="'bb' is not a class"):
-        TASK.sample_weights(TaskConfig(class_weights={"bb": 3.0}), names, ids)
+        TASK.sample_weights(TextClassification(class_weights={"bb": 3.0}), names, ids)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -93,7 +93,7 @@ def test_pooling_ignores_padding(pooling):
 def test_missing_feature_is_an_error():
     backbone = Backbone(None, (), {"sequence": 4}, HeadStyle("first"), "", {})
     with pytest.raises(UserError, match="no 'pooled' feature"):
-        TASK.head(backbone, TaskConfig(pooling="pooled"), ["a", "b"])
+        TASK.head(backbone, TextClassification(pooling="pooled"), ["a", "b"])
 
 
 def test_decode_casts_and_picks_the_argmax(case):
@@ -110,7 +110,7 @@ def test_decode_casts_and_picks_the_argmax(case):
 def test_probability_errors_match_numpy(kind):
     generator = np.random.default_rng(6)
     logits, ids = generator.normal(0, 2, (8, 4)).astype(np.float32), generator.integers(0, 4, 8)
-    actual = TASK.loss(TaskConfig(loss=kind, delta=0.3)).call(ids, logits)
+    actual = TASK.loss(TextClassification(loss=kind, delta=0.3)).call(ids, logits)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     error = np.abs(p - np.eye(4)[ids])
     huber = np.where(error <= 0.3, error**2 / 2, 0.3 * (error - 0.15)).sum(1)

@@ -10,6 +10,7 @@ import pytest
 
 import tfft
 from tfft.config.sections import EarlyStopping
+from tfft.config.tasks import TASK_SECTIONS, TextClassification
 from tfft.training import best_checkpoint
 from tfft.training.best_checkpoint import Validate, finish, gain
 from tfft.training.checkpoints import TrainingState
@@ -20,7 +21,7 @@ class FakeRun:
 
     def __init__(self, state):
         self.state = state
-        self.config = SimpleNamespace(train=SimpleNamespace(soup=0))
+        self.config = SimpleNamespace(train=SimpleNamespace(soup=0), task=TextClassification())
         self.model = SimpleNamespace(stop_training=False, distribute_strategy=None)
         self.saved_steps, self.saved_whole = [], []
 
@@ -65,9 +66,16 @@ def validate(monkeypatch, values, metric="accuracy", early_stopping=None, every=
 
 
 def test_gain_is_positive_for_a_better_value():
-    assert gain("accuracy", 0.5, None) == gain("log_loss", 0.5, None) == math.inf
-    assert gain("accuracy", 0.75, 0.5) == 0.25
-    assert gain("log_loss", 0.75, 0.5) == gain("calibration_error", 0.75, 0.5) == -0.25
+    assert gain("max", 0.5, None) == gain("min", 0.5, None) == math.inf
+    assert gain("max", 0.75, 0.5) == 0.25
+    assert gain("min", 0.75, 0.5) == -0.25
+    lower_is_better = {
+        metric
+        for section in TASK_SECTIONS.values()
+        for metric, direction in section.metrics.items()
+        if direction == "min"
+    }
+    assert lower_is_better == {"log_loss", "calibration_error"}
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ import tensorflow as tf
 import tfft
 from tests.conftest import write_csv
 from tfft import backbones
-from tfft.config import ModelConfig, TaskConfig
+from tfft.config import ModelConfig
+from tfft.config.tasks import TextClassification
 from tfft.data import batches
 from tfft.model import assemble, masks, stages
 from tfft.spec import Rule
@@ -31,7 +32,7 @@ MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 def build_model(tiny, *trainable, pooling="mean"):
     backbone = backbones.load(ModelConfig(backbone=f"hf:{tiny}"))
-    task = TaskConfig(pooling=pooling)
+    task = TextClassification(pooling=pooling)
     model = assemble(backbone, TASKS["text_classification"], task, list("abc"))
     rules = [Rule(name, True) for name in trainable]
     masks.apply(model, stages(backbone, model), [*rules, Rule("*", False)])

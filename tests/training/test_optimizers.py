@@ -1,6 +1,7 @@
 """Schedules against transformers' formulas; optimizer updates against numpy, Keras and PyTorch."""
 
 from pathlib import Path
+from typing import get_args
 
 import keras
 import numpy as np
@@ -173,7 +174,7 @@ def test_a_restarting_schedule_counts_from_each_start():
     assert actual == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", sorted(optimizers.OPTIMIZERS))
+@pytest.mark.parametrize("name", get_args(OptimizerConfig.model_fields["name"].annotation))
 def test_every_keras_optimizer(name):
     """Each optimizer trains, takes factors, and refuses an unknown option."""
     variables_ = variables()

@@ -7,10 +7,12 @@ Example:
 """
 
 from pathlib import Path
+from typing import get_args
 
 from absl import flags
 
 from tfft.cli import common
+from tfft.config import ExportConfig
 from tfft.utils.errors import UserError
 from tfft.utils.tensorflow_setup import load_tensorflow
 
@@ -19,7 +21,7 @@ common.define_backbone()
 FORMATS = ("saved_model", "huggingface", "litert", "onnx", "keras")
 flags.DEFINE_string("output", None, "folder; default: WORKDIR/export, or WORKDIR and the format")
 flags.DEFINE_enum("format", "saved_model", FORMATS, "format of the export")
-WEIGHT_DTYPES = ("float32", "float16", "bfloat16", "int8")
+WEIGHT_DTYPES = get_args(ExportConfig.model_fields["weight_dtype"].annotation)
 flags.DEFINE_enum(
     "weight_dtype",
     None,

@@ -8,20 +8,19 @@ from tfft.config.load import Config, dump, load, parse, read, schema, searches, 
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig
 from tfft.config.sections import (
-    METRICS,
     DistributeConfig,
     EvaluateConfig,
     ExportConfig,
     MaskRule,
     ModelConfig,
     OptimizerConfig,
-    TaskConfig,
     TrainConfig,
 )
+from tfft.config.tasks import TASK_SECTIONS, TaskConfig, TaskSection
 from tfft.config.tune import Halving, Search, TuneConfig
 
 __all__ = [
-    "METRICS",
+    "TASK_SECTIONS",
     "AugmentationConfig",
     "Config",
     "DataConfig",
@@ -42,6 +41,7 @@ __all__ = [
     "Source",
     "SurgeryConfig",
     "TaskConfig",
+    "TaskSection",
     "TrainConfig",
     "TuneConfig",
     "dump",

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from tfft.config import methods, plain_yaml, renamed, sections
+from tfft.config import methods, plain_yaml, renamed, sections, tasks
 from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
 from tfft.config.data import DataConfig, Source
@@ -26,7 +26,7 @@ class Config(Section):
 
     data: DataConfig
     model: sections.ModelConfig
-    task: sections.TaskConfig = sections.TaskConfig()
+    task: tasks.TaskConfig = tasks.TextClassification()
     method: methods.MethodConfig = methods.FullMethod()
     mask: list[sections.MaskRule] = Field(default_factory=list)
     optimizer: sections.OptimizerConfig = sections.OptimizerConfig()
@@ -40,68 +40,71 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_metric(cls, value: Any) -> Any:
-        """Set `train.metric` to the first metric of the task, unless the config sets it."""
+    def _task_defaults(cls, value: Any) -> Any:
+        """Set `task.name` and `train.metric` to their defaults, unless the config sets them."""
         # Before validation a value may have any type.
-        task = value.get("task") if isinstance(value, dict) else None
-        train = (value.get("train") or {}) if isinstance(value, dict) else None
-        name = task.get("name") if isinstance(task, dict) else None
-        is_task = isinstance(name, str) and name in sections.METRICS
-        if not is_task or not isinstance(train, dict) or "metric" in train:
+        if not isinstance(value, dict):
             return value
-        return {**value, "train": {**train, "metric": sections.METRICS[name][0]}}
+        task, train = value.get("task", {}), value.get("train", {})
+        if isinstance(task, dict):
+            task = {"name": next(iter(tasks.TASK_SECTIONS)), **task}
+            value = {**value, "task": task}
+            section = tasks.TASK_SECTIONS.get(str(task["name"]))
+            if section is not None and isinstance(train, dict):
+                value["train"] = {"metric": next(iter(section.metrics)), **train}
+        return value
 
     @model_validator(mode="after")
-    def _check_task(self) -> "Config":
-        """Check that the task has the metric and supports the regularization."""
-        name, metrics = self.task.name, sections.METRICS[self.task.name]
-        if self.train.metric not in metrics:
+    def _check_metric(self) -> "Config":
+        if (metric := self.train.metric) not in self.task.metrics:
             raise ValueError(
-                f"train.metric: {name} has {', '.join(metrics)}. Received: {self.train.metric}"
+                f"train.metric: must be one of {', '.join(self.task.metrics)}. Received: "
+                f"{_short(metric)}{nearest(metric, self.task.metrics)}"
             )
-        section = self.regularization
-        if self.task.multi_label and (
-            section.r_drop is not None or section.distillation is not None
-        ):
-            raise ValueError(f"regularization: {name} supports neither r_drop nor distillation")
+        return self
+
+    @model_validator(mode="after")
+    def _check_supported(self) -> "Config":
+        """Check that each optional key is set only if the task supports it."""
+        for path in tasks.OPTIONAL_KEYS:
+            name, *keys = path.split(".")
+            part, default = getattr(self, name), type(self).model_fields[name].default
+            for key in keys:
+                default = type(part).model_fields[key].default
+                part = getattr(part, key)
+            if part != default and path not in self.task.supports:
+                supporting = [n for n, s in tasks.TASK_SECTIONS.items() if path in s.supports]
+                raise ValueError(
+                    f"{path}: is for {', '.join(supporting)}; task is {self.task.name}"
+                )
+        if self.augmentation.mixes and self.regularization.distillation is not None:
+            raise ValueError("augmentation: mixup and cutmix cannot be combined with distillation")
         return self
 
     @model_validator(mode="after")
     def _check_columns(self) -> "Config":
         """Check the columns that the task reads; the others may hold their defaults."""
-        data = self.data
-        names = ("image",) if self.task.modality == "image" else ("text", "text_pair")
-        columns = [c for n in (*names, "label") if (c := getattr(data, n)) is not None]
+        names = (*self.task.columns, "label")
+        columns = [c for name in names if (c := getattr(self.data, name)) is not None]
         if len({type(c) for c in columns}) > 1:
             raise ValueError(f"data: columns must be all names or all numbers. Received: {columns}")
         if len(set(columns)) < len(columns):
             raise ValueError(
-                f"data: {', '.join(names)} and label must be different. Received: {columns}"
+                f"data: {', '.join(names[:-1])} and label must be different. Received: {columns}"
             )
         return self
 
     @model_validator(mode="after")
-    def _check_modality(self) -> "Config":
-        """Check that no key for images is set in a text task, and the reverse."""
-        task, data = self.task, self.data
-        if self.augmentation.mixes and self.regularization.distillation is not None:
-            raise ValueError("augmentation: mixup and cutmix cannot be combined with distillation")
-        if task.modality == "text":
-            if self.evaluate.test_time_augmentation != "none":
+    def _check_sources(self) -> "Config":
+        """Check that the sources hold the columns that the task reads."""
+        data, task = self.data, self.task
+        sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
+        for source in sources:
+            if source.source in ("images", "npz") and "image" not in task.columns:
                 raise ValueError(
-                    f"evaluate.test_time_augmentation: is for images; task is {task.name}"
+                    f"data: source {source.source} is for images; task is {task.name} "
+                    "(task: {name: image_classification} classifies images)"
                 )
-            if self.augmentation.any:
-                raise ValueError(f"augmentation: is for images; task is {task.name}")
-            sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
-            for source in sources:
-                if source.source in ("images", "npz"):
-                    raise ValueError(
-                        f"data: source {source.source} is for images; task is {task.name} "
-                        "(task: {name: image_classification} classifies images)"
-                    )
-        elif data.text_pair is not None:
-            raise ValueError(f"data.text_pair: is for text; task is {task.name}")
         return self
 
 
@@ -231,7 +234,7 @@ def section(model: type[Section], raw: Any, where: str) -> Any:
     try:
         return model.model_validate(raw)
     except ValidationError as error:
-        lines = [line.removeprefix("config: ") for line in _error_lines(error.errors(), raw, model)]
+        lines = _error_lines(error.errors(), raw, model)
         raise UserError("\n".join(f"{where}: {line}" for line in lines)) from None
 
 
@@ -349,7 +352,7 @@ def _error_lines(
 def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str:
     """Return a pydantic error as `path: what must hold. Received: value; nearest valid name`."""
     loc = list(_key_path(item["loc"], raw))
-    path = ".".join(str(k) if str(k).isprintable() else repr(k) for k in loc) or "config"
+    path = ".".join(str(k) if str(k).isprintable() else repr(k) for k in loc)
     kind, message = item["type"], item["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
     if kind == "extra_forbidden":
@@ -370,12 +373,15 @@ def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str
     if kind == "union_tag_invalid":
         options = re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])
         value = item["input"].get("name") if isinstance(item["input"], dict) else item["input"]
-        return f"{path}.name: unknown {path}. Received: {_short(value)}{nearest(value, options)}"
+        new_name = renamed.hint(renamed.VALUES.get(f"{path}.name", {}), value)
+        suggestion = new_name or nearest(value, options)
+        return f"{path}.name: unknown {path}. Received: {_short(value)}{suggestion}"
     if kind == "union_tag_not_found":
         return f"{path}.name: required and not given"
+    where = f"{path}: " if path else ""  # a rule over several sections names its keys itself
     if isinstance(item["input"], dict):  # a rule over several keys, which the message names
-        return f"{path}: {message}"
-    return f"{path}: {message}. Received: {_short(item['input'])}"
+        return f"{where}{message}"
+    return f"{where}{message}. Received: {_short(item['input'])}"
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The sections model, task, mask, optimizer, train, distribute, evaluate and export."""
+"""The sections model, mask, optimizer, train, distribute, evaluate and export."""
 
 from typing import Annotated, Any, Literal
 
@@ -83,58 +83,6 @@ class ModelConfig(Section):
             if name not in PROVIDERS[provider]:
                 providers = [f"{p}:" for p, names in PROVIDERS.items() if name in names]
                 raise ValueError(f"`{name}` is for {' and '.join(providers)} backbones only")
-        return self
-
-
-class TaskConfig(Section):
-    """The prediction task, its head and its loss."""
-
-    name: Literal[
-        "text_classification", "image_classification", "text_multilabel", "image_multilabel"
-    ] = "text_classification"
-    pooling: Literal["auto", "pooled", "first", "mean"] = Field(
-        "auto",
-        description="which vector of the features the head reads; auto: as in the checkpoint (its "
-        "pooler, else the first token)",
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
-    loss: Literal["cross_entropy", "focal", "mse", "smooth_l1", "huber"] = Field(
-        "cross_entropy", description="mse, smooth_l1 and huber are computed on the probabilities"
-    )
-    focal_gamma: float = Field(2.0, ge=0, description="for loss: focal")
-    delta: float = Field(
-        0.5, gt=0, description="error at which smooth_l1 and huber turn from quadratic to linear"
-    )
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
-    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
-        None,
-        description="balanced: rows / (classes * rows of the class); or a weight for each class "
-        "name",
-    )
-
-    @property
-    def modality(self) -> Literal["text", "image"]:
-        """Kind of input: `text` or `image`."""
-        return "image" if self.name.startswith("image_") else "text"
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether a row may have several labels, or none."""
-        return self.name.endswith("_multilabel")
-
-    @model_validator(mode="after")
-    def _loss_options(self) -> "TaskConfig":
-        if self.loss != "cross_entropy" and self.label_smoothing:
-            raise ValueError("`label_smoothing` is for loss: cross_entropy only")
-        if self.multi_label and self.loss not in ("cross_entropy", "focal"):
-            raise ValueError(
-                f"`loss: {self.loss}` is for one class a row; multi-label tasks have cross_entropy "
-                "and focal"
-            )
-        if self.multi_label and self.class_weights is not None:
-            raise ValueError(
-                "`class_weights` is for one class a row; for rare labels use loss: focal"
-            )
         return self
 
 
@@ -243,26 +191,6 @@ class Checkpoint(Section):
     keep: int = Field(2, ge=1, description="number of newest checkpoints to keep")
 
 
-_ONE_CLASS = ("accuracy", "macro_f1", "weighted_f1", "log_loss", "calibration_error")
-_MULTI_LABEL = (
-    "mean_average_precision",
-    "micro_f1",
-    "macro_f1",
-    "micro_precision",
-    "micro_recall",
-    "exact_match",
-    "log_loss",
-    "calibration_error",
-)
-# Task -> metrics of its validation, the default first.
-METRICS: dict[str, tuple[str, ...]] = {
-    "text_classification": _ONE_CLASS,
-    "image_classification": (*_ONE_CLASS, "top_5_accuracy"),
-    "text_multilabel": _MULTI_LABEL,
-    "image_multilabel": _MULTI_LABEL,
-}
-
-
 class TrainConfig(Section):
     """The training: its length, batches, validation, checkpoints and speed."""
 
@@ -332,8 +260,8 @@ class TrainConfig(Section):
     )
     metric: str = Field(
         "accuracy",
-        description="metric of the validation split that selects `best/` and stops early; default "
-        "of multi-label tasks: mean_average_precision",
+        description="metric of the validation split that selects `best/` and stops early; default: "
+        "the first one of the task",
     )
     validate_every: Duration = Field(
         Duration(1, "epochs"), description="time between two validations"
@@ -368,13 +296,8 @@ class TrainConfig(Section):
 
     @field_validator("metric")
     @classmethod
-    def _known_metric(cls, value: str) -> str:
-        # metrics.jsonl has the name with its split.
-        value = value.removeprefix("validation/")
-        names = dict.fromkeys(name for task_metrics in METRICS.values() for name in task_metrics)
-        if value not in names:
-            raise ValueError(f"must be one of {', '.join(names)}")
-        return value
+    def _without_split(cls, value: str) -> str:
+        return value.removeprefix("validation/")  # as metrics.jsonl names it
 
 
 class DistributeConfig(Section):

@@ -193,16 +193,16 @@ def _baselines(
 ) -> dict[str, dict[str, float]]:
     """Return the metrics of the class frequencies and of logistic regression on simple features."""
     # Laplace's rule: one more row of each outcome, so that no share is 0 or 1.
-    if task.multi_label:
+    if task.section.multi_label:
         shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
     else:
         counts = np.bincount(train.labels, minlength=num_classes)
         shares = (counts + 1) / (counts.sum() + num_classes)
     majority = np.tile(task.to_logits(shares), (len(split), 1))
     baselines = {"majority": dict(task.metrics(majority, split.labels))}
-    name, features = ("tfidf", _tfidf) if task.modality == "text" else ("tiny", _tiny)
+    name, features = ("tfidf", _tfidf) if task.section.modality == "text" else ("tiny", _tiny)
     try:
-        fit_linear = _linear_labels if task.multi_label else _linear_classes
+        fit_linear = _linear_labels if task.section.multi_label else _linear_classes
         logits = task.to_logits(fit_linear(features, train, split, num_classes))
         baselines[name] = dict(task.metrics(logits, split.labels))
     except UserError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 from pydantic import Field
 
+from tfft.config import TASK_SECTIONS
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors, read_json
 
@@ -125,7 +126,8 @@ class ExportedModel:
         self.columns: list[str] = description.get("columns") or default_columns
         self.thresholds: np.ndarray | None = description["thresholds"]
         # None means 0.5 for each label, as in `Servable`.
-        if self.thresholds is None and description["task"].endswith("_multilabel"):
+        section = TASK_SECTIONS.get(description["task"])
+        if self.thresholds is None and section is not None and section.multi_label:
             self.thresholds = np.full(len(self.labels), 0.5)
         # TensorFlow is imported after the cheap checks of the files.
         import tensorflow as tf

@@ -25,7 +25,7 @@ import tensorflow as tf
 
 from tfft import backbones
 from tfft import model as model_lib
-from tfft.config import ModelConfig, TaskConfig
+from tfft.config import TASK_SECTIONS, ModelConfig
 from tfft.export import exported_model
 from tfft.export.saved_model import BOUNDS
 from tfft.export.signatures import Servable
@@ -147,7 +147,7 @@ def _float32(logits: Any) -> np.ndarray:
 
 def _with_probabilities(servable: Servable) -> keras.Model:
     """Return the model with probabilities in place of logits as its output."""
-    activation = "sigmoid" if servable.task.multi_label else "softmax"
+    activation = "sigmoid" if servable.config.multi_label else "softmax"
     layer = keras.layers.Activation(activation, dtype="float32", name=OUTPUT)
     model = keras.Model(servable.model.inputs, {OUTPUT: layer(servable.model.output)})
     specs = servable.inputs.input_specs()
@@ -225,7 +225,7 @@ class RebuiltBackbone(keras.Model):
     ):
         super().__init__(**kwargs)
         self._description = {"backbone": dict(backbone), "task": dict(task), "labels": list(labels)}
-        config = TaskConfig(**task)
+        config = TASK_SECTIONS[task["name"]].model_validate(task)
         loaded = backbones.rebuild(backbone)
         self.network = model_lib.assemble(loaded, TASKS[config.name], config, labels)
         self.built = True
@@ -269,7 +269,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         servable.labels,
         path.parent,
         getattr(servable.inputs, "image_spec", None),
-        servable.task.multi_label,
+        servable.config.multi_label,
     )
 
 

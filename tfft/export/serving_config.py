@@ -391,13 +391,13 @@ def _signature_table(servable: Servable) -> str:
 
 
 def _answer_sentence(task: Task) -> str:
-    if task.multi_label:
+    if task.section.multi_label:
         return "the probability of each class, and the classes that reach their threshold."
     return "the probability of each class, and the most probable one."
 
 
 def _outputs(task: Task) -> str:
-    chosen = ", `chosen` [B, C]" if task.multi_label else ""
+    chosen = ", `chosen` [B, C]" if task.section.multi_label else ""
     return f"`probabilities` float32 [B, C]{chosen}, `label` string [B]"
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import yaml
 from keras_tuner.engine.trial import Trial, TrialStatus
 
-from tfft.config import METRICS, dump, load, read
+from tfft.config import dump, load, read
 from tfft.config.plain_yaml import loads
 from tfft.search import hparams, oracles, report, service
 from tfft.search.fork_server import ForkServer
@@ -31,7 +31,6 @@ from tfft.search.leaderboard import Final, Leaderboard
 from tfft.search.oracles import EPOCHS, Journal
 from tfft.search.space import Space
 from tfft.search.trials import GRACE_SECONDS, POLL_SECONDS, Outcome, Runner
-from tfft.training.best_checkpoint import LOWER_IS_BETTER
 from tfft.utils import console
 from tfft.utils.errors import Interrupted, UserError, nearest
 from tfft.utils.files import open_to_append, write_atomic
@@ -120,16 +119,15 @@ def objective_of(space: Space) -> tuple[str, str]:
     """
     config, tune = space.plain, space.tune
     objective = tune.objective or config.train.metric
-    if objective not in METRICS[config.task.name]:
-        options = METRICS[config.task.name]
+    options = config.task.metrics
+    if objective not in options:
         raise UserError(
             f"{space.where}: tune.objective: must be one of {', '.join(options)} for "
             f"{config.task.name}. Received: {objective!r}{nearest(objective, options)}"
         )
     if config.data.validation is None:
         raise UserError(f"{space.where}: data.validation: a search needs a validation split")
-    default = "min" if objective in LOWER_IS_BETTER else "max"
-    return objective, tune.direction or default
+    return objective, tune.direction or options[objective]
 
 
 def open_search(space: Space, raw: Mapping[str, Any], workdir: Path) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from tfft.config import tasks as sections
 from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
@@ -39,9 +40,7 @@ def _bootstrap(
 
 
 TASK = Task(
-    name="image_classification",
-    modality="image",
-    columns=("image",),
+    section=sections.ImageClassification,
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,

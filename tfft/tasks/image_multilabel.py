@@ -1,13 +1,12 @@
 """Multi-label classification of images: any number of labels per image."""
 
+from tfft.config import tasks as sections
 from tfft.evaluation import multilabel_metrics
 from tfft.spec import Task
 from tfft.tasks import classification, multilabel
 
 TASK = Task(
-    name="image_multilabel",
-    modality="image",
-    columns=("image",),
+    section=sections.ImageMultilabel,
     head=classification.head,
     loss=multilabel.loss,
     sample_weights=multilabel.no_weights,
@@ -18,5 +17,4 @@ TASK = Task(
     details=multilabel.details,
     decode=multilabel.decode,
     fit_thresholds=multilabel.fit_thresholds,
-    multi_label=True,
 )

@@ -1,13 +1,12 @@
 """Single-label classification of texts or text pairs."""
 
+from tfft.config import tasks as sections
 from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
 
 TASK = Task(
-    name="text_classification",
-    modality="text",
-    columns=("text", "text_pair"),
+    section=sections.TextClassification,
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,

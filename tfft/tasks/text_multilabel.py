@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
+from tfft.config import tasks as sections
 from tfft.tasks import image_multilabel
 
-TASK = replace(
-    image_multilabel.TASK, name="text_multilabel", modality="text", columns=("text", "text_pair")
-)
+TASK = replace(image_multilabel.TASK, section=sections.TextMultilabel)

@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from tfft.config.tasks import Direction
 from tfft.distribute import strategies
 from tfft.evaluation import evaluate
 from tfft.run import Run
@@ -21,15 +22,19 @@ from tfft.training.progress import History
 from tfft.training.soup import Soup
 from tfft.utils import console
 
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
 
+def gain(direction: Direction, value: float, best: float | None) -> float:
+    """Return how much better a value is than the best so far; infinite if there is none.
 
-def gain(metric: str, value: float, best: float | None) -> float:
-    """Return how much better a value is than the best so far; infinite if there is none."""
+    Args:
+        direction: `max` or `min`, the better values of the metric.
+        value: the new value.
+        best: the best value so far.
+    """
     # Infinite, so that the first value is an improvement whatever `min_delta`.
     if best is None:
         return math.inf
-    return best - value if metric in LOWER_IS_BETTER else value - best
+    return value - best if direction == "max" else best - value
 
 
 class Validate(keras.callbacks.Callback):
@@ -48,6 +53,7 @@ class Validate(keras.callbacks.Callback):
         self._run, self._pipeline = run, pipeline
         self._state, self._history = state, history
         self._every = max(1, every)
+        self._direction = run.config.task.metrics[pipeline.train.metric]
         # Files of the soup are written by the chief alone, like `best/`.
         self._soup = soup_of(run) if strategies.workers().is_chief else None
 
@@ -66,7 +72,7 @@ class Validate(keras.callbacks.Callback):
                 value = metrics[metric]
                 # Offered at every validation, not only at the best: a soup needs several.
                 self._soup.offer(
-                    self.model, state.step, -value if metric in LOWER_IS_BETTER else value
+                    self.model, state.step, value if self._direction == "max" else -value
                 )
 
     def _is_best(self, metrics: dict[str, float]) -> bool:
@@ -75,7 +81,7 @@ class Validate(keras.callbacks.Callback):
         early_stopping = self._pipeline.train.early_stopping
         self._history.add({f"validation/{name}": value for name, value in metrics.items()})
         min_delta = early_stopping.min_delta if early_stopping else 0.0
-        improved = gain(metric, metrics[metric], state.best) > min_delta
+        improved = gain(self._direction, metrics[metric], state.best) > min_delta
         values = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         console.log(f"validation at step {state.step:,}: {values}{'  (best)' if improved else ''}")
         # All workers compute the same metrics, so they stop at the same step.
@@ -121,11 +127,12 @@ def soup_of(run: Run) -> Soup | None:
 def _average(run: Run, pipeline: InputPipeline, state: TrainingState, soup: Soup) -> None:
     """Average the best weights greedily; save the average if it is at least as good."""
     metric = pipeline.train.metric
+    direction = run.config.task.metrics[metric]
     value = soup.cook(
         run.model,
         lambda: validation_metrics(run, pipeline)[metric],
-        metric not in LOWER_IS_BETTER,
+        direction == "max",
     )
-    if value is not None and gain(metric, value, state.best) >= 0:
+    if value is not None and gain(direction, value, state.best) >= 0:
         run.save_weights()
         state.best = value

@@ -84,21 +84,11 @@ class AdamW(SharedBiasCorrection, keras.optimizers.AdamW):
     """Keras' AdamW with a shared bias correction."""
 
 
-OPTIMIZERS: Mapping[str, type[keras.optimizers.Optimizer]] = {
-    "adadelta": keras.optimizers.Adadelta,
-    "adafactor": keras.optimizers.Adafactor,
-    "adagrad": keras.optimizers.Adagrad,
-    "adam": Adam,
-    "adamax": keras.optimizers.Adamax,
-    "adamw": AdamW,
-    "ftrl": keras.optimizers.Ftrl,
-    "lamb": keras.optimizers.Lamb,
-    "lion": keras.optimizers.Lion,
-    "muon": keras.optimizers.Muon,
-    "nadam": keras.optimizers.Nadam,
-    "rmsprop": keras.optimizers.RMSprop,
-    "schedule_free_adamw": ScheduleFreeAdamW,
-    "sgd": keras.optimizers.SGD,
+# `optimizer.name` without underscores -> Keras' optimizer of that name, or tfft's in its place.
+_CLASSES: Mapping[str, type[keras.optimizers.Optimizer]] = {
+    value.__name__.lower(): value
+    for value in (*vars(keras.optimizers).values(), Adam, AdamW, ScheduleFreeAdamW)
+    if isinstance(value, type)
 }
 # Fields of the section that are passed to the optimizers that take them.
 _OPTIONAL_FIELDS = ("beta_1", "beta_2", "epsilon")
@@ -240,7 +230,7 @@ def build(
     Raises:
         UserError: the optimizer has no such option, or refuses a value.
     """
-    optimizer_class = OPTIMIZERS[config.name]
+    optimizer_class = _CLASSES[config.name.replace("_", "")]
     # 1. Options of the section that this optimizer takes.
     accepted = inspect.signature(optimizer_class.__init__).parameters
     options = {n: getattr(config, n) for n in _OPTIONAL_FIELDS if n in accepted}

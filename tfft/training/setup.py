@@ -185,7 +185,11 @@ def check_metric(config: Config, labels: Sequence[str]) -> None:
     """
     task, metric = TASKS[config.task.name], config.train.metric
     # One row of zeros yields the names of the task's metrics before anything is trained.
-    truth = np.zeros((1, len(labels)), np.float32) if task.multi_label else np.zeros(1, np.int32)
+    truth = (
+        np.zeros((1, len(labels)), np.float32)
+        if task.section.multi_label
+        else np.zeros(1, np.int32)
+    )
     metrics = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
     if metric not in metrics:
         raise UserError(

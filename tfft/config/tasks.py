@@ -1,0 +1,159 @@
+"""Section `task`: the tasks, each with what it reads, its metrics and its settings."""
+
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, get_args
+
+from pydantic import Field, model_validator
+
+from tfft.config.base import Section
+
+Direction = Literal["max", "min"]
+
+_ONE_CLASS: Mapping[str, Direction] = {
+    "accuracy": "max",
+    "macro_f1": "max",
+    "weighted_f1": "max",
+    "log_loss": "min",
+    "calibration_error": "min",
+}
+_MULTI_LABEL: Mapping[str, Direction] = {
+    "mean_average_precision": "max",
+    "micro_f1": "max",
+    "macro_f1": "max",
+    "micro_precision": "max",
+    "micro_recall": "max",
+    "exact_match": "max",
+    "log_loss": "min",
+    "calibration_error": "min",
+}
+_IMAGE_ONE_CLASS: Mapping[str, Direction] = {**_ONE_CLASS, "top_5_accuracy": "max"}
+# Config keys that only some tasks support; a task lists its own in `supports`.
+OPTIONAL_KEYS = (
+    "augmentation",
+    "data.text_pair",
+    "evaluate.test_time_augmentation",
+    "regularization.distillation",
+    "regularization.r_drop",
+)
+_TEXT = frozenset({"data.text_pair"})
+_IMAGE = frozenset({"augmentation", "evaluate.test_time_augmentation"})
+_DISTRIBUTIONS = frozenset({"regularization.distillation", "regularization.r_drop"})
+
+
+class TaskSection(Section):
+    """What a task reads, measures and supports.
+
+    Attributes:
+        modality: kind of input: `text` or `image`.
+        columns: columns of `data` that the task may read, besides the label.
+        metrics: metrics of the validation, and whether more or less is better; the default first.
+        supports: those of OPTIONAL_KEYS that may be set.
+        multi_label: whether a row may have several labels, or none.
+    """
+
+    modality: ClassVar[Literal["text", "image"]]
+    columns: ClassVar[tuple[str, ...]]
+    metrics: ClassVar[Mapping[str, Direction]]
+    supports: ClassVar[frozenset[str]]
+    multi_label: ClassVar[bool] = False
+
+    name: str
+
+    @classmethod
+    def task_name(cls) -> str:
+        """Return `task.name` in the YAML."""
+        return str(cls.model_fields["name"].default)
+
+
+class _Classification(TaskSection):
+    pooling: Literal["auto", "pooled", "first", "mean"] = Field(
+        "auto",
+        description="which vector of the features the head reads; auto: as in the checkpoint (its "
+        "pooler, else the first token)",
+    )
+    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
+    loss: Literal["cross_entropy", "focal", "mse", "smooth_l1", "huber"] = Field(
+        "cross_entropy", description="mse, smooth_l1 and huber are computed on the probabilities"
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="for loss: focal")
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _smooths_cross_entropy(self) -> "_Classification":
+        if self.label_smoothing and self.loss != "cross_entropy":
+            raise ValueError("`label_smoothing` is for loss: cross_entropy only")
+        return self
+
+
+class _OneClass(_Classification):
+    metrics = _ONE_CLASS
+
+    delta: float = Field(
+        0.5, gt=0, description="error at which smooth_l1 and huber turn from quadratic to linear"
+    )
+    class_weights: Literal["balanced"] | dict[str, Annotated[float, Field(ge=0)]] | None = Field(
+        None,
+        description="balanced: rows / (classes * rows of the class); or a weight for each class "
+        "name",
+    )
+
+
+class _MultiLabel(_Classification):
+    metrics = _MULTI_LABEL
+    multi_label = True
+
+    # For rare labels there is the focal loss in place of class weights.
+    loss: Literal["cross_entropy", "focal"] = Field(
+        "cross_entropy", description="binary cross-entropy, averaged over the labels"
+    )
+
+
+class TextClassification(_OneClass):
+    """A text or a pair of texts has one class."""
+
+    modality = "text"
+    columns = ("text", "text_pair")
+    supports = _TEXT | _DISTRIBUTIONS
+
+    name: Literal["text_classification"] = "text_classification"
+
+
+class ImageClassification(_OneClass):
+    """An image has one class."""
+
+    modality = "image"
+    columns = ("image",)
+    metrics = _IMAGE_ONE_CLASS
+    supports = _IMAGE | _DISTRIBUTIONS
+
+    name: Literal["image_classification"] = "image_classification"
+
+
+class TextMultilabel(_MultiLabel):
+    """A text or a pair of texts has any number of labels."""
+
+    modality = "text"
+    columns = ("text", "text_pair")
+    supports = _TEXT
+
+    name: Literal["text_multilabel"] = "text_multilabel"
+
+
+class ImageMultilabel(_MultiLabel):
+    """An image has any number of labels."""
+
+    modality = "image"
+    columns = ("image",)
+    supports = _IMAGE
+
+    name: Literal["image_multilabel"] = "image_multilabel"
+
+
+TaskConfig = Annotated[
+    TextClassification | ImageClassification | TextMultilabel | ImageMultilabel,
+    Field(discriminator="name"),
+]
+# `task.name` -> its section; the first is the default.
+TASK_SECTIONS: Mapping[str, type[TaskSection]] = {
+    section.task_name(): section for section in get_args(get_args(TaskConfig)[0])
+}
