@@ -153,7 +153,7 @@ def test_freeze_save_load_and_resume(config, tiny, tmp_path, name):
         np.testing.assert_array_equal(variable.value, values[variable.path], variable.path)
 
 
-@pytest.mark.parametrize("name", methods(quick=("lora", "qlora")))
+@pytest.mark.parametrize("name", methods(quick=("lora",)))
 def test_two_replicas(config, tmp_path, name):
     config = with_method(config, name)
     config["model"]["dropout"] = 0.0

@@ -255,7 +255,13 @@ def plain(tiny, tmp_path_factory):
     return tfft.train(without_dropout(whole_config(tiny, folder)), workdir=folder / "run")
 
 
-@pytest.mark.parametrize("name", SECTIONS)
+# One penalty, one additional loss and one adversary are quick; the others are of the same kinds.
+QUICK = ("mixout", "r_drop", "fgm")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SECTIONS]
+)
 def test_run_is_changed_saved_and_equal_on_two_replicas(config, plain, tmp_path, name):
     """Two replicas are compared where the noise does not depend on the replica."""
     config = without_dropout(config, head=0.1 if name == "r_drop" else 0.0)

@@ -288,6 +288,7 @@ def test_run_that_stops_after_some_epochs_resumes_exactly(raw, tmp_path):
     from tfft.utils.errors import Interrupted
 
     raw["optimizer"], raw["tune"] = {"learning_rate": 1e-2}, None
+    raw["export"] = {"enabled": False}
     config = parse(raw)
     expected = train.run(config, tmp_path / "whole")
     with pytest.raises(Interrupted, match="interrupted at step 5 of 10"):

@@ -126,6 +126,7 @@ def _weights_by_path(run):
     return [(v.path, v) for v in run.model.weights]
 
 
+@pytest.mark.slow  # tests/backbones/test_hub.py resumes a run on images too
 def test_resume_is_bit_identical(vit, raw, tmp_path):
     """With augmentation, whose draws continue at the interrupted step."""
     workdir = tmp_path / "resumed"
@@ -390,19 +391,18 @@ def test_attention_roll_out_equals_its_definition(vit):
     assert roll_out(keras.Model(*[keras.Input([2])] * 2), pixels) is None
 
 
+@pytest.mark.slow  # the others of this file train a MobileNet and a ViT
 @pytest.mark.parametrize(
     ("name", "method"),
     [
         ("swin", {"name": "prefix", "length": 2}),
-        pytest.param("dinov2", {"name": "ia3"}, marks=pytest.mark.slow),
-        pytest.param("convnext", {"name": "adapter", "width": 2}, marks=pytest.mark.slow),
-        pytest.param("resnet", {"name": "norm"}, marks=pytest.mark.slow),
-        pytest.param("mobilenet_v2", {"name": "top", "stages": 3}, marks=pytest.mark.slow),
+        ("dinov2", {"name": "ia3"}),
+        ("convnext", {"name": "adapter", "width": 2}),
+        ("resnet", {"name": "norm"}),
+        ("mobilenet_v2", {"name": "top", "stages": 3}),
     ],
 )
-@pytest.mark.parametrize(
-    "precision", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
 def test_methods_on_image_checkpoints(raw, tmp_path, name, method, precision):
     config = {
         **raw,

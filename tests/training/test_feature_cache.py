@@ -83,7 +83,10 @@ def assert_equal_weights(first, second, bound):
         np.testing.assert_allclose(a.value, np.asarray(b.value), atol=bound, err_msg=a.path)
 
 
-@pytest.mark.parametrize("method", [{"name": "head"}, {"name": "top", "stages": 1}])
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "head"}, pytest.param({"name": "top", "stages": 1}, marks=pytest.mark.slow)],
+)
 def test_training_from_cached_features_gives_the_same_weights(
     config, tiny_two_blocks, tmp_path, capfd, method
 ):

@@ -117,7 +117,10 @@ def test_two_replicas_train_the_same_model_as_one(plain, plain_config, tmp_path)
     np.testing.assert_allclose(tfft.load(mirrored.workdir).logits(rows), logits, atol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{}, MIRRORED], ids=["one", "mirrored"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="one", marks=pytest.mark.slow), pytest.param(MIRRORED, id="mirrored")],
+)
 def test_resume_is_bit_identical_with_averages_and_dropout(config, tmp_path, monkeypatch, changes):
     config["model"]["dropout"] = 0.1
     config["optimizer"]["ema"] = 0.8
