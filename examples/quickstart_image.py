@@ -173,9 +173,10 @@ def serve_images(export: Path, paths: list[Path]) -> None:
     encoded = [base64.b64encode(path.read_bytes()).decode() for path in paths]
     request = json.dumps({"instances": [{"image": {"b64": image}} for image in encoded]})
     command = [sys.executable, "-I", "-c", SERVE, str(export)]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    if subprocess.run(command, input=request, text=True, env=environment, check=False).returncode:
-        sys.exit("the exported model does not answer")
+    # TensorFlow logs to standard error as it starts, which is of interest after a failure only.
+    served = subprocess.run(command, input=request, text=True, stderr=subprocess.PIPE, check=False)
+    if served.returncode:
+        sys.exit(f"{served.stderr}\nthe exported model does not answer")
 
 
 if __name__ == "__main__":
