@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfft import backbones, export, preprocess
 from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load, section
@@ -23,7 +24,7 @@ from tfft.methods import METHODS
 from tfft.model import Model, assemble, stages, weight_file
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Task
-from tfft.tasks import TASKS
+from tfft.tasks import TASKS, answers
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
@@ -111,11 +112,9 @@ class Run:
             For each row `{"label": ..., "probabilities": {label: p}}`; in a multi-label task
             `labels`, a list, instead of `label`.
         """
-        probabilities = self.task.probabilities(self.logits(rows, batch_size))
-        thresholds = self.thresholds
-        if self.config.task.multi_label and thresholds is None:
-            thresholds = np.full(len(self.labels), 0.5)
-        return decode_predictions(probabilities, self.labels, thresholds)
+        logits = tf.constant(self.logits(rows, batch_size))
+        outputs = self.task.decode(logits, self.labels, self.thresholds)
+        return answers(self.task, {k: v.numpy() for k, v in outputs.items()}, self.labels)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
         """Evaluate the model on a split of the config.
@@ -471,29 +470,3 @@ def read_description(workdir: Path) -> tuple[Config, dict[str, Any]]:
     kinds = {"backbone": dict, "fingerprint": str, "trained": list[str] | None}
     description = export.read_description(folder / DESCRIPTION, **kinds)
     return load(workdir / "config.yaml"), {"trained": None, **description}
-
-
-def decode_predictions(
-    probabilities: np.ndarray, labels: Sequence[str], thresholds: np.ndarray | None
-) -> list[dict[str, Any]]:
-    """Decode probabilities.
-
-    Args:
-        probabilities: [N, C].
-        labels: class names, C.
-        thresholds: [C], in a multi-label task; None: the most probable class is the label.
-
-    Returns:
-        For each row `{"label": ..., "probabilities": {label: p}}`; with thresholds `labels`, a
-        list, instead of `label`.
-    """
-
-    def decode(row: np.ndarray) -> dict[str, Any]:
-        if thresholds is None:
-            return {"label": labels[int(row.argmax())]}
-        return {"labels": [labels[i] for i in np.flatnonzero(row >= thresholds)]}
-
-    return [
-        decode(row) | {"probabilities": {n: float(p) for n, p in zip(labels, row, strict=True)}}
-        for row in probabilities
-    ]

@@ -165,13 +165,19 @@ class Task:
         loss: (section `task`) -> Keras loss over (labels, logits), one value a row.
         sample_weights: (section `task`, labels, truth of the training rows) -> a weight for each
             class, or None.
+        activation: Keras' activation from logits to probabilities.
         probabilities: (logits [N, C]) -> probabilities, float64 [N, C].
         to_logits: (probabilities [N, C]) -> logits, float32 [N, C].
         metrics: (logits [N, C], truth, thresholds) -> metrics by name.
         bootstrap: (logits, truth, draws, seed, thresholds) -> metrics of resampled rows by name,
             each [draws].
         details: (logits, truth, thresholds) -> `Details`.
-        decode: (logits [B, C], labels, thresholds) -> served outputs by name; TensorFlow ops.
+        decode: (logits [B, C], labels, thresholds) -> outputs by name, [B, ...] each; TensorFlow
+            ops. Python and the served graph call it alike.
+        answer: (outputs of a row by name, labels) -> the row's answer as plain data.
+        margin: (probabilities [N, C], thresholds) -> how much a probability of each row would
+            have to change for another answer, [N].
+        summary: what `decode` returns, for the README of an export.
         fit_thresholds: (logits, truth) -> thresholds; None in tasks without thresholds.
     """
 
@@ -179,12 +185,16 @@ class Task:
     head: Callable[..., Callable[..., "keras.KerasTensor"]]
     loss: Callable[..., "keras.losses.Loss"]
     sample_weights: Callable[..., "np.ndarray | None"]
+    activation: str
     probabilities: Callable[["np.ndarray"], "np.ndarray"]
     to_logits: Callable[["np.ndarray"], "np.ndarray"]
     metrics: Callable[..., dict[str, float]]
     bootstrap: Callable[..., dict[str, "np.ndarray"]]
     details: Callable[..., Details]
     decode: Callable[..., dict[str, "tf.Tensor"]]
+    answer: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
+    margin: Callable[["np.ndarray", "np.ndarray | None"], "np.ndarray"]
+    summary: str
     fit_thresholds: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
 
     @property

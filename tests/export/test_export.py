@@ -18,9 +18,11 @@ from tfft import export, train
 from tfft.config import load
 from tfft.evaluation.metrics import softmax
 from tfft.export import saved_model
-from tfft.export.signatures import Signatures, padded
+from tfft.export.signatures import RESULTS, Signatures, padded
+from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
 from tfft.run import load_run
+from tfft.tasks import TASKS
 from tfft.utils import files
 from tfft.utils.errors import UserError
 
@@ -108,6 +110,41 @@ def test_different_answers_are_not_published(exported, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=r"the bound for float32 is .* Not published"):
         exported.export(tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_every_output_is_compared():
+    """Numbers within the bound, other outputs exactly where the live model is decided."""
+    task, labels = TASKS["text_classification"], ["a", "b"]
+    live = task.decode(tf.constant([[2.0, 0.0], [0.0, 0.0]]), labels)
+    answers = {
+        f"{signature}/2/{name}": plain(value.numpy())
+        for signature, result in RESULTS.items()
+        for name, value in result(live, labels).items()
+    }
+    decided = task.margin(live["probabilities"].numpy(), None) > 1e-5
+    assert decided.tolist() == [True, False]
+
+    def difference(**changes):
+        changed = {key.replace(".", "/"): value for key, value in changes.items()}
+        return saved_model._largest_difference({**answers, **changed}, live, decided, labels)
+
+    assert difference() == 0.0
+    shifted = answers["tensors/2/probabilities"] + np.float32([[0.25], [0]])
+    assert difference(**{"tensors.2.probabilities": shifted}) == 0.25
+    assert np.isnan(difference(**{"tensors.2.probabilities": shifted * np.nan}))
+    names = np.array([b"a", b"b"], object)
+    assert difference(**{"tensors.2.label": plain(names)}) == 0.0  # the second row is a tie
+    with pytest.raises(
+        UserError, match=r"label of tensors differs from .* in 1 rows, in batches of 2"
+    ):
+        difference(**{"tensors.2.label": plain(names[::-1])})
+    with pytest.raises(UserError, match="output label of tensors is not of the live form"):
+        difference(**{"tensors.2.label": np.zeros(2, np.float32)})
+    with pytest.raises(UserError, match="output other of tensors is not of the live form"):
+        difference(**{"tensors.2.other": np.zeros(2)})
+    del answers["classify/2/classes"]
+    with pytest.raises(UserError, match="the SavedModel returns no classify/classes"):
+        difference()
 
 
 def test_model_that_fails_in_a_clean_process_is_not_published(exported, monkeypatch, tmp_path):

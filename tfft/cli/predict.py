@@ -47,20 +47,20 @@ def run() -> None:
     if path is not None and not path.is_file():
         raise UserError(f"--input: no such file: {path}")
     load_tensorflow()
-    from tfft import run
     from tfft.export import ExportedModel
+    from tfft.run import load_run
+    from tfft.tasks import TASKS, answers
 
     # The two sources of predictions: an export, and a run directory.
     if flag_values.export is not None:
         exported_model = ExportedModel(Path(flag_values.export))
-        columns, labels = tuple(exported_model.columns), exported_model.labels
-        names = columns
+        task, labels = TASKS[exported_model.task], exported_model.labels
+        names = columns = tuple(exported_model.columns)
 
         def predict(rows: list[Any]) -> list[dict[str, Any]]:
-            probabilities = exported_model.probabilities(rows, flag_values.batch_size)
-            return run.decode_predictions(probabilities, labels, exported_model.thresholds)
+            return answers(task, exported_model.outputs(rows, flag_values.batch_size), labels)
     else:
-        loaded_run = run.load_run(flag_values.workdir, flag_values.backbone)
+        loaded_run = load_run(flag_values.workdir, flag_values.backbone)
         columns = loaded_run.inputs.columns
         names = tuple(str(getattr(loaded_run.config.data, name)) for name in columns)
         predict = loaded_run.predict

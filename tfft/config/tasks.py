@@ -27,6 +27,8 @@ _MULTI_LABEL: Mapping[str, Direction] = {
     "calibration_error": "min",
 }
 _IMAGE_ONE_CLASS: Mapping[str, Direction] = {**_ONE_CLASS, "top_5_accuracy": "max"}
+_CLASS_OUTPUTS = {"label": "string", "probabilities": "float32"}
+_LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
 OPTIONAL_KEYS = (
     "augmentation",
@@ -47,6 +49,7 @@ class TaskSection(Section):
         modality: kind of input: `text` or `image`.
         columns: columns of `data` that the task may read, besides the label.
         metrics: metrics of the validation, and whether more or less is better; the default first.
+        outputs: names of the outputs for a row -> their dtypes.
         supports: those of OPTIONAL_KEYS that may be set.
         multi_label: whether a row may have several labels, or none.
     """
@@ -54,6 +57,7 @@ class TaskSection(Section):
     modality: ClassVar[Literal["text", "image"]]
     columns: ClassVar[tuple[str, ...]]
     metrics: ClassVar[Mapping[str, Direction]]
+    outputs: ClassVar[Mapping[str, str]]
     supports: ClassVar[frozenset[str]]
     multi_label: ClassVar[bool] = False
 
@@ -87,6 +91,7 @@ class _Classification(TaskSection):
 
 class _OneClass(_Classification):
     metrics = _ONE_CLASS
+    outputs = _CLASS_OUTPUTS
 
     delta: float = Field(
         0.5, gt=0, description="error at which smooth_l1 and huber turn from quadratic to linear"
@@ -100,6 +105,7 @@ class _OneClass(_Classification):
 
 class _MultiLabel(_Classification):
     metrics = _MULTI_LABEL
+    outputs = _LABEL_OUTPUTS
     multi_label = True
 
     # For rare labels there is the focal loss in place of class weights.

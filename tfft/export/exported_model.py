@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from tfft.config import TASK_SECTIONS
-from tfft.utils.errors import UserError
+from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import library_errors, read_json
 
 if TYPE_CHECKING:  # importing it would load Keras, which a served model does not need
@@ -94,7 +94,7 @@ def find_version(folder: Path, source: str) -> Path | None:
 
 
 class ExportedModel:
-    """A loaded export that maps raw texts or images to class probabilities.
+    """A loaded export that maps raw texts or images to answers.
 
     Args:
         folder: a version, or a folder of numbered versions, whose newest is loaded.
@@ -102,7 +102,7 @@ class ExportedModel:
     Attributes:
         labels: class names, in the order of the probabilities.
         columns: names of the raw inputs: `text`, `text` and `text_pair`, or `image`.
-        thresholds: threshold of each class, [C], of a multi-label task; otherwise None.
+        task: name of its task.
 
     Raises:
         UserError: the folder contains no SavedModel, or one that tfft did not export.
@@ -124,11 +124,10 @@ class ExportedModel:
         # Earlier exports have `pair` in place of `columns`.
         default_columns = ["text", "text_pair"] if description.get("pair") else ["text"]
         self.columns: list[str] = description.get("columns") or default_columns
-        self.thresholds: np.ndarray | None = description["thresholds"]
-        # None means 0.5 for each label, as in `Servable`.
-        section = TASK_SECTIONS.get(description["task"])
-        if self.thresholds is None and section is not None and section.multi_label:
-            self.thresholds = np.full(len(self.labels), 0.5)
+        self.task: str = description["task"]
+        if self.task not in TASK_SECTIONS:
+            hint = nearest(self.task, TASK_SECTIONS)
+            raise UserError(f"{folder / _DESCRIPTION}: unknown task {self.task!r}{hint}")
         # TensorFlow is imported after the cheap checks of the files.
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
@@ -139,7 +138,7 @@ class ExportedModel:
         self._check_signature(folder)
 
     def _check_signature(self, folder: Path) -> None:
-        """Check that the model takes the columns and gives a probability for each label.
+        """Check that the model takes the columns and returns the outputs of its task.
 
         Raises:
             UserError: it does not.
@@ -153,19 +152,23 @@ class ExportedModel:
                 f"{folder}: its model takes {', '.join(inputs)}; {_DESCRIPTION} names "
                 f"{', '.join(self.columns)}"
             )
-        shape = getattr(signature.structured_outputs.get("probabilities"), "shape", ())
+        outputs = signature.structured_outputs
+        for name, dtype in TASK_SECTIONS[self.task].outputs.items():
+            if name not in outputs or outputs[name].dtype.name != dtype:
+                raise UserError(f"{folder}: its model gives no {name!r} of type {dtype}")
+        shape = outputs["probabilities"].shape
         if len(shape) != 2 or shape[1] not in (None, len(self.labels)):
             raise UserError(
                 f"{folder}: its model gives no probabilities of the {len(self.labels)} labels in "
                 f"{_DESCRIPTION}"
             )
 
-    def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
-        """Return class probabilities, float32 [N, C].
+    def outputs(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, np.ndarray]:
+        """Return the outputs of the task by name, [N, ...] each, such as `probabilities`.
 
         Args:
-            rows: one tuple per row: a text, a pair of texts, or an image as a path or as the bytes
-                of its file.
+            rows: one tuple per row, at least one: a text, a pair of texts, or an image as a path or
+                as the bytes of its file.
             batch_size: number of rows that the model computes at once.
 
         Raises:
@@ -176,17 +179,19 @@ class ExportedModel:
             from tfft.preprocess import image
 
             requests = [(image.read(row[0]),) for row in rows]
-        signature = self._model.signatures["serving_default"]
-        # An empty batch first: without rows there would be nothing to concatenate.
-        batches = [np.zeros((0, len(self.labels)), np.float32)]
+        signature, batches = self._model.signatures["serving_default"], []
         for start in range(0, len(rows), batch_size):
             columns = zip(*requests[start : start + batch_size], strict=True)
             inputs = dict(zip(self.columns, columns, strict=True))
             outputs = signature(**{k: self._tf.constant(v) for k, v in inputs.items()})
             if is_image:
                 _check_decoded(outputs, rows, start)
-            batches.append(outputs["probabilities"].numpy())
-        return np.concatenate(batches)
+            batches.append({k: outputs[k].numpy() for k in TASK_SECTIONS[self.task].outputs})
+        return {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
+
+    def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
+        """Return class probabilities, float32 [N, C]; arguments and errors as for `outputs`."""
+        return self.outputs(rows, batch_size)["probabilities"]
 
 
 def _check_decoded(outputs: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], start: int) -> None:

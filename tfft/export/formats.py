@@ -147,7 +147,7 @@ def _float32(logits: Any) -> np.ndarray:
 
 def _with_probabilities(servable: Servable) -> keras.Model:
     """Return the model with probabilities in place of logits as its output."""
-    activation = "sigmoid" if servable.config.multi_label else "softmax"
+    activation = servable.task.activation
     layer = keras.layers.Activation(activation, dtype="float32", name=OUTPUT)
     model = keras.Model(servable.model.inputs, {OUTPUT: layer(servable.model.output)})
     specs = servable.inputs.input_specs()

@@ -1,4 +1,4 @@
-"""Publish a SavedModel that maps raw texts or encoded images to probabilities and labels.
+"""Publish a SavedModel that maps raw texts or encoded images to answers.
 
 It is written to a temporary folder, loaded in a new process that has only TensorFlow and
 tensorflow-text, and compared with the live model. Only then is it renamed to the next version
@@ -8,7 +8,7 @@ number, where TF Serving finds it.
 import base64
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import tensorflow as tf
 
 from tfft.config import ExportConfig
 from tfft.export import exported_model, serving_config, warmup_requests
-from tfft.export.signatures import Servable, Signatures, padded
+from tfft.export.signatures import RESULTS, Servable, Signatures, padded
+from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
 from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
@@ -25,7 +26,7 @@ from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import temporary_folder
 
-# Largest allowed difference of a served probability from the live model's, by training precision.
+# Largest allowed difference of a served number from the live model's, by training precision.
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
 PARITY_ROWS = 1000  # rows whose preprocessing in the graph is compared with the host's
 PARITY_BATCH = 128  # rows of one comparison, which bounds the memory of decoded images
@@ -58,8 +59,8 @@ def publish(
 
     Raises:
         UserError: the graph prepares a row differently from the host, the SavedModel does not run
-            in a new process, or its probabilities differ from the live model's by more than the
-            bound of the precision.
+            in a new process, or its answers differ from the live model's: numbers by more than the
+            bound of the precision, other outputs at all.
     """
     inputs = servable.inputs
     requests = _RequestRows(inputs, sample)
@@ -72,13 +73,7 @@ def publish(
         rows = [
             requests[i % len(sample)] for i in range(config.verify_rows)
         ]  # repeats a small sample
-        difference, rates = _verify(servable, rows, temporary)
-        # `not <=` also refuses NaN.
-        if not difference <= BOUNDS[precision]:
-            raise UserError(
-                f"export: the served probabilities differ by {difference:.1e} from the live "
-                f"model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
-            )
+        difference, rates = _verify(servable, rows, temporary, BOUNDS[precision])
         if config.warmup:
             warmup_requests.write(
                 temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates)
@@ -159,22 +154,26 @@ def _rows_equal(host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], in
 
 
 def _verify(
-    servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path
+    servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path, bound: float
 ) -> tuple[float, dict[int, float]]:
     """Run the SavedModel in another process and compare its answers with the live model's.
 
     Every signature gets all rows at once; `serving_default` also gets batches of one and three.
+    Every output is compared: numbers within the bound, strings, integers and booleans exactly.
+    Where the live model is too undecided for the bound, the latter may differ.
 
     Returns:
-        The largest difference of a probability, and batch size -> rows per second.
+        The largest difference of a number, and batch size -> rows per second.
 
     Raises:
-        UserError: the SavedModel does not run.
+        UserError: the SavedModel does not run, or an output differs.
     """
     model, inputs, task = servable.model, servable.inputs, servable.task
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
-    live = task.probabilities(np.asarray(model.predict_on_batch(prepared), np.float32))
+    logits = tf.constant(model.predict_on_batch(prepared), tf.float32)
+    live = task.decode(logits, servable.labels, servable.thresholds)
+    margins = task.margin(live["probabilities"].numpy(), servable.thresholds)
     request, response = folder / "request.npz", folder / "response.npz"
     raw = {name: list(map(_json_value, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -183,10 +182,64 @@ def _verify(
     if failure is not None or not response.is_file():
         reason = failure or "it wrote no response"
         raise UserError(f"export: the SavedModel does not run in a fresh process: {reason}")
-    answers = np.load(response)
-    difference = max(float(np.abs(answers[name] - live).max()) for name in answers.files)
+    difference = _largest_difference(np.load(response), live, margins > bound, servable.labels)
+    # `not <=` also refuses NaN.
+    if not difference <= bound:
+        raise UserError(
+            f"export: the served numbers differ by {difference:.1e} from the live model's; the "
+            f"bound is {bound:.0e}. Not published"
+        )
+    if undecided := int((margins <= bound).sum()):
+        console.log(
+            f"export: {undecided} of {len(rows)} rows are within the bound of another answer; only "
+            "their numbers were compared"
+        )
     rates = json.loads((folder / "rates.json").read_text(encoding="utf-8"))
     return difference, {int(size): rate for size, rate in rates.items()}
+
+
+def _largest_difference(
+    answers: Mapping[str, np.ndarray],
+    live: Mapping[str, tf.Tensor],
+    is_decided: np.ndarray,
+    labels: Sequence[str],
+) -> float:
+    """Return the largest difference of a number between answers and live outputs.
+
+    Args:
+        answers: `SIGNATURE/BATCH SIZE/OUTPUT` -> [N, ...], as the verifier writes them.
+        live: outputs of the task on the same rows.
+        is_decided: rows whose other outputs must be equal, bool [N].
+        labels: class names.
+
+    Raises:
+        UserError: an output is missing, of another type or shape, or different.
+    """
+    differences, names = [0.0], set()
+    expected = {
+        f"{signature}/{output}": plain(value.numpy())
+        for signature, result in RESULTS.items()
+        for output, value in result(live, labels).items()
+    }
+    for key, answer in answers.items():
+        signature, size, output = key.split("/")
+        name = f"{signature}/{output}"
+        names.add(name)
+        value = expected.get(name)
+        if value is None or (value.dtype, value.shape) != (answer.dtype, answer.shape):
+            raise UserError(f"export: the output {output} of {signature} is not of the live form")
+        if answer.dtype.kind == "f":
+            differences.append(float(np.abs(answer - value).max()))
+            continue
+        different = (answer != value).reshape(len(value), -1).any(axis=1) & is_decided
+        if different.any():
+            raise UserError(
+                f"export: {output} of {signature} differs from the live model's in "
+                f"{int(different.sum())} rows, in batches of {size}. Not published"
+            )
+    if missing := expected.keys() - names:
+        raise UserError(f"export: the SavedModel returns no {min(missing)}. Not published")
+    return float(np.max(differences))  # NaN if one is
 
 
 def _json_value(value: str | bytes) -> str | dict[str, str]:

@@ -19,8 +19,7 @@ import tensorflow as tf
 
 from tfft.export import exported_model
 from tfft.export.models_config import MARK, STABLE, Config, may_write
-from tfft.export.signatures import METHODS, Servable, fixed
-from tfft.spec import Task
+from tfft.export.signatures import METHODS, RAW, Servable, fixed, output_specs
 from tfft.utils import console, markdown
 from tfft.utils.files import write_atomic
 
@@ -224,7 +223,7 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
     return f"""\
 # {name}
 
-{servable.task.name}: {_answer_sentence(servable.task)} Classes: {class_names}.
+{servable.task.name}: {servable.task.summary}. Classes: {class_names}.
 
 ## Serve
 
@@ -344,7 +343,8 @@ for column, value in {{{_grpc_row(columns)}}}.items():
     request.inputs[column].CopyFrom(tf.make_tensor_proto([value]))
 stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
 answer = stub.Predict(request, timeout=10)
-print(tf.make_ndarray(answer.outputs["probabilities"]))
+for output, value in answer.outputs.items():
+    print(output, tf.make_ndarray(value))
 ```"""
 
 
@@ -367,47 +367,37 @@ def _status_section(columns: Sequence[str]) -> str:
         return ""
     return """
 
-`status` is `ok`, or the reason why an image cannot be decoded. A failed row has probabilities 0 and
-an empty label, or scores 0 and empty classes with `classify`; the other rows are answered."""
+`status` is `ok`, or the reason why an image cannot be decoded. The other outputs of a failed row
+are 0, false or empty; the other rows are answered."""
 
 
 def _signature_table(servable: Servable) -> str:
-    columns, classes = servable.inputs.columns, len(servable.labels)
-    outputs = _outputs(servable.task)
-    raw_outputs = f"{outputs}, `status` string [B]" if "image" in columns else outputs
-    examples = f"`examples`: tf.Examples with the features {', '.join(columns)}"
-    rows = [
-        ("signature", "inputs", "outputs"),
-        ("---", "---", "---"),
-        ("`serving_default`", ", ".join(f"`{c}`" for c in columns) + ": strings [B]", raw_outputs),
-        ("`tensors`", _prepared_inputs(servable), outputs),
-        ("`serialized`", examples, raw_outputs),
-        *(
-            (f"`{m}`", "`inputs`: the same tf.Examples", f"`classes`, `scores` [B, {classes}]")
-            for m in METHODS
-        ),
-    ]
+    columns = servable.inputs.columns
+    prepared = ", ".join(f"`{k}` {_form(spec)}" for k, spec in fixed(servable.inputs).items())
+    inputs = {
+        RAW: ", ".join(f"`{c}`" for c in columns) + ": strings [B]",
+        "tensors": prepared,
+        "serialized": f"`examples`: tf.Examples with the features {', '.join(columns)}",
+        **dict.fromkeys(METHODS, "`inputs`: the same tf.Examples"),
+    }
+    rows = [("signature", "inputs", "outputs"), ("---", "---", "---")]
+    for signature, text in inputs.items():
+        outputs = _outputs(servable, signature)
+        if "image" in columns and signature in (RAW, "serialized"):
+            outputs += ", `status` string [B]"
+        rows.append((f"`{signature}`", text, outputs))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _answer_sentence(task: Task) -> str:
-    if task.section.multi_label:
-        return "the probability of each class, and the classes that reach their threshold."
-    return "the probability of each class, and the most probable one."
+def _outputs(servable: Servable, signature: str) -> str:
+    specs = output_specs(servable, signature).items()
+    return ", ".join(f"`{name}` {_form(spec)}" for name, spec in specs)
 
 
-def _outputs(task: Task) -> str:
-    chosen = ", `chosen` [B, C]" if task.section.multi_label else ""
-    return f"`probabilities` float32 [B, C]{chosen}, `label` string [B]"
-
-
-def _prepared_inputs(servable: Servable) -> str:
-    specs = fixed(servable.inputs).items()
-    shapes = {
-        name: ", ".join("B" if size is None else str(size) for size in spec.shape)
-        for name, spec in specs
-    }
-    return ", ".join(f"`{name}` {spec.dtype.name} [{shapes[name]}]" for name, spec in specs)
+def _form(spec: tf.TensorSpec) -> str:
+    """Return the dtype and the shape of a tensor as text, such as `float32 [B, 3]`."""
+    axes = ", ".join("B" if size is None else str(size) for size in spec.shape)
+    return f"{spec.dtype.name} [{axes}]"
 
 
 def _json_example(column: str) -> str:

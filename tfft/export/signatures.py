@@ -19,7 +19,7 @@ joins the requests of several clients in one batch and rejects all of them if th
 does not write; `Signatures.save` sets it in the saved file.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,23 @@ from tfft.spec import Backbone, Task
 
 RAW = "serving_default"
 METHODS = {"classify": "tensorflow/serving/classify"}  # the other signatures: predict
+Outputs = Mapping[str, tf.Tensor]
+
+
+def _classes_and_scores(outputs: Outputs, labels: Sequence[str]) -> Outputs:
+    """Return `classes` and `scores`, both [B, C]: the names of the classes repeat in each row."""
+    scores = outputs["probabilities"]
+    return {
+        "classes": tf.broadcast_to(tf.constant(list(labels)), tf.shape(scores)),
+        "scores": scores,
+    }
+
+
+# Signature -> its answer, from the outputs of the task's `decode` and the labels.
+RESULTS: Mapping[str, Callable[[Outputs, Sequence[str]], Outputs]] = {
+    **dict.fromkeys((RAW, "tensors", "serialized"), lambda outputs, _: outputs),
+    "classify": _classes_and_scores,
+}
 
 
 @dataclass(frozen=True)
@@ -121,9 +138,7 @@ class Signatures(tf.Module):
 
         def classify(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             predictions = predict_examples(examples)
-            scores = predictions["probabilities"]
-            # Both [B, C]: the names of the classes repeat in each row.
-            outputs = {"classes": tf.broadcast_to(labels, tf.shape(scores)), "scores": scores}
+            outputs = RESULTS["classify"](predictions, labels)
             if STATUS not in predictions:
                 return outputs
             return _blank_failed_rows(outputs, predictions[STATUS])
@@ -176,6 +191,17 @@ def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     for name, array in batch.items():
         result[name][:, :width] = array
     return result
+
+
+def output_specs(servable: Servable, signature: str) -> dict[str, tf.TensorSpec]:
+    """Return the name, shape and dtype of what a signature returns, without `status`."""
+
+    def results(logits: tf.Tensor) -> Outputs:
+        outputs = servable.task.decode(logits, servable.labels, servable.thresholds)
+        return RESULTS[signature](outputs, servable.labels)
+
+    logits = tf.TensorSpec([None, len(servable.labels)], tf.float32)
+    return _function(results, [logits]).get_concrete_function().structured_outputs
 
 
 def _blank_failed_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -265,6 +265,9 @@ def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None =
     )
 
 
+SUMMARY = "the probability of each class, and the most probable one"
+
+
 def decode(
     logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
 ) -> dict[str, tf.Tensor]:
@@ -273,3 +276,22 @@ def decode(
     probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
     names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))
     return {"probabilities": probabilities, "label": names}
+
+
+def answer(outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the outputs of a row as `{"label": ..., "probabilities": {label: p}}`."""
+    return {
+        "label": outputs["label"].decode("utf-8", "replace"),
+        "probabilities": probabilities_by_label(outputs, labels),
+    }
+
+
+def probabilities_by_label(outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
+    """Return the probabilities of a row, label -> probability."""
+    return {n: float(p) for n, p in zip(labels, outputs["probabilities"], strict=True)}
+
+
+def margin(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
+    """Return half the lead of the most probable class, [N]; `thresholds` are not used."""
+    second, first = np.sort(probabilities, axis=1)[:, -2:].T
+    return (first - second) / 2

@@ -4,7 +4,7 @@ A label is predicted where its probability reaches its threshold: 0.5 until thre
 the validation rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -15,6 +15,7 @@ from keras import ops
 from tfft.config import TaskConfig
 from tfft.evaluation import multilabel_metrics
 from tfft.spec import Details
+from tfft.tasks import classification
 
 SEPARATOR = "|"  # separator between the labels of a row
 
@@ -133,6 +134,9 @@ def fit_thresholds(logits: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return multilabel_metrics.thresholds(multilabel_metrics.sigmoid(logits), truth)
 
 
+SUMMARY = "the probability of each label, and the labels that reach their threshold"
+
+
 def decode(
     logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
 ) -> dict[str, tf.Tensor]:
@@ -151,6 +155,21 @@ def decode(
     parts = tf.where(predicted, tf.constant([SEPARATOR + name for name in labels]), "")
     joined = tf.strings.regex_replace(tf.strings.reduce_join(parts, axis=1), r"^\|", "")
     return {"probabilities": probabilities, "chosen": predicted, "label": joined}
+
+
+def answer(outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+    """Return the outputs of a row as `{"labels": [...], "probabilities": {label: p}}`."""
+    chosen = zip(labels, outputs["chosen"], strict=True)
+    return {
+        "labels": [name for name, is_chosen in chosen if is_chosen],
+        "probabilities": classification.probabilities_by_label(outputs, labels),
+    }
+
+
+def margin(probabilities: np.ndarray, thresholds: np.ndarray | None) -> np.ndarray:
+    """Return the distance of the probability that is nearest to its threshold, [N]."""
+    limits = multilabel_metrics.DEFAULT_THRESHOLD if thresholds is None else thresholds
+    return np.abs(probabilities - limits).min(axis=1)
 
 
 def _join(predicted: np.ndarray, labels: Sequence[str]) -> str:

@@ -1,0 +1,54 @@
+"""What all tasks of the table have in common."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfft.tasks import TASKS, answers
+
+LABELS = ["a", "b c", "ü"]
+LOGITS = np.random.default_rng(0).normal(0, 2, (40, 3)).astype(np.float32)
+
+
+@pytest.fixture(params=TASKS)
+def task(request):
+    return TASKS[request.param]
+
+
+def test_outputs_are_those_of_the_section(task):
+    outputs = task.decode(tf.constant(LOGITS), LABELS, None)
+    assert {name: value.dtype.name for name, value in outputs.items()} == task.section.outputs
+    assert all(value.shape[0] == len(LOGITS) for value in outputs.values())
+
+
+def test_answers_are_plain_data_of_the_outputs(task):
+    outputs = task.decode(tf.constant(LOGITS), LABELS, None)
+    rows = answers(task, {name: value.numpy() for name, value in outputs.items()}, LABELS)
+    probabilities = task.probabilities(LOGITS)
+    assert len(rows) == len(LOGITS)
+    for row, expected, label in zip(rows, probabilities, outputs["label"].numpy(), strict=True):
+        assert list(row["probabilities"]) == LABELS
+        np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-6)
+        predicted = "|".join(row["labels"]) if task.section.multi_label else row["label"]
+        assert predicted.encode() == label
+
+
+def test_a_smaller_change_than_the_margin_leaves_the_answer(task):
+    probabilities = task.probabilities(LOGITS)
+    margin = task.margin(probabilities, None)
+
+    def predicted(p):
+        return p >= 0.5 if task.section.multi_label else p == p.max(axis=1, keepdims=True)
+
+    signs = np.where(predicted(probabilities), -1, 1)
+    for share, same in ((0.99, True), (1.01, False)):
+        changed = predicted(probabilities + share * margin[:, None] * signs)
+        equal = (changed == predicted(probabilities)).all(axis=1)
+        assert equal.all() if same else not equal.any()
+
+
+def test_activation_gives_the_probabilities(task):
+    import keras
+
+    actual = keras.layers.Activation(task.activation)(LOGITS)
+    np.testing.assert_allclose(actual, task.probabilities(LOGITS), atol=1e-6)
