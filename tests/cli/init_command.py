@@ -1,5 +1,7 @@
 """The command `tfft init`, run in the current folder, and data for it."""
 
+import functools
+
 import numpy as np
 import tensorflow as tf
 
@@ -8,7 +10,6 @@ from tests.console import run_command
 from tfft.config import load
 
 COLORS = ("red", "green", "blue")
-PNG = tf.io.encode_png(np.full((24, 24, 3), 90, np.uint8)).numpy()
 
 
 def texts(count, seed=0):
@@ -28,11 +29,17 @@ def write_table(path, header, rows, separator=","):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+@functools.cache
+def png():
+    """Return the bytes of a grey image."""
+    return tf.io.encode_png(np.full((24, 24, 3), 90, np.uint8)).numpy()
+
+
 def write_images(folder):
     for color in COLORS:
         (folder / color).mkdir(parents=True)
         for number in range(5):
-            (folder / color / f"{number}.png").write_bytes(PNG)
+            (folder / color / f"{number}.png").write_bytes(png())
 
 
 def init(*arguments):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.cli.init_command import PNG, init, refused, texts, write_images, write_table
+from tests.cli.init_command import init, png, refused, texts, write_images, write_table
 from tests.conftest import write_csv
 from tests.console import run_command
 from tfft.config import Fraction
@@ -71,7 +71,7 @@ def test_mistakes_are_one_line(folder, name):
     np.savez(folder / "float.npz", x=np.zeros((4, 8, 8)), y=np.arange(4) % 2)
     (folder / "bad.csv").write_text("text,label\na\n")
     (folder / "folders" / "a").mkdir(parents=True)
-    (folder / "folders" / "a" / "1.png").write_bytes(PNG)
+    (folder / "folders" / "a" / "1.png").write_bytes(png())
     (folder / "one.csv").write_text("text;label\n" + "a text;b\n" * 9)
     (folder / "latin.csv").write_bytes(b"text,label\ncaf\xe9 noir,a\n")
     numbered = list(enumerate(texts(40)))

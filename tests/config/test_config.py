@@ -97,7 +97,23 @@ def test_all_errors_at_once(tmp_path):
         ({"data": {"validation": {"fracton": 0.1}}}, "data.validation.fracton: unknown key; did"),
         ({"data": {"text": 0}}, "columns must be all names or all numbers"),
         ({"data": {"train": "data.bin"}}, "cannot tell the format"),
-        ({"task": {"loss": "focal", "label_smoothing": 0.1}}, "cross_entropy only"),
+        (
+            {"task": {"loss": "focal", "label_smoothing": 0.1}},
+            ": task: `label_smoothing` is for loss",
+        ),
+        (
+            {"task": {"zzz": 1}},
+            "task.zzz: unknown key; valid: name, pooling, dropout, loss, focal_gamma, ",
+        ),
+        ({"task": None}, "task: must hold keys. Received: None"),
+        (
+            {"task": {"name": "text_multilabel"}, "train": {"metric": "accuracy"}},
+            "must be one of mean_average_precision",
+        ),
+        (
+            {"augmentation": {"flip": "both"}},
+            ": augmentation: is for image_classification, image_multilabel",
+        ),
         ({"distribute": {"devices": ["GPU:0"]}}, "`devices` must be one device"),
         (
             {"distribute": {"strategy": "mirrored", "devices": ["GPU:0", "GPU:0"]}},
@@ -291,6 +307,9 @@ def test_the_schema_accepts_recipes_and_search_spaces():
     assert validator.is_valid({**GOOD, "optimizer": {"learning_rate": rate}, "method": methods})
     assert validator.is_valid({**GOOD, "tune": {"space": {"optimizer.learning_rate": rate}}})
     assert validator.is_valid({**GOOD, "train": {"batch_size": "auto"}})
+    for task in ({}, {"dropout": 0.0}, {"loss": {"search": "choice", "values": ["focal", "mse"]}}):
+        assert validator.is_valid({**GOOD, "task": task})
+    assert not validator.is_valid({**GOOD, "task": {"name": "text_multilabel", "loss": "mse"}})
     assert not validator.is_valid({**GOOD, "train": {"batch_size": "many"}})
     assert not validator.is_valid(
         {**GOOD, "optimizer": {"learning_rate": {**rate, "search": "log"}}}

@@ -320,7 +320,7 @@ def test_random_resized_crop_keeps_the_configured_share():
 def test_incompatible_augmentations_are_refused():
     with pytest.raises(ValueError, match="one of `mixup` and `cutmix`"):
         AugmentationConfig(mixup=0.2, cutmix=1.0)
-    with pytest.raises(UserError, match="augmentation: is for images"):
+    with pytest.raises(UserError, match="augmentation: is for image_classification"):
         parse(
             {
                 "data": {"train": "a.csv"},

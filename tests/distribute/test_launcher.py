@@ -219,7 +219,6 @@ def assert_bit_identical(undisturbed, resumed):
     assert not unfinished_checkpoints(resumed)
 
 
-@pytest.mark.slow  # tests/training/test_killed.py kills a run too
 def test_run_killed_twice_is_bit_identical(setting, tmp_path):
     assert_bit_identical(*train_with_kills(setting, tmp_path, 2))
 

@@ -255,12 +255,10 @@ def plain(tiny, tmp_path_factory):
     return tfft.train(without_dropout(whole_config(tiny, folder)), workdir=folder / "run")
 
 
-# One penalty, one additional loss and one adversary are quick; the others are of the same kinds.
-QUICK = ("mixout", "r_drop", "fgm")
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in SECTIONS]
+    "name",
+    # FreeLB is an adversary, as FGM is.
+    [pytest.param(n, marks=pytest.mark.slow if n == "freelb" else ()) for n in SECTIONS],
 )
 def test_run_is_changed_saved_and_equal_on_two_replicas(config, plain, tmp_path, name):
     """Two replicas are compared where the noise does not depend on the replica."""

@@ -126,7 +126,6 @@ def _weights_by_path(run):
     return [(v.path, v) for v in run.model.weights]
 
 
-@pytest.mark.slow  # tests/backbones/test_hub.py resumes a run on images too
 def test_resume_is_bit_identical(vit, raw, tmp_path):
     """With augmentation, whose draws continue at the interrupted step."""
     workdir = tmp_path / "resumed"

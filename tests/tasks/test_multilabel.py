@@ -70,7 +70,7 @@ def test_to_logits_inverts_probabilities():
         ),
         (
             {"task": {"name": "text_multilabel", "class_weights": "balanced"}},
-            "task.class_weights: unknown key",
+            "task: `class_weights` is for one class a row; for rare labels use loss: focal",
         ),
         ({"train": {"metric": "accuracy"}}, "train.metric: must be one of mean_average"),
         ({"regularization": {"r_drop": {}}}, "regularization.r_drop: is for text_classification"),

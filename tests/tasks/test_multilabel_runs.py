@@ -12,7 +12,7 @@ import tensorflow as tf
 import tfft
 from tests.console import run_command
 from tfft.config import parse
-from tfft.export import ExportedModel
+from tfft.export.exported_model import read_description
 from tfft.run import load_run
 from tfft.utils.errors import UserError
 
@@ -90,8 +90,8 @@ def test_export_and_python_give_the_same_labels(run, raw):
     paths = [str(folder / f"{index}.png") for index in range(12)]
     predictions = run.predict(paths)
     assert any(len(prediction["labels"]) > 1 for prediction in predictions)
-    exported_model = ExportedModel(run.workdir / "export")
-    np.testing.assert_allclose(exported_model.thresholds, run.thresholds)
+    description = read_description(run.workdir / "export" / "1" / "assets.extra" / "tfft.json")
+    np.testing.assert_allclose(description["thresholds"], run.thresholds)
     serve = tf.saved_model.load(str(run.workdir / "export" / "1")).signatures["serving_default"]
     outputs = serve(image=tf.constant([Path(p).read_bytes() for p in paths]))
     for index, prediction in enumerate(predictions):

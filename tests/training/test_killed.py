@@ -12,17 +12,12 @@ from safetensors.numpy import load_file
 from tests.conftest import whole_config
 from tests.processes import Command
 
-NUM_KILLS, NUM_KILLS_SLOW = 1, 100
+KILLS = 100
 
 
-@pytest.mark.parametrize(
-    "kills",
-    [
-        NUM_KILLS,
-        pytest.param(NUM_KILLS_SLOW, marks=[pytest.mark.slow, pytest.mark.timeout(3 * 3600)]),
-    ],
-)
-def test_killed_at_any_moment_a_run_resumes_bit_identically(tiny, tmp_path, kills):
+@pytest.mark.slow  # tests/distribute/test_launcher.py kills a run twice
+@pytest.mark.timeout(3 * 3600)
+def test_killed_at_any_moment_a_run_resumes_bit_identically(tiny, tmp_path):
     """Kill it while it prepares rows, stores features, trains, saves, exports or reports."""
     config = whole_config(tiny, tmp_path)
     config |= {"method": {"name": "head"}, "export": {"enabled": True}}
@@ -41,7 +36,7 @@ def test_killed_at_any_moment_a_run_resumes_bit_identically(tiny, tmp_path, kill
     seconds = time.monotonic() - start_time
 
     generator, killed, rounds, positions = random.Random(0), 0, 0, []
-    while killed < kills:
+    while killed < KILLS:
         rounds += 1
         folder = tmp_path / f"round_{rounds}"
         while True:
@@ -49,7 +44,7 @@ def test_killed_at_any_moment_a_run_resumes_bit_identically(tiny, tmp_path, kill
             start_time = time.monotonic()
             while command.poll() is None and time.monotonic() - start_time < limit:
                 time.sleep(0.01)
-            if killed == kills or command.poll() is not None:
+            if killed == KILLS or command.poll() is not None:
                 code, log = command.wait()
                 assert code == 0, log
                 break

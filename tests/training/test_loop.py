@@ -119,7 +119,7 @@ def test_two_replicas_train_the_same_model_as_one(plain, plain_config, tmp_path)
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param({}, id="one", marks=pytest.mark.slow), pytest.param(MIRRORED, id="mirrored")],
+    [pytest.param({}, id="one"), pytest.param(MIRRORED, id="mirrored", marks=pytest.mark.slow)],
 )
 def test_resume_is_bit_identical_with_averages_and_dropout(config, tmp_path, monkeypatch, changes):
     config["model"]["dropout"] = 0.1

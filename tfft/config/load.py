@@ -19,6 +19,7 @@ from tfft.utils.reading import read_text
 
 MAX_DEPTH = 50  # of nested sections
 MAX_LINE = 1000  # characters of an error line
+_DEFAULT_TASK = next(iter(tasks.TASK_SECTIONS))
 
 
 class Config(Section):
@@ -45,9 +46,9 @@ class Config(Section):
         # Before validation a value may have any type.
         if not isinstance(value, dict):
             return value
-        task, train = value.get("task", {}), value.get("train", {})
+        task, train = value.get("task", {}), value.get("train") or {}
         if isinstance(task, dict):
-            task = {"name": next(iter(tasks.TASK_SECTIONS)), **task}
+            task = {"name": _DEFAULT_TASK, **task}
             value = {**value, "task": task}
             section = tasks.TASK_SECTIONS.get(str(task["name"]))
             if section is not None and isinstance(train, dict):
@@ -58,8 +59,8 @@ class Config(Section):
     def _check_metric(self) -> "Config":
         if (metric := self.train.metric) not in self.task.metrics:
             raise ValueError(
-                f"train.metric: must be one of {', '.join(self.task.metrics)}. Received: "
-                f"{_short(metric)}{nearest(metric, self.task.metrics)}"
+                f"train.metric: must be one of {', '.join(self.task.metrics)} for "
+                f"{self.task.name}. Received: {_short(metric)}"
             )
         return self
 
@@ -77,6 +78,11 @@ class Config(Section):
                 raise ValueError(
                     f"{path}: is for {', '.join(supporting)}; task is {self.task.name}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> "Config":
+        """Check that the targets are not both mixed and replaced by a teacher's."""
         if self.augmentation.mixes and self.regularization.distillation is not None:
             raise ValueError("augmentation: mixup and cutmix cannot be combined with distillation")
         return self
@@ -249,6 +255,9 @@ def schema() -> dict[str, Any]:
     for name, part in json_schema["$defs"].items():
         if name not in ("TuneConfig", "Halving", "Search"):
             _allow_search(part)
+    for name, section in tasks.TASK_SECTIONS.items():
+        if name != _DEFAULT_TASK:  # otherwise a section without a name would fit all of them
+            json_schema["$defs"][section.__name__]["required"] = ["name"]
     tune = json_schema["properties"].pop("tune")
     _allow_search(json_schema)
     json_schema["properties"]["tune"] = tune
@@ -376,6 +385,8 @@ def _error_line(item: Mapping[str, Any], raw: Any, root: type[BaseModel]) -> str
         new_name = renamed.hint(renamed.VALUES.get(f"{path}.name", {}), value)
         suggestion = new_name or nearest(value, options)
         return f"{path}.name: unknown {path}. Received: {_short(value)}{suggestion}"
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        return f"{path}: must hold keys. Received: {_short(item['input'])}"
     if kind == "union_tag_not_found":
         return f"{path}.name: required and not given"
     where = f"{path}: " if path else ""  # a rule over several sections names its keys itself
@@ -406,8 +417,8 @@ def _key_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
         if in_list or (isinstance(value, Mapping) and part in value):
             value = value[part]
             yield part
-        # A required key that is missing.
-        elif last and isinstance(value, Mapping):
+        # A required key that is missing; not the name of the member that `name` selects.
+        elif last and isinstance(value, Mapping) and part not in (value.get("name"), _DEFAULT_TASK):
             yield part
 
 
@@ -428,7 +439,7 @@ def _valid_keys(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
     # In a section with several classes, such as `method`, `name` selects the class.
     name = value.get("name") if isinstance(value, Mapping) else None
     selected = [m for m in models if name in get_args(_annotation(m, "name"))]
-    return [key for model in selected or models for key in model.model_fields]
+    return list(dict.fromkeys(key for model in selected or models for key in model.model_fields))
 
 
 def _annotation(model: type[BaseModel], field: str) -> Any:

@@ -7,6 +7,8 @@ from pydantic import Field, field_validator, model_validator
 from tfft.config.base import Section
 from tfft.config.durations import Duration, Interval
 from tfft.config.regularization import SurgeryConfig
+from tfft.config.tasks import TASK_SECTIONS
+from tfft.utils.errors import nearest
 
 # Provider of a backbone -> keys of the section `model` that it supports.
 PROVIDERS: dict[str, tuple[str, ...]] = {
@@ -260,8 +262,8 @@ class TrainConfig(Section):
     )
     metric: str = Field(
         "accuracy",
-        description="metric of the validation split that selects `best/` and stops early; default: "
-        "the first one of the task",
+        description="metric of the validation split that selects `best/` and stops early; default "
+        "of multi-label tasks: mean_average_precision",
     )
     validate_every: Duration = Field(
         Duration(1, "epochs"), description="time between two validations"
@@ -296,8 +298,14 @@ class TrainConfig(Section):
 
     @field_validator("metric")
     @classmethod
-    def _without_split(cls, value: str) -> str:
-        return value.removeprefix("validation/")  # as metrics.jsonl names it
+    def _known_metric(cls, value: str) -> str:
+        """Check that a task has the metric; `Config` checks that its own task has it."""
+        name = value.removeprefix("validation/")  # metrics.jsonl has the name with its split
+        names = dict.fromkeys(n for section in TASK_SECTIONS.values() for n in section.metrics)
+        if name not in names:
+            hint = nearest(name, names)
+            raise ValueError(f"must be one of {', '.join(names)}{hint if 'mean' in hint else ''}")
+        return name
 
 
 class DistributeConfig(Section):

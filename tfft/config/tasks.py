@@ -1,7 +1,7 @@
 """Section `task`: the tasks, each with what it reads, its metrics and its settings."""
 
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -108,10 +108,19 @@ class _MultiLabel(_Classification):
     outputs = _LABEL_OUTPUTS
     multi_label = True
 
-    # For rare labels there is the focal loss in place of class weights.
     loss: Literal["cross_entropy", "focal"] = Field(
-        "cross_entropy", description="binary cross-entropy, averaged over the labels"
+        "cross_entropy",
+        description="binary cross-entropy, averaged over the labels; focal: for rare labels",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_class_weights(cls, value: Any) -> Any:
+        if isinstance(value, dict) and "class_weights" in value:
+            raise ValueError(
+                "`class_weights` is for one class a row; for rare labels use loss: focal"
+            )
+        return value
 
 
 class TextClassification(_OneClass):

@@ -73,7 +73,7 @@ def publish(
         rows = [
             requests[i % len(sample)] for i in range(config.verify_rows)
         ]  # repeats a small sample
-        difference, rates = _verify(servable, rows, temporary, BOUNDS[precision])
+        difference, rates = _verify(servable, rows, temporary, precision)
         if config.warmup:
             warmup_requests.write(
                 temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates)
@@ -154,7 +154,7 @@ def _rows_equal(host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], in
 
 
 def _verify(
-    servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path, bound: float
+    servable: Servable, rows: Sequence[tuple[Any, ...]], folder: Path, precision: str
 ) -> tuple[float, dict[int, float]]:
     """Run the SavedModel in another process and compare its answers with the live model's.
 
@@ -169,6 +169,7 @@ def _verify(
         UserError: the SavedModel does not run, or an output differs.
     """
     model, inputs, task = servable.model, servable.inputs, servable.task
+    bound = BOUNDS[precision]
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
     logits = tf.constant(model.predict_on_batch(prepared), tf.float32)
@@ -187,7 +188,7 @@ def _verify(
     if not difference <= bound:
         raise UserError(
             f"export: the served numbers differ by {difference:.1e} from the live model's; the "
-            f"bound is {bound:.0e}. Not published"
+            f"bound for {precision} is {bound:.0e}. Not published"
         )
     if undecided := int((margins <= bound).sum()):
         console.log(

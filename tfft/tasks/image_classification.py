@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tfft.config import tasks as sections
+from tfft.config import tasks as task_sections
 from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
@@ -40,7 +40,7 @@ def _bootstrap(
 
 
 TASK = Task(
-    section=sections.ImageClassification,
+    section=task_sections.ImageClassification,
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,

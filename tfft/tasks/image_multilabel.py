@@ -1,12 +1,12 @@
 """Multi-label classification of images: any number of labels per image."""
 
-from tfft.config import tasks as sections
+from tfft.config import tasks as task_sections
 from tfft.evaluation import multilabel_metrics
 from tfft.spec import Task
 from tfft.tasks import classification, multilabel
 
 TASK = Task(
-    section=sections.ImageMultilabel,
+    section=task_sections.ImageMultilabel,
     head=classification.head,
     loss=multilabel.loss,
     sample_weights=multilabel.no_weights,

@@ -1,12 +1,12 @@
 """Single-label classification of texts or text pairs."""
 
-from tfft.config import tasks as sections
+from tfft.config import tasks as task_sections
 from tfft.evaluation import metrics
 from tfft.spec import Task
 from tfft.tasks import classification
 
 TASK = Task(
-    section=sections.TextClassification,
+    section=task_sections.TextClassification,
     head=classification.head,
     loss=classification.loss,
     sample_weights=classification.sample_weights,

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from tfft.config import tasks as sections
+from tfft.config import tasks as task_sections
 from tfft.tasks import image_multilabel
 
-TASK = replace(image_multilabel.TASK, section=sections.TextMultilabel)
+TASK = replace(image_multilabel.TASK, section=task_sections.TextMultilabel)
