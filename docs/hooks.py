@@ -3,6 +3,7 @@ recipes, the commands and the error messages: nothing is written twice.
 """
 
 import ast
+import html
 import json
 import re
 import subprocess
@@ -89,8 +90,14 @@ def table(part):
         if key not in part.get("required", []) and "default" not in value:
             default = ""
         cells = [f"`{key}`", kind(value), default, value.get("description", "")]
-        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        rows.append("| " + " | ".join(map(_cell, cells)) + " |")
     return "\n".join(rows)
+
+
+def _cell(text):
+    """Return the text of a table's cell, in which `|` does not begin another cell."""
+    code = re.sub(r"`([^`]*\|[^`]*)`", lambda m: f"<code>{html.escape(m[1])}</code>", text)
+    return code.replace("|", "&#124;")
 
 
 def kind(value):
