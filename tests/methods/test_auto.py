@@ -55,6 +55,14 @@ def test_rates_by_size_and_method():
     assert rates(time_limit=20.0) == (3e-3, 1.0)
 
 
+def test_two_phases_need_steps():
+    def method(epochs):
+        raw = {"task": {"name": "image_classification"}, "train": {"epochs": epochs}}
+        return advise_with(raw, num_rows=30, mean_tokens=None)[0].method.name
+
+    assert (method(1), method(3), method(4)) == ("full", "full", "lp_ft")
+
+
 def test_values_of_the_config_are_kept():
     config, reasons = advise_with({"train": {"epochs": 7}, "optimizer": {"learning_rate": 1e-5}})
     assert config.train.epochs == 7 and config.optimizer.learning_rate == 1e-5

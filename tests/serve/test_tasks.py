@@ -2,7 +2,6 @@
 
 import ast
 import base64
-import csv
 import json
 import re
 import subprocess
@@ -19,62 +18,19 @@ from tensorflow_serving.apis import (
 )
 
 import tfft
-from tests.conftest import GOLDEN, write_csv
 from tests.serve.conftest import stop, tfft_server
-from tests.tasks.test_image_runs import write_folder
-from tests.tasks.test_multilabel_runs import write_table
+from tests.tasks import samples
 from tfft.export.signatures import example
 
 BOUND = 1e-5  # largest difference of a probability
 NUM_ROWS = 4  # rows of each request
 
 
-def text_data(tiny, folder):
-    return {"train": str(write_csv(folder / "t.csv", 60)), "max_length": 12}, f"hf:{tiny}"
+CASES = [*samples.SAMPLES.items(), ("text_classification", samples.text_pair_data)]
 
 
-def text_pair_data(tiny, folder):
-    with open(write_csv(folder / "t.csv", 60), newline="") as file:
-        rows = list(csv.DictReader(file))
-    with open(folder / "pairs.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "other", "label"])
-        table.writerows([[r["text"], r["text"][::-1], r["label"]] for r in rows])
-    data = {"train": str(folder / "pairs.csv"), "text_pair": "other", "max_length": 16}
-    return data, f"hf:{tiny}"
-
-
-def multilabel_text_data(tiny, folder):
-    with open(folder / "tags.csv", "w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["text", "label"])
-        table.writerows(
-            [[f"the {a} {b} sky", f"{a}|{b}"] for a in ("red", "blue") for b in "xyz"] * 8
-        )
-    return {"train": str(folder / "tags.csv"), "max_length": 12}, f"hf:{tiny}"
-
-
-def image_data(tiny, folder):
-    write_folder(folder / "images", 8, 0)
-    data = {"train": {"source": "images", "path": str(folder / "images")}}
-    return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
-
-
-def multilabel_image_data(tiny, folder):
-    return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
-
-
-slow = pytest.mark.slow
-TASKS = [
-    pytest.param("text_classification", text_data, marks=slow),  # test_clients has one too
-    pytest.param("text_classification", text_pair_data, marks=slow),
-    pytest.param("text_multilabel", multilabel_text_data, marks=slow),
-    pytest.param("image_classification", image_data, marks=slow),
-    pytest.param("image_multilabel", multilabel_image_data, marks=slow),
-]
-
-
-@pytest.mark.parametrize(("task", "build_data"), TASKS)
+@pytest.mark.slow  # tests/serve/test_clients.py serves a text classifier
+@pytest.mark.parametrize(("task", "build_data"), CASES)
 def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     data, backbone = build_data(tiny, tmp_path)
     config = {

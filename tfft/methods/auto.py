@@ -16,6 +16,7 @@ from tfft.config import Config, parse
 SMALL, MEDIUM, LARGE = 1_000, 20_000, 500_000
 SOLVED_ACCURACY = 0.98  # accuracy of the probe from which training the head alone is enough
 MIN_STEPS = 300  # optimizer steps on small data
+MIN_PHASE_STEPS = 4  # steps of a training with two phases
 # Forward and backward pass, in forward passes (Kaplan 2020, section 2.1).
 STEP_COST = 3
 SMALL_BACKBONE = 50_000_000  # parameters; smaller backbones get higher learning rates
@@ -102,6 +103,7 @@ def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
         _choose_image_method(advice, facts)
     _fit_memory(advice, facts)
     _fit_time(advice, facts, config)
+    _fit_steps(advice, facts, config)
     return _apply_advice(config, advice)
 
 
@@ -223,6 +225,21 @@ def _fit_memory(advice: Advice, facts: Facts) -> None:
     )
 
 
+def _of_training(name: str, advice: Advice, config: Config) -> int:
+    """Return a value of the section `train`: the config's where it is set, else the advice's."""
+    is_set = name in config.train.model_fields_set
+    return int(getattr(config.train, name) if is_set else advice.train[name])
+
+
+def _fit_steps(advice: Advice, facts: Facts, config: Config) -> None:
+    """Train all stages at once where there are too few steps to train the head first."""
+    per_epoch = math.ceil(facts.num_rows / _of_training("batch_size", advice, config))
+    steps = per_epoch * _of_training("epochs", advice, config)
+    if advice.method["name"] == "lp_ft" and steps < MIN_PHASE_STEPS:
+        advice.method = {"name": "full"}
+        advice.explain("method full", f"{steps} steps are too few for two phases")
+
+
 def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
     """Reduce the cost to the time limit: fewer epochs, then fewer trainable blocks, then the head.
 
@@ -230,9 +247,7 @@ def _fit_time(advice: Advice, facts: Facts, config: Config) -> None:
     """
     if facts.time_limit is None:
         return
-    # The run takes the config's epochs where it sets them.
-    epochs = config.train.epochs if "epochs" in config.train.model_fields_set else None
-    epochs = epochs or advice.train["epochs"]
+    epochs = _of_training("epochs", advice, config)
     # 1. Everything fits.
     forward_seconds = facts.num_rows * facts.seconds_per_row
     limit = f"{facts.time_limit / 60:g} minutes"

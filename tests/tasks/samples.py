@@ -1,0 +1,51 @@
+"""Small data sets of each task, for tests that run over the table of tasks."""
+
+import csv
+
+from tests.conftest import GOLDEN, write_csv
+from tests.tasks.test_image_runs import write_folder
+from tests.tasks.test_multilabel_runs import write_table
+
+
+def text_data(tiny, folder):
+    return {"train": str(write_csv(folder / "t.csv", 60)), "max_length": 12}, f"hf:{tiny}"
+
+
+def text_pair_data(tiny, folder):
+    with open(write_csv(folder / "t.csv", 60), newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(folder / "pairs.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "other", "label"])
+        table.writerows([[r["text"], r["text"][::-1], r["label"]] for r in rows])
+    data = {"train": str(folder / "pairs.csv"), "text_pair": "other", "max_length": 16}
+    return data, f"hf:{tiny}"
+
+
+def multilabel_text_data(tiny, folder):
+    with open(folder / "tags.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        table.writerows(
+            [[f"the {a} {b} sky", f"{a}|{b}"] for a in ("red", "blue") for b in "xyz"] * 8
+        )
+    return {"train": str(folder / "tags.csv"), "max_length": 12}, f"hf:{tiny}"
+
+
+def image_data(tiny, folder):
+    write_folder(folder / "images", 8, 0)
+    data = {"train": {"source": "images", "path": str(folder / "images")}}
+    return data, f"hf:{GOLDEN / 'vision' / 'vit'}"
+
+
+def multilabel_image_data(tiny, folder):
+    return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
+
+
+# Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone.
+SAMPLES = {
+    "text_classification": text_data,
+    "text_multilabel": multilabel_text_data,
+    "image_classification": image_data,
+    "image_multilabel": multilabel_image_data,
+}
