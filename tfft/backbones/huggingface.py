@@ -170,58 +170,80 @@ def save(
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
-    # The config and the architecture, without the blocks that were dropped.
-    settings = dict(backbone.description["config"])  # a copy, changed below
+    settings, new_blocks = _remaining_blocks(backbone.description)
     family = _family(settings)
-    architecture = family.architecture(settings)
-    new_blocks: dict[str, str] = {}
-    # transformers numbers layers without gaps.
-    if dropped := backbone.description.get("dropped"):
-        remaining = [name for name in architecture.blocks if name not in dropped]
-        new_blocks = {name: f"block_{i}" for i, name in enumerate(remaining)}
-        # DistilBERT names it n_layers.
-        count_key = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
-        settings[count_key] = len(remaining)
-        architecture = family.architecture(settings)
-    entries = {**family.weight_map(architecture), **family.head_weight_map}
     # transformers would initialize missing tensors at random, with no more than a warning.
-    head_variables = {v.path: v for v in model.weights if v.path.startswith("head/")}
-    if set(head_variables) != set(family.head_weight_map) or (
+    head_variables = {v.path for v in model.weights if v.path.startswith("head/")}
+    if head_variables != set(family.head_weight_map) or (
         model.get_layer("pooling").kind != family.head_style.pooling
     ):
         raise UserError(
             f"the head ({', '.join(sorted(head_variables))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
-    paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
-    # Adapters and other injected weights have no tensor.
-    unmapped = [path for path in paths.values() if path not in entries]
-    if unmapped:
-        raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
-    # The tensors under their names in the checkpoint.
-    tensors: dict[str, np.ndarray] = {}
-    for variable in model.weights:
-        prefix = "" if variable.path in head_variables else family.prefixes[0]
-        entry = entries[paths[variable.path]]
-        values = weight_map.write(entry, np.asarray(variable.value))
-        tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
-    # The files that transformers reads.
-    if image_spec is not None:
-        processor_config = processor.write(image_spec, backbone.description["scaling"])
+    tensors = _tensors(model, family, settings, new_blocks)
     # transformers' pipelines then apply a sigmoid to each logit.
     if multi_label:
         settings["problem_type"] = "multi_label_classification"
     settings["architectures"] = [family.classifier]
     settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
     settings["label2id"] = {label: i for i, label in enumerate(labels)}
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    files: dict[str, Any] = {"config.json": settings}
     if image_spec is not None:
-        (folder / IMAGE_PROCESSOR).write_text(
-            json.dumps(processor_config, indent=2), encoding="utf-8"
-        )
+        files[IMAGE_PROCESSOR] = processor.write(image_spec, backbone.description["scaling"])
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2), encoding="utf-8")
     # transformers refuses safetensors files without this metadata.
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _remaining_blocks(description: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the checkpoint's config without the blocks that were dropped, and their new names.
+
+    Args:
+        description: that of the backbone.
+
+    Returns:
+        A copy of the config, and name of a block -> its name in the new checkpoint, empty where no
+        block was dropped.
+    """
+    settings = dict(description["config"])
+    dropped = description.get("dropped")
+    if not dropped:
+        return settings, {}
+    remaining = [
+        name for name in _family(settings).architecture(settings).blocks if name not in dropped
+    ]
+    # DistilBERT names it n_layers.
+    count_key = next(key for key in ("num_hidden_layers", "n_layers") if key in settings)
+    settings[count_key] = len(remaining)
+    # transformers numbers layers without gaps.
+    return settings, {name: f"block_{i}" for i, name in enumerate(remaining)}
+
+
+def _tensors(
+    model: keras.Model, family: Family, settings: Mapping[str, Any], new_blocks: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """Return the weights of a model under the names of a checkpoint.
+
+    Raises:
+        UserError: a weight has no form in the checkpoint.
+    """
+    architecture = family.architecture(settings)
+    entries = {**family.weight_map(architecture), **family.head_weight_map}
+    paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
+    # Adapters and other injected weights have no tensor.
+    unmapped = [path for path in paths.values() if path not in entries]
+    if unmapped:
+        raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
+    tensors: dict[str, np.ndarray] = {}
+    for variable in model.weights:
+        prefix = "" if variable.path in family.head_weight_map else family.prefixes[0]
+        entry = entries[paths[variable.path]]
+        values = weight_map.write(entry, np.asarray(variable.value))
+        tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
+    return tensors
 
 
 def _rename_block(path: str, new_names: Mapping[str, str]) -> str:
