@@ -1,6 +1,7 @@
 """Train a tiny model in many settings, on several replicas or workers.
 
     python -m tests.model.matrix --checkpoint=FOLDER --out=FILE [--replicas=2] [--steps=20]
+        [--settings=adamw,lora]
 
 With TF_CONFIG it is one of several workers. It writes the final weights, losses and accuracies of
 the epochs, metrics of `evaluate` and predictions. `test_matrix.py` compares them.
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--replicas", type=int, default=1)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--settings", default=",".join(SETTINGS))
     flags = parser.parse_args()
     config = {"strategy": "auto"}
     if flags.replicas > 1:
@@ -133,8 +135,8 @@ def main() -> None:
         config = {"strategy": "mirrored", "devices": devices}
     strategy = strategies.setup(DistributeConfig(**config), 0, True)
     arrays = {}
-    for name, setting in SETTINGS.items():
-        results = run(flags.checkpoint, setting, flags.steps, strategy)
+    for name in flags.settings.split(","):
+        results = run(flags.checkpoint, SETTINGS[name], flags.steps, strategy)
         arrays |= {f"{name}|{path}": value for path, value in results.items()}
         keras.backend.clear_session()
         gc.collect()  # a model and its traced functions reference each other
