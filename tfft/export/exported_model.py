@@ -153,15 +153,15 @@ class ExportedModel:
                 f"{', '.join(self.columns)}"
             )
         outputs = signature.structured_outputs
-        for name, dtype in TASK_SECTIONS[self.task].outputs.items():
-            if name not in outputs or outputs[name].dtype.name != dtype:
-                raise UserError(f"{folder}: its model gives no {name!r} of type {dtype}")
-        shape = outputs["probabilities"].shape
+        shape = getattr(outputs.get("probabilities"), "shape", ())
         if len(shape) != 2 or shape[1] not in (None, len(self.labels)):
             raise UserError(
                 f"{folder}: its model gives no probabilities of the {len(self.labels)} labels in "
                 f"{_DESCRIPTION}"
             )
+        for name, dtype in TASK_SECTIONS[self.task].outputs.items():
+            if name not in outputs or outputs[name].dtype.name != dtype:
+                raise UserError(f"{folder}: its model gives no {name!r} of type {dtype}")
 
     def outputs(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, np.ndarray]:
         """Return the outputs of the task by name, [N, ...] each, such as `probabilities`.

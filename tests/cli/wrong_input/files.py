@@ -280,6 +280,11 @@ EXPORTS = {
         {EXTRA: json.dumps({**ABOUT, "labels": ["a", "b", "c"]})},
         "gives no probabilities of the 3 labels",
     ),
+    "no-label": ({EXTRA: json.dumps(ABOUT)}, "its model gives no 'label' of type string"),
+    "unknown-task": (
+        {EXTRA: json.dumps({**ABOUT, "task": "text_tagging"})},
+        "tfft.json: unknown task 'text_tagging'",
+    ),
     "other-columns": (
         {EXTRA: json.dumps({**ABOUT, "columns": ["txt"]})},
         "its model takes text; assets.extra/tfft.json names txt",
