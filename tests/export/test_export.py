@@ -138,9 +138,9 @@ def test_every_output_is_compared():
         UserError, match=r"label of tensors differs from .* in 1 rows, in batches of 2"
     ):
         difference(**{"tensors.2.label": plain(names[::-1])})
-    with pytest.raises(UserError, match="output label of tensors is not of the live form"):
+    with pytest.raises(UserError, match="label of tensors has another dtype or shape"):
         difference(**{"tensors.2.label": np.zeros(2, np.float32)})
-    with pytest.raises(UserError, match="output other of tensors is not of the live form"):
+    with pytest.raises(UserError, match="other of tensors has another dtype or shape"):
         difference(**{"tensors.2.other": np.zeros(2)})
     del answers["classify/2/classes"]
     with pytest.raises(UserError, match="the SavedModel returns no classify/classes"):
