@@ -38,7 +38,7 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 
-FIRST = ("test_matrix.py", "test_launcher.py")
+FIRST = ("test_killed.py", "test_matrix.py", "test_launcher.py")
 SLOW_TIMEOUT = 1800  # seconds
 
 
