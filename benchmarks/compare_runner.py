@@ -339,7 +339,8 @@ def _read_run(
     data = json.loads((workdir / "run.json").read_text())["data"]
     values |= {f"{kind}/data/{name}": data[name] for name in ("rows", "labels")}
     description = json.loads((workdir / "best" / "model.json").read_text())
-    values[f"{kind}/thresholds"] = description.get("thresholds")
+    fitted = description.get("fitted") or {}
+    values[f"{kind}/thresholds"] = description.get("thresholds") or fitted.get("thresholds")
     _read_table((workdir / "mask.txt").read_text(), f"{kind}/mask", values)
     state = _checkpoints(workdir)[-1][1]
     for name, path in (("state", state), ("best", workdir / "best" / "weights.safetensors")):

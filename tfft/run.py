@@ -23,7 +23,7 @@ from tfft.export import Servable, StoredWeight
 from tfft.methods import METHODS
 from tfft.model import Model, assemble, stages, weight_file
 from tfft.preprocess import Inputs
-from tfft.spec import Backbone, Task
+from tfft.spec import Backbone, Fitted, Task
 from tfft.tasks import TASKS, answers
 from tfft.utils import console
 from tfft.utils.errors import UserError
@@ -43,19 +43,19 @@ class Run:
         model: a plain `keras.Model`: the inputs of `spec.Backbone.model` -> logits [B, C].
         backbone: the backbone within the model.
         inputs: the preprocessing of raw rows into inputs of the model.
-        labels: class names in the order of the outputs.
+        labels: names of the outputs: classes, or columns of predicted numbers.
         task: the task of the config.
         trained: paths of the variables that differ from the backbone's files; only these are
             saved. None: all.
         targets: training targets that hold more than the labels (distillation); None: the labels.
         depends_on: digests of the data and the backbone (`fingerprint.of`).
-        thresholds: threshold of each class in a multi-label task, [C]; None until they are fitted
-            (0.5 is used), and in tasks with one class a row.
+        fitted: values that were fitted on the data, by name, such as `thresholds` [C] of a
+            multi-label task.
     """
 
     targets: np.ndarray | None = None
     depends_on: Mapping[str, str] = MappingProxyType({})
-    thresholds: np.ndarray | None = None
+    fitted: Fitted = MappingProxyType({})
 
     def __init__(
         self,
@@ -102,18 +102,18 @@ class Run:
         return logits
 
     def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
-        """Predict the labels of raw rows.
+        """Predict the answers to raw rows.
 
         Args:
             rows: raw rows, as for `logits`.
             batch_size: rows at once.
 
         Returns:
-            For each row `{"label": ..., "probabilities": {label: p}}`; in a multi-label task
-            `labels`, a list, instead of `label`.
+            The answer to each row as the task gives it, such as `{"label": ...,
+            "probabilities": {label: p}}`.
         """
         logits = tf.constant(self.logits(rows, batch_size))
-        outputs = self.task.decode(logits, self.labels, self.thresholds)
+        outputs = self.task.decode(logits, self.labels, self.fitted)
         return answers(self.task, {k: v.numpy() for k, v in outputs.items()}, self.labels)
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
@@ -156,32 +156,25 @@ class Run:
         if config.test_time_augmentation == "mirrored":
             mirrored_rows = model_inputs.MirroredRows(rows)
             mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
-            # Probabilities are averaged, not logits; back to logits, which the metrics take.
-            mean = (self.task.probabilities(logits) + self.task.probabilities(mirrored_logits)) / 2
-            logits = self.task.to_logits(mean)
-        seed, thresholds = self.config.train.seed, self.thresholds
-        return evaluate.evaluate(
-            self.task, logits, split, self.labels, config, train, seed, thresholds
-        )
+            logits = self.task.average([logits, mirrored_logits])
+        seed, fitted = self.config.train.seed, self.fitted
+        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, fitted)
 
-    def fit_thresholds(self, split: Dataset | None) -> None:
-        """Fit the thresholds of a multi-label task and save them in `best/`.
+    def fit(self, split: Dataset | None) -> None:
+        """Fit what the task fits after the training, such as thresholds; save it in `best/`.
 
         Args:
-            split: rows that were not trained on; None: all thresholds stay 0.5.
+            split: rows that were not trained on; None: the task's defaults are used.
         """
-        if self.task.fit_thresholds is None:
+        if self.task.unfitted is None:
             return
         if split is None:
-            console.log(
-                "thresholds: 0.5 for every label, because there is no validation split to fit "
-                "them on"
-            )
+            console.log(self.task.unfitted)
             return
         batch_size = self.config.evaluate.batch_size
         rows = model_inputs.unaugmented_rows(split, self.inputs)
         logits = evaluate.predict(self.model, split, rows, batch_size)
-        self.thresholds = self.task.fit_thresholds(logits, split.labels)
+        self.fitted = self.task.fit(logits, split.targets, self.fitted)
         if strategies.workers().is_chief:
             self._write_description()
 
@@ -298,7 +291,7 @@ class Run:
             self.inputs,
             self.task,
             self.labels,
-            self.thresholds,
+            self.fitted,
             self.backbone,
             self.config.task,
         )
@@ -323,18 +316,19 @@ class Run:
             sample: raw rows on which the merged model is compared with the unmerged one.
 
         Raises:
-            UserError: a probability changes by more than the bound of the precision.
+            UserError: an answer changes by more than the bound of the precision.
         """
-        original = self.task.probabilities(self.logits(sample))
+        original = self.task.activate(self.logits(sample), self.fitted)
         with self.model.merged() as layers:
             if layers:
-                merged = self.task.probabilities(self.logits(sample))
+                merged = self.task.activate(self.logits(sample), self.fitted)
                 difference = np.abs(merged - original).max()
                 bound = export.BOUNDS[self.config.distribute.precision]
                 if not difference <= bound:  # `not`: NaN is an error too
                     raise UserError(
-                        f"export: merging the {self.config.method.name} weights changes a "
-                        f"probability by {difference:.1e}; the bound is {bound:.0e}. Not published"
+                        f"export: merging the {self.config.method.name} weights changes "
+                        f"{self.task.output} by {difference:.1e}; the bound is {bound:.0e}. Not "
+                        "published"
                     )
                 console.log(f"export: {len(layers)} layers merged (difference {difference:.1e})")
             yield
@@ -358,13 +352,12 @@ class Run:
 
     def _write_description(self) -> None:
         """Write `best/model.json`."""
-        thresholds = self.thresholds
         description = {
             "backbone": dict(self.backbone.description),
             "labels": self.labels,
             "fingerprint": self.backbone.fingerprint,
             "trained": None if self.trained is None else sorted(self.trained),
-            "thresholds": None if thresholds is None else thresholds.tolist(),
+            "fitted": {name: values.tolist() for name, values in self.fitted.items()},
         }
         path = self.workdir / "best" / DESCRIPTION
         write_atomic(path, json.dumps(description, ensure_ascii=False, indent=1))
@@ -436,7 +429,7 @@ def build_on_backbone(
     METHODS[config.method.name].apply(model, model_stages, config.method)
     inputs = preprocess.restore(workdir / "best")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
-    run.thresholds = description["thresholds"]
+    run.fitted = description["fitted"]
     run.load_weights()
     return run
 

@@ -1,6 +1,7 @@
-"""The contracts between the packages, as small frozen dataclasses. Loads no TensorFlow.
+"""The contracts between the packages: frozen dataclasses, and the base class of tasks.
 
-Packages on one level do not import each other; the types that they exchange are defined here.
+Loads no TensorFlow. Packages on one level do not import each other; the types that they exchange
+are defined here.
 Shapes: N or B rows, T tokens, H and W pixels, D features, C classes.
 """
 
@@ -14,7 +15,6 @@ if TYPE_CHECKING:  # importing them at run time would load TensorFlow
     import tensorflow as tf
 
     from tfft.config import TaskSection
-    from tfft.evaluation import metrics
 
 
 @dataclass(frozen=True)
@@ -130,77 +130,227 @@ class Backbone:
 
 
 @dataclass(frozen=True)
-class Details:
-    """Evaluation results of a split beyond its metrics; N rows, C classes.
+class Table:
+    """A table of a report.
 
     Attributes:
-        confusion: confusion matrix; None in multi-label tasks.
-        by_class: name of a metric -> its values for each class, [C].
-        reliability: `count`, `confidence` and `accuracy` in bins of confidence.
-        losses: loss of each row, [N].
-        wrong: whether the prediction of a row is wrong, bool [N].
-        describe: (row, labels) -> `label`, `predicted`, `confidence`, and `about`, the class that
-            the report explains.
+        title: its heading.
+        header: names of the columns; the first column names the rows.
+        rows: the cells; a number is right-aligned.
+        order: indices of the rows, the most noteworthy first; the model card shows the first ones.
     """
 
-    confusion: "metrics.Confusion | None"
-    by_class: Mapping[str, "np.ndarray"]
-    reliability: Mapping[str, "np.ndarray"]
-    losses: "np.ndarray"
-    wrong: "np.ndarray"
-    describe: Callable[[int, Sequence[str]], dict[str, Any]]
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str | int | float]]
+    order: Sequence[int]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A kind of prediction: head, loss, metrics and decoding.
+class Matrix:
+    """A confusion matrix.
 
-    The truth is class ids [N]; in multi-label tasks 0 or 1, [N, C]. Thresholds, [C], are the
-    probabilities from which a class is predicted; None in tasks that predict the most probable one.
+    Attributes:
+        title: its heading.
+        names: names of the classes shown.
+        counts: true classes down, predicted ones across, int [c, c].
+        totals: rows of each true class, those predicted as a class not shown included, int [c].
+    """
+
+    title: str
+    names: Sequence[str]
+    counts: "np.ndarray"
+    totals: "np.ndarray"
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """A reliability diagram.
+
+    Attributes:
+        title: its heading.
+        bins: `count`, `confidence` and `accuracy` in bins of confidence.
+    """
+
+    title: str
+    bins: Mapping[str, "np.ndarray"]
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Predicted against true numbers.
+
+    Attributes:
+        title: its heading.
+        true: [N].
+        predicted: [N].
+    """
+
+    title: str
+    true: "np.ndarray"
+    predicted: "np.ndarray"
+
+
+Section = Table | Matrix | Reliability | Scatter
+
+
+@dataclass(frozen=True)
+class Details:
+    """Evaluation results of a split beyond its metrics; N rows.
+
+    Attributes:
+        sections: what a report shows, in order.
+        losses: loss of each row, [N].
+        wrong: whether the prediction of a row is wrong, bool [N].
+        describe: row -> its target and prediction as named cells, such as `label`, `predicted` and
+            `confidence`; and with images `about`, the class that the report explains.
+    """
+
+    sections: Sequence[Section]
+    losses: "np.ndarray"
+    wrong: "np.ndarray"
+    describe: Callable[[int], dict[str, Any]]
+
+
+# Values that are fitted on data and belong to the model, by name: thresholds, scales of targets.
+Fitted = Mapping[str, "np.ndarray"]
+
+
+class Task:
+    """A kind of prediction: head, loss, metrics and decoding. A base class with defaults.
+
+    A task computes logits [N, C] for N rows, C of them for each row, named by the labels: classes,
+    or the columns of the targets. `targets` are what the task predicts, [N, ...].
 
     Attributes:
         section: the class of its section in the YAML: what it reads, measures and supports.
-        head: (backbone, section `task`, labels) -> (features by name, padding mask [B, T] or
-            None) -> logits; its variables have paths below `head/`.
-        loss: (section `task`) -> Keras loss over (labels, logits), one value a row.
-        sample_weights: (section `task`, labels, truth of the training rows) -> a weight for each
-            class, or None.
-        activation: Keras' activation from logits to probabilities.
-        probabilities: (logits [N, C]) -> probabilities, float64 [N, C].
-        to_logits: (probabilities [N, C]) -> logits, float32 [N, C].
-        metrics: (logits [N, C], truth, thresholds) -> metrics by name.
-        bootstrap: (logits, truth, draws, seed, thresholds) -> metrics of resampled rows by name,
-            each [draws].
-        details: (logits, truth, thresholds) -> `Details`.
-        decode: (logits [B, C], labels, thresholds) -> outputs by name, [B, ...] each; TensorFlow
-            ops. Python and the served graph call it alike.
-        answer: (outputs of a row by name, labels) -> the row's answer as plain data.
-        margin: (probabilities [N, C], thresholds) -> how much a probability of each row would
-            have to change for another answer, [N].
         summary: what `decode` returns, for the README of an export.
-        fit_thresholds: (logits, truth) -> thresholds; None in tasks without thresholds.
+        output: the output of `decode` that holds the numbers of a row, float32 [B, C], which every
+            export format writes.
+        unfitted: what is logged where a task with `fit` has no validation rows; None in tasks
+            without `fit`.
+        constant: name of the baseline that gives the same answer for every row.
+        pipeline: `pipeline_tag` of the Hugging Face hub, for the model card.
+        answers_with: what the model answers with, for the model card; `{count}` is the number of
+            labels.
+        limits: sentences of the model card on what the model cannot do.
     """
 
     section: "type[TaskSection]"
-    head: Callable[..., Callable[..., "keras.KerasTensor"]]
-    loss: Callable[..., "keras.losses.Loss"]
-    sample_weights: Callable[..., "np.ndarray | None"]
-    activation: str
-    probabilities: Callable[["np.ndarray"], "np.ndarray"]
-    to_logits: Callable[["np.ndarray"], "np.ndarray"]
-    metrics: Callable[..., dict[str, float]]
-    bootstrap: Callable[..., dict[str, "np.ndarray"]]
-    details: Callable[..., Details]
-    decode: Callable[..., dict[str, "tf.Tensor"]]
-    answer: Callable[[Mapping[str, Any], Sequence[str]], dict[str, Any]]
-    margin: Callable[["np.ndarray", "np.ndarray | None"], "np.ndarray"]
     summary: str
-    fit_thresholds: Callable[["np.ndarray", "np.ndarray"], "np.ndarray"] | None = None
+    output: str
+    unfitted: str | None = None
+    constant: str
+    pipeline: str
+    answers_with: str
+    limits: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """`task.name` in the YAML."""
         return self.section.task_name()
+
+    # --- training ---
+
+    def head(
+        self, backbone: Backbone, config: Any, labels: Sequence[str]
+    ) -> "Callable[..., keras.KerasTensor]":
+        """Return a function: features by name and padding mask [B, T] or None -> logits [B, C].
+
+        Its variables have paths below `head/`.
+        """
+        raise NotImplementedError
+
+    def loss(self, config: Any) -> "keras.losses.Loss":
+        """Return the loss over (targets, logits); it gives one value per row."""
+        raise NotImplementedError
+
+    def row_weights(
+        self, config: Any, labels: Sequence[str], targets: "np.ndarray"
+    ) -> "np.ndarray | None":
+        """Return the weight of each training row in the loss, [N]; None: all are 1."""
+        return None
+
+    def fit_targets(self, targets: "np.ndarray") -> Fitted:
+        """Return what the training itself needs to know of the training targets."""
+        return {}
+
+    def training_targets(self, targets: "np.ndarray", fitted: Fitted) -> "np.ndarray":
+        """Return the targets as the loss takes them, [N, ...]."""
+        return targets
+
+    # --- evaluation ---
+
+    def fit(self, logits: "np.ndarray", targets: "np.ndarray", fitted: Fitted) -> Fitted:
+        """Return `fitted` with what is fitted on validation rows, such as thresholds."""
+        return fitted
+
+    def metrics(
+        self, logits: "np.ndarray", targets: "np.ndarray", fitted: Fitted
+    ) -> dict[str, float]:
+        """Compute the headline metrics, by name."""
+        raise NotImplementedError
+
+    def bootstrap(
+        self, logits: "np.ndarray", targets: "np.ndarray", draws: int, seed: int, fitted: Fitted
+    ) -> "dict[str, np.ndarray]":
+        """Compute the headline metrics of resampled rows, by name, each [draws]."""
+        raise NotImplementedError
+
+    def details(
+        self, logits: "np.ndarray", targets: "np.ndarray", labels: Sequence[str], fitted: Fitted
+    ) -> Details:
+        """Return what a report shows, and the loss of each row."""
+        raise NotImplementedError
+
+    def constant_logits(self, targets: "np.ndarray", classes: int) -> "np.ndarray":
+        """Return the logits of the best answer that does not look at a row, [C]."""
+        raise NotImplementedError
+
+    def linear_logits(
+        self, features: Any, targets: "np.ndarray", new_features: Any, classes: int
+    ) -> "np.ndarray":
+        """Fit a linear model on features of rows, and return its logits of new rows, [N, C].
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+        raise NotImplementedError
+
+    def average(self, logits: "Sequence[np.ndarray]") -> "np.ndarray":
+        """Return the logits of the average answer of several passes over the same rows."""
+        raise NotImplementedError
+
+    # --- prediction ---
+
+    def activate(self, logits: "np.ndarray", fitted: Fitted) -> "np.ndarray":
+        """Compute `output` of logits on the host, float64 [N, C]."""
+        raise NotImplementedError
+
+    def activation(self, fitted: Fitted, **arguments: Any) -> "keras.layers.Layer":
+        """Return a Keras layer that computes `output` of logits; `arguments` are the layer's."""
+        raise NotImplementedError
+
+    def decode(
+        self, logits: "tf.Tensor", labels: Sequence[str], fitted: Fitted
+    ) -> "dict[str, tf.Tensor]":
+        """Return the outputs by name, [B, ...] each, as TensorFlow ops.
+
+        Python and the served graph call it alike.
+        """
+        raise NotImplementedError
+
+    def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        """Return the outputs of one row as plain data."""
+        raise NotImplementedError
+
+    def margin(self, outputs: "Mapping[str, np.ndarray]", fitted: Fitted) -> "np.ndarray":
+        """Return how much `output` of each row would have to change for another answer, [N]."""
+        raise NotImplementedError
+
+    def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return the signatures of an export that take tf.Examples: `classify`, `regress`."""
+        return ()
 
 
 @dataclass(frozen=True)

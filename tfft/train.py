@@ -86,8 +86,8 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
 def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: TrainingState) -> None:
     """Evaluate the best weights, export them and write the report."""
     config, workdir = result.config, result.workdir
-    # Never on test rows: the thresholds are part of the model.
-    result.fit_thresholds(data.validation)
+    # Never on test rows: what is fitted, such as thresholds, is part of the model.
+    result.fit(data.validation)
     evaluations = {
         name: result.evaluate_on(split, config.evaluate, data.train)
         for name in ("validation", "test")

@@ -155,7 +155,7 @@ def test_training_loading_and_export_agree(raw, folder, tmp_path, method, reques
     row = run.datasets.train.raw_row(0)
     loaded = tfft.load(run.workdir)
     np.testing.assert_array_equal(loaded.logits([row]), run.logits([row]))
-    served = ExportedModel(run.workdir / "export").probabilities([row], 1)
+    served = ExportedModel(run.workdir / "export").outputs([row], 1)["probabilities"]
     probabilities = run.predict([row])[0]["probabilities"]
     np.testing.assert_allclose(served[0], [probabilities[n] for n in run.labels], atol=1e-5)
 
@@ -254,7 +254,7 @@ def test_a_real_network_is_masked_resumed_and_served(real, tmp_path):
     for path, value in trained.items():
         np.testing.assert_array_equal(values(resumed.model)[path], value, err_msg=path)
     row = run.datasets.train.raw_row(0)
-    served = ExportedModel(run.workdir / "export").probabilities([row], 1)
+    served = ExportedModel(run.workdir / "export").outputs([row], 1)["probabilities"]
     probabilities = run.predict([row])[0]["probabilities"]
     np.testing.assert_allclose(served[0], [probabilities[n] for n in run.labels], atol=1e-5)
 

@@ -170,7 +170,9 @@ def test_training_loading_and_serving_agree(kind, method, request, tmp_path):
     run = tfft.train(config, tmp_path / "run")
     texts = ["a good film", "bad films !", "ü"]
     predictions = run.predict(texts)
-    served = ExportedModel(run.workdir / "export").probabilities([(t,) for t in texts], 2)
+    served = ExportedModel(run.workdir / "export").outputs([(t,) for t in texts], 2)[
+        "probabilities"
+    ]
     probabilities = [list(a["probabilities"].values()) for a in predictions]
     np.testing.assert_allclose(served, probabilities, atol=1e-5)
     assert tfft.load(run.workdir).predict(texts) == predictions

@@ -14,11 +14,13 @@ def test_labels_from_names_indices_and_file(config, tmp_path):
     common = {"train": str(tmp_path / "n.csv"), "test": None}
     data, _ = build_splits(config, labels=str(tmp_path / "names.txt"), **common)
     assert data.labels == ("cold", "warm")
-    assert sorted(np.concatenate([data.train.labels, data.validation.labels])) == [0] * 8 + [1] * 8
+    assert (
+        sorted(np.concatenate([data.train.targets, data.validation.targets])) == [0] * 8 + [1] * 8
+    )
     data, _ = build_splits(
         config, labels=["1", "0"], **common
     )  # a name takes precedence over an index
-    assert data.train.labels[0] == data.labels.index("0")
+    assert data.train.targets[0] == data.labels.index("0")
 
 
 def test_unknown_label_is_reported_with_its_row(config, tmp_path):

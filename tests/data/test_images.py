@@ -195,10 +195,10 @@ def test_cached_pixels_equal_decoded_pixels(folder):
     for split in (cached, uncached):
         source = model_inputs.unaugmented_rows(split, INPUTS)
         weights = np.ones(len(split), np.float32)
-        dataset = batches.dataset(source, split.labels, weights, [batch])
+        dataset = batches.dataset(source, split.targets, weights, [batch])
         (inputs, targets, _), *_ = list(dataset)
         np.testing.assert_array_equal(inputs["image"], pixels[0])
-        np.testing.assert_array_equal(targets, split.labels[batch.positions])
+        np.testing.assert_array_equal(targets, split.targets[batch.positions])
 
 
 def test_pixels_above_the_limit_are_not_cached(folder, monkeypatch):
@@ -211,7 +211,7 @@ def test_pixels_above_the_limit_are_not_cached(folder, monkeypatch):
     (inputs, _, _), *_ = list(
         batches.dataset(
             model_inputs.unaugmented_rows(split, INPUTS),
-            split.labels,
+            split.targets,
             np.ones(18, np.float32),
             [batches.Batch(np.arange(4), 8)],
         )
@@ -355,7 +355,7 @@ def test_profile_reports_duplicates_leaks_sizes_and_broken_files(folder):
         }
     )
     result = image_profile.profile(config, ImageInputs(ImageSpec((32, 32))))
-    assert result["classes"]["train"] == {"blue": 6, "green": 7, "red": 6}
+    assert result["targets"]["train"] == {"blue": 6, "green": 7, "red": 6}
     assert result["duplicates"]["train"]["exact"] == 1
     assert result["duplicates"]["train"]["contradicting"] == 1
     leak = result["leaks"]["train and test"]

@@ -29,7 +29,7 @@ def test_profile_reports_duplicates_leaks_lengths_and_bad_rows(config, tmp_path)
     result = profile.profile(
         parsed_config, preprocess.load(parsed_config.model, parsed_config.data)
     )
-    assert result["classes"]["train"] == {"blue": 30, "red": 33}
+    assert result["targets"]["train"] == {"blue": 30, "red": 33}
     duplicates = result["duplicates"]["train"]
     assert (duplicates["exact"], duplicates["contradicting"]) == (2, 1)
     assert duplicates["near"] >= 1
@@ -46,5 +46,5 @@ def test_profile_reports_duplicates_leaks_lengths_and_bad_rows(config, tmp_path)
         and 0 < lengths["lost_tokens_share"] < 1
     )
     report = profile.text(result)
-    for part in ("classes", "leaks between splits", "bad rows", "max_length 8 cuts"):
+    for part in ("targets", "leaks between splits", "bad rows", "max_length 8 cuts"):
         assert part in report

@@ -36,7 +36,7 @@ def run_probe(labels, classes=3, features=None):
     image = keras.Input([features.shape[1]], name="image")
     model = keras.Model({"image": image}, {"pooled": keras.layers.Identity()(image)})
     rows = SimpleNamespace(arrays=lambda b: {"image": features[b.positions].astype(np.float32)})
-    split = SimpleNamespace(labels=labels, lengths=np.ones(len(labels), np.int64))
+    split = SimpleNamespace(targets=labels, lengths=np.ones(len(labels), np.int64))
     return linear_probe.probe(model, rows, split, classes, 0)
 
 

@@ -8,6 +8,7 @@ import pytest
 import sklearn.metrics as sk
 
 from tfft.evaluation import multilabel_metrics
+from tfft.spec import Reliability, Table
 from tfft.tasks import TASKS
 
 TASK = TASKS["image_multilabel"]
@@ -26,7 +27,7 @@ def test_headline_equals_scikit_learn(ties):
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     limits = np.array([0.4, 0.5, 0.6, 0.3, 0.5])
     predicted = p >= limits
-    headline = TASK.metrics(logits, truth, limits)
+    headline = TASK.metrics(logits, truth, {"thresholds": limits})
     for name in ("micro", "macro"):
         expected = sk.f1_score(truth, predicted, average=name, zero_division=0)
         assert headline[f"{name}_f1"] == pytest.approx(expected)
@@ -45,15 +46,17 @@ def test_headline_equals_scikit_learn(ties):
 
 def test_by_label_equals_scikit_learn():
     logits, truth = make_rows(1)
-    details = TASK.details(logits, truth, None)
+    details = TASK.details(logits, truth, list("abcde"), {})
     p = multilabel_metrics.sigmoid(logits)
     expected = sk.precision_recall_fscore_support(truth, p >= 0.5, zero_division=0)
-    for name, values in zip(("precision", "recall", "f1", "support"), expected, strict=True):
-        np.testing.assert_allclose(details.by_class[name], values)
-    assert details.by_class["average_precision"][4] == 0  # no row has the label
-    assert details.confusion is None
+    table, reliability = details.sections
+    assert isinstance(table, Table) and isinstance(reliability, Reliability)
+    assert table.header[:4] == ["class", "precision", "recall", "f1"] and table.header[-1] == "rows"
+    for index, row in enumerate(table.rows[:4]):
+        np.testing.assert_allclose([*row[1:4], row[-1]], [v[index] for v in expected])
+    assert table.rows[4] == ["e", "", "", "", "", "", 0]  # no row has the label
     assert details.wrong.sum() == (~((p >= 0.5) == (truth > 0)).all(1)).sum()
-    description = details.describe(3, list("abcde"))
+    description = details.describe(3)
     assert description["label"] == "|".join(n for n, t in zip("abcde", truth[3], strict=True) if t)
     assert description["about"] == int(np.abs(p[3] - truth[3]).argmax())
 
@@ -68,7 +71,7 @@ def test_calibration_error_by_hand():
 def test_bootstrap_draw_equals_metrics_of_the_drawn_rows():
     """Each draw is recomputed by repeating rows and calling scikit-learn."""
     logits, truth = make_rows(2, 30)
-    samples = TASK.bootstrap(logits, truth, 20, 7, None)
+    samples = TASK.bootstrap(logits, truth, 20, 7, {})
     weights = np.random.default_rng(7).multinomial(30, np.full(30, 1 / 30), size=20)
     for draw in range(20):
         positions = np.repeat(np.arange(30), weights[draw])
@@ -88,7 +91,7 @@ def test_bootstrap_draw_equals_metrics_of_the_drawn_rows():
 def test_thresholds_maximise_f1(ties):
     logits, truth = make_rows(3, 40, ties=ties)
     p = multilabel_metrics.sigmoid(logits)
-    limits = TASK.fit_thresholds(logits, truth)
+    limits = TASK.fit(logits, truth, {})["thresholds"]
     assert limits[4] == 0.5  # no row has the label
     for label in range(4):
         with warnings.catch_warnings():
@@ -101,8 +104,8 @@ def test_thresholds_maximise_f1(ties):
 
 
 def test_tag_of_all_rows_keeps_the_default_threshold():
-    limits = TASK.fit_thresholds(np.zeros((3, 2), np.float32), np.array([[1, 0], [1, 1], [1, 0]]))
-    assert limits[0] == 0.5
+    targets = np.array([[1, 0], [1, 1], [1, 0]])
+    assert TASK.fit(np.zeros((3, 2), np.float32), targets, {})["thresholds"][0] == 0.5
 
 
 def test_bootstrap_memory_is_bounded_with_many_tags():

@@ -38,13 +38,13 @@ def exported(request, tmp_path_factory):
     keras.utils.set_random_seed(0)
     model = keras.Model({"image": image}, keras.layers.Dense(3)(vector))
     inputs, task = ImageInputs(ImageSpec((16, 16))), TASKS[request.param]
-    servable = Servable(model, inputs, task, LABELS, None, None, None)
+    servable = Servable(model, inputs, task, LABELS, {}, None, None)
     folder = tmp_path_factory.mktemp("exported") / "1"
     signatures = Signatures(servable)
     signatures.save(folder)
     exported_model.describe(folder, servable)
     logits = model(inputs.batch(list(VALID.values())))
-    return folder, task, task.probabilities(np.asarray(logits))
+    return folder, task, task.activate(np.asarray(logits), {})
 
 
 def check_outputs(outputs, task, live):
@@ -52,7 +52,7 @@ def check_outputs(outputs, task, live):
     assert not outputs["probabilities"][FAILED].any()
     assert list(outputs["status"]) == STATUS
     assert list(outputs["label"][FAILED]) == [b"", b""]
-    if task.section.multi_label:
+    if "chosen" in task.section.outputs:
         assert not outputs["chosen"][FAILED].any()
     else:
         expected = [LABELS[index].encode() for index in live.argmax(1)]
@@ -81,10 +81,10 @@ def test_other_rows_of_the_batch_are_answered(exported, tmp_path):
     loaded = exported_model.ExportedModel(folder)
     rows = [(ROWS[index],) for index in (0, 3, 4, 0, 1)]
     with pytest.raises(UserError, match=r"^row 5: not an image of a known format"):
-        loaded.probabilities(rows, 2)
+        loaded.outputs(rows, 2)
     (tmp_path / "bad.jpg").write_bytes(ROWS[1])
     with pytest.raises(UserError, match=r"bad\.jpg: not an image of a known format"):
-        loaded.probabilities([*rows[:3], (str(tmp_path / "bad.jpg"),)], 2)
+        loaded.outputs([*rows[:3], (str(tmp_path / "bad.jpg"),)], 2)
 
 
 def test_session_as_in_tf_serving(exported):
@@ -102,7 +102,7 @@ def test_session_as_in_tf_serving(exported):
 
 def test_readme_lists_the_signatures_with_a_status():
     inputs = ImageInputs(ImageSpec((16, 16)))
-    servable = Servable(None, inputs, TASKS["image_classification"], LABELS, None, None, None)
+    servable = Servable(None, inputs, TASKS["image_classification"], LABELS, {}, None, None)
     rows = {
         row.split("`")[1]: row for row in serving_config._signature_table(servable).splitlines()[2:]
     }

@@ -17,7 +17,7 @@ from tests.processes import Command, running
 from tfft import export, train
 from tfft.config import load
 from tfft.evaluation.metrics import softmax
-from tfft.export import saved_model
+from tfft.export import saved_model, signatures
 from tfft.export.signatures import RESULTS, Signatures, padded
 from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
@@ -60,7 +60,7 @@ def test_signatures(exported):
 
 def test_exported_model_and_version_numbers(exported, tmp_path):
     model = export.ExportedModel(exported.workdir / "export")
-    actual = model.probabilities([(row,) for row in ROWS], 2)
+    actual = model.outputs([(row,) for row in ROWS], 2)["probabilities"]
     np.testing.assert_allclose(actual, softmax(exported.logits(ROWS)), atol=1e-5)
     copy = load_run(shutil.copytree(exported.workdir, tmp_path / "run"))
     assert copy.export().name == "2"
@@ -115,18 +115,19 @@ def test_different_answers_are_not_published(exported, monkeypatch, tmp_path):
 def test_every_output_is_compared():
     """Numbers within the bound, other outputs exactly where the live model is decided."""
     task, labels = TASKS["text_classification"], ["a", "b"]
-    live = task.decode(tf.constant([[2.0, 0.0], [0.0, 0.0]]), labels)
-    answers = {
-        f"{signature}/2/{name}": plain(value.numpy())
-        for signature, result in RESULTS.items()
-        for name, value in result(live, labels).items()
+    live = task.decode(tf.constant([[2.0, 0.0], [0.0, 0.0]]), labels, {})
+    expected = {
+        f"{signature}/{name}": plain(value.numpy())
+        for signature in signatures.names(task, labels)
+        for name, value in RESULTS[signature](live, labels).items()
     }
-    decided = task.margin(live["probabilities"].numpy(), None) > 1e-5
+    answers = {key.replace("/", "/2/"): value for key, value in expected.items()}
+    decided = task.margin({name: value.numpy() for name, value in live.items()}, {}) > 1e-5
     assert decided.tolist() == [True, False]
 
     def difference(**changes):
         changed = {key.replace(".", "/"): value for key, value in changes.items()}
-        return saved_model._largest_difference({**answers, **changed}, live, decided, labels)
+        return saved_model._largest_difference({**answers, **changed}, expected, decided)
 
     assert difference() == 0.0
     shifted = answers["tensors/2/probabilities"] + np.float32([[0.25], [0]])

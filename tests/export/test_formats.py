@@ -36,7 +36,7 @@ def run(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def live(run):
-    return run.task.probabilities(run.logits(ROWS))
+    return run.task.activate(run.logits(ROWS), run.fitted)
 
 
 def prepared_batch(run):
@@ -111,7 +111,7 @@ def run_huggingface(path, batch):
     backbone = backbones.load(ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint"))
     task = TASKS["text_classification"]
     model = assemble(backbone, task, TextClassification(), backbone.head.labels)
-    return task.probabilities(model.predict_on_batch(batch))
+    return task.activate(model.predict_on_batch(batch), {})
 
 
 def run_litert(path, batch):

@@ -27,7 +27,7 @@ def run(exported):
 )
 def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_path, monkeypatch):
     monkeypatch.setattr(weight_storage, "MIN_ELEMENTS", 64)  # the network is tiny
-    original, live = weights(run), run.task.probabilities(run.logits(ROWS))
+    original, live = weights(run), run.task.activate(run.logits(ROWS), run.fitted)
     code, out, err = run_command(
         "export",
         f"--workdir={run.workdir}",
@@ -38,8 +38,10 @@ def test_export_equals_the_rounded_model_and_reports_the_loss(run, kind, tmp_pat
     restored = weights(run)
     assert all(np.array_equal(original[name], restored[name]) for name in original)
     with weight_storage.rounded_weights(run.model, kind):
-        expected = run.task.probabilities(run.logits(ROWS))
-    actual = ExportedModel(tmp_path / "export").probabilities([(row,) for row in ROWS], 4)
+        expected = run.task.activate(run.logits(ROWS), run.fitted)
+    actual = ExportedModel(tmp_path / "export").outputs([(row,) for row in ROWS], 4)[
+        "probabilities"
+    ]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert 0 < np.abs(actual - live).max() < 0.05
     assert f"export: {kind} weights take" in err and "on 30 rows accuracy" in err

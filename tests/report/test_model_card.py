@@ -6,6 +6,7 @@ import numpy as np
 
 from tfft.config import parse
 from tfft.report import model_card
+from tfft.tasks import classification
 from tfft.training.checkpoints import TrainingState
 
 VERSIONS = {"tfft": "1", "tensorflow": "2", "keras": "3"}
@@ -25,16 +26,18 @@ def test_energy_is_described():
 
 
 def test_classes_are_sorted_by_f1_with_absent_ones_last():
-    by_class = {
+    columns = {
         "precision": np.array([0.0, 0.5, 1.0]),
         "recall": np.array([0.0, 1.0, 0.25]),
         "f1": np.array([0.0, 0.6667, 0.4]),
-        "support": np.array([0, 4, 1200]),
     }
-    evaluation = SimpleNamespace(details=SimpleNamespace(by_class=by_class))
-    lines = model_card._class_table("test", evaluation, ["none", "a|b", "c\n# <b>d"]).splitlines()
+    support = np.array([0, 4, 1200])
+    table = classification.class_table(["none", "a|b", "c\n# <b>d"], columns, support)
+    evaluation = SimpleNamespace(details=SimpleNamespace(sections=[table]))
+    lines = model_card._tables("test", evaluation).splitlines()
+    assert lines[0] == "### By class, weakest first: test"
     assert lines[2:] == [
-        "| class | precision | recall | f1 | support |",
+        "| class | precision | recall | f1 | rows |",
         "| --- | --- | --- | --- | --- |",
         "| c \\# &lt;b&gt;d | 1.0000 | 0.2500 | 0.4000 | 1,200 |",
         "| a\\|b | 0.5000 | 1.0000 | 0.6667 | 4 |",

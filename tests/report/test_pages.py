@@ -15,6 +15,7 @@ from tfft.report import page as report_page
 from tfft.search import report
 from tfft.search.leaderboard import Leaderboard
 from tfft.search.space import Space
+from tfft.tasks import classification
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CONTRAST = 4.5  # of text to its background: WCAG 2.1, level AA
@@ -62,9 +63,10 @@ def test_confusion_matrix_of_many_classes_shows_those_with_errors():
     labels = np.repeat(np.arange(1000), 3)
     predicted = labels.copy()
     predicted[labels == 731] = 44
-    drawing = report_page._heat_map(
+    section = classification.confusion_section(
         metrics.confusion(predicted, labels, 1000), [f"c{index}" for index in range(1000)]
     )
+    drawing = report_page._render(section)
     assert "the 60 of 1,000 classes with the most errors" in drawing
     assert "c731 as c44: 3" in drawing and "c44 as c44: 3" in drawing
     assert len(drawing) < 2**20

@@ -44,9 +44,8 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     run = tfft.train(config, tmp_path / "run")
     raw = [run.inputs.request_row(run.datasets.train.raw_row(i)) for i in range(NUM_ROWS)]
     rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
-    live = run.task.probabilities(
-        run.logits([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
-    )
+    logits = run.logits([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
+    live = run.task.activate(logits, run.fitted)
     answers = run.predict([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
     columns = run.inputs.columns
     server = tfft_server(run.workdir / "export")

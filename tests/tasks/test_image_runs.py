@@ -173,16 +173,16 @@ def test_loaded_run_and_export_agree_on_paths_and_bytes(run, raw):
     ]
     assert predictions == loaded.predict(encoded)
     exported_model = ExportedModel(run.workdir / "export")
-    probabilities = exported_model.probabilities([(image,) for image in encoded], 2)
+    probabilities = exported_model.outputs([(image,) for image in encoded], 2)["probabilities"]
     expected_probabilities = [
         [prediction["probabilities"][name] for name in COLOURS] for prediction in predictions
     ]
     np.testing.assert_allclose(probabilities, expected_probabilities, atol=1e-5)
     np.testing.assert_array_equal(
-        probabilities, exported_model.probabilities([(path,) for path in paths], 2)
+        probabilities, exported_model.outputs([(path,) for path in paths], 2)["probabilities"]
     )
     with pytest.raises(UserError, match=r"^row 2: not an image of a known format"):
-        exported_model.probabilities([(encoded[0],), (b"nothing",)], 2)
+        exported_model.outputs([(encoded[0],), (b"nothing",)], 2)["probabilities"]
 
 
 def test_quickstart_serves_an_export_folder(run, raw, capfd):
@@ -317,7 +317,7 @@ def test_test_time_augmentation_averages_both_views(run):
         tf.nn.softmax(run.model.predict_on_batch({"image": view})).numpy()
         for view in (pixels, pixels[:, :, ::-1])
     ]
-    true_probabilities = np.mean(probabilities, axis=0)[np.arange(len(test)), test.labels]
+    true_probabilities = np.mean(probabilities, axis=0)[np.arange(len(test)), test.targets]
     np.testing.assert_allclose(
         both.metrics["log_loss"], -np.log(true_probabilities).mean(), rtol=1e-4
     )
@@ -352,7 +352,9 @@ def test_vision_transformer_with_lora_is_served_and_exported(vit, raw, tmp_path)
     assert vit.metrics["test/accuracy"] > 0.5
     paths = [str(p) for p in sorted(Path(raw["data"]["test"]["path"]).glob("*/*"))[::5]]
     expected = tf.nn.softmax(vit.logits(paths)).numpy()
-    actual = ExportedModel(vit.workdir / "export").probabilities([(p,) for p in paths], 4)
+    actual = ExportedModel(vit.workdir / "export").outputs([(p,) for p in paths], 4)[
+        "probabilities"
+    ]
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     vit.export_huggingface(tmp_path)
     settings = {"backbone": f"hf:{tmp_path}", "head": "checkpoint", "image_size": 24}

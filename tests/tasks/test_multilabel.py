@@ -45,20 +45,18 @@ def test_focal_loss_equals_its_definition_with_finite_gradients(gamma):
 
 
 def test_decode_runs_in_the_graph():
-    thresholds = np.array([0.5, 0.4, 0.9])
-    decoded = tf.function(lambda x: TASK.decode(x, ["a", "b c", "ü"], thresholds))(
-        tf.constant(LOGITS)
-    )
+    fitted = {"thresholds": np.array([0.5, 0.4, 0.9])}
+    decoded = tf.function(lambda x: TASK.decode(x, ["a", "b c", "ü"], fitted))(tf.constant(LOGITS))
     assert [label.decode() for label in decoded["label"].numpy()] == ["a", "b c|ü"]
     np.testing.assert_array_equal(decoded["chosen"].numpy(), [[1, 0, 0], [0, 1, 1]])
-    empty = TASK.decode(tf.constant([[-9.0, -9.0]]), ["a", "b"])
+    empty = TASK.decode(tf.constant([[-9.0, -9.0]]), ["a", "b"], {})
     assert empty["label"].numpy()[0] == b""
 
 
-def test_to_logits_inverts_probabilities():
-    np.testing.assert_allclose(
-        TASK.to_logits(TASK.probabilities(LOGITS[:1])), LOGITS[:1], rtol=1e-5
-    )
+def test_average_of_two_passes_has_the_mean_probabilities():
+    average = TASK.average([LOGITS, LOGITS[::-1]])
+    expected = (TASK.activate(LOGITS, {}) + TASK.activate(LOGITS[::-1], {})) / 2
+    np.testing.assert_allclose(TASK.activate(average, {}), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -77,12 +77,13 @@ def test_thresholds_are_fitted_on_validation_rows_and_saved(run):
     p = 1 / (1 + np.exp(-logits.astype(np.float64)))
     for tag in range(3):
         best = max(
-            sk.f1_score(split.labels[:, tag], p[:, tag] >= t, zero_division=0)
+            sk.f1_score(split.targets[:, tag], p[:, tag] >= t, zero_division=0)
             for t in np.unique(p[:, tag])
         )
-        actual = sk.f1_score(split.labels[:, tag], p[:, tag] >= run.thresholds[tag])
+        actual = sk.f1_score(split.targets[:, tag], p[:, tag] >= run.fitted["thresholds"][tag])
         assert actual == pytest.approx(best)
-    np.testing.assert_array_equal(load_run(run.workdir).thresholds, run.thresholds)
+    loaded = load_run(run.workdir).fitted
+    np.testing.assert_array_equal(loaded["thresholds"], run.fitted["thresholds"])
 
 
 def test_export_and_python_give_the_same_labels(run, raw):
@@ -91,7 +92,7 @@ def test_export_and_python_give_the_same_labels(run, raw):
     predictions = run.predict(paths)
     assert any(len(prediction["labels"]) > 1 for prediction in predictions)
     description = read_description(run.workdir / "export" / "1" / "assets.extra" / "tfft.json")
-    np.testing.assert_allclose(description["thresholds"], run.thresholds)
+    np.testing.assert_allclose(description["fitted"]["thresholds"], run.fitted["thresholds"])
     serve = tf.saved_model.load(str(run.workdir / "export" / "1")).signatures["serving_default"]
     outputs = serve(image=tf.constant([Path(p).read_bytes() for p in paths]))
     for index, prediction in enumerate(predictions):
@@ -142,7 +143,7 @@ def test_thresholds_stay_at_the_default_without_validation_rows(raw, tmp_path, c
         "evaluate": {"bootstrap": 0, "baselines": False},
     }
     run = tfft.train(config, tmp_path / "run")
-    assert run.thresholds is None
+    assert run.fitted == {}
     assert "no validation split to fit them on" in capfd.readouterr().err
     assert "labels" in run.predict([str(Path(raw["data"]["test"]).parent / "0.png")])[0]
 

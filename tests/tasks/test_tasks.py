@@ -16,29 +16,29 @@ def task(request):
 
 
 def test_outputs_are_those_of_the_section(task):
-    outputs = task.decode(tf.constant(LOGITS), LABELS, None)
+    outputs = task.decode(tf.constant(LOGITS), LABELS, {})
     assert {name: value.dtype.name for name, value in outputs.items()} == task.section.outputs
     assert all(value.shape[0] == len(LOGITS) for value in outputs.values())
 
 
 def test_answers_are_plain_data_of_the_outputs(task):
-    outputs = task.decode(tf.constant(LOGITS), LABELS, None)
+    outputs = task.decode(tf.constant(LOGITS), LABELS, {})
     rows = answers(task, {name: value.numpy() for name, value in outputs.items()}, LABELS)
-    probabilities = task.probabilities(LOGITS)
+    probabilities = task.activate(LOGITS, {})
     assert len(rows) == len(LOGITS)
     for row, expected, label in zip(rows, probabilities, outputs["label"].numpy(), strict=True):
         assert list(row["probabilities"]) == LABELS
         np.testing.assert_allclose(list(row["probabilities"].values()), expected, atol=1e-6)
-        predicted = "|".join(row["labels"]) if task.section.multi_label else row["label"]
+        predicted = "|".join(row["labels"]) if "chosen" in task.section.outputs else row["label"]
         assert predicted.encode() == label
 
 
 def test_a_smaller_change_than_the_margin_leaves_the_answer(task):
-    probabilities = task.probabilities(LOGITS)
-    margin = task.margin(probabilities, None)
+    probabilities = task.activate(LOGITS, {})
+    margin = task.margin({"probabilities": probabilities}, {})
 
     def predicted(p):
-        return p >= 0.5 if task.section.multi_label else p == p.max(axis=1, keepdims=True)
+        return p >= 0.5 if "chosen" in task.section.outputs else p == p.max(axis=1, keepdims=True)
 
     signs = np.where(predicted(probabilities), -1, 1)
     for share, same in ((0.99, True), (1.01, False)):
@@ -48,7 +48,5 @@ def test_a_smaller_change_than_the_margin_leaves_the_answer(task):
 
 
 def test_activation_gives_the_probabilities(task):
-    import keras
-
-    actual = keras.layers.Activation(task.activation)(LOGITS)
-    np.testing.assert_allclose(actual, task.probabilities(LOGITS), atol=1e-6)
+    actual = task.activation({})(LOGITS)
+    np.testing.assert_allclose(actual, task.activate(LOGITS, {}), atol=1e-6)

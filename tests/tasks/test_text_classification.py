@@ -57,13 +57,13 @@ def test_focal_gradient_is_finite_at_probability_one():
 def test_class_weights():
     ids = np.array([0, 0, 0, 1])
     names = ["a", "b"]
-    balanced = TASK.sample_weights(TextClassification(class_weights="balanced"), names, ids)
-    np.testing.assert_allclose(balanced, [4 / 6, 4 / 2])
-    explicit = TASK.sample_weights(TextClassification(class_weights={"b": 3.0}), names, ids)
-    np.testing.assert_allclose(explicit, [1.0, 3.0])
-    assert TASK.sample_weights(TextClassification(), names, ids) is None
+    balanced = TASK.row_weights(TextClassification(class_weights="balanced"), names, ids)
+    np.testing.assert_allclose(balanced, [4 / 6, 4 / 6, 4 / 6, 4 / 2])
+    explicit = TASK.row_weights(TextClassification(class_weights={"b": 3.0}), names, ids)
+    np.testing.assert_allclose(explicit, [1.0, 1.0, 1.0, 3.0])
+    assert TASK.row_weights(TextClassification(), names, ids) is None
     with pytest.raises(UserError, match="'bb' is not a class"):
-        TASK.sample_weights(TextClassification(class_weights={"bb": 3.0}), names, ids)
+        TASK.row_weights(TextClassification(class_weights={"bb": 3.0}), names, ids)
 
 
 @pytest.mark.parametrize("pooling", ["first", "mean"])
@@ -98,7 +98,7 @@ def test_missing_feature_is_an_error():
 
 def test_decode_casts_and_picks_the_argmax(case):
     _, logits = case
-    decoded = TASK.decode(tf.constant(logits, tf.bfloat16), ["a", "b", "c", "d"])
+    decoded = TASK.decode(tf.constant(logits, tf.bfloat16), ["a", "b", "c", "d"], {})
     assert decoded["probabilities"].dtype == tf.float32 and decoded["label"].dtype == tf.string
     expected = np.array(["a", "b", "c", "d"])[
         np.asarray(tf.cast(tf.constant(logits, tf.bfloat16), tf.float32)).argmax(1)

@@ -381,7 +381,7 @@ def test_a_static_shape_keeps_the_mean(plain):
         sharding = batches.Sharding((replica,), 2)
         weights = np.ones(len(train), np.float32)
         rows = batches.Tokens(train, 0)
-        dataset = batches.dataset(rows, train.labels, weights, plan, sharding, shape)
+        dataset = batches.dataset(rows, train.targets, weights, plan, sharding, shape)
         assert dataset.element_spec[0]["token_ids"].shape == shape
         elements = list(dataset)
         assert len(elements) == len(plan)
@@ -393,7 +393,7 @@ def test_a_static_shape_keeps_the_mean(plain):
             share = len(positions) / len(batch.positions)
             assert weight.numpy().sum() / 20 == pytest.approx(share)
             assert (weight.numpy()[len(positions) :] == 0).all()
-            np.testing.assert_array_equal(labels[: len(positions)], train.labels[positions])
+            np.testing.assert_array_equal(labels[: len(positions)], train.targets[positions])
 
 
 def test_killed_after_the_last_step_it_writes_the_last_weights(tiny, tmp_path):

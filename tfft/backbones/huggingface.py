@@ -155,7 +155,7 @@ def save(
     labels: Sequence[str],
     folder: Path,
     image_spec: ImageSpec | None = None,
-    multi_label: bool = False,
+    problem_type: str | None = None,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -165,7 +165,7 @@ def save(
         labels: class names, in the order of the logits.
         folder: where to write; created if missing.
         image_spec: the images that it reads; None: it reads text.
-        multi_label: whether a row may have several labels.
+        problem_type: what transformers makes of the logits; None: one class.
 
     Raises:
         UserError: The head does not have the form of the family's classifier.
@@ -182,9 +182,10 @@ def save(
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
     tensors = _tensors(model, family, settings, new_blocks)
-    # transformers' pipelines then apply a sigmoid to each logit.
-    if multi_label:
-        settings["problem_type"] = "multi_label_classification"
+    # By it, transformers' pipelines apply softmax, sigmoid or nothing to the logits.
+    settings.pop("problem_type", None)
+    if problem_type is not None:
+        settings["problem_type"] = problem_type
     settings["architectures"] = [family.classifier]
     settings["id2label"] = {str(i): label for i, label in enumerate(labels)}
     settings["label2id"] = {label: i for i, label in enumerate(labels)}

@@ -108,7 +108,10 @@ class DataConfig(Section):
     image: str | int = Field(
         "image", description="column with the path of an image; tfds and npz: with its pixels"
     )
-    label: str | int = "label"
+    label: str | int | list[str | int] = Field(
+        "label",
+        description="column of the label; for predicted numbers also a list of columns",
+    )
     label_separator: str = Field(
         "|", min_length=1, description="separator of the labels of a row, in multi-label tasks"
     )
@@ -132,8 +135,15 @@ class DataConfig(Section):
     on_bad_row: Literal["stop", "skip"] = "stop"
     cache_dir: str | None = Field(None, description="default: $TFFT_CACHE or ~/.cache/tfft")
 
+    @property
+    def label_columns(self) -> tuple[str | int, ...]:
+        """The target columns: one, or several of predicted numbers."""
+        return tuple(self.label) if isinstance(self.label, list) else (self.label,)
+
     @model_validator(mode="after")
     def _labels_differ(self) -> "DataConfig":
+        if self.label == []:
+            raise ValueError("`label` must name a column. Received: []")
         if isinstance(self.labels, list):
             check_labels(self.labels)
         return self

@@ -90,8 +90,13 @@ class Config(Section):
     @model_validator(mode="after")
     def _check_columns(self) -> "Config":
         """Check the columns that the task reads; the others may hold their defaults."""
+        if isinstance(self.data.label, list) and self.task.targets != "numbers":
+            raise ValueError(
+                f"data.label: must be one column for {self.task.name}. Received: {self.data.label}"
+            )
         names = (*self.task.columns, "label")
-        columns = [c for name in names if (c := getattr(self.data, name)) is not None]
+        columns = [c for name in names[:-1] if (c := getattr(self.data, name)) is not None]
+        columns += self.data.label_columns
         if len({type(c) for c in columns}) > 1:
             raise ValueError(f"data: columns must be all names or all numbers. Received: {columns}")
         if len(set(columns)) < len(columns):

@@ -32,13 +32,14 @@ _LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
 OPTIONAL_KEYS = (
     "augmentation",
+    "data.labels",
     "data.text_pair",
     "evaluate.test_time_augmentation",
     "regularization.distillation",
     "regularization.r_drop",
 )
-_TEXT = frozenset({"data.text_pair"})
-_IMAGE = frozenset({"augmentation", "evaluate.test_time_augmentation"})
+_TEXT = frozenset({"data.labels", "data.text_pair"})
+_IMAGE = frozenset({"data.labels", "augmentation", "evaluate.test_time_augmentation"})
 _DISTRIBUTIONS = frozenset({"regularization.distillation", "regularization.r_drop"})
 
 
@@ -47,19 +48,21 @@ class TaskSection(Section):
 
     Attributes:
         modality: kind of input: `text` or `image`.
-        columns: columns of `data` that the task may read, besides the label.
+        columns: columns of `data` that the task may read, besides the targets.
+        targets: kind of targets: `class`, `labels` or `numbers` (`data.targets`).
         metrics: metrics of the validation, and whether more or less is better; the default first.
         outputs: names of the outputs for a row -> their dtypes.
         supports: those of OPTIONAL_KEYS that may be set.
-        multi_label: whether a row may have several labels, or none.
+        problem_type: `problem_type` in the config of a Hugging Face checkpoint.
     """
 
     modality: ClassVar[Literal["text", "image"]]
     columns: ClassVar[tuple[str, ...]]
+    targets: ClassVar[Literal["class", "labels", "numbers"]]
     metrics: ClassVar[Mapping[str, Direction]]
     outputs: ClassVar[Mapping[str, str]]
     supports: ClassVar[frozenset[str]]
-    multi_label: ClassVar[bool] = False
+    problem_type: ClassVar[str]
 
     name: str
 
@@ -90,8 +93,10 @@ class _Classification(TaskSection):
 
 
 class _OneClass(_Classification):
+    targets = "class"
     metrics = _ONE_CLASS
     outputs = _CLASS_OUTPUTS
+    problem_type = "single_label_classification"
 
     delta: float = Field(
         0.5, gt=0, description="error at which smooth_l1 and huber turn from quadratic to linear"
@@ -104,9 +109,10 @@ class _OneClass(_Classification):
 
 
 class _MultiLabel(_Classification):
+    targets = "labels"
     metrics = _MULTI_LABEL
     outputs = _LABEL_OUTPUTS
-    multi_label = True
+    problem_type = "multi_label_classification"
 
     loss: Literal["cross_entropy", "focal"] = Field(
         "cross_entropy",

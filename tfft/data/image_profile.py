@@ -1,4 +1,4 @@
-"""Profile images before training: classes, sizes, duplicates, leaks, broken files."""
+"""Profile images before training: targets, sizes, duplicates, leaks, broken files."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 from tfft.config import Config
 from tfft.data import dataset_builder
 from tfft.data.images import PreparedImages
-from tfft.data.profile import NUM_EXAMPLES, QUANTILES, class_counts
+from tfft.data.profile import NUM_EXAMPLES, QUANTILES
 from tfft.data.splits import Dataset
 from tfft.preprocess import ImageInputs
 
@@ -28,7 +28,7 @@ def profile(config: Config, inputs: ImageInputs) -> dict[str, Any]:
     named = {"train": datasets.train, "validation": datasets.validation, "test": datasets.test}
     splits = {name: split for name, split in named.items() if split is not None}
     return {
-        "classes": class_counts(splits, datasets.labels),
+        "targets": {name: split.summary(datasets.labels) for name, split in splits.items()},
         "sizes": {name: _sizes(split) for name, split in splits.items()},
         "duplicates": {name: _duplicates(split) for name, split in splits.items()},
         "leaks": _leaks(splits),
@@ -99,7 +99,7 @@ def _duplicates(split: Dataset) -> dict[str, Any]:
     # One image for each group: exact duplicates are not near duplicates too.
     representatives = [group[0] for group in positions_of.values()]
     near_duplicates = list(near_pairs(_images(split).hashes[split.rows[representatives]]))
-    contradicting = [g for g in groups if len({split.labels[i].tobytes() for i in g}) > 1]
+    contradicting = [g for g in groups if len({split.targets[i].tobytes() for i in g}) > 1]
     return {
         "exact": sum(len(group) - 1 for group in groups),
         "contradicting": len(contradicting),

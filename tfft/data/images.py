@@ -25,7 +25,7 @@ from tfft.preprocess.image import read as read_image
 from tfft.utils import console
 from tfft.utils.errors import UserError
 
-VERSION = 3  # of the format: raise it when the files written below change
+VERSION = 4  # of the format: raise it when the files written below change
 EMBEDDED_SOURCES = ("tfds", "npz")  # sources whose rows hold encoded images, not paths
 CHUNK_SIZE = 256  # images that are handed to the thread pool at once
 MAX_PIXEL_BYTES = 4 * 2**30  # of a set, under `cache_images: auto`
@@ -124,16 +124,15 @@ def prepare(
 
 def read(request: Request) -> Iterator[Row | BadRow]:
     """Yield the rows of a source, each image as its path or its bytes."""
-    multi_label = request.separator is not None
-    rows = sources.read(request.source, request.columns, request.key, multi_label)
+    rows = sources.read(request.source, request.columns, request.key, request.targets)
     return rows if request.source.source == "images" else sources.with_image_paths(rows)
 
 
 def _cache_key(
     request: Request, inputs: ImageInputs, content: str, cache_pixels: bool | str
 ) -> str:
-    settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row, cache_pixels]
-    settings += [request.separator, request.source.model_dump(mode="json")]
+    settings = [VERSION, inputs.fingerprint, *request.cache_key, cache_pixels]
+    settings += [request.source.model_dump(mode="json")]
     return digest([json.dumps(settings).encode(), content.encode()])
 
 
@@ -211,7 +210,7 @@ def _write(
             writer.put_strings("names", [os.fsencode(_display_name(row)) for row in good_rows])
             if copied:
                 writer.put_strings("encoded", [row.values[0] for row in good_rows])
-            writer.add_labels(good_rows)
+            writer.add_rows(good_rows)
             speed = writer.rows / max(1e-9, time.monotonic() - start_time)
             console.progress(
                 f"inspecting {request.key}: {writer.rows:,}{total} images, {speed:,.0f} images/s"

@@ -151,7 +151,7 @@ class AugmentedPixels(Pixels):
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
         """Return a batch as the model trains on it."""
         raw = {name: tf.constant(value) for name, value in self.raw_arrays(batch).items()}
-        inputs, _ = self._traced_finish(raw, tf.constant(self.split.labels[batch.positions]))
+        inputs, _ = self._traced_finish(raw, tf.constant(self.split.targets[batch.positions]))
         return {"image": inputs["image"].numpy()}
 
     @cached_property

@@ -19,7 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from tfft.config import Source
-from tfft.data.sources import LABEL_SEPARATOR, BadRow, Row
+from tfft.data.sources import BadRow, Row
+from tfft.data.targets import CLASS, Targets
 from tfft.utils.errors import UserError
 from tfft.utils.files import temporary_folder
 from tfft.utils.reading import expanded, printable, read_json
@@ -33,25 +34,22 @@ class Request:
 
     Attributes:
         source: the files.
-        columns: names or indices of the columns to read, the label last.
+        columns: names or indices of the columns to read, the target columns last.
         key: the source's key in the config, for errors.
         on_bad_row: `stop` or `skip`.
-        separator: separates the labels of a row that may have several; None if it has exactly one.
+        targets: what the target columns hold.
     """
 
     source: Source
     columns: tuple[str | int, ...]
     key: str
     on_bad_row: str
-    separator: str | None = None
+    targets: Targets = CLASS
 
-    def labels(self, value: str) -> list[str]:
-        """Return the labels in a row's label column."""
-        if self.separator is None:
-            return [value]
-        # A source with a list of labels joins them by LABEL_SEPARATOR.
-        parts = value.replace(LABEL_SEPARATOR, self.separator).split(self.separator)
-        return list(dict.fromkeys(label.strip() for label in parts if label.strip()))
+    @property
+    def cache_key(self) -> list[Any]:
+        """Plain data about the columns and rows that a prepared set depends on."""
+        return [self.columns, self.on_bad_row, self.targets.settings]
 
     def check_unchanged(self, expected: str, actual: str) -> None:
         """Check that the rows that were read are those that the cache key describes.
@@ -154,7 +152,7 @@ class Writer:
         self, folder: Path, request: Request, names: Sequence[str], derived: Collection[str] = ()
     ):
         self._request = request
-        names = (*names, "labels", "label_ends")
+        names = (*names, *request.targets.files)
         self._files: dict[str, BinaryIO] = {
             name: open(folder / f"{name}.bin", "wb")  # noqa: SIM115 -- closed in `close`
             for name in names
@@ -162,7 +160,7 @@ class Writer:
         self._digests = {name: hashlib.sha256() for name in names if name not in derived}
         self._names: dict[str, int] = {}
         self._bad_listed: list[str] = []
-        self.rows = self.bad = self._labels = 0
+        self.rows = self.bad = 0
         self._ends: dict[str, int] = {}
 
     def reject(self, row: BadRow) -> None:
@@ -179,18 +177,22 @@ class Writer:
         if len(self._bad_listed) < MAX_LISTED:
             self._bad_listed.append(printable(f"{row.place}: {row.reason}"))
 
-    def add_labels(self, rows: Sequence[Row]) -> None:
-        """Write the labels of some rows, whose other values are written already, and count them."""
-        names_of_rows = [self._request.labels(row.values[-1]) for row in rows]
-        # A new name gets the next id, in order of appearance.
-        ids = [
-            [self._names.setdefault(n, len(self._names)) for n in names] for names in names_of_rows
-        ]
-        ends = self._labels + np.cumsum([len(i) for i in ids], dtype=np.int64)
-        self.put("labels", np.array([i for row_ids in ids for i in row_ids], np.int32))
-        self.put("label_ends", ends)
-        self._labels = int(ends[-1]) if len(ends) else self._labels
+    def add_rows(self, rows: Sequence[Row]) -> None:
+        """Write the targets of rows whose other values are written already, and count the rows."""
+        self._request.targets.write(self, rows)
         self.rows += len(rows)
+
+    def name_id(self, name: str) -> int:
+        """Return the id of a label: a new one gets the next id, in order of appearance."""
+        return self._names.setdefault(name, len(self._names))
+
+    def put_ragged(self, name: str, rows: Sequence[np.ndarray]) -> None:
+        """Append an array for each row to the file `NAMEs`, and their ends to `NAME_ends`."""
+        ends = self._ends.get(name, 0) + np.cumsum([len(row) for row in rows], dtype=np.int64)
+        if len(ends):
+            self.put(f"{name}s", np.concatenate(rows))
+            self.put(f"{name}_ends", ends)
+            self._ends[name] = int(ends[-1])
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Append an array of numbers to a file."""

@@ -1,4 +1,4 @@
-"""Profile a text data set before training: classes, lengths, duplicates, leaks, bad rows."""
+"""Profile a text data set before training: targets, lengths, duplicates, leaks, bad rows."""
 
 import re
 import zlib
@@ -36,21 +36,13 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     splits = {name: split for name, split in named.items() if split is not None}
     texts = {name: _texts(split) for name, split in splits.items()}
     return {
-        "classes": class_counts(splits, datasets.labels),
+        "targets": {name: split.summary(datasets.labels) for name, split in splits.items()},
         "lengths": {
             name: _lengths(split, inputs, config.data.max_length) for name, split in splits.items()
         },
         "duplicates": {name: _duplicates(texts[name], splits[name]) for name in splits},
         "leaks": _leaks(texts),
         "bad_rows": bad,
-    }
-
-
-def class_counts(splits: dict[str, Dataset], labels: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Return the number of rows of each class in each split: split -> class -> rows."""
-    return {
-        name: dict(zip(labels, map(int, split.counts(len(labels))), strict=True))
-        for name, split in splits.items()
     }
 
 
@@ -62,12 +54,12 @@ def text(result: dict[str, Any], middle: Sequence[str] | None = None) -> str:
         middle: lines in place of those on the lengths of texts.
     """
     lines = []
-    names = list(result["classes"])
-    width = max(len(label) for label in result["classes"]["train"]) + 2
-    lines.append("classes".ljust(width) + "".join(name.rjust(12) for name in names))
-    for label in result["classes"]["train"]:
-        counts = (f"{result['classes'][name][label]:,}".rjust(12) for name in names)
-        lines.append(label.ljust(width) + "".join(counts))
+    targets = result["targets"]
+    width = max(len(label) for label in ("targets", *targets["train"])) + 2
+    lines.append("targets".ljust(width) + "".join(name.rjust(12) for name in targets))
+    for label in targets["train"]:
+        cells = (_number(summary[label]).rjust(12) for summary in targets.values())
+        lines.append(label.ljust(width) + "".join(cells))
     lines += _length_lines(result["lengths"]) if middle is None else middle
     lines.append("\nduplicates within a split")
     for name, d in result["duplicates"].items():
@@ -85,6 +77,10 @@ def text(result: dict[str, Any], middle: Sequence[str] | None = None) -> str:
         lines.append(f"  {name}: {bad['count']:,}")
         lines += [f"    {line}" for line in bad["listed"]]
     return "\n".join(lines)
+
+
+def _number(value: int | float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.5g}"
 
 
 def _length_lines(lengths_of: dict[str, dict[str, Any]]) -> list[str]:
@@ -109,7 +105,7 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
             continue
         listed, count = [], 0
         request = dataset_builder.build_request(
-            config.data, key, source, inputs, config.task.multi_label
+            config.data, key, source, inputs, config.task.targets
         )
         for row in dataset_builder.read_rows(request, inputs):
             if isinstance(row, BadRow):
@@ -146,7 +142,7 @@ def _duplicates(texts: Sequence[str], split: Dataset) -> dict[str, Any]:
     for position, value in enumerate(normalized):
         positions_of[value].append(position)
     groups = [group for group in positions_of.values() if len(group) > 1]
-    contradicting = sum(len({split.labels[i].tobytes() for i in g}) > 1 for g in groups)
+    contradicting = sum(len({split.targets[i].tobytes() for i in g}) > 1 for g in groups)
     representatives = [group[0] for group in positions_of.values()][:MAX_NEAR_ROWS]
     near_duplicates = list(_near_pairs([normalized[position] for position in representatives]))
     return {

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from tfft.config import Source
 from tfft.data import array_files, text_files
 from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, source_files
+from tfft.data.targets import CLASS, Targets
 from tfft.utils.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
 
 __all__ = [
@@ -43,20 +44,20 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
 
 
 def read(
-    source: Source, columns: Columns, key: str, multi_label: bool = False
+    source: Source, columns: Columns, key: str, targets: Targets = CLASS
 ) -> Iterator[Row | BadRow]:
     """Yield all rows of a source; a row with an empty or unusable column becomes a `BadRow`.
 
     Args:
         source: the files.
-        columns: names or indices of the columns, the label last.
+        columns: names or indices of the columns, the target columns last.
         key: the source's key in the config, for errors.
-        multi_label: whether a row may have several labels, or none.
+        targets: what the target columns hold.
     """
     # A path may hold any bytes, so it is not checked as text.
     first_checked = 1 if source.source == "images" else 0
     for row in SOURCES[source.source](source, columns, key):
-        yield _check_row(row, columns, multi_label, first_checked) if isinstance(row, Row) else row
+        yield _check_row(row, columns, targets, first_checked) if isinstance(row, Row) else row
 
 
 def content(source: Source, key: str) -> Iterator[bytes]:
@@ -92,8 +93,9 @@ def with_image_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
         yield Row(row.place, (str(resolved), *row.values[1:]))
 
 
-def _check_row(row: Row, columns: Columns, multi_label: bool, first_checked: int) -> Row | BadRow:
+def _check_row(row: Row, columns: Columns, targets: Targets, first_checked: int) -> Row | BadRow:
     """Return the row, or a bad row if one of its text columns cannot be used."""
+    first_target = len(columns) - targets.width
     for index, (column, value) in enumerate(zip(columns, row.values, strict=True)):
         if isinstance(value, bytes) or index < first_checked:
             continue
@@ -103,10 +105,12 @@ def _check_row(row: Row, columns: Columns, multi_label: bool, first_checked: int
         if not is_unicode(value):
             reason = "holds a lone surrogate: it was encoded or truncated wrongly"
             return BadRow(row.place, f"column {column!r} {reason}")
-        if multi_label and index == len(columns) - 1:
-            continue
-        if LABEL_SEPARATOR in value:
-            return BadRow(row.place, f"column {column!r} holds several labels; one is expected")
-        if not value.strip():
-            return BadRow(row.place, f"column {column!r} is empty; fill it or drop the row")
+        if index >= first_target:
+            problem = targets.problem(value)
+        elif LABEL_SEPARATOR in value:
+            problem = "holds a list; a text is expected"
+        else:
+            problem = None if value.strip() else "is empty; fill it or drop the row"
+        if problem is not None:
+            return BadRow(row.place, f"column {column!r} {problem}")
     return row

@@ -1,12 +1,13 @@
-"""Splits as views of prepared rows: a prepared set, the selected rows, and their class ids."""
+"""Splits as views of prepared rows: a prepared set, the selected rows, and their targets."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from tfft.data.images import PreparedImages
+from tfft.data.targets import Targets
 from tfft.data.texts import PreparedTexts
 
 
@@ -17,12 +18,14 @@ class Dataset:
     Attributes:
         prepared: the prepared set; several splits may share one.
         rows: indices into the set, [N].
-        labels: class ids, int32 [N], or with several labels in a row 0 or 1, float32 [N, C].
+        targets: what the model is to predict, [N, ...], as `kind` says.
+        kind: the kind of targets.
     """
 
     prepared: PreparedTexts | PreparedImages
     rows: np.ndarray
-    labels: np.ndarray
+    targets: np.ndarray
+    kind: Targets
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,31 +39,26 @@ class Dataset:
         """Return the raw values of the row at a position: texts, or an image path or bytes."""
         return self.prepared.raw_row(int(self.rows[position]))
 
-    def label_name(self, position: int, labels: Sequence[str]) -> str:
-        """Return the label name of the row at a position; several are joined by |."""
-        if self.labels.ndim == 1:
-            return labels[self.labels[position]]
-        return "|".join(labels[i] for i in np.flatnonzero(self.labels[position]))
+    def target_text(self, position: int, labels: Sequence[str]) -> str:
+        """Return the target of the row at a position as text."""
+        return self.kind.text(self.targets[position], labels)
 
-    def counts(self, classes: int) -> np.ndarray:
-        """Return the number of rows of each class, [C]."""
-        if self.labels.ndim == 2:
-            return self.labels.sum(axis=0).astype(np.int64)
-        return np.bincount(self.labels, minlength=classes)
+    def summary(self, labels: Sequence[str]) -> dict[str, int | float]:
+        """Return statistics of the targets by name, such as the rows of each class."""
+        return self.kind.summary(self.targets, labels)
 
     def take(self, positions: np.ndarray) -> "Dataset":
         """Return the rows at some positions as a separate split."""
-        return Dataset(self.prepared, self.rows[positions], self.labels[positions])
+        return replace(self, rows=self.rows[positions], targets=self.targets[positions])
 
 
-def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into kept and held-out ones, each class in proportion; both sorted.
+def stratified(groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions into kept and held-out ones, each group in proportion; both sorted.
 
-    Each class keeps at least one row, so a class with a single row holds none out. Rows with
-    several labels ([N, C]) count for the rarest of them.
+    Each group keeps at least one row, so a group with a single row holds none out.
 
     Args:
-        labels: [N] or [N, C].
+        groups: group of each row, [N], such as its class.
         fraction: share of the rows to hold out.
         seed: of the split.
 
@@ -68,21 +66,11 @@ def stratified(labels: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
         Positions kept and positions held out.
     """
     generator = np.random.default_rng([seed, round(fraction * 1e6)])
-    if labels.ndim == 2:
-        labels = _rarest(labels)
-    held_by_class = []
-    for label in np.unique(labels):
-        positions = generator.permutation(np.flatnonzero(labels == label))
+    held_by_group = []
+    for group in np.unique(groups):
+        positions = generator.permutation(np.flatnonzero(groups == group))
         size = min(max(1, round(fraction * len(positions))), len(positions) - 1)
-        held_by_class.append(positions[:size])
-    held_out = np.sort(np.concatenate(held_by_class))
-    remaining = np.setdiff1d(np.arange(len(labels)), held_out, assume_unique=True)
+        held_by_group.append(positions[:size])
+    held_out = np.sort(np.concatenate(held_by_group))
+    remaining = np.setdiff1d(np.arange(len(groups)), held_out, assume_unique=True)
     return remaining, held_out
-
-
-def _rarest(labels: np.ndarray) -> np.ndarray:
-    """Return the rarest label of each row of [N, C], -1 for a row without labels."""
-    counts = labels.sum(axis=0)
-    class_sizes = np.where(labels > 0, counts, np.inf)
-    # Without labels, `argmin` over infinities would be class 0.
-    return np.where(labels.any(axis=1), class_sizes.argmin(axis=1), -1)

@@ -16,7 +16,7 @@ from tfft.preprocess import TextInputs
 from tfft.utils import console
 from tfft.utils.reading import LONGEST_TEXT
 
-VERSION = 4  # of the format: raise it when the files written below change
+VERSION = 5  # of the format: raise it when the files written below change
 CHUNK_SIZE = 4096  # rows tokenised in one call, at most
 
 
@@ -87,9 +87,9 @@ def prepare(request: Request, inputs: TextInputs, cache: Path) -> PreparedTexts:
 
 
 def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
-    settings = [VERSION, inputs.fingerprint, request.columns, request.on_bad_row]
     # Without the path, which `content` covers.
-    settings += [request.separator, request.source.model_dump(exclude={"path"})]
+    source = request.source.model_dump(exclude={"path"})
+    settings = [VERSION, inputs.fingerprint, *request.cache_key, source]
     return digest([json.dumps(settings).encode(), content.encode()])
 
 
@@ -97,7 +97,7 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
     """Tokenise all rows in one pass and write the files of the set; return its meta data."""
     names = ("ids", "segments", "ends", "texts", "texts_ends")
     writer = _TokenWriter(folder, request, inputs, names)
-    rows = sources.read(request.source, request.columns, request.key, writer.multi_label)
+    rows = sources.read(request.source, request.columns, request.key, request.targets)
     start_time = time.monotonic()
     try:
         for chunk in _chunks(rows, writer):
@@ -108,7 +108,7 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
         writer.close()
     seconds = time.monotonic() - start_time
     console.progress(f"tokenised {request.key}: {writer.rows:,} rows in {seconds:.1f} s", True)
-    return {**writer.meta(), "cut": writer.cut, "columns": len(request.columns) - 1}
+    return {**writer.meta(), "cut": writer.cut, "columns": writer.columns}
 
 
 def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]:
@@ -134,14 +134,14 @@ def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]
 class _TokenWriter(Writer):
     def __init__(self, folder: Path, request: Request, inputs: TextInputs, names: Sequence[str]):
         super().__init__(folder, request, names)
-        self._tokenizer, self._pair = inputs, len(request.columns) == 3
-        self.multi_label = request.separator is not None
+        self._tokenizer = inputs
+        self.columns = len(request.columns) - request.targets.width
         self.cut = self._num_tokens = 0
 
     def append(self, chunk: Sequence[Row]) -> None:
         """Tokenise and write some rows."""
         texts = [row.values[0] for row in chunk]
-        pairs = [row.values[1] for row in chunk] if self._pair else None
+        pairs = [row.values[1] for row in chunk] if self.columns == 2 else None
         encoded = self._tokenizer.encode(texts, pairs)
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         ends = self._num_tokens + np.cumsum(lengths)
@@ -149,9 +149,11 @@ class _TokenWriter(Writer):
         self.put("segments", np.concatenate([np.asarray(s, np.uint8) for _, s, _ in encoded]))
         self.put("ends", ends)
         raw_texts = [
-            value.encode("utf-8", "surrogatepass") for row in chunk for value in row.values[:-1]
+            value.encode("utf-8", "surrogatepass")
+            for row in chunk
+            for value in row.values[: self.columns]
         ]
         self.put_strings("texts", raw_texts)
         self.cut += sum(cut for _, _, cut in encoded)
         self._num_tokens = int(ends[-1])
-        self.add_labels(chunk)
+        self.add_rows(chunk)

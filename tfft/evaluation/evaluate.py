@@ -15,15 +15,10 @@ import numpy as np
 from tfft.config import EvaluateConfig
 from tfft.data import Dataset, batches
 from tfft.distribute import strategies
-from tfft.evaluation import metrics
-from tfft.spec import Details, Task
-from tfft.utils import console
-from tfft.utils.errors import UserError, require
+from tfft.evaluation import baselines, metrics
+from tfft.spec import Details, Fitted, Task
 
 NUM_PREFETCHED = 2  # batches whose inputs are prepared in advance
-BASELINE_ROWS = 50_000  # training rows of a baseline at most
-# Not 0: the log loss of a row of such a class would be infinite.
-_MIN_PROBABILITY = float(np.exp(-30.0))  # probability of a class without training rows
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Evaluation:
     Attributes:
         metrics: headline metrics, `NAME`, and their intervals, `NAME/low` and `NAME/high`.
         baselines: name of a baseline -> its metrics, without intervals.
-        details: metrics by class and losses by row.
+        details: what the report shows, and losses by row.
         worst: the most wrong rows, most wrong first.
     """
 
@@ -105,7 +100,7 @@ def evaluate(
     config: EvaluateConfig,
     train: Dataset | None,
     seed: int,
-    thresholds: np.ndarray | None = None,
+    fitted: Fitted,
 ) -> Evaluation:
     """Compute all metrics of a split.
 
@@ -117,22 +112,25 @@ def evaluate(
         config: section `evaluate`.
         train: training rows, from which the baselines learn; None for no baselines.
         seed: seed of the bootstrap.
-        thresholds: [C] for tasks with several labels per row, otherwise None.
+        fitted: the fitted values of the model.
     """
     # 1. The metrics and their bootstrap intervals.
-    values = dict(task.metrics(logits, split.labels, thresholds))
+    values = dict(task.metrics(logits, split.targets, fitted))
     if config.bootstrap:
-        samples = task.bootstrap(logits, split.labels, config.bootstrap, seed, thresholds)
+        samples = task.bootstrap(logits, split.targets, config.bootstrap, seed, fitted)
         for name, draws in samples.items():
             low, high = metrics.interval(draws, config.confidence)
             values |= {f"{name}/low": low, f"{name}/high": high}
     # 2. What the report shows beyond them, and the baselines.
-    details = task.details(logits, split.labels, thresholds)
+    compared = {}
+    if config.baselines and train is not None:
+        compared = baselines.evaluate(task, train, split, len(labels))
+    details = task.details(logits, split.targets, labels, fitted)
     return Evaluation(
         metrics=values,
-        baselines=_baselines(train, split, task, len(labels)) if config.baselines and train else {},
+        baselines=compared,
         details=details,
-        worst=_worst(details, split, labels, config.worst),
+        worst=_worst(details, split, config.worst),
     )
 
 
@@ -146,12 +144,12 @@ def table(evaluations: Mapping[str, Evaluation], confidence: float) -> str:
         confidence: of the intervals, between 0 and 1.
     """
     compared = {name: e.baselines for name, e in evaluations.items() if e.baselines}
-    split, baselines = next(reversed(compared.items()), ("", {}))
-    header = ["", *evaluations, *baselines]
+    split, baseline_metrics = next(reversed(compared.items()), ("", {}))
+    header = ["", *evaluations, *baseline_metrics]
     rows = [header]
     for metric in (name for name in next(iter(evaluations.values())).metrics if "/" not in name):
         values = [_with_interval(evaluation.metrics, metric) for evaluation in evaluations.values()]
-        rows.append([metric, *values, *(f"{v[metric]:.4f}" for v in baselines.values())])
+        rows.append([metric, *values, *(f"{v[metric]:.4f}" for v in baseline_metrics.values())])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -159,7 +157,8 @@ def table(evaluations: Mapping[str, Evaluation], confidence: float) -> str:
     ]
     has_intervals = any("[" in line for line in lines[1:])
     notes = [f"in brackets: {100 * confidence:g}% intervals"] if has_intervals else []
-    notes += [f"{', '.join(baselines)}: baselines on {split}"] if baselines else []
+    if compared:
+        notes.append(f"{', '.join(baseline_metrics)}: baselines on {split}")
     return "\n".join([*lines, *(["; ".join(notes)] if notes else [])])
 
 
@@ -171,9 +170,7 @@ def _with_interval(metrics: Mapping[str, float], name: str) -> str:
     return f"{value} [{metrics[f'{name}/low']:.4f}, {metrics[f'{name}/high']:.4f}]"
 
 
-def _worst(
-    details: Details, split: Dataset, labels: Sequence[str], count: int
-) -> list[dict[str, Any]]:
+def _worst(details: Details, split: Dataset, count: int) -> list[dict[str, Any]]:
     """Return the `count` wrong rows with the highest losses."""
     wrong_positions, losses = np.flatnonzero(details.wrong), details.losses
     # Stable: equal losses keep the order of the rows, so that two runs list the same ones.
@@ -181,89 +178,8 @@ def _worst(
     return [
         {
             "row": split.raw_row(int(position)),
-            **details.describe(int(position), labels),
+            **details.describe(int(position)),
             "loss": float(losses[position]),
         }
         for position in positions
     ]
-
-
-def _baselines(
-    train: Dataset, split: Dataset, task: Task, num_classes: int
-) -> dict[str, dict[str, float]]:
-    """Return the metrics of the class frequencies and of logistic regression on simple features."""
-    # Laplace's rule: one more row of each outcome, so that no share is 0 or 1.
-    if task.section.multi_label:
-        shares = (train.labels.sum(axis=0) + 1) / (len(train) + 2)
-    else:
-        counts = np.bincount(train.labels, minlength=num_classes)
-        shares = (counts + 1) / (counts.sum() + num_classes)
-    majority = np.tile(task.to_logits(shares), (len(split), 1))
-    baselines = {"majority": dict(task.metrics(majority, split.labels))}
-    name, features = ("tfidf", _tfidf) if task.section.modality == "text" else ("tiny", _tiny)
-    try:
-        fit_linear = _linear_labels if task.section.multi_label else _linear_classes
-        logits = task.to_logits(fit_linear(features, train, split, num_classes))
-        baselines[name] = dict(task.metrics(logits, split.labels))
-    except UserError as error:
-        console.log(f"no {name} baseline: {error}")
-    return baselines
-
-
-def _linear_classes(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
-    """Return probabilities of logistic regression, with scikit-learn's defaults, [N, C]."""
-    # scikit-learn is an optional dependency; without it the caller logs why there is no baseline.
-    linear_model = require("sklearn.linear_model", "baselines")
-    positions = _baseline_positions(train)
-    seen_classes = np.unique(train.labels[positions])
-    train_features, split_features = features(train, positions, split)
-    model = linear_model.LogisticRegression(max_iter=1000)
-    model.fit(train_features, train.labels[positions])
-    probabilities = np.zeros((len(split), num_classes))
-    # The columns of scikit-learn are the classes that it saw, in order.
-    probabilities[:, seen_classes] = model.predict_proba(split_features)
-    return probabilities.clip(_MIN_PROBABILITY)
-
-
-def _linear_labels(features: Any, train: Dataset, split: Dataset, num_classes: int) -> np.ndarray:
-    """Return probabilities of one logistic regression for each class, [N, C].
-
-    A class that all training rows have, or none, keeps its frequency: there is nothing to fit.
-    """
-    linear_model = require("sklearn.linear_model", "baselines")
-    positions = _baseline_positions(train)
-    train_features, split_features = features(train, positions, split)
-    probabilities = np.tile(train.labels[positions].mean(axis=0, dtype=np.float64), (len(split), 1))
-    for index in range(num_classes):
-        if 0 < probabilities[0, index] < 1:
-            model = linear_model.LogisticRegression(max_iter=1000)
-            model.fit(train_features, train.labels[positions, index])
-            probabilities[:, index] = model.predict_proba(split_features)[:, 1]
-    return probabilities
-
-
-def _baseline_positions(train: Dataset) -> np.ndarray:
-    """Return the positions of the training rows that baselines learn from."""
-    positions = np.arange(len(train))
-    if len(positions) <= BASELINE_ROWS:
-        return positions
-    # A fixed seed: the baseline does not change with the seed of the run.
-    return np.sort(np.random.default_rng(0).choice(positions, BASELINE_ROWS, replace=False))
-
-
-def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
-    """Return TF-IDF features of the training rows at `positions` and of the split."""
-    vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
-    # A row may have two texts; the bag of words of both is one.
-    train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
-    return train_features, vectorizer.transform(
-        " ".join(split.raw_row(i)) for i in range(len(split))
-    )
-
-
-def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """Return images at 8 x 8 pixels, 0 to 1 (Torralba et al. 2008, "80 million tiny images")."""
-    train_features, split_features = (
-        s.prepared.tiny[s.rows] / 255 for s in (train.take(positions), split)
-    )
-    return train_features, split_features

@@ -49,9 +49,9 @@ def probe(
         The result, or None where rows may have several labels, the backbone has no `pooled`
         feature, or no class has a second row to hold out.
     """
-    if split.labels.ndim != 1 or "pooled" not in model.output:
+    if split.targets.ndim != 1 or "pooled" not in model.output:
         return None
-    fitted, held_out = _draw_rows(split.labels, classes, seed)
+    fitted, held_out = _draw_rows(split.targets, classes, seed)
     if not len(held_out):
         return None
     positions = np.concatenate([fitted, held_out])
@@ -67,9 +67,9 @@ def probe(
         features[[index_of[int(p)] for p in batch_rows.positions]] = batch_features
     # The features of fitted rows come first, as in `positions`.
     num_fitted = len(fitted)
-    held_out_labels = split.labels[held_out]
+    held_out_labels = split.targets[held_out]
     scores = least_squares(
-        features[:num_fitted], split.labels[fitted], features[num_fitted:], classes
+        features[:num_fitted], split.targets[fitted], features[num_fitted:], classes
     )
     return Probe(
         accuracy=float((scores.argmax(axis=1) == held_out_labels).mean()),

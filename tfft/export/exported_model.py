@@ -26,7 +26,7 @@ def describe(
     name: str | Path = _DESCRIPTION,
     source: str | None = None,
 ) -> None:
-    """Write a JSON description beside a model: its task, labels, columns and thresholds.
+    """Write a JSON description beside a model: its task, labels, columns and fitted values.
 
     Args:
         folder: the folder of the model.
@@ -34,39 +34,40 @@ def describe(
         name: path of the description, relative to `folder`.
         source: digest of the weights that were exported, which `find_version` looks for.
     """
-    thresholds = servable.thresholds
     path = folder / name
     path.parent.mkdir(exist_ok=True)
     description = {
         "task": servable.task.name,
         "labels": list(servable.labels),
         "columns": list(servable.inputs.columns),
-        "thresholds": None if thresholds is None else np.asarray(thresholds).tolist(),
+        "fitted": {name: values.tolist() for name, values in servable.fitted.items()},
         "source": source,
     }
     path.write_text(json.dumps(description, ensure_ascii=False, indent=1), encoding="utf-8")
 
 
 def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
-    """Read the description of a model, with its `thresholds` as an array or None.
+    """Read the description of a model, with its `fitted` values as arrays by name.
 
     Args:
         kinds: types of further keys, as in `read_json`.
 
     Raises:
-        UserError: as `read_json`, or the thresholds are not as many as the labels.
+        UserError: as `read_json`, or the fitted values are not as many as the labels.
     """
-    kinds |= {"labels": Annotated[list[str], Field(min_length=1)], "thresholds": list[float] | None}
+    kinds |= {
+        "labels": Annotated[list[str], Field(min_length=1)],
+        "fitted": dict[str, list[float]] | None,
+    }
     description = read_json(path, **kinds)
-    thresholds = description.get("thresholds")
-    if thresholds is None:
-        return {**description, "thresholds": None}
-    if len(thresholds) != len(description["labels"]):
-        raise UserError(
-            f"{path}: 'thresholds' must be a number for each label. Received: {len(thresholds)} "
-            f"for {len(description['labels'])} labels"
-        )
-    return {**description, "thresholds": np.array(thresholds)}
+    fitted = {name: np.array(v) for name, v in (description.get("fitted") or {}).items()}
+    for name, values in fitted.items():
+        if len(values) != len(description["labels"]):
+            raise UserError(
+                f"{path}: 'fitted.{name}' must be a number for each label. Received: "
+                f"{len(values)} for {len(description['labels'])} labels"
+            )
+    return {**description, "fitted": fitted}
 
 
 def versions(folder: Path) -> dict[int, Path]:
@@ -100,7 +101,7 @@ class ExportedModel:
         folder: a version, or a folder of numbered versions, whose newest is loaded.
 
     Attributes:
-        labels: class names, in the order of the probabilities.
+        labels: names of the outputs: classes, or columns of predicted numbers.
         columns: names of the raw inputs: `text`, `text` and `text_pair`, or `image`.
         task: name of its task.
 
@@ -153,15 +154,16 @@ class ExportedModel:
                 f"{', '.join(self.columns)}"
             )
         outputs = signature.structured_outputs
-        shape = getattr(outputs.get("probabilities"), "shape", ())
-        if len(shape) != 2 or shape[1] not in (None, len(self.labels)):
-            raise UserError(
-                f"{folder}: its model gives no probabilities of the {len(self.labels)} labels in "
-                f"{_DESCRIPTION}"
-            )
         for name, dtype in TASK_SECTIONS[self.task].outputs.items():
             if name not in outputs or outputs[name].dtype.name != dtype:
                 raise UserError(f"{folder}: its model gives no {name!r} of type {dtype}")
+            # Outputs of numbers have one for each label.
+            shape = outputs[name].shape
+            if len(shape) == 2 and shape[1] not in (None, len(self.labels)):
+                raise UserError(
+                    f"{folder}: its model gives {shape[1]} {name}; {_DESCRIPTION} names "
+                    f"{len(self.labels)} labels"
+                )
 
     def outputs(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, np.ndarray]:
         """Return the outputs of the task by name, [N, ...] each, such as `probabilities`.
@@ -188,10 +190,6 @@ class ExportedModel:
                 _check_decoded(outputs, rows, start)
             batches.append({k: outputs[k].numpy() for k in TASK_SECTIONS[self.task].outputs})
         return {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
-
-    def probabilities(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> np.ndarray:
-        """Return class probabilities, float32 [N, C]; arguments and errors as for `outputs`."""
-        return self.outputs(rows, batch_size)["probabilities"]
 
 
 def _check_decoded(outputs: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], start: int) -> None:

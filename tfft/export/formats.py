@@ -1,7 +1,8 @@
 """Export a trained model as LiteRT, ONNX or `.keras`, or as a Hugging Face checkpoint.
 
-    WORKDIR/onnx/   model.onnx    prepared inputs -> `probabilities` float32 [B, C]
-                    tfft.json     task, labels, columns, thresholds
+    WORKDIR/onnx/   model.onnx    prepared inputs -> `probabilities` float32 [B, C], or another
+                                  output of the task (`Task.output`)
+                    tfft.json     task, labels, columns, fitted values
                     ...           files of the preprocessing (`preprocess.restore`)
 
 All formats take prepared inputs (token ids, pixels), because their runtimes lack the TensorFlow ops
@@ -34,7 +35,6 @@ from tfft.utils import console
 from tfft.utils.errors import UserError, require
 from tfft.utils.files import temporary_folder
 
-OUTPUT = "probabilities"
 _DESCRIPTION = "tfft.json"
 Batch = Mapping[str, np.ndarray]
 
@@ -48,7 +48,7 @@ class Format:
         packages: packages that writing and verifying it need.
         extra: the extra of setup.cfg that installs `packages`.
         write: writes a model to a path.
-        run: runs the file at a path on a prepared batch and returns probabilities, [B, C].
+        run: runs the file at a path on a prepared batch and returns the output, [B, C].
     """
 
     file: str
@@ -79,7 +79,7 @@ def write(
 
     Raises:
         UserError: a package is missing, the folder contains other files, the format cannot express
-            the model, or its probabilities differ from the live model's by more than the bound.
+            the model, or its output differs from the live model's by more than the bound.
     """
     export_format = FORMATS[name]
     for package in export_format.packages:
@@ -101,8 +101,9 @@ def write(
         # `not <=` also refuses NaN.
         if not difference <= BOUNDS[precision]:
             raise UserError(
-                f"export: {export_format.file}'s probabilities differ by {difference:.1e} from the "
-                f"live model's; the bound for {precision} is {BOUNDS[precision]:.0e}. Not published"
+                f"export: {export_format.file}'s {servable.task.output} differ by "
+                f"{difference:.1e} from the live model's; the bound for {precision} is "
+                f"{BOUNDS[precision]:.0e}. Not published"
             )
         servable.inputs.save(temporary)
         exported_model.describe(temporary, servable, _DESCRIPTION)
@@ -121,7 +122,7 @@ def write(
 def _largest_difference(
     export_format: Format, servable: Servable, path: Path, rows: Sequence[Any]
 ) -> float:
-    """Return the largest difference of a probability from the live model's.
+    """Return the largest difference of an output from the live model's.
 
     The batches have one, three and all rows: a file with a fixed batch size or padded length
     would pass with one of them only.
@@ -131,25 +132,26 @@ def _largest_difference(
         if not subset:
             continue
         batch = servable.inputs.batch(*zip(*subset, strict=True))
-        live = servable.task.probabilities(_float32(servable.model.predict_on_batch(batch)))
+        live = _activate(servable, servable.model.predict_on_batch(batch))
         try:
-            probabilities = export_format.run(path, servable, batch)
+            output = export_format.run(path, servable, batch)
         except (RuntimeError, ValueError) as error:  # the runtime lacks an op
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"export: {export_format.file} does not run: {reason}") from None
-        largest = max(largest, float(np.abs(probabilities - live).max()))
+        largest = max(largest, float(np.abs(output - live).max()))
     return largest
 
 
-def _float32(logits: Any) -> np.ndarray:
-    return np.asarray(logits, np.float32)
+def _activate(servable: Servable, logits: Any) -> np.ndarray:
+    """Return the output of the task for logits [B, C]."""
+    return servable.task.activate(np.asarray(logits, np.float32), servable.fitted)
 
 
-def _with_probabilities(servable: Servable) -> keras.Model:
-    """Return the model with probabilities in place of logits as its output."""
-    activation = servable.task.activation
-    layer = keras.layers.Activation(activation, dtype="float32", name=OUTPUT)
-    model = keras.Model(servable.model.inputs, {OUTPUT: layer(servable.model.output)})
+def _with_activation(servable: Servable) -> keras.Model:
+    """Return the model with the output of the task in place of logits."""
+    name = servable.task.output
+    layer = servable.task.activation(servable.fitted, dtype="float32", name=name)
+    model = keras.Model(servable.model.inputs, {name: layer(servable.model.output)})
     specs = servable.inputs.input_specs()
     model({n: tf.zeros([size or 1 for size in s.shape], s.dtype) for n, s in specs.items()})
     return model  # Keras exports only a model that was called
@@ -176,19 +178,19 @@ def _plain_gelu() -> Iterator[None]:
 
 def _write_litert(servable: Servable, path: Path) -> None:
     with contextlib.redirect_stdout(io.StringIO()):  # Keras 3.14 prints despite verbose=False
-        _with_probabilities(servable).export(str(path), format="litert", verbose=False)
+        _with_activation(servable).export(str(path), format="litert", verbose=False)
 
 
 def _run_litert(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(model_path=str(path)).get_signature_runner()
-    (probabilities,) = runner(**batch).values()
-    return np.asarray(probabilities)
+    (output,) = runner(**batch).values()
+    return np.asarray(output)
 
 
 def _write_onnx(servable: Servable, path: Path) -> None:
-    _with_probabilities(servable).export(str(path), format="onnx", verbose=False)
+    _with_activation(servable).export(str(path), format="onnx", verbose=False)
 
 
 def _run_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
@@ -197,10 +199,10 @@ def _run_onnx(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     # The names of the file's inputs may end in ":0", as those of TensorFlow's tensors.
     input_names = {node.name: node.name.split(":")[0] for node in session.get_inputs()}
-    (probabilities,) = session.run(
+    (output,) = session.run(
         None, {node_name: batch[input_name] for node_name, input_name in input_names.items()}
     )
-    return np.asarray(probabilities)
+    return np.asarray(output)
 
 
 @keras.saving.register_keras_serializable(package="tfft")
@@ -254,7 +256,7 @@ def _write_keras(servable: Servable, path: Path) -> None:
 
 def _run_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     loaded = keras.models.load_model(path)
-    return servable.task.probabilities(_float32(loaded.predict_on_batch(batch)))
+    return _activate(servable, loaded.predict_on_batch(batch))
 
 
 def _write_huggingface(servable: Servable, path: Path) -> None:
@@ -269,7 +271,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         servable.labels,
         path.parent,
         getattr(servable.inputs, "image_spec", None),
-        servable.config.multi_label,
+        servable.config.problem_type,
     )
 
 
@@ -284,7 +286,7 @@ def _run_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray
     config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)
     loaded = backbones.load(config)
     model = model_lib.assemble(loaded, servable.task, servable.config, servable.labels)
-    return servable.task.probabilities(_float32(model.predict_on_batch(batch)))
+    return _activate(servable, model.predict_on_batch(batch))
 
 
 FORMATS: Mapping[str, Format] = {

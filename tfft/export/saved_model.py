@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.config import ExportConfig
-from tfft.export import exported_model, serving_config, warmup_requests
+from tfft.export import exported_model, serving_config, signatures, warmup_requests
 from tfft.export.signatures import RESULTS, Servable, Signatures, padded
 from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
@@ -64,11 +64,11 @@ def publish(
     """
     inputs = servable.inputs
     requests = _RequestRows(inputs, sample)
-    signatures = Signatures(servable, stored, config.skip_padding)
+    module = Signatures(servable, stored, config.skip_padding)
     # Preprocessing first: it is compared before the slow export.
-    _check_preprocessing(inputs, signatures.prepare, requests, trained_on)
+    _check_preprocessing(inputs, module.prepare, requests, trained_on)
     with temporary_folder(folder, "export") as temporary:
-        signatures.save(temporary / "model")
+        module.save(temporary / "model")
         exported_model.describe(temporary / "model", servable, source=source)
         rows = [
             requests[i % len(sample)] for i in range(config.verify_rows)
@@ -76,7 +76,7 @@ def publish(
         difference, rates = _verify(servable, rows, temporary, precision)
         if config.warmup:
             warmup_requests.write(
-                temporary / "model", inputs, rows, serving_config.warm_up_sizes(rates)
+                temporary / "model", servable, rows, serving_config.warm_up_sizes(rates)
             )
         target = _move_to_next_version(temporary / "model", folder)
     console.log(f"export: {target} (largest difference {difference:.1e} over {len(rows)} rows)")
@@ -173,8 +173,8 @@ def _verify(
     columns = list(zip(*rows, strict=True))
     prepared = inputs.batch(*columns)
     logits = tf.constant(model.predict_on_batch(prepared), tf.float32)
-    live = task.decode(logits, servable.labels, servable.thresholds)
-    margins = task.margin(live["probabilities"].numpy(), servable.thresholds)
+    live = task.decode(logits, servable.labels, servable.fitted)
+    margins = task.margin({k: v.numpy() for k, v in live.items()}, servable.fitted)
     request, response = folder / "request.npz", folder / "response.npz"
     raw = {name: list(map(_json_value, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -183,7 +183,12 @@ def _verify(
     if failure is not None or not response.is_file():
         reason = failure or "it wrote no response"
         raise UserError(f"export: the SavedModel does not run in a fresh process: {reason}")
-    difference = _largest_difference(np.load(response), live, margins > bound, servable.labels)
+    expected = {
+        f"{name}/{output}": plain(value.numpy())
+        for name in signatures.names(task, servable.labels)
+        for output, value in RESULTS[name](live, servable.labels).items()
+    }
+    difference = _largest_difference(np.load(response), expected, margins > bound)
     # `not <=` also refuses NaN.
     if not difference <= bound:
         raise UserError(
@@ -200,28 +205,19 @@ def _verify(
 
 
 def _largest_difference(
-    answers: Mapping[str, np.ndarray],
-    live: Mapping[str, tf.Tensor],
-    is_decided: np.ndarray,
-    labels: Sequence[str],
+    answers: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], is_decided: np.ndarray
 ) -> float:
     """Return the largest difference of a number between answers and live outputs.
 
     Args:
         answers: `SIGNATURE/BATCH SIZE/OUTPUT` -> [N, ...], as the verifier writes them.
-        live: outputs of the task on the same rows.
+        expected: `SIGNATURE/OUTPUT` -> [N, ...], of the live model on the same rows.
         is_decided: rows whose other outputs must be equal, bool [N].
-        labels: class names.
 
     Raises:
         UserError: an output is missing, of another type or shape, or different.
     """
     differences, names = [0.0], set()
-    expected = {
-        f"{signature}/{output}": plain(value.numpy())
-        for signature, result in RESULTS.items()
-        for output, value in result(live, labels).items()
-    }
     for key, answer in answers.items():
         signature, size, output = key.split("/")
         name = f"{signature}/{output}"

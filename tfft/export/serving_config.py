@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfft.export import exported_model
 from tfft.export.models_config import MARK, STABLE, Config, may_write
-from tfft.export.signatures import METHODS, RAW, Servable, fixed, output_specs
+from tfft.export.signatures import RAW, Servable, fixed, names, output_specs
 from tfft.utils import console, markdown
 from tfft.utils.files import write_atomic
 
@@ -219,11 +219,11 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
     """
     columns = servable.inputs.columns
     url = f"http://localhost:{PORTS['rest']}/v1/models/{name}"
-    class_names = markdown.text(", ".join(servable.labels))
+    output_names = markdown.text(", ".join(servable.labels))
     return f"""\
 # {name}
 
-{servable.task.name}: {servable.task.summary}. Classes: {class_names}.
+{servable.task.name}: {servable.task.summary}. Labels: {output_names}.
 
 ## Serve
 
@@ -378,10 +378,10 @@ def _signature_table(servable: Servable) -> str:
         RAW: ", ".join(f"`{c}`" for c in columns) + ": strings [B]",
         "tensors": prepared,
         "serialized": f"`examples`: tf.Examples with the features {', '.join(columns)}",
-        **dict.fromkeys(METHODS, "`inputs`: the same tf.Examples"),
     }
     rows = [("signature", "inputs", "outputs"), ("---", "---", "---")]
-    for signature, text in inputs.items():
+    for signature in names(servable.task, servable.labels):
+        text = inputs.get(signature, "`inputs`: the same tf.Examples")
         outputs = _outputs(servable, signature)
         if "image" in columns and signature in (RAW, "serialized"):
             outputs += ", `status` string [B]"

@@ -7,6 +7,9 @@
 |                   | `max_length` tokens                  |                            |          |
 | `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
 | `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
+| `regress`         | the same                             | `outputs` float32 [B]      | regress  |
+
+A task has `classify`, `regress` or neither (`Task.example_signatures`).
 
 For images, the signatures that decode them also return `status`, string [B]: `ok`, or the reason
 why an image cannot be decoded. The other outputs of a failed row are zero, False or empty; the
@@ -22,6 +25,7 @@ does not write; `Signatures.save` sets it in the saved file.
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -35,10 +39,15 @@ from tfft.preprocess import Inputs
 from tfft.preprocess.graph.image_ops import OK
 from tfft.preprocess.image import STATUS
 from tfft.preprocess.text import empty_batch
-from tfft.spec import Backbone, Task
+from tfft.spec import Backbone, Fitted, Task
 
 RAW = "serving_default"
-METHODS = {"classify": "tensorflow/serving/classify"}  # the other signatures: predict
+PREDICT = (RAW, "tensors", "serialized")  # the signatures that every export has
+# Signatures of tf.Examples -> their method names; the other signatures: predict.
+METHODS = {
+    "classify": "tensorflow/serving/classify",
+    "regress": "tensorflow/serving/regress",
+}
 Outputs = Mapping[str, tf.Tensor]
 
 
@@ -53,9 +62,15 @@ def _classes_and_scores(outputs: Outputs, labels: Sequence[str]) -> Outputs:
 
 # Signature -> its answer, from the outputs of the task's `decode` and the labels.
 RESULTS: Mapping[str, Callable[[Outputs, Sequence[str]], Outputs]] = {
-    **dict.fromkeys((RAW, "tensors", "serialized"), lambda outputs, _: outputs),
+    **dict.fromkeys(PREDICT, lambda outputs, _: outputs),
     "classify": _classes_and_scores,
+    "regress": lambda outputs, _: {"outputs": outputs["values"][:, 0]},
 }
+
+
+def names(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of all signatures of an export."""
+    return (*PREDICT, *task.example_signatures(labels))
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Servable:
         inputs: prepares raw rows.
         task: decodes the logits.
         labels: class names, in the order of the outputs.
-        thresholds: threshold of each class, [C], of a multi-label task; None for 0.5.
+        fitted: values fitted on the data, by name.
         backbone: the backbone that the model was built from.
         config: the config section `task`.
     """
@@ -76,7 +91,7 @@ class Servable:
     inputs: Inputs
     task: Task
     labels: Sequence[str]
-    thresholds: np.ndarray | None
+    fitted: Fitted
     backbone: Backbone
     config: TaskConfig
 
@@ -116,7 +131,7 @@ class Signatures(tf.Module):
             unpadding = without_padding(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), unpadding:
                 logits = model(dict(zip(input_specs, tensors, strict=True)), training=False)
-            return task.decode(logits, labels, servable.thresholds)
+            return task.decode(logits, labels, servable.fitted)
 
         # Each function is traced once and called by the functions below it.
         strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
@@ -136,9 +151,9 @@ class Signatures(tf.Module):
             columns = tf.io.parse_example(examples, features)
             return raw_function(*(columns[name] for name in inputs.columns))
 
-        def classify(examples: tf.Tensor) -> dict[str, tf.Tensor]:
+        def answer_examples(name: str, examples: tf.Tensor) -> Outputs:
             predictions = predict_examples(examples)
-            outputs = RESULTS["classify"](predictions, labels)
+            outputs = RESULTS[name](predictions, labels)
             if STATUS not in predictions:
                 return outputs
             return _blank_failed_rows(outputs, predictions[STATUS])
@@ -152,7 +167,12 @@ class Signatures(tf.Module):
             "serialized": _function(
                 predict_examples, [tf.TensorSpec([None], tf.string, "examples")]
             ),
-            "classify": _function(classify, [tf.TensorSpec([None], tf.string, "inputs")]),
+            **{
+                name: _function(
+                    partial(answer_examples, name), [tf.TensorSpec([None], tf.string, "inputs")]
+                )
+                for name in task.example_signatures(labels)
+            },
         }
 
     def save(self, folder: Path) -> None:
@@ -162,7 +182,8 @@ class Signatures(tf.Module):
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         tf.saved_model.save(self, str(folder), concrete_functions, options)
         updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
-        for name, method in METHODS.items():
+        for name in METHODS.keys() & self.functions.keys():
+            method = METHODS[name]
             updater.replace_method_name(signature_key=name, method_name=method, tags="serve")
         level = tf.get_logger().level
         tf.get_logger().setLevel("ERROR")  # it logs the folder, which is a temporary one
@@ -197,14 +218,14 @@ def output_specs(servable: Servable, signature: str) -> dict[str, tf.TensorSpec]
     """Return the name, shape and dtype of what a signature returns, without `status`."""
 
     def results(logits: tf.Tensor) -> Outputs:
-        outputs = servable.task.decode(logits, servable.labels, servable.thresholds)
+        outputs = servable.task.decode(logits, servable.labels, servable.fitted)
         return RESULTS[signature](outputs, servable.labels)
 
     logits = tf.TensorSpec([None, len(servable.labels)], tf.float32)
     return _function(results, [logits]).get_concrete_function().structured_outputs
 
 
-def _blank_failed_rows(outputs: dict[str, tf.Tensor], status: tf.Tensor) -> dict[str, tf.Tensor]:
+def _blank_failed_rows(outputs: Outputs, status: tf.Tensor) -> dict[str, tf.Tensor]:
     """Return the outputs with zero, False or "" in rows whose status, string [B], is not `OK`."""
 
     def masked(value: tf.Tensor) -> tf.Tensor:

@@ -106,11 +106,7 @@ def import_packages():
 
 
 def verify(folder):
-    """Run every signature on all rows, and `serving_default` also in batches of 1 and 3.
-
-    Raises:
-        KeyError: the model has other signatures than expected.
-    """
+    """Run every signature on all rows, and `serving_default` also in batches of 1 and 3."""
     import numpy as np
     import tensorflow as tf
 
@@ -122,10 +118,9 @@ def verify(folder):
         "serving_default": raw,
         "tensors": dict(np.load(f"{folder}/request.npz")),
         "serialized": {"examples": serialized},
-        "classify": {"inputs": serialized},
     }
-    if set(requests) != set(model.signatures):
-        raise KeyError(f"signatures {sorted(model.signatures)}, expected {sorted(requests)}")
+    # The others, such as `classify`, take tf.Examples as `inputs`.
+    requests = {name: requests.get(name, {"inputs": serialized}) for name in model.signatures}
     np.savez(
         f"{folder}/response.npz",
         **{

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft.export.signatures import METHODS, RAW, example, padded
+from tfft.export.signatures import RAW, Servable, example, names, padded
 from tfft.preprocess import Inputs
 from tfft.utils import console
 
@@ -23,7 +23,7 @@ MAX_REQUEST_BYTES = 4 << 20  # larger requests are skipped; smaller ones warm up
 
 
 def write(
-    folder: Path, inputs: Inputs, rows: Sequence[tuple[Any, ...]], sizes: Sequence[int]
+    folder: Path, servable: Servable, rows: Sequence[tuple[Any, ...]], sizes: Sequence[int]
 ) -> int:
     """Write the warm-up requests of a SavedModel, and return their number.
 
@@ -31,18 +31,19 @@ def write(
 
     Args:
         folder: the folder of the SavedModel.
-        inputs: prepares the rows for `tensors`.
+        servable: the exported model.
         rows: raw rows, as a client sends them.
         sizes: batch sizes.
     """
     if importlib.util.find_spec("tensorflow_serving") is None:
         console.log("export: no warm-up requests written; to write them: pip install 'tfft[serve]'")
         return 0
-    path, count = folder / FILE, 0
+    path, count, inputs = folder / FILE, 0, servable.inputs
+    builders = [_REQUEST_BUILDERS[name] for name in names(servable.task, servable.labels)]
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch in batches(inputs, rows, sizes):
-            for build in _REQUEST_BUILDERS.values():
+            for build in builders:
                 record = build(inputs, batch)
                 if len(record) <= MAX_REQUEST_BYTES:
                     writer.write(record)
@@ -100,6 +101,17 @@ def _classify(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
     return bytes(prediction_log_pb2.PredictionLog(classify_log=log).SerializeToString())
 
 
+def _regress(inputs: Inputs, rows: Sequence[tuple[Any, ...]]) -> bytes:
+    from tensorflow_serving.apis import prediction_log_pb2, regression_pb2
+
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.signature_name = "regress"
+    for row in rows:
+        request.input.example_list.examples.add().ParseFromString(example(inputs.columns, row))
+    log = prediction_log_pb2.RegressLog(request=request)
+    return bytes(prediction_log_pb2.PredictionLog(regress_log=log).SerializeToString())
+
+
 def _bytes(value: str | bytes) -> bytes:
     return value.encode() if isinstance(value, str) else value
 
@@ -109,5 +121,6 @@ _REQUEST_BUILDERS: Mapping[str, Callable[[Inputs, Sequence[tuple[Any, ...]]], by
     RAW: _raw,
     "tensors": _tensors,
     "serialized": _serialized,
-    **dict.fromkeys(METHODS, _classify),
+    "classify": _classify,
+    "regress": _regress,
 }

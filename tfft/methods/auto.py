@@ -171,7 +171,7 @@ def _choose_image_epochs(advice: Advice, facts: Facts, config: Config) -> None:
         f"{steps:,} steps or 5 epochs, by the number of rows alone (BiT's rule: Kolesnikov 2020, "
         "section 3.3; its batch of 512 needs more memory)",
     )
-    if rows >= MEDIUM and not config.task.multi_label and not config.augmentation.cutmix:
+    if rows >= MEDIUM and config.task.targets == "class" and not config.augmentation.cutmix:
         advice.augmentation = {"mixup": 0.1}
         advice.explain("mixup 0.1", "for 20,000 rows and more (BiT's rule)")
 

@@ -41,7 +41,7 @@ def build_page_images(
     count = min(NUM_TRAIN_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
     pixels = train_rows.arrays(batches.Batch(positions, 8))["image"]
-    names = [data.train.label_name(position, data.labels) for position in positions]
+    names = [data.train.target_text(position, data.labels) for position in positions]
     worst = {}
     for split, evaluation in evaluations.items():
         rows = evaluation.worst[:NUM_WRONG]
@@ -70,7 +70,7 @@ def write_augmentation_preview(path: Path, config: Config, inputs: ImageInputs) 
         augmented_rows.arrays(batches.Batch(positions, 8, draw))["image"]
         for draw in range(NUM_DRAWS)
     ]
-    names = [data.train.label_name(position, data.labels) for position in positions]
+    names = [data.train.target_text(position, data.labels) for position in positions]
     # Axis 2 is the width.
     side_by_side = np.concatenate([unaugmented, *augmented], axis=2)
     write_page(path, "Training images: unchanged and augmented", gallery(side_by_side, names), "")

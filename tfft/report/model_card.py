@@ -13,12 +13,14 @@ import yaml
 
 from tfft.config import Config, Source
 from tfft.evaluation.evaluate import Evaluation
+from tfft.report.page import format_cell
+from tfft.spec import Table
+from tfft.tasks import TASKS
 from tfft.training.checkpoints import TrainingState
 from tfft.utils import markdown
 from tfft.utils.files import write_atomic
 
 MAX_CLASSES = 30  # classes in a table or list at most
-PIPELINES = {"text": "text-classification", "image": "image-classification"}
 HUGGINGFACE_NAMES = {  # tfft's name of a metric -> Hugging Face's
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -54,7 +56,7 @@ def write(
         _data(config, facts),
         _training(config, facts, state, mask_totals),
         *(_metrics_table(split, e, config) for split, e in evaluations.items()),
-        *(_class_table(split, e, facts["data"]["labels"]) for split, e in evaluations.items()),
+        *(_tables(split, e) for split, e in evaluations.items()),
         _limitations(config, facts, evaluations),
     ]
     path = workdir / "MODEL_CARD.md"
@@ -67,7 +69,7 @@ def front_matter(
 ) -> dict[str, Any]:
     """Return the front matter in the form that the Hugging Face hub reads."""
     provider, _, location = config.model.backbone.partition(":")
-    task = {"type": PIPELINES[config.task.modality]}
+    task = {"type": TASKS[config.task.name].pipeline}
     matter: dict[str, Any] = {"library_name": "keras", "pipeline_tag": task["type"]}
     # A repository of the hub, not a folder of this machine.
     if provider in ("hf", "timm") and location.count("/") == 1 and not Path(location).exists():
@@ -99,12 +101,11 @@ def _dataset(config: Config, split: str) -> str:
 def _model(config: Config, facts: Mapping[str, Any]) -> str:
     labels = facts["data"]["labels"]
     names = ", ".join(labels[:MAX_CLASSES]) + (", ..." if len(labels) > MAX_CLASSES else "")
-    reads = "texts" if config.task.modality == "text" else "images"
-    quantity = "any number of" if config.task.multi_label else "one of"
+    answer = TASKS[config.task.name].answers_with.format(count=len(labels))
     return f"""## Model
 
 - Backbone: {markdown.code(_backbone(config))} (fingerprint {facts["backbone"]})
-- Reads {reads}, answers with {quantity} {len(labels)} classes: {markdown.text(names)}
+- Reads {config.task.modality}s, answers with {answer}: {markdown.text(names)}
 - Method: {config.method.name}; trained with {_versions(facts)}"""
 
 
@@ -174,9 +175,12 @@ def _metrics_table(split: str, evaluation: Evaluation, config: Config) -> str:
     metrics, rows = evaluation.metrics, []
     for key in (key for key in metrics if "/" not in key):
         low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-        baseline_values = [f"{baseline[key]:.4f}" for baseline in evaluation.baselines.values()]
-        rows.append([key.replace("_", " "), f"{metrics[key]:.4f}", interval, *baseline_values])
+        interval = ""
+        if low is not None and high is not None:
+            interval = f"{format_cell(low)} to {format_cell(high)}"
+        values = [metrics[key], *(baseline[key] for baseline in evaluation.baselines.values())]
+        value, *baseline_values = map(format_cell, values)
+        rows.append([key.replace("_", " "), value, interval, *baseline_values])
     header = ["", "model", f"{config.evaluate.confidence:.0%} interval", *evaluation.baselines]
     text = f"## Metrics: {split}\n\n{_table(header, rows)}"
     if config.evaluate.bootstrap:
@@ -184,33 +188,19 @@ def _metrics_table(split: str, evaluation: Evaluation, config: Config) -> str:
     return text
 
 
-def _class_table(split: str, evaluation: Evaluation, labels: Sequence[str]) -> str:
-    """Return a table with the metrics of each class, weakest first."""
-    by_class = evaluation.details.by_class
-    support = by_class["support"]
-    # Recall is undefined for a class without rows, so such classes come last.
-    order = sorted(
-        range(len(labels)), key=lambda index: (support[index] == 0, by_class["f1"][index])
-    )
-    rows = [
-        [
-            labels[index],
-            *(
-                _number(name, values[index]) if support[index] or name == "support" else ""
-                for name, values in by_class.items()
-            ),
-        ]
-        for index in order[:MAX_CLASSES]
-    ]
-    subtitle = "weakest first" + (
-        f", {MAX_CLASSES} of {len(labels)}" if len(labels) > MAX_CLASSES else ""
-    )
-    header = ["class", *(name.replace("_", " ") for name in by_class)]
-    return f"### By class, {subtitle}: {split}\n\n{_table(header, rows)}"
-
-
-def _number(name: str, value: float) -> str:
-    return f"{value:,.0f}" if name == "support" else f"{value:.4f}"
+def _tables(split: str, evaluation: Evaluation) -> str:
+    """Return the tables of the task, the most noteworthy rows first."""
+    parts = []
+    for section in evaluation.details.sections:
+        if isinstance(section, Table):
+            rows = [list(map(format_cell, section.rows[i])) for i in section.order[:MAX_CLASSES]]
+            total = len(section.rows)
+            subtitle = "weakest first" + (
+                f", {MAX_CLASSES} of {total}" if total > MAX_CLASSES else ""
+            )
+            table = _table(section.header, rows)
+            parts.append(f"### {section.title}, {subtitle}: {split}\n\n{table}")
+    return "\n\n".join(parts)
 
 
 def _limitations(
@@ -229,10 +219,7 @@ def _limitations(
         lines.append(
             "There was no test split: the metrics are of the rows that selected the weights."
         )
-    if not config.task.multi_label:
-        lines.append(
-            "It always answers with one of its classes, even for inputs unlike its training data."
-        )
+    lines += TASKS[config.task.name].limits
     lines.append(
         "Intended use and out-of-scope use: *to be filled in by whoever publishes the model.*"
     )

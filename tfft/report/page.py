@@ -1,20 +1,23 @@
 """report.html: one self-contained page with the config and the results of a run."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import singledispatch
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tfft.config import Config, dump
 from tfft.data import Datasets
 from tfft.evaluation.evaluate import Evaluation
-from tfft.evaluation.metrics import Confusion
 from tfft.report import plots
+from tfft.spec import Matrix, Reliability, Scatter, Section, Table
 from tfft.utils.files import write_atomic
 
-HEAT_MAP_CLASSES = 60  # classes in a confusion matrix; more are unreadable and make a huge page
+LOG_LOSS = "log_loss"  # the metric that is drawn beside the loss of the training
+_ALIGN = {False: "", True: ' class="n"'}  # whether a cell is a number -> its attribute
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#222;--soft:#777;--line:#ddd;--paper:#fff;--box:#f6f6f6}
@@ -59,8 +62,8 @@ def write(
     """
     sections = [
         *(_metrics_section(name, e, config) for name, e in evaluations.items()),
-        _section("Training", _curves(history)),
-        *(_class_section(name, e, data.labels, images) for name, e in evaluations.items()),
+        _section("Training", _curves(history, config)),
+        *(_details_section(name, e, images) for name, e in evaluations.items()),
         *([_section("Training images", images.batch)] if images.batch else []),
         _section("Data", _data(data, config)),
         _section("Trainable variables", f"<pre>{escape(mask_table)}</pre>"),
@@ -103,17 +106,28 @@ def _section(title: str, body: str) -> str:
     return f"<h2>{escape(title)}</h2>{body}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> str:
-    """Return an HTML table; columns from `numbers` on are right-aligned."""
-    attributes = [' class="n"' if column >= numbers else "" for column in range(len(header))]
-    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(attributes, header, strict=True))
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{k}>{escape(c)}</td>" for k, c in zip(attributes, row, strict=True))
-        + "</tr>"
-        for row in rows
-    )
+def _table(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
+    """Return an HTML table; numbers are right-aligned, and so are the heads of their columns."""
+    numeric = [
+        any(isinstance(row[column], int | float) for row in rows) for column in range(len(header))
+    ]
+    head = "".join(f"<th{_ALIGN[n]}>{escape(h)}</th>" for n, h in zip(numeric, header, strict=True))
+    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
+
+
+def _cell(value: str | int | float) -> str:
+    return f"<td{_ALIGN[not isinstance(value, str)]}>{escape(format_cell(value))}</td>"
+
+
+def format_cell(value: str | int | float) -> str:
+    """Return a cell of a table as text: integers with separators, numbers with four digits."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    # Numbers of any size occur in the units of predicted values.
+    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
 
 
 def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:
@@ -123,79 +137,87 @@ def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:
     # Keys with a slash are the bounds of other metrics.
     for key in (key for key in metrics if "/" not in key):
         low, high = metrics.get(f"{key}/low"), metrics.get(f"{key}/high")
-        interval = f"{low:.4f} to {high:.4f}" if low is not None and high is not None else ""
-        baseline_values = [f"{baseline[key]:.4f}" for baseline in evaluation.baselines.values()]
-        rows.append([key, f"{metrics[key]:.4f}", interval, *baseline_values])
+        interval = ""
+        if low is not None and high is not None:
+            interval = f"{format_cell(low)} to {format_cell(high)}"
+        baseline_values = [baseline[key] for baseline in evaluation.baselines.values()]
+        rows.append([key, metrics[key], interval, *baseline_values])
     interval_title = f"{config.evaluate.confidence:.0%} bootstrap interval"
     header = ["", "model", interval_title, *evaluation.baselines]
     return _section(f"Metrics: {name}", _table(header, rows))
 
 
-def _curves(history: Sequence[Mapping[str, float]]) -> str:
+def _curves(history: Sequence[Mapping[str, float]], config: Config) -> str:
+    """Draw the losses, the validation metrics by direction, and the learning rate."""
+
+    def validation(names: Iterable[str]) -> dict[str, list[tuple[float, float]]]:
+        return {name: points for name in names if (points := series(f"validation/{name}"))}
+
     def series(name: str) -> list[tuple[float, float]]:
         return [(entry["step"], entry[name]) for entry in history if name in entry]
 
-    losses = {"train": series("train/loss"), "validation": series("validation/log_loss")}
-    scores = {
-        name: series(f"validation/{name}")
-        for name in ("accuracy", "mean_average_precision", "micro_f1", "macro_f1", "weighted_f1")
-    }
+    directions = config.task.metrics
+    losses = {"train": series("train/loss"), "validation": series(f"validation/{LOG_LOSS}")}
+    higher = validation(name for name, direction in directions.items() if direction == "max")
+    lower = validation(
+        name for name, direction in directions.items() if direction == "min" and name != LOG_LOSS
+    )
     return (
         plots.curves("loss", {k: v for k, v in losses.items() if v}, "step")
-        + plots.curves("validation", {k: v for k, v in scores.items() if v}, "step", marks=True)
+        + plots.curves("validation: higher is better", higher, "step", marks=True)
+        + plots.curves("validation: lower is better", lower, "step", marks=True)
         + plots.curves("learning rate", {"learning rate": series("learning_rate")}, "step")
     )
 
 
-def _class_section(
-    name: str, evaluation: Evaluation, labels: Sequence[str], images: "PageImages"
-) -> str:
-    """Return the tables and plots by class, and the most wrong rows, of a split."""
-    by_class = {k: v for k, v in evaluation.details.by_class.items() if k != "support"}
-    support = evaluation.details.by_class["support"]
-    rows = [
-        [label, *(f"{values[index]:.4f}" for values in by_class.values()), f"{support[index]:.0f}"]
-        for index, label in enumerate(labels)
-    ]
-    body = _table(["class", *(k.replace("_", " ") for k in by_class), "rows"], rows)
-    matrix = evaluation.details.confusion
-    if matrix is not None:
-        body += _heat_map(matrix, labels)
-    body += plots.reliability("reliability (bars: share of rows)", evaluation.details.reliability)
+def _details_section(name: str, evaluation: Evaluation, images: "PageImages") -> str:
+    """Return the sections of the task, and the most wrong rows, of a split."""
+    body = "".join(map(_render, evaluation.details.sections))
     if evaluation.worst:
         body += "<h3>Most wrong</h3>"
-        if name in images.worst:
-            body += images.worst[name]
-        else:
-            worst_rows = [
-                [" | ".join(w["row"])[:400], w["label"], w["predicted"], f"{w['confidence']:.3f}"]
-                for w in evaluation.worst
-            ]
-            body += _table(["text", "label", "predicted", "confidence"], worst_rows, numbers=3)
-    return _section(f"By class: {name}", body)
+        body += images.worst[name] if name in images.worst else _worst_rows(evaluation.worst)
+    return _section(f"Details: {name}", body)
 
 
-def _heat_map(confusion: Confusion, labels: Sequence[str]) -> str:
-    """Draw the confusion matrix; with many classes, of those with the most errors."""
-    classes, title = np.arange(len(labels)), "confusion: true class down, predicted across"
-    if len(labels) > HEAT_MAP_CLASSES:
-        # False negatives and false positives of each class.
-        errors = confusion.by_true() + confusion.by_predicted() - 2 * confusion.hits()
-        classes = np.sort(np.argsort(-errors, kind="stable")[:HEAT_MAP_CLASSES])
-        title += f"; the {len(classes)} of {len(labels):,} classes with the most errors"
-    names = [labels[index] for index in classes]
-    return plots.heat_map(title, confusion.matrix(classes), confusion.by_true()[classes], names)
+def _worst_rows(worst: Sequence[Mapping[str, Any]]) -> str:
+    names = [name for name in worst[0] if name not in ("row", "about", "loss")]
+    rows = [[" | ".join(w["row"])[:400], *(w[name] for name in names)] for w in worst]
+    return _table(["text", *names], rows)
+
+
+@singledispatch
+def _render(section: Section) -> str:
+    """Return a section of a task's results as HTML."""
+    raise TypeError(f"`section` has no form in HTML. Received: {type(section).__name__}")
+
+
+@_render.register
+def _(section: Table) -> str:
+    return f"<h3>{escape(section.title)}</h3>{_table(section.header, section.rows)}"
+
+
+@_render.register
+def _(section: Matrix) -> str:
+    return plots.heat_map(section.title, section.counts, section.totals, section.names)
+
+
+@_render.register
+def _(section: Reliability) -> str:
+    return plots.reliability(section.title, section.bins)
+
+
+@_render.register
+def _(section: Scatter) -> str:
+    return plots.scatter(section.title, section.true, section.predicted, "true", "predicted")
 
 
 def _data(data: Datasets, config: Config) -> str:
-    """Return the table of class counts and a histogram of lengths or sizes."""
+    """Return the table of targets and a histogram of lengths or sizes."""
     splits = {"train": data.train, "validation": data.validation, "test": data.test}
-    rows = []
-    counts = [s.counts(len(data.labels)) if s else None for s in splits.values()]
-    for index, label in enumerate(data.labels):
-        rows.append([label, *("" if c is None else str(c[index]) for c in counts)])
-    rows.append(["all", *(str(len(s)) if s else "" for s in splits.values())])
-    table = _table(["class", *splits], rows)
+    summaries = [split.summary(data.labels) if split else {} for split in splits.values()]
+    rows = [[name, *(s.get(name, "") for s in summaries)] for name in summaries[0]]
+    rows.append(["rows", *(len(split) if split else "" for split in splits.values())])
+    table = _table(["", *splits], rows)
     if config.task.modality == "image":
         edges = np.sqrt(data.train.prepared.sizes[data.train.rows].prod(axis=1))
         return table + plots.histogram(

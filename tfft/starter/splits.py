@@ -10,6 +10,7 @@ from pathlib import Path
 from tfft.config import Source
 from tfft.data import array_files, sources
 from tfft.data.records import BadRow, Row
+from tfft.data.targets import CLASS, LabelTargets
 from tfft.starter import head as heads
 from tfft.starter import labels
 from tfft.starter.head import Head
@@ -103,7 +104,8 @@ def bad_rows(source: Source, roles: Roles, key: str) -> list[BadRow]:
         return []
     if source.source == "tfds" and not array_files.tfds_builder(source, key).is_prepared():
         return []
-    rows = sources.read(source, roles.columns, key, roles.separator is not None)
+    kind = CLASS if roles.separator is None else LabelTargets(roles.separator)
+    rows = sources.read(source, roles.columns, key, kind)
     if roles.image is not None:
         rows = map(_check_image, sources.with_image_paths(rows))
     return [row for row in islice(rows, heads.ROWS) if isinstance(row, BadRow)]

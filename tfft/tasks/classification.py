@@ -9,9 +9,11 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config import TaskConfig
-from tfft.evaluation import metrics
-from tfft.spec import Backbone, Details
+from tfft.evaluation import baselines, metrics
+from tfft.spec import Backbone, Details, Fitted, Matrix, Reliability, Section, Table, Task
 from tfft.utils.errors import UserError, nearest
+
+MATRIX_CLASSES = 60  # classes in a confusion matrix; more are unreadable and make a huge page
 
 
 class Pooling(keras.layers.Layer):
@@ -92,46 +94,6 @@ def _dense(width: int, activation: str | None, name: str) -> keras.layers.Dense:
     )
 
 
-def head(
-    backbone: Backbone, config: TaskConfig, labels: Sequence[str]
-) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
-    """Build the head of a model.
-
-    Args:
-        backbone: backbone whose features the head reads.
-        config: section `task`.
-        labels: names of the classes.
-
-    Returns:
-        A function: features by name and padding mask (or None) -> logits [B, C].
-
-    Raises:
-        UserError: the backbone lacks the feature that `task.pooling` needs.
-    """
-    style = backbone.head_style
-    pooling = style.pooling if config.pooling == "auto" else config.pooling
-    feature = "pooled" if pooling == "pooled" else "sequence"
-    if feature not in backbone.features:
-        raise UserError(
-            f"task.pooling: the backbone has no {feature!r} feature; "
-            f"it has {', '.join(backbone.features)}: use first or mean"
-        )
-    # The checkpoint's dense layer was trained on the checkpoint's pooling.
-    activation = style.activation if pooling == style.pooling else None
-    pool = Pooling(pooling, name="pooling")
-    classification_head = ClassificationHead(len(labels), activation, config.dropout, name="head")
-
-    def logits(
-        features: Mapping[str, keras.KerasTensor], mask: keras.KerasTensor | None
-    ) -> keras.KerasTensor:
-        pooling_input = features[feature]
-        return classification_head(
-            pool(pooling_input) if mask is None else pool(pooling_input, mask)
-        )
-
-    return logits
-
-
 class CrossEntropy(keras.losses.Loss):
     """Cross-entropy of class ids, optionally smoothed or focal; one value per row.
 
@@ -185,105 +147,247 @@ class ProbabilityError(keras.losses.Loss):
         return huber / self.delta if self.kind == "smooth_l1" else huber
 
 
-def loss(config: TaskConfig) -> keras.losses.Loss:
-    """Build the loss of the config; it returns one value per row."""
-    if config.loss == "focal":
-        return CrossEntropy(gamma=config.focal_gamma)
-    if config.loss != "cross_entropy":
-        return ProbabilityError(config.loss, config.delta)
-    return CrossEntropy(label_smoothing=config.label_smoothing)
+class Classification(Task):
+    """What classification with one class a row and with several have in common."""
+
+    output = "probabilities"
+    constant = "majority"
+
+    def head(
+        self, backbone: Backbone, config: TaskConfig, labels: Sequence[str]
+    ) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
+        """Return a function: features by name and padding mask (or None) -> logits [B, C].
+
+        Raises:
+            UserError: the backbone lacks the feature that `task.pooling` needs.
+        """
+        return pooled_head(backbone, config.pooling, config.dropout, len(labels))
+
+    def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return `classify`."""
+        return ("classify",)
 
 
-def sample_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -> np.ndarray | None:
+def pooled_head(
+    backbone: Backbone, pooling: str, dropout: float, outputs: int
+) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
+    """Build a head on one vector per row.
+
+    Args:
+        backbone: backbone whose features the head reads.
+        pooling: `pooled`, `first`, `mean`, or `auto` for that of the checkpoint.
+        dropout: dropout rate before the logits.
+        outputs: number of logits per row, C.
+
+    Returns:
+        A function: features by name and padding mask (or None) -> logits [B, C].
+
+    Raises:
+        UserError: the backbone lacks the feature that the pooling needs.
+    """
+    style = backbone.head_style
+    pooling = style.pooling if pooling == "auto" else pooling
+    feature = "pooled" if pooling == "pooled" else "sequence"
+    if feature not in backbone.features:
+        raise UserError(
+            f"task.pooling: the backbone has no {feature!r} feature; "
+            f"it has {', '.join(backbone.features)}: use first or mean"
+        )
+    # The checkpoint's dense layer was trained on the checkpoint's pooling.
+    activation = style.activation if pooling == style.pooling else None
+    pool = Pooling(pooling, name="pooling")
+    classification_head = ClassificationHead(outputs, activation, dropout, name="head")
+
+    def logits(
+        features: Mapping[str, keras.KerasTensor], mask: keras.KerasTensor | None
+    ) -> keras.KerasTensor:
+        pooling_input = features[feature]
+        return classification_head(
+            pool(pooling_input) if mask is None else pool(pooling_input, mask)
+        )
+
+    return logits
+
+
+class OneClass(Classification):
+    """Classification with exactly one class per row; targets are class ids [N]."""
+
+    summary = "the probability of each class, and the most probable one"
+    answers_with = "one of {count} classes"
+    limits = (
+        "It always answers with one of its classes, even for inputs unlike its training data.",
+    )
+
+    def loss(self, config: TaskConfig) -> keras.losses.Loss:
+        """Build the loss of the config; it returns one value per row."""
+        if config.loss == "focal":
+            return CrossEntropy(gamma=config.focal_gamma)
+        if config.loss != "cross_entropy":
+            return ProbabilityError(config.loss, config.delta)
+        return CrossEntropy(label_smoothing=config.label_smoothing)
+
+    def row_weights(
+        self, config: TaskConfig, labels: Sequence[str], targets: np.ndarray
+    ) -> np.ndarray | None:
+        """Return the weight of each row's class, [N], or None for equal weights.
+
+        Raises:
+            UserError: `task.class_weights` names an unknown class.
+        """
+        weights = class_weights(config, labels, targets)
+        return None if weights is None else weights[targets]
+
+    def metrics(self, logits: np.ndarray, targets: np.ndarray, fitted: Fitted) -> dict[str, float]:
+        """Compute the headline metrics."""
+        return metrics.headline(logits, targets)
+
+    def bootstrap(
+        self, logits: np.ndarray, targets: np.ndarray, draws: int, seed: int, fitted: Fitted
+    ) -> dict[str, np.ndarray]:
+        """Compute the headline metrics of bootstrap resamples, each [draws]."""
+        return metrics.bootstrap(logits, targets, draws, seed)
+
+    def details(
+        self, logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], fitted: Fitted
+    ) -> Details:
+        """Compute metrics by class, the confusion matrix and losses by row."""
+        probabilities = metrics.softmax(logits)
+        predicted = probabilities.argmax(axis=1)
+        matrix = metrics.confusion(predicted, targets, logits.shape[1])
+        by_class = metrics.from_confusion(matrix)
+
+        def describe(position: int) -> dict[str, Any]:
+            predicted_id = int(predicted[position])
+            return {
+                "label": labels[targets[position]],
+                "predicted": labels[predicted_id],
+                "confidence": float(probabilities[position, predicted_id]),
+                "about": predicted_id,
+            }
+
+        columns = {name: by_class[name] for name in ("precision", "recall", "f1")}
+        return Details(
+            sections=(
+                class_table(labels, columns, by_class["support"]),
+                confusion_section(matrix, labels),
+                reliability_section(metrics.reliability(probabilities, targets)),
+            ),
+            losses=metrics.log_losses(probabilities, targets),
+            wrong=predicted != targets,
+            describe=describe,
+        )
+
+    def constant_logits(self, targets: np.ndarray, classes: int) -> np.ndarray:
+        """Return the logits of the class frequencies, [C]."""
+        # Laplace's rule: one more row of each class, so that no share is 0.
+        counts = np.bincount(targets, minlength=classes)
+        return _to_logits((counts + 1) / (counts.sum() + classes))
+
+    def linear_logits(
+        self, features: Any, targets: np.ndarray, new_features: Any, classes: int
+    ) -> np.ndarray:
+        """Return the logits of logistic regression, [N, C].
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+        return _to_logits(baselines.logistic(features, targets, new_features, classes))
+
+    def average(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the logits of the mean probabilities of several passes, [N, C]."""
+        return _to_logits(np.mean([metrics.softmax(part) for part in logits], axis=0))
+
+    def activate(self, logits: np.ndarray, fitted: Fitted) -> np.ndarray:
+        """Compute probabilities, float64 [N, C]."""
+        return metrics.softmax(logits)
+
+    def activation(self, fitted: Fitted, **arguments: Any) -> keras.layers.Layer:
+        """Return a softmax layer."""
+        return keras.layers.Activation("softmax", **arguments)
+
+    def decode(
+        self, logits: tf.Tensor, labels: Sequence[str], fitted: Fitted
+    ) -> dict[str, tf.Tensor]:
+        """Return `probabilities` float32 [B, C] and `label` string [B]."""
+        # float32, because TF Serving's REST API writes no half or bfloat16.
+        probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
+        names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))
+        return {"probabilities": probabilities, "label": names}
+
+    def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        """Return the outputs of a row as `{"label": ..., "probabilities": {label: p}}`."""
+        return {
+            "label": outputs["label"].decode("utf-8", "replace"),
+            "probabilities": probabilities_by_label(outputs, labels),
+        }
+
+    def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
+        """Return half the lead of the most probable class, [N]."""
+        second, first = np.sort(outputs["probabilities"], axis=1)[:, -2:].T
+        return (first - second) / 2
+
+
+def class_weights(config: TaskConfig, labels: Sequence[str], ids: np.ndarray) -> np.ndarray | None:
     """Compute the weight of each class, [C], or None for equal weights.
+
+    Args:
+        config: section `task`.
+        labels: class names.
+        ids: class ids of the training rows, [N].
 
     Raises:
         UserError: `task.class_weights` names an unknown class.
     """
-    class_weights = config.class_weights
-    if class_weights is None:
+    weights = config.class_weights
+    if weights is None:
         return None
-    if class_weights == "balanced":
+    if weights == "balanced":
         counts = np.bincount(ids, minlength=len(labels))
         # The mean weight of the rows is 1; classes without rows do not count.
         return len(ids) / (np.maximum(counts, 1) * np.count_nonzero(counts))
-    unknown = [name for name in class_weights if name not in labels]
+    unknown = [name for name in weights if name not in labels]
     if unknown:
         raise UserError(
             f"task.class_weights: {unknown[0]!r} is not a class{nearest(unknown[0], labels)}"
         )
-    return np.array([class_weights.get(name, 1.0) for name in labels])
+    return np.array([weights.get(name, 1.0) for name in labels])
 
 
-def to_logits(probabilities: np.ndarray) -> np.ndarray:
-    """Convert probabilities to logits, float32 [N, C]."""
-    # A probability of 0 would become -inf.
-    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)
+def class_table(
+    labels: Sequence[str], columns: Mapping[str, np.ndarray], support: np.ndarray
+) -> Table:
+    """Return the metrics of each class as a table, the weakest by `f1` first.
+
+    Args:
+        labels: class names.
+        columns: name of a metric -> its values, [C].
+        support: rows of each class, [C].
+    """
+    # Recall is undefined for a class without rows, so such classes have no metrics and come last.
+    rows = [
+        [label, *(float(v[i]) if support[i] else "" for v in columns.values()), int(support[i])]
+        for i, label in enumerate(labels)
+    ]
+    order = sorted(range(len(labels)), key=lambda i: (support[i] == 0, columns["f1"][i]))
+    header = ["class", *(name.replace("_", " ") for name in columns), "rows"]
+    return Table("By class", header, rows, order)
 
 
-def compute_metrics(
-    logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None
-) -> dict[str, float]:
-    """Compute the headline metrics; `thresholds` are not used."""
-    return metrics.headline(logits, ids)
+def confusion_section(confusion: metrics.Confusion, labels: Sequence[str]) -> Section:
+    """Return the confusion matrix; with many classes, of those with the most errors."""
+    classes, title = np.arange(len(labels)), "confusion: true class down, predicted across"
+    if len(labels) > MATRIX_CLASSES:
+        # False negatives and false positives of each class.
+        errors = confusion.by_true() + confusion.by_predicted() - 2 * confusion.hits()
+        classes = np.sort(np.argsort(-errors, kind="stable")[:MATRIX_CLASSES])
+        title += f"; the {len(classes)} of {len(labels):,} classes with the most errors"
+    names = [labels[index] for index in classes]
+    return Matrix(title, names, confusion.matrix(classes), confusion.by_true()[classes])
 
 
-def bootstrap(
-    logits: np.ndarray,
-    ids: np.ndarray,
-    draws: int,
-    seed: int,
-    thresholds: np.ndarray | None = None,
-) -> dict[str, np.ndarray]:
-    """Compute the headline metrics of bootstrap resamples; `thresholds` are not used."""
-    return metrics.bootstrap(logits, ids, draws, seed)
-
-
-def details(logits: np.ndarray, ids: np.ndarray, thresholds: np.ndarray | None = None) -> Details:
-    """Compute metrics by class and losses by row; `thresholds` are not used."""
-    probabilities = metrics.softmax(logits)
-    predicted = probabilities.argmax(axis=1)
-    matrix = metrics.confusion(predicted, ids, logits.shape[1])
-    by_class = metrics.from_confusion(matrix)
-
-    def describe(position: int, labels: Sequence[str]) -> dict[str, Any]:
-        predicted_id = int(predicted[position])
-        return {
-            "label": labels[ids[position]],
-            "predicted": labels[predicted_id],
-            "confidence": float(probabilities[position, predicted_id]),
-            "about": predicted_id,
-        }
-
-    return Details(
-        confusion=matrix,
-        by_class={k: by_class[k] for k in ("precision", "recall", "f1", "support")},
-        reliability=metrics.reliability(probabilities, ids),
-        losses=metrics.log_losses(probabilities, ids),
-        wrong=predicted != ids,
-        describe=describe,
-    )
-
-
-SUMMARY = "the probability of each class, and the most probable one"
-
-
-def decode(
-    logits: tf.Tensor, labels: Sequence[str], thresholds: np.ndarray | None = None
-) -> dict[str, tf.Tensor]:
-    """Return `probabilities` float32 [B, C] and `label` string [B]."""
-    # float32, because TF Serving's REST API writes no half or bfloat16.
-    probabilities = tf.nn.softmax(tf.cast(logits, tf.float32))
-    names = tf.gather(tf.constant(list(labels)), tf.argmax(logits, axis=-1))
-    return {"probabilities": probabilities, "label": names}
-
-
-def answer(outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
-    """Return the outputs of a row as `{"label": ..., "probabilities": {label: p}}`."""
-    return {
-        "label": outputs["label"].decode("utf-8", "replace"),
-        "probabilities": probabilities_by_label(outputs, labels),
-    }
+def reliability_section(bins: Mapping[str, np.ndarray]) -> Section:
+    """Return the reliability diagram of binned confidences."""
+    return Reliability("reliability (bars: share of rows)", bins)
 
 
 def probabilities_by_label(outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, float]:
@@ -291,7 +395,7 @@ def probabilities_by_label(outputs: Mapping[str, Any], labels: Sequence[str]) ->
     return {n: float(p) for n, p in zip(labels, outputs["probabilities"], strict=True)}
 
 
-def margin(probabilities: np.ndarray, thresholds: np.ndarray | None = None) -> np.ndarray:
-    """Return half the lead of the most probable class, [N]; `thresholds` are not used."""
-    second, first = np.sort(probabilities, axis=1)[:, -2:].T
-    return (first - second) / 2
+def _to_logits(probabilities: np.ndarray) -> np.ndarray:
+    """Convert probabilities to logits, float32."""
+    # A probability of 0 would become -inf.
+    return np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)).astype(np.float32)

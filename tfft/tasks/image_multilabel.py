@@ -1,24 +1,14 @@
-"""Multi-label classification of images: any number of labels per image."""
+"""Multi-label classification of images."""
 
 from tfft.config import tasks as task_sections
-from tfft.evaluation import multilabel_metrics
-from tfft.spec import Task
-from tfft.tasks import classification, multilabel
+from tfft.tasks.multilabel import Multilabel
 
-TASK = Task(
-    section=task_sections.ImageMultilabel,
-    head=classification.head,
-    loss=multilabel.loss,
-    sample_weights=multilabel.no_weights,
-    activation="sigmoid",
-    probabilities=multilabel_metrics.sigmoid,
-    to_logits=multilabel.to_logits,
-    metrics=multilabel.compute_metrics,
-    bootstrap=multilabel.bootstrap,
-    details=multilabel.details,
-    decode=multilabel.decode,
-    answer=multilabel.answer,
-    margin=multilabel.margin,
-    summary=multilabel.SUMMARY,
-    fit_thresholds=multilabel.fit_thresholds,
-)
+
+class ImageMultilabel(Multilabel):
+    """An image has any number of labels."""
+
+    section = task_sections.ImageMultilabel
+    pipeline = "image-classification"
+
+
+TASK = ImageMultilabel()

@@ -1,8 +1,14 @@
 """Multi-label classification of texts or text pairs."""
 
-from dataclasses import replace
-
 from tfft.config import tasks as task_sections
-from tfft.tasks import image_multilabel
+from tfft.tasks.multilabel import Multilabel
 
-TASK = replace(image_multilabel.TASK, section=task_sections.TextMultilabel)
+
+class TextMultilabel(Multilabel):
+    """A text or a pair of texts has any number of labels."""
+
+    section = task_sections.TextMultilabel
+    pipeline = "text-classification"
+
+
+TASK = TextMultilabel()

@@ -115,7 +115,7 @@ def validation_metrics(run: Run, pipeline: InputPipeline) -> dict[str, float]:
     """Return the task's metrics on the validation split, by name."""
     split, batch_size = pipeline.data.validation, run.config.evaluate.batch_size
     logits = evaluate.predict(run.model, split, pipeline.validation_rows, batch_size)
-    return run.task.metrics(logits, split.labels, None)
+    return run.task.metrics(logits, split.targets, run.fitted)
 
 
 def soup_of(run: Run) -> Soup | None:

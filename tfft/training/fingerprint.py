@@ -104,11 +104,11 @@ def require_equal_on_workers(strategy: tf.distribute.Strategy, values: Mapping[s
 
 
 def _rows(split: Dataset | None) -> str:
-    """Return the number of rows of a split, and a digest of the rows and their classes."""
+    """Return the number of rows of a split, and a digest of the rows and their targets."""
     if split is None:
         return "none"
     digest = hashlib.sha256(split.prepared.content.encode())
-    for array in (split.rows, split.labels):
+    for array in (split.rows, split.targets):
         digest.update(np.ascontiguousarray(array).data)
     return f"{len(split):,} rows ({digest.hexdigest()[:12]})"
 

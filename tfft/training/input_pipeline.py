@@ -33,11 +33,14 @@ class InputPipeline:
         self.replicas: int = self._strategy.num_replicas_in_sync
         # Class weights become sample weights: the loop does not call Keras' `fit`, which would map
         # them.
-        class_weights = run.task.sample_weights(run.config.task, data.labels, data.train.labels)
-        self._weights = np.ones(len(data.train), np.float32)
-        if class_weights is not None:
-            self._weights = class_weights[data.train.labels].astype(np.float32)
-        self._targets = data.train.labels if run.targets is None else run.targets
+        targets = data.train.targets
+        weights = run.task.row_weights(run.config.task, data.labels, targets)
+        self._weights = np.ones(len(targets), np.float32)
+        if weights is not None:
+            self._weights = weights.astype(np.float32)
+        self._targets = run.targets
+        if run.targets is None:
+            self._targets = run.task.training_targets(targets, run.fitted)
         self.read_rows()
 
     def read_rows(self) -> None:

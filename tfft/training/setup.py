@@ -34,7 +34,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
     # 1. Backbone and data, and whether all workers have the same.
     backbone = backbones.load(config.model, config.distribute.precision)
     inputs, data = read_data(config, backbone)
-    check_metric(config, data.labels)
+    check_metric(config, data)
     strategy = tf.distribute.get_strategy()
     depends_on = fingerprint.of(config, backbone, data)
     fingerprint.require_equal_on_workers(strategy, depends_on)
@@ -54,6 +54,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
         trained = None  # there are no files from which the rest could be read again
     run = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     run.datasets, run.depends_on = data, depends_on
+    run.fitted = run.task.fit_targets(data.train.targets)
     return run, data, plan, schedule
 
 
@@ -151,7 +152,7 @@ def teacher_targets(config: Config, data: Datasets) -> np.ndarray | None:
     console.log(f"distillation: {section.teacher} predicts {len(data.train):,} rows")
     # Raw rows, not token ids: the teacher has a tokenizer of its own.
     logits = teacher.logits([data.train.raw_row(position) for position in range(len(data.train))])
-    return distillation.targets(data.train.labels, logits, teacher.labels, data.labels)
+    return distillation.targets(data.train.targets, logits, teacher.labels, data.labels)
 
 
 def apply_remat(config: Config, model: Model, backbone: Backbone) -> None:
@@ -177,24 +178,21 @@ def apply_remat(config: Config, model: Model, backbone: Backbone) -> None:
     console.log(f"remat: {', '.join(layers)}")
 
 
-def check_metric(config: Config, labels: Sequence[str]) -> None:
+def check_metric(config: Config, data: Datasets) -> None:
     """Check that the metric of the best checkpoint exists for this number of classes.
 
     Raises:
         UserError: it does not, such as the top-5 accuracy of five classes.
     """
     task, metric = TASKS[config.task.name], config.train.metric
-    # One row of zeros yields the names of the task's metrics before anything is trained.
-    truth = (
-        np.zeros((1, len(labels)), np.float32)
-        if task.section.multi_label
-        else np.zeros(1, np.int32)
-    )
-    metrics = task.metrics(np.zeros((1, len(labels)), np.float32), truth, None)
+    # One row yields the names of the task's metrics before anything is trained.
+    targets = data.train.targets[:1]
+    logits = np.zeros((1, len(data.labels)), np.float32)
+    metrics = task.metrics(logits, targets, task.fit_targets(targets))
     if metric not in metrics:
         raise UserError(
-            f"train.metric: {config.task.name} of {len(labels)} classes has {', '.join(metrics)}. "
-            f"Received: {metric!r}"
+            f"train.metric: {config.task.name} of {len(data.labels)} {data.train.kind.noun} has "
+            f"{', '.join(metrics)}. Received: {metric!r}"
         )
 
 

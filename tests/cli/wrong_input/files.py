@@ -278,7 +278,7 @@ EXPORTS = {
     "columns-number": ({EXTRA: json.dumps({**ABOUT, "columns": 3})}, "'columns' is missing or of"),
     "three-labels": (
         {EXTRA: json.dumps({**ABOUT, "labels": ["a", "b", "c"]})},
-        "gives no probabilities of the 3 labels",
+        "tfft.json names 3 labels",
     ),
     "no-label": ({EXTRA: json.dumps(ABOUT)}, "its model gives no 'label' of type string"),
     "unknown-task": (
@@ -290,8 +290,8 @@ EXPORTS = {
         "its model takes text; assets.extra/tfft.json names txt",
     ),
     "thresholds-text": (
-        {EXTRA: json.dumps({**ABOUT, "thresholds": "half"})},
-        "'thresholds' is missing or of",
+        {EXTRA: json.dumps({**ABOUT, "fitted": {"thresholds": "half"}})},
+        "'fitted' is missing or of",
     ),
     "graph-cut": (
         {EXTRA: json.dumps(ABOUT), "saved_model.pb": b"\x08\x01torn"},
@@ -349,8 +349,11 @@ DESCRIPTIONS = {  # changes to best/model.json
         "best/model.json cannot be built",
     ),
     "trained-number": ({"trained": 5}, "'trained' is missing or of the wrong type"),
-    "thresholds-text": ({"thresholds": "half"}, "'thresholds' is missing or of the wrong type"),
-    "thresholds-fewer": ({"thresholds": [0.5]}, "'thresholds' must be a number for each label"),
+    "thresholds-text": ({"fitted": "half"}, "'fitted' is missing or of the wrong type"),
+    "thresholds-fewer": (
+        {"fitted": {"thresholds": [0.5]}},
+        "'fitted.thresholds' must be a number for each label",
+    ),
     "fingerprint-other": ({"fingerprint": "0123"}, "was trained on another backbone"),
 }
 

@@ -1,0 +1,108 @@
+"""Baselines that a fine-tuned model should beat: a constant answer, and a linear model.
+
+scikit-learn is an optional dependency; without it a `UserError` says how to install it.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from tfft.data import Dataset
+from tfft.spec import Task
+from tfft.utils import console
+from tfft.utils.errors import UserError, require
+
+MAX_ROWS = 50_000  # training rows of a baseline at most
+# Not 0: the log loss of a row of such a class would be infinite.
+_MIN_PROBABILITY = float(np.exp(-30.0))  # probability of a class without training rows
+
+
+def evaluate(
+    task: Task, train: Dataset, split: Dataset, classes: int
+) -> dict[str, dict[str, float]]:
+    """Return the metrics of a constant answer and of a linear model, by the baseline's name.
+
+    Args:
+        task: the task of the run.
+        train: rows to learn from.
+        split: rows to predict.
+        classes: number of logits per row.
+    """
+    fitted = task.fit_targets(train.targets)
+    constant = np.tile(task.constant_logits(train.targets, classes), (len(split), 1))
+    result = {task.constant: dict(task.metrics(constant, split.targets, fitted))}
+    name, features = ("tfidf", _tfidf) if task.section.modality == "text" else ("tiny", _tiny)
+    positions = _positions(train)
+    try:
+        train_features, split_features = features(train, positions, split)
+        targets = train.targets[positions]
+        logits = task.linear_logits(train_features, targets, split_features, classes)
+        result[name] = dict(task.metrics(logits, split.targets, fitted))
+    except UserError as error:
+        console.log(f"no {name} baseline: {error}")
+    return result
+
+
+def logistic(features: Any, ids: np.ndarray, new_features: Any, classes: int) -> np.ndarray:
+    """Return probabilities of logistic regression, with scikit-learn's defaults, [N, C].
+
+    Args:
+        features: of the rows to learn from, [M, D], dense or sparse.
+        ids: their class ids, [M].
+        new_features: of the rows to predict, [N, D].
+        classes: number of classes, C.
+    """
+    model = require("sklearn.linear_model", "baselines").LogisticRegression(max_iter=1000)
+    model.fit(features, ids)
+    probabilities = np.zeros((new_features.shape[0], classes))
+    # The columns of scikit-learn are the classes that it saw, in order.
+    probabilities[:, np.unique(ids)] = model.predict_proba(new_features)
+    return probabilities.clip(_MIN_PROBABILITY)
+
+
+def logistic_by_label(features: Any, targets: np.ndarray, new_features: Any) -> np.ndarray:
+    """Return probabilities of one logistic regression for each label, [N, C].
+
+    A label that all training rows have, or none, keeps its frequency: there is nothing to fit.
+
+    Args:
+        features: of the rows to learn from, [M, D].
+        targets: 0 or 1, [M, C].
+        new_features: of the rows to predict, [N, D].
+    """
+    linear_model = require("sklearn.linear_model", "baselines")
+    rows = new_features.shape[0]
+    probabilities = np.tile(targets.mean(axis=0, dtype=np.float64), (rows, 1))
+    for index in range(targets.shape[1]):
+        if 0 < probabilities[0, index] < 1:
+            model = linear_model.LogisticRegression(max_iter=1000)
+            model.fit(features, targets[:, index])
+            probabilities[:, index] = model.predict_proba(new_features)[:, 1]
+    return probabilities
+
+
+def _positions(train: Dataset) -> np.ndarray:
+    """Return the positions of the training rows that baselines learn from."""
+    positions = np.arange(len(train))
+    if len(positions) <= MAX_ROWS:
+        return positions
+    # A fixed seed: the baseline does not change with the seed of the run.
+    return np.sort(np.random.default_rng(0).choice(positions, MAX_ROWS, replace=False))
+
+
+def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, Any]:
+    """Return TF-IDF features of the training rows at `positions` and of the split."""
+    vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
+    # A row may have two texts; the bag of words of both is one.
+    train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
+    return train_features, vectorizer.transform(
+        " ".join(split.raw_row(i)) for i in range(len(split))
+    )
+
+
+def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Return images at 8 x 8 pixels, 0 to 1 (Torralba et al. 2008, "80 million tiny images")."""
+    train_features, split_features = (
+        s.prepared.tiny[s.rows] / 255 for s in (train.take(positions), split)
+    )
+    return train_features, split_features
