@@ -322,7 +322,7 @@ class Run:
         with self.model.merged() as layers:
             if layers:
                 merged = self.task.activate(self.logits(sample), self.fitted)
-                difference = np.abs(merged - original).max()
+                difference = export.largest_difference(merged, original)
                 bound = export.BOUNDS[self.config.distribute.precision]
                 if not difference <= bound:  # `not`: NaN is an error too
                     raise UserError(

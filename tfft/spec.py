@@ -271,13 +271,19 @@ class Task:
         """Return the weight of each training row in the loss, [N]; None: all are 1."""
         return None
 
-    def fit_targets(self, targets: "np.ndarray") -> Fitted:
+    def fit_targets(self, config: Any, targets: "np.ndarray") -> Fitted:
         """Return what the training itself needs to know of the training targets."""
         return {}
 
     def training_targets(self, targets: "np.ndarray", fitted: Fitted) -> "np.ndarray":
         """Return the targets as the loss takes them, [N, ...]."""
         return targets
+
+    def stored_head(
+        self, weights: "Mapping[str, np.ndarray]", fitted: Fitted
+    ) -> "dict[str, np.ndarray]":
+        """Return the head's weights by path as files hold them that have no fitted values."""
+        return dict(weights)
 
     # --- evaluation ---
 
@@ -304,7 +310,10 @@ class Task:
         raise NotImplementedError
 
     def constant_logits(self, targets: "np.ndarray", classes: int) -> "np.ndarray":
-        """Return the logits of the best answer that does not look at a row, [C]."""
+        """Return the logits of the best answer that does not look at a row, [C].
+
+        They are logits without fitted values, like those of `linear_logits`.
+        """
         raise NotImplementedError
 
     def linear_logits(

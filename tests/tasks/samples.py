@@ -42,10 +42,23 @@ def multilabel_image_data(tiny, folder):
     return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
+def regression_data(tiny, folder):
+    """Rows whose number is the share of red skies, in a unit of its own."""
+    with open(folder / "numbers.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["text", "label"])
+        words = ("red", "blue")
+        for index in range(60):
+            chosen = [words[(index >> bit) & 1] for bit in range(3)]
+            table.writerow([f"the {' '.join(chosen)} sky", 100 + 10 * chosen.count("red")])
+    return {"train": str(folder / "numbers.csv"), "max_length": 12}, f"hf:{tiny}"
+
+
 # Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone.
 SAMPLES = {
     "text_classification": text_data,
     "text_multilabel": multilabel_text_data,
     "image_classification": image_data,
     "image_multilabel": multilabel_image_data,
+    "text_regression": regression_data,
 }

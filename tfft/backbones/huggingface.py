@@ -156,6 +156,7 @@ def save(
     folder: Path,
     image_spec: ImageSpec | None = None,
     problem_type: str | None = None,
+    head: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -166,6 +167,7 @@ def save(
         folder: where to write; created if missing.
         image_spec: the images that it reads; None: it reads text.
         problem_type: what transformers makes of the logits; None: one class.
+        head: weights of the head by path; None: the model's.
 
     Raises:
         UserError: The head does not have the form of the family's classifier.
@@ -173,15 +175,16 @@ def save(
     settings, new_blocks = _remaining_blocks(backbone.description)
     family = _family(settings)
     # transformers would initialize missing tensors at random, with no more than a warning.
-    head_variables = {v.path for v in model.weights if v.path.startswith("head/")}
-    if head_variables != set(family.head_weight_map) or (
+    weights = {v.path: np.asarray(v.value) for v in model.weights} | dict(head or {})
+    head_paths = {path for path in weights if path.startswith("head/")}
+    if head_paths != set(family.head_weight_map) or (
         model.get_layer("pooling").kind != family.head_style.pooling
     ):
         raise UserError(
-            f"the head ({', '.join(sorted(head_variables))}) has another form than "
+            f"the head ({', '.join(sorted(head_paths))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
         )
-    tensors = _tensors(model, family, settings, new_blocks)
+    tensors = _tensors(weights, family, settings, new_blocks)
     # By it, transformers' pipelines apply softmax, sigmoid or nothing to the logits.
     settings.pop("problem_type", None)
     if problem_type is not None:
@@ -224,25 +227,28 @@ def _remaining_blocks(description: Mapping[str, Any]) -> tuple[dict[str, Any], d
 
 
 def _tensors(
-    model: keras.Model, family: Family, settings: Mapping[str, Any], new_blocks: Mapping[str, str]
+    weights: Mapping[str, np.ndarray],
+    family: Family,
+    settings: Mapping[str, Any],
+    new_blocks: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
-    """Return the weights of a model under the names of a checkpoint.
+    """Return weights by path under the names of a checkpoint.
 
     Raises:
         UserError: a weight has no form in the checkpoint.
     """
     architecture = family.architecture(settings)
     entries = {**family.weight_map(architecture), **family.head_weight_map}
-    paths = {v.path: _rename_block(v.path, new_blocks) for v in model.weights}
+    paths = {path: _rename_block(path, new_blocks) for path in weights}
     # Adapters and other injected weights have no tensor.
     unmapped = [path for path in paths.values() if path not in entries]
     if unmapped:
         raise UserError(f"export: {unmapped[0]} has no form in transformers' {family.classifier}")
     tensors: dict[str, np.ndarray] = {}
-    for variable in model.weights:
-        prefix = "" if variable.path in family.head_weight_map else family.prefixes[0]
-        entry = entries[paths[variable.path]]
-        values = weight_map.write(entry, np.asarray(variable.value))
+    for path, weight in weights.items():
+        prefix = "" if path in family.head_weight_map else family.prefixes[0]
+        entry = entries[paths[path]]
+        values = weight_map.write(entry, weight)
         tensors |= {prefix + t: v for t, v in zip(entry.tensors, values, strict=True)}
     return tensors
 

@@ -27,6 +27,14 @@ _MULTI_LABEL: Mapping[str, Direction] = {
     "calibration_error": "min",
 }
 _IMAGE_ONE_CLASS: Mapping[str, Direction] = {**_ONE_CLASS, "top_5_accuracy": "max"}
+_NUMBERS: Mapping[str, Direction] = {
+    # R2 first: unlike a correlation it sees a shift, unlike the errors it has no unit.
+    "r2": "max",
+    "pearson": "max",
+    "spearman": "max",
+    "rmse": "min",
+    "mae": "min",
+}
 _CLASS_OUTPUTS = {"label": "string", "probabilities": "float32"}
 _LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
@@ -41,6 +49,15 @@ OPTIONAL_KEYS = (
 _TEXT = frozenset({"data.labels", "data.text_pair"})
 _IMAGE = frozenset({"data.labels", "augmentation", "evaluate.test_time_augmentation"})
 _DISTRIBUTIONS = frozenset({"regularization.distillation", "regularization.r_drop"})
+
+
+Pooling = Literal["auto", "pooled", "first", "mean"]
+POOLING = Field(
+    "auto",
+    description="which vector of the features the head reads; auto: as in the checkpoint (its "
+    "pooler, else the first token)",
+)
+DROPOUT = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
 
 
 class TaskSection(Section):
@@ -73,12 +90,8 @@ class TaskSection(Section):
 
 
 class _Classification(TaskSection):
-    pooling: Literal["auto", "pooled", "first", "mean"] = Field(
-        "auto",
-        description="which vector of the features the head reads; auto: as in the checkpoint (its "
-        "pooler, else the first token)",
-    )
-    dropout: float = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
+    pooling: Pooling = POOLING
+    dropout: float = DROPOUT
     loss: Literal["cross_entropy", "focal", "mse", "smooth_l1", "huber"] = Field(
         "cross_entropy", description="mse, smooth_l1 and huber are computed on the probabilities"
     )
@@ -170,8 +183,35 @@ class ImageMultilabel(_MultiLabel):
     name: Literal["image_multilabel"] = "image_multilabel"
 
 
+class TextRegression(TaskSection):
+    """A text or a pair of texts has a number, or several."""
+
+    modality = "text"
+    columns = ("text", "text_pair")
+    targets = "numbers"
+    metrics = _NUMBERS
+    outputs: ClassVar = {"values": "float32"}
+    supports = frozenset({"data.text_pair"})
+    problem_type = "regression"
+
+    name: Literal["text_regression"] = "text_regression"
+    pooling: Pooling = POOLING
+    dropout: float = DROPOUT
+    loss: Literal["mse", "mae", "huber"] = Field(
+        "mse", description="of the standardised numbers, where `standardize` is on"
+    )
+    delta: float = Field(
+        1.0, gt=0, description="error at which huber turns from quadratic to linear"
+    )
+    standardize: bool = Field(
+        True,
+        description="learn the numbers less their mean, divided by their standard deviation; the "
+        "model answers in the unit of the data either way. Not with a checkpoint's head",
+    )
+
+
 TaskConfig = Annotated[
-    TextClassification | ImageClassification | TextMultilabel | ImageMultilabel,
+    TextClassification | ImageClassification | TextMultilabel | ImageMultilabel | TextRegression,
     Field(discriminator="name"),
 ]
 # `task.name` -> its section; the first is the default.

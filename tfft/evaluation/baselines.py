@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tfft.data import Dataset
-from tfft.spec import Task
+from tfft.spec import Fitted, Task
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
 
@@ -28,7 +28,7 @@ def evaluate(
         split: rows to predict.
         classes: number of logits per row.
     """
-    fitted = task.fit_targets(train.targets)
+    fitted: Fitted = {}  # nothing is fitted to the answers of a baseline
     constant = np.tile(task.constant_logits(train.targets, classes), (len(split), 1))
     result = {task.constant: dict(task.metrics(constant, split.targets, fitted))}
     name, features = ("tfidf", _tfidf) if task.section.modality == "text" else ("tiny", _tiny)
@@ -79,6 +79,19 @@ def logistic_by_label(features: Any, targets: np.ndarray, new_features: Any) -> 
             model.fit(features, targets[:, index])
             probabilities[:, index] = model.predict_proba(new_features)[:, 1]
     return probabilities
+
+
+def ridge(features: Any, targets: np.ndarray, new_features: Any) -> np.ndarray:
+    """Return numbers predicted by ridge regression, with scikit-learn's defaults, [N, K].
+
+    Args:
+        features: of the rows to learn from, [M, D].
+        targets: their numbers, [M, K].
+        new_features: of the rows to predict, [N, D].
+    """
+    model = require("sklearn.linear_model", "baselines").Ridge()
+    model.fit(features, targets)
+    return np.asarray(model.predict(new_features)).reshape(-1, targets.shape[1])
 
 
 def _positions(train: Dataset) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from tfft.export import serving_config
 from tfft.export.exported_model import ExportedModel, find_version, latest, read_description
-from tfft.export.saved_model import BOUNDS, PARITY_ROWS, publish
+from tfft.export.saved_model import BOUNDS, PARITY_ROWS, largest_difference, publish
 from tfft.export.signatures import Servable
 from tfft.export.weight_storage import StoredWeight, rounded_weights
 
@@ -13,6 +13,7 @@ __all__ = [
     "Servable",
     "StoredWeight",
     "find_version",
+    "largest_difference",
     "latest",
     "publish",
     "read_description",

@@ -28,8 +28,9 @@ from tfft import backbones
 from tfft import model as model_lib
 from tfft.config import TASK_SECTIONS, ModelConfig
 from tfft.export import exported_model
-from tfft.export.saved_model import BOUNDS
+from tfft.export.saved_model import BOUNDS, largest_difference
 from tfft.export.signatures import Servable
+from tfft.spec import Fitted
 from tfft.tasks import TASKS
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
@@ -132,19 +133,26 @@ def _largest_difference(
         if not subset:
             continue
         batch = servable.inputs.batch(*zip(*subset, strict=True))
-        live = _activate(servable, servable.model.predict_on_batch(batch))
+        live = _activate(servable, servable.model.predict_on_batch(batch), servable.fitted)
         try:
             output = export_format.run(path, servable, batch)
         except (RuntimeError, ValueError) as error:  # the runtime lacks an op
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"export: {export_format.file} does not run: {reason}") from None
-        largest = max(largest, float(np.abs(output - live).max()))
+        largest = max(largest, largest_difference(output, live))
     return largest
 
 
-def _activate(servable: Servable, logits: Any) -> np.ndarray:
+def _activate(servable: Servable, logits: Any, fitted: Fitted) -> np.ndarray:
     """Return the output of the task for logits [B, C]."""
-    return servable.task.activate(np.asarray(logits, np.float32), servable.fitted)
+    return servable.task.activate(np.asarray(logits, np.float32), fitted)
+
+
+def _stored_head(servable: Servable) -> dict[str, np.ndarray]:
+    """Return the weights of the head by path; they need no fitted values."""
+    weights = {v.path: np.asarray(v.value) for v in servable.model.weights}
+    head = {path: value for path, value in weights.items() if path.startswith("head/")}
+    return servable.task.stored_head(head, servable.fitted)
 
 
 def _with_activation(servable: Servable) -> keras.Model:
@@ -210,7 +218,7 @@ class RebuiltBackbone(keras.Model):
     """A backbone with its head, rebuilt from their descriptions; the model of a `.keras` file.
 
         import tfft.export.formats   # registers it
-        model = keras.models.load_model("model.keras")   # prepared inputs -> logits
+        model = keras.models.load_model("model.keras")   # prepared inputs -> logits or numbers
 
     Args:
         backbone: `spec.Backbone.description`.
@@ -245,6 +253,7 @@ def _write_keras(servable: Servable, path: Path) -> None:
     description, task = servable.backbone.description, servable.config.model_dump(mode="json")
     rebuilt = RebuiltBackbone(description, task, servable.labels)
     trained = {variable.path: variable for variable in servable.model.weights}
+    trained |= _stored_head(servable)
     for variable in rebuilt.network.weights:
         if variable.path not in trained:
             raise UserError(
@@ -256,7 +265,7 @@ def _write_keras(servable: Servable, path: Path) -> None:
 
 def _run_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
     loaded = keras.models.load_model(path)
-    return _activate(servable, loaded.predict_on_batch(batch))
+    return _activate(servable, loaded.predict_on_batch(batch), {})
 
 
 def _write_huggingface(servable: Servable, path: Path) -> None:
@@ -272,6 +281,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         path.parent,
         getattr(servable.inputs, "image_spec", None),
         servable.config.problem_type,
+        _stored_head(servable),
     )
 
 
@@ -286,7 +296,7 @@ def _run_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray
     config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)
     loaded = backbones.load(config)
     model = model_lib.assemble(loaded, servable.task, servable.config, servable.labels)
-    return _activate(servable, model.predict_on_batch(batch))
+    return _activate(servable, model.predict_on_batch(batch), {})
 
 
 FORMATS: Mapping[str, Format] = {

@@ -204,6 +204,14 @@ def _verify(
     return difference, {int(size): rate for size, rate in rates.items()}
 
 
+def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Return the largest difference of two arrays, relative to numbers larger than 1.
+
+    Probabilities are compared absolutely; predicted numbers have any unit.
+    """
+    return float((np.abs(actual - expected) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
+
+
 def _largest_difference(
     answers: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], is_decided: np.ndarray
 ) -> float:
@@ -229,7 +237,7 @@ def _largest_difference(
                 "model's. Not published"
             )
         if answer.dtype.kind == "f":
-            differences.append(float(np.abs(answer - value).max()))
+            differences.append(largest_difference(answer, value))
             continue
         different = (answer != value).reshape(len(value), -1).any(axis=1) & is_decided
         if different.any():

@@ -26,6 +26,9 @@ HUGGINGFACE_NAMES = {  # tfft's name of a metric -> Hugging Face's
     "macro_f1": "f1",
     "micro_f1": "f1",
     "weighted_f1": "f1",
+    "pearson": "pearsonr",
+    "spearman": "spearmanr",
+    "r2": "r_squared",
 }
 
 

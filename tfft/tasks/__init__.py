@@ -7,9 +7,21 @@ from typing import Any
 import numpy as np
 
 from tfft.spec import Task
-from tfft.tasks import image_classification, image_multilabel, text_classification, text_multilabel
+from tfft.tasks import (
+    image_classification,
+    image_multilabel,
+    text_classification,
+    text_multilabel,
+    text_regression,
+)
 
-_TASK_MODULES = (text_classification, image_classification, text_multilabel, image_multilabel)
+_TASK_MODULES = (
+    text_classification,
+    image_classification,
+    text_multilabel,
+    image_multilabel,
+    text_regression,
+)
 TASKS: Mapping[str, Task] = MappingProxyType(
     {module.TASK.name: module.TASK for module in _TASK_MODULES}
 )

@@ -54,7 +54,8 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
         trained = None  # there are no files from which the rest could be read again
     run = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     run.datasets, run.depends_on = data, depends_on
-    run.fitted = run.task.fit_targets(data.train.targets)
+    if backbone.head is None:  # a checkpoint's head answers in the unit of its own targets
+        run.fitted = run.task.fit_targets(config.task, data.train.targets)
     return run, data, plan, schedule
 
 
@@ -188,7 +189,7 @@ def check_metric(config: Config, data: Datasets) -> None:
     # One row yields the names of the task's metrics before anything is trained.
     targets = data.train.targets[:1]
     logits = np.zeros((1, len(data.labels)), np.float32)
-    metrics = task.metrics(logits, targets, task.fit_targets(targets))
+    metrics = task.metrics(logits, targets, {})
     if metric not in metrics:
         raise UserError(
             f"train.metric: {config.task.name} of {len(data.labels)} {data.train.kind.noun} has "

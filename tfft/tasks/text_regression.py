@@ -1,0 +1,208 @@
+"""Regression of texts or text pairs: one number per row, or several.
+
+The network learns standardised targets; their mean and scale belong to the model, so that it
+answers in the unit of the data.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from tfft.config import tasks as task_sections
+from tfft.evaluation import baselines, regression_metrics
+from tfft.spec import Backbone, Details, Fitted, Scatter, Section, Table, Task
+from tfft.tasks.classification import pooled_head
+
+MAX_PLOTS = 8  # scatter plots of predicted numbers
+PARTS = 4  # ranges of true numbers whose errors the report compares
+
+
+class NumberError(keras.losses.Loss):
+    """Error of standardised numbers, averaged over them; one value per row.
+
+    `huber` (Huber 1964) is e^2 / 2 within `delta` and delta * (|e| - delta / 2) beyond.
+    """
+
+    def __init__(self, kind: str, delta: float, name: str = "loss"):
+        super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
+        self.kind, self.delta = kind, delta
+
+    def call(self, y_true, y_pred):
+        """Compute the loss [B] of targets and predictions, both [B, K]."""
+        error = ops.abs(ops.cast(y_pred, "float32") - ops.cast(y_true, "float32"))
+        if self.kind == "huber":
+            linear = self.delta * (error - 0.5 * self.delta)
+            error = ops.where(error <= self.delta, 0.5 * ops.square(error), linear)
+        elif self.kind == "mse":
+            error = ops.square(error)
+        return ops.mean(error, axis=-1)
+
+
+class TextRegression(Task):
+    """A text or a pair of texts has one number or several; targets are numbers [N, K]."""
+
+    section = task_sections.TextRegression
+    summary = "the predicted numbers"
+    output = "values"
+    constant = "mean"
+    pipeline = "text-classification"  # transformers has no pipeline of its own for regression
+    answers_with = "{count} numbers"
+
+    def head(
+        self, backbone: Backbone, config: Any, labels: Sequence[str]
+    ) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
+        """Return a function: features by name and padding mask (or None) -> numbers [B, K].
+
+        Raises:
+            UserError: the backbone lacks the feature that `task.pooling` needs.
+        """
+        return pooled_head(backbone, config.pooling, config.dropout, len(labels))
+
+    def loss(self, config: Any) -> keras.losses.Loss:
+        """Build the loss of the config; it returns one value per row."""
+        return NumberError(config.loss, config.delta)
+
+    def fit_targets(self, config: Any, targets: np.ndarray) -> Fitted:
+        """Return `mean` and `scale`, the standard deviation, of each number, [K]."""
+        if not config.standardize:
+            return {}
+        deviation = targets.std(axis=0, dtype=np.float64)
+        # A constant target has no scale.
+        scale = np.where(deviation > 0, deviation, 1.0)
+        return {"mean": targets.mean(axis=0, dtype=np.float64), "scale": scale}
+
+    def training_targets(self, targets: np.ndarray, fitted: Fitted) -> np.ndarray:
+        """Return standardised targets, float32 [N, K]."""
+        mean, scale = _mean_and_scale(fitted)
+        return ((targets - mean) / scale).astype(np.float32)
+
+    def stored_head(self, weights: Mapping[str, np.ndarray], fitted: Fitted) -> dict[str, Any]:
+        """Return the head with mean and scale in its last layer."""
+        mean, scale = _mean_and_scale(fitted)
+        kernel, bias = (weights[f"head/logits/{name}"] for name in ("kernel", "bias"))
+        return {
+            **weights,
+            "head/logits/kernel": (kernel * scale).astype(np.float32),
+            "head/logits/bias": (bias * scale + mean).astype(np.float32),
+        }
+
+    def metrics(self, logits: np.ndarray, targets: np.ndarray, fitted: Fitted) -> dict[str, float]:
+        """Compute the headline metrics."""
+        return regression_metrics.headline(self.activate(logits, fitted), targets)
+
+    def bootstrap(
+        self, logits: np.ndarray, targets: np.ndarray, draws: int, seed: int, fitted: Fitted
+    ) -> dict[str, np.ndarray]:
+        """Compute the headline metrics of bootstrap resamples, each [draws]."""
+        values = self.activate(logits, fitted)
+        return regression_metrics.bootstrap(values, targets, draws, seed)
+
+    def details(
+        self, logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], fitted: Fitted
+    ) -> Details:
+        """Compute errors by range of the true number, and by number; squared errors by row."""
+        values = self.activate(logits, fitted)
+        error = values - targets
+
+        def describe(position: int) -> dict[str, Any]:
+            single = len(labels) == 1
+            return {
+                f"{name}{'' if single else f' of {label}'}": float(array[position, index])
+                for index, label in enumerate(labels)
+                for name, array in (("value", targets), ("predicted", values), ("error", error))
+            }
+
+        sections: list[Section] = []
+        if len(labels) > 1:
+            sections.append(_column_table(labels, values, targets))
+        sections.append(_range_table(labels, targets, error))
+        for index, label in enumerate(labels[:MAX_PLOTS]):
+            title = f"predicted {label} against the true one"
+            sections.append(Scatter(title, targets[:, index], values[:, index]))
+        losses = np.square(error / _mean_and_scale(fitted)[1]).mean(axis=1)
+        return Details(tuple(sections), losses, losses > 0, describe)
+
+    def constant_logits(self, targets: np.ndarray, classes: int) -> np.ndarray:
+        """Return the mean of each number, [K]."""
+        return targets.mean(axis=0)
+
+    def linear_logits(
+        self, features: Any, targets: np.ndarray, new_features: Any, classes: int
+    ) -> np.ndarray:
+        """Return the numbers of ridge regression, [N, K].
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+        return baselines.ridge(features, targets, new_features)
+
+    def activate(self, logits: np.ndarray, fitted: Fitted) -> np.ndarray:
+        """Compute numbers in the unit of the data, float64 [N, K]."""
+        mean, scale = _mean_and_scale(fitted)
+        return logits.astype(np.float64) * scale + mean
+
+    def activation(self, fitted: Fitted, **arguments: Any) -> keras.layers.Layer:
+        """Return a layer that computes numbers in the unit of the data."""
+        mean, scale = _mean_and_scale(fitted)
+        return keras.layers.Rescaling(np.asarray(scale), np.asarray(mean), **arguments)
+
+    def decode(
+        self, logits: tf.Tensor, labels: Sequence[str], fitted: Fitted
+    ) -> dict[str, tf.Tensor]:
+        """Return `values` float32 [B, K], in the unit of the data."""
+        mean, scale = (tf.constant(x, tf.float32) for x in _mean_and_scale(fitted))
+        return {"values": tf.cast(logits, tf.float32) * scale + mean}
+
+    def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
+        """Return the outputs of a row: `{"value": x}`, or `{"values": {label: x}}` of several."""
+        values = [float(value) for value in outputs["values"]]
+        if len(values) == 1:
+            return {"value": values[0]}
+        return {"values": dict(zip(labels, values, strict=True))}
+
+    def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
+        """Return infinity, [N]: every output is a number, which is compared within the bound."""
+        return np.full(len(outputs["values"]), np.inf)
+
+    def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:
+        """Return `regress` where there is one number, which is all that TF Serving's call has."""
+        return ("regress",) if len(labels) == 1 else ()
+
+
+def _mean_and_scale(fitted: Fitted) -> tuple[Any, Any]:
+    """Return the mean and the scale of the targets, [K] each, or 0 and 1."""
+    return fitted.get("mean", 0.0), fitted.get("scale", 1.0)
+
+
+def _column_table(labels: Sequence[str], values: np.ndarray, targets: np.ndarray) -> Table:
+    """Return the metrics of each number, the one with the lowest R2 first."""
+    columns = regression_metrics.by_column(values, targets)
+    rows = [
+        [label, *(float(column[index]) for column in columns.values())]
+        for index, label in enumerate(labels)
+    ]
+    order = [int(index) for index in np.argsort(columns["r2"], kind="stable")]
+    return Table("By number", ["", *columns], rows, order)
+
+
+def _range_table(labels: Sequence[str], targets: np.ndarray, error: np.ndarray) -> Table:
+    """Return the errors of `PARTS` ranges of equally many rows, the largest error first."""
+    rows, sizes = [], []
+    for index, label in enumerate(labels):
+        order = np.argsort(targets[:, index], kind="stable")
+        for part in np.array_split(order, min(PARTS, len(order))):
+            true, part_error = targets[part, index], error[part, index]
+            name = f"{label}: {true.min():.4g} to {true.max():.4g}"
+            rmse = float(np.sqrt(np.square(part_error).mean()))
+            rows.append([name, rmse, float(np.abs(part_error).mean()), float(part_error.mean())])
+            rows[-1].append(len(part))
+            sizes.append(rmse)
+    order = [int(row) for row in np.argsort([-size for size in sizes], kind="stable")]
+    return Table("By range", ["true value", "rmse", "mae", "mean error", "rows"], rows, order)
+
+
+TASK = TextRegression()
