@@ -30,7 +30,7 @@ WRONG = {
     "column": (("--data=good.csv", "--label=lable"), "did you mean 'label'?"),
     "same column": (("--data=good.csv", "--text=label", "--label=label"), "must be different"),
     "one column": (("--data=one.csv",), "a single column; commas must separate the columns"),
-    "scores": (("--data=scores.csv",), "column 'label' holds decimal fractions, not classes"),
+    "scores": (("--data=scores.csv",), "column 'second' holds decimal fractions, not classes"),
     "no label": (("--data=unique.csv",), "among 'text', 'id': none holds short values that repeat"),
     "one class": (("--data=class.csv",), "column 'label' holds one class alone"),
     "no text": (
@@ -75,7 +75,8 @@ def test_mistakes_are_one_line(folder, name):
     (folder / "one.csv").write_text("text;label\n" + "a text;b\n" * 9)
     (folder / "latin.csv").write_bytes(b"text,label\ncaf\xe9 noir,a\n")
     numbered = list(enumerate(texts(40)))
-    write_table(folder / "scores.csv", ("text", "label"), [(t, f"{n}.5") for n, (t, _) in numbered])
+    rows = [(text, f"{n}.5", f"{n}.25") for n, (text, _) in numbered]
+    write_table(folder / "scores.csv", ("text", "first", "second"), rows)
     write_table(folder / "unique.csv", ("text", "id"), [(t, str(n)) for n, (t, _) in numbered])
     write_table(folder / "class.csv", ("text", "label"), [(t, "a") for t, _ in texts(40)])
     write_table(

@@ -50,7 +50,7 @@ def regression_data(tiny, folder):
         words = ("red", "blue")
         for index in range(60):
             chosen = [words[(index >> bit) & 1] for bit in range(3)]
-            table.writerow([f"the {' '.join(chosen)} sky", 100 + 10 * chosen.count("red")])
+            table.writerow([f"the {' '.join(chosen)} sky", 100.5 + 10 * chosen.count("red")])
     return {"train": str(folder / "numbers.csv"), "max_length": 12}, f"hf:{tiny}"
 
 

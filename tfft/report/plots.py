@@ -71,6 +71,12 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
     return _svg(parts)
 
 
+def scatter(title: str, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> str:
+    """Draw points, x across and y up."""
+    points = list(zip(map(float, x), map(float, y), strict=True))[:2000]
+    return curves(title, {y_name: points}, x_name, dots=(y_name,))
+
+
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
     """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
     # Lengths and sizes are integers: no more bins than integers in their range.

@@ -123,6 +123,8 @@ def _text_comment(data: Facts) -> str:
 
 def _label_comment(data: Facts) -> str:
     """Return the number of classes and the most frequent ones with their rows."""
+    if data.roles.is_number:
+        return _number_comment(data)
     counts, common = data.counts, data.counts.most_common(_LISTED_CLASSES)
     first = ", ".join(f"{name(label)} {rows:,}" if rows else name(label) for label, rows in common)
     more = f" and {len(counts) - len(common):,} others" if len(counts) > len(common) else ""
@@ -133,6 +135,16 @@ def _label_comment(data: Facts) -> str:
     other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
     folders = "; null: the folders" if data.head.source.source == "images" else ""
     return " ".join(f"{len(counts):,} classes{extent}: {first}{more}{other}{folders}".split())
+
+
+def _number_comment(data: Facts) -> str:
+    """Return the range and the mean of the numbers, and other candidates."""
+    column = data.head.column(data.roles.label)
+    values = [float(text) for text in column.texts] if column is not None else []
+    alternatives = data.roles.others["label"]
+    other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
+    mean = sum(values) / max(1, len(values))
+    return f"numbers from {min(values):g} to {max(values):g}, {mean:.4g} on average{other}"
 
 
 def _label_doubt(data: Facts) -> str | None:

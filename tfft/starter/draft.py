@@ -37,7 +37,7 @@ def draft(request: Request) -> Draft:
     sections = {
         "data": data_section.section(data),
         "model": _model_entries(data),
-        "task": [Entry("name", data.task, _TASKS[data.roles.separator is not None])],
+        "task": [Entry("name", data.task, _task_comment(data))],
         **_training_entries(data),
     }
     text = write(_title(data), sections)
@@ -48,10 +48,12 @@ def draft(request: Request) -> Draft:
     return Draft(text, tuple(doubts), summary)
 
 
-_TASKS = {
-    False: "one class a row; a _multilabel task has several",
-    True: "several labels a row; _classification has exactly one",
-}
+def _task_comment(data: Facts) -> str:
+    if data.roles.is_number:
+        return "a number a row; _classification has classes"
+    if data.roles.separator is not None:
+        return "several labels a row; _classification has exactly one"
+    return "one class a row; a _multilabel task has several"
 
 
 def _title(data: Facts) -> list[str]:

@@ -19,7 +19,7 @@ class Facts:
         request: what the user asks for.
         head: the first rows of the training data.
         roles: their columns.
-        counts: their classes, with the number of rows of each.
+        counts: their classes, with the number of rows of each; empty for numbers.
     """
 
     request: Request
@@ -35,6 +35,8 @@ class Facts:
     @property
     def task(self) -> str:
         """Name of the task."""
+        if self.roles.is_number:
+            return "text_regression"
         modality = "text" if self.is_text else "image"
         return f"{modality}_{'multilabel' if self.roles.separator else 'classification'}"
 
@@ -76,6 +78,8 @@ def _counts(head: Head, roles: Roles) -> Counter[str]:
     Raises:
         UserError: all rows are of one class.
     """
+    if roles.is_number:
+        return Counter()
     column = head.column(roles.label)
     counts = labels.count(column.texts if column else [], roles.separator)
     for label in column.classes if column else ():

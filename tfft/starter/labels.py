@@ -11,6 +11,7 @@ MOST_CLASSES = 1_000
 _MAX_CHARACTERS, _MAX_WORDS = 60, 8  # of a class name, on average
 _MAX_PART = 40  # characters of one of several labels
 _MIN_SHARE = 0.02  # share of the rows with several labels, from which a column is multi-label
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _DECIMAL = re.compile(r"[-+]?\d*\.\d*[1-9]\d*|[-+]?\d+(\.\d+)?e[-+]?\d+", re.IGNORECASE)
 
 
@@ -71,6 +72,13 @@ def are_classes(values: Sequence[str]) -> bool:
     mean = sum(len(name) * rows for name, rows in counts.items()) / counts.total()
     words = sum(len(name.split()) * rows for name, rows in counts.items()) / counts.total()
     return mean <= _MAX_CHARACTERS and words <= _MAX_WORDS
+
+
+def are_numbers(values: Sequence[str]) -> bool:
+    """Return whether all values are numbers, a tenth of them or more with decimals."""
+    return (
+        bool(values) and are_decimals(values) and all(_NUMBER.fullmatch(v.strip()) for v in values)
+    )
 
 
 def are_decimals(values: Sequence[str]) -> bool:

@@ -26,6 +26,7 @@ class Roles:
         text_pair: column of the second text of a pair, or None.
         image: column of the image, None for texts.
         separator: separates the labels of a row; None if it has exactly one.
+        is_number: whether the label is a number to predict, not a class.
         others: further candidates, by key of the config.
         doubts: what could not be decided, by key of the config.
     """
@@ -35,6 +36,7 @@ class Roles:
     text_pair: Name | None = None
     image: Name | None = None
     separator: str | None = None
+    is_number: bool = False
     others: Mapping[str, Sequence[Name]] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
 
@@ -69,9 +71,12 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
         # A category in words, such as a headline's section, is a candidate for both.
         others["label"] = [name for name in label_others if name not in (text, pair)]
     column = head.column(label)
-    separator = labels.separator(column.texts) if column is not None else None
-    doubts = _doubts(head, others, fixed, label)
-    return Roles(label, text, pair, image, separator, others, doubts)
+    texts = column.texts if column is not None else []
+    # Images have no task that predicts numbers.
+    is_number = image is None and labels.are_numbers(texts)
+    separator = None if is_number else labels.separator(texts)
+    doubts = _doubts(head, others, fixed, label, is_number)
+    return Roles(label, text, pair, image, separator, is_number, others, doubts)
 
 
 def _check_flags(overrides: Mapping[str, str]) -> None:
@@ -128,6 +133,10 @@ def _label(head: Head, taken: set[Name], image: Name | None) -> tuple[Name, list
     candidates = [c for c in free if _is_label(c, head) and not names.is_identifier(c.name)]
     named = [c for c in candidates if names.normalized(c.name) in names.LABELS]
     named.sort(key=lambda c: names.LABELS.index(names.normalized(c.name)))
+    if not named and image is None and (numbers := _numbers(free)):
+        is_named = names.normalized(numbers[0]) in names.LABELS
+        if is_named or (not candidates and len(numbers) == 1):
+            return numbers[0], numbers[1:]
     if not named and image is None and "text" not in taken:
         texts = [c for c in candidates if _is_text(c)]
         text = max(texts, key=_mean_length, default=None)
@@ -138,6 +147,15 @@ def _label(head: Head, taken: set[Name], image: Name | None) -> tuple[Name, list
     classes = {c.name: len(set(c.classes or c.texts)) for c in candidates}
     chosen = named[0] if named else min(candidates, key=lambda c: classes[c.name])
     return chosen.name, [c.name for c in candidates if c is not chosen]
+
+
+def _numbers(columns: Sequence[Column]) -> list[Name]:
+    """Return the columns of numbers, those with the name of a label first."""
+    numbers = [
+        c.name for c in columns if labels.are_numbers(c.texts) and not names.is_identifier(c.name)
+    ]
+    ranks = {name: rank for rank, name in enumerate(names.LABELS)}
+    return sorted(numbers, key=lambda name: ranks.get(names.normalized(name), len(ranks)))
 
 
 def _is_label(column: Column, head: Head) -> bool:
@@ -234,7 +252,11 @@ def _mean_length(column: Column) -> float:
 
 
 def _doubts(
-    head: Head, others: Mapping[str, Sequence[Name]], fixed: Mapping[str, Name], label: Name
+    head: Head,
+    others: Mapping[str, Sequence[Name]],
+    fixed: Mapping[str, Name],
+    label: Name,
+    is_number: bool,
 ) -> dict[str, str]:
     """Return what could not be decided, by key of the config."""
     doubts = {}
@@ -243,6 +265,8 @@ def _doubts(
         doubts["label"] = doubt
     if others.get("text"):
         doubts["text"] = f"{listed(others['text'])} could be the text too; --text= chooses"
+    if is_number:
+        return doubts
     column = head.column(label)
     counts = labels.count(column.texts, labels.separator(column.texts)) if column else {}
     is_declared = column is not None and bool(column.classes)

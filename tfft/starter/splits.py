@@ -10,7 +10,7 @@ from pathlib import Path
 from tfft.config import Source
 from tfft.data import array_files, sources
 from tfft.data.records import BadRow, Row
-from tfft.data.targets import CLASS, LabelTargets
+from tfft.data.targets import CLASS, LabelTargets, NumberTargets, Targets
 from tfft.starter import head as heads
 from tfft.starter import labels
 from tfft.starter.head import Head
@@ -92,6 +92,8 @@ def mismatch(
     column = other.column(roles.label)
     if column is None or not (column.texts or column.classes):
         return "it has no labels"
+    if roles.is_number:
+        return None if labels.are_numbers(column.texts) else "its labels are not numbers"
     unknown = set(labels.count(column.texts, roles.separator)) - set(counts)
     if head.complete and unknown:
         return f"its label {shown_name(sorted(unknown)[0])} is not a class of the training rows"
@@ -104,7 +106,9 @@ def bad_rows(source: Source, roles: Roles, key: str) -> list[BadRow]:
         return []
     if source.source == "tfds" and not array_files.tfds_builder(source, key).is_prepared():
         return []
-    kind = CLASS if roles.separator is None else LabelTargets(roles.separator)
+    kind: Targets = CLASS if roles.separator is None else LabelTargets(roles.separator)
+    if roles.is_number:
+        kind = NumberTargets()
     rows = sources.read(source, roles.columns, key, kind)
     if roles.image is not None:
         rows = map(_check_image, sources.with_image_paths(rows))
