@@ -10,11 +10,13 @@ import sys
 import grpc
 import numpy as np
 import pytest
+import requests
 import tensorflow as tf
 from tensorflow_serving.apis import (
     classification_pb2,
     predict_pb2,
     prediction_service_pb2_grpc,
+    regression_pb2,
 )
 
 import tfft
@@ -51,20 +53,25 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     server = tfft_server(run.workdir / "export")
     try:
         for predict in (predict_by_curl, predict_by_requests, predict_by_grpc):
-            probabilities, labels = predict(server, columns, rows, tmp_path)
-            np.testing.assert_allclose(probabilities, live, atol=BOUND)
-            expected_labels = [
-                prediction.get("label", "|".join(prediction.get("labels", [])))
-                for prediction in answers
-            ]
-            assert labels == expected_labels
-        classes, scores = classify_by_grpc(server, columns, rows)
-        assert classes == [run.labels] * NUM_ROWS
-        np.testing.assert_allclose(scores, live, atol=BOUND)
+            outputs = predict(server, columns, rows, tmp_path)
+            assert_close(outputs[run.task.output], live)
+            if "label" in outputs:
+                assert outputs["label"] == [
+                    answer.get("label", "|".join(answer.get("labels", []))) for answer in answers
+                ]
+        for signature in run.task.example_signatures(run.labels):
+            CALLS[signature](server, columns, rows, run.labels, live)
     finally:
         assert stop(server) == 0
-    probabilities = predict_by_saved_model_cli(run.workdir / "export" / "1", columns, raw, tmp_path)
-    np.testing.assert_allclose(probabilities, live, atol=BOUND)
+    numbers = predict_by_saved_model_cli(
+        run.workdir / "export" / "1", columns, raw, tmp_path, run.task.output
+    )
+    assert_close(numbers, live)
+
+
+def assert_close(actual, live):
+    """Compare within the bound, relative to numbers larger than 1."""
+    np.testing.assert_allclose(actual, live, atol=BOUND, rtol=BOUND)
 
 
 def instances(columns, rows):
@@ -79,13 +86,16 @@ def predict_by_curl(server, columns, rows, folder):
     command = ["curl", "-s", "--fail", "-d", f"@{folder / 'body'}", f"{server.model}:predict"]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     predictions = json.loads(process.stdout)["predictions"]
-    return [row["probabilities"] for row in predictions], [row["label"] for row in predictions]
+    # An answer of one output has no names.
+    if not isinstance(predictions[0], dict):
+        return {"values": predictions}
+    return {name: [row[name] for row in predictions] for name in predictions[0]}
 
 
 def predict_by_requests(server, columns, rows, folder):
     inputs = {c: [row[c] for row in instances(columns, rows)] for c in columns}
     outputs = server.post(json={"inputs": inputs}).json()["outputs"]
-    return outputs["probabilities"], outputs["label"]
+    return outputs if isinstance(outputs, dict) else {"values": outputs}
 
 
 def predict_by_grpc(server, columns, rows, folder):
@@ -96,11 +106,14 @@ def predict_by_grpc(server, columns, rows, folder):
     with grpc.insecure_channel(server.grpc) as channel:
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         outputs = stub.Predict(request, timeout=30).outputs
-    labels = [label.decode() for label in tf.make_ndarray(outputs["label"])]
-    return tf.make_ndarray(outputs["probabilities"]), labels
+    arrays = {name: tf.make_ndarray(output) for name, output in outputs.items()}
+    if "label" in arrays:
+        arrays["label"] = [label.decode() for label in arrays["label"]]
+    return arrays
 
 
-def classify_by_grpc(server, columns, rows):
+def classify(server, columns, rows, labels, live):
+    """Compare the answers of TF Serving's Classify call."""
     request = classification_pb2.ClassificationRequest()
     request.model_spec.name, request.model_spec.signature_name = server.name, "classify"
     for row in rows:
@@ -109,11 +122,30 @@ def classify_by_grpc(server, columns, rows):
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         classifications = stub.Classify(request, timeout=30).result.classifications
     classes = [[entry.label for entry in row.classes] for row in classifications]
-    return classes, [[entry.score for entry in row.classes] for row in classifications]
+    assert classes == [labels] * NUM_ROWS
+    assert_close([[entry.score for entry in row.classes] for row in classifications], live)
 
 
-def predict_by_saved_model_cli(folder, columns, rows, folder_):
-    """Return the probabilities of TensorFlow's saved_model_cli, run as in the export's README."""
+def regress(server, columns, rows, labels, live):
+    """Compare the answers of TF Serving's Regress call, by gRPC and REST."""
+    request = regression_pb2.RegressionRequest()
+    request.model_spec.name, request.model_spec.signature_name = server.name, "regress"
+    for row in rows:
+        request.input.example_list.examples.add().ParseFromString(example(columns, row))
+    with grpc.insecure_channel(server.grpc) as channel:
+        stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
+        regressions = stub.Regress(request, timeout=30).result.regressions
+    assert_close([[regression.value] for regression in regressions], live)
+    body = {"signature_name": "regress", "examples": instances(columns, rows)}
+    response = requests.post(f"{server.model}:regress", json=body, timeout=30).json()
+    assert_close([[value] for value in response["results"]], live)
+
+
+CALLS = {"classify": classify, "regress": regress}
+
+
+def predict_by_saved_model_cli(folder, columns, rows, folder_, output_name):
+    """Return an output of TensorFlow's saved_model_cli, run as in the export's README."""
     readme = (folder.parent / "README.md").read_text()
     code = re.findall(r"python -c '(.*?)'", readme, re.S)[-1]
     if "image" in columns:
@@ -137,5 +169,5 @@ def predict_by_saved_model_cli(folder, columns, rows, folder_):
         text=True,
         check=True,
     )
-    output = process.stdout.split("Result for output key probabilities:\n")[1].split("Result")[0]
+    output = process.stdout.split(f"Result for output key {output_name}:\n")[1].split("Result")[0]
     return ast.literal_eval(re.sub(r"(?<=[\d.\]])\s+(?=[-\d\[])", ", ", output.strip()))
