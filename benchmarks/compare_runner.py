@@ -35,6 +35,10 @@ from safetensors import safe_open
 LIMIT = 600  # seconds for a command
 
 
+def _is_editable(finder: Any) -> bool:
+    return getattr(finder, "__module__", "").startswith("__editable__")
+
+
 class Failed(Exception):
     """A command ended with an unexpected exit code, or a file is missing."""
 
@@ -46,6 +50,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("cases", nargs="+")
     flags = parser.parse_args()
+    # An editable install of another checkout would supply modules that this one does not have.
+    sys.meta_path[:] = [f for f in sys.meta_path if not _is_editable(f)]
     tfft = importlib.import_module("tfft")
     if not Path(tfft.__file__).is_relative_to(Path.cwd().resolve()):
         sys.exit(f"tfft must be that of the worktree. Received: {tfft.__file__}")
