@@ -1,4 +1,4 @@
-"""CoNLL files: separators, comments, document marks, encodings; malformed lines with their place."""
+"""CoNLL files: separators, comments, marks, encodings; malformed lines with their place."""
 
 import tracemalloc
 from pathlib import Path
@@ -119,14 +119,11 @@ def test_malformed_lines_spoil_only_their_sentence(read):
     rows = read(text)
     assert values(rows[:2] + rows[3:]) == SENTENCES * 2
     assert lines(rows) == ["1", "4", "8", "11", "14"]
-    assert rows[2].reason == "2 columns where 3 are expected; fix the separators. Received: " + repr(
-        "York\tNNP"
-    )
+    reason = r"2 columns where 3 are expected; fix the separators. Received: 'York\tNNP'"
+    assert rows[2].reason == reason
     (row,) = read("a\tO\n\tO\n")
-    assert (lines([row]), row.reason) == (
-        ["2"],
-        "column 0 is empty; fill it or drop the sentence",
-    )
+    assert lines([row]) == ["2"]
+    assert row.reason == "column 0 is empty; fill it or drop the sentence"
     (row,) = read("a\tO\nb\t\n")
     assert "column 1 is empty" in row.reason
     (row,) = read("a\tO\nb\n")
