@@ -95,6 +95,11 @@ def test_comments_in_front_of_a_sentence_are_skipped(read, comment, separator):
     assert lines(rows) == ["5", "9"]
 
 
+def test_a_comment_may_hold_the_tab_that_separates_columns(read):
+    (row,) = read("# id 5f2d\tdomain=en\nEU\tB-ORG\nrejects\tO\n")
+    assert row.values == SENTENCES[0]
+
+
 @pytest.mark.parametrize("separator", ["\t", " "])
 def test_a_number_sign_is_a_token(read, separator):
     text = "# O\n1 O\n\n# O\n#fun B-X\n# O\n".replace(" ", separator)

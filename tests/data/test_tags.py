@@ -144,6 +144,8 @@ OFFSETS += [(21, 22), (0, 0)]
 def test_spans_of_characters_on_tokens():
     entities = [Span("b", 15, 19), Span("a", 3, 11), Span("c", 2, 14), Span("e", 20, 21)]
     aligned, misaligned = tags.align(TEXT, entities, OFFSETS)
+    # A neighbour that only touches the entity is no part of it.
+    assert tags.align(TEXT, [Span("f", 12, 13)], OFFSETS)[0] == [Span("f", 5, 6)]
     # White space at the ends of an entity and of a token does not count.
     assert aligned == [Span("b", 6, 7), Span("a", 2, 4), Span("c", 2, 6), Span("e", 7, 9)]
     assert not misaligned

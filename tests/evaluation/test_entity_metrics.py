@@ -132,6 +132,11 @@ def test_duplicate_and_nested_spans():
     counts = entity_metrics.count(*sides, TYPES)
     assert counts.gold.tolist() == [[2, 1, 0]]
     assert counts.hits.tolist() == counts.predicted.tolist() == [[0, 1, 0]]
+    # A span beside a hit with its boundaries is missed, or spurious, but not confused with it.
+    errors = entity_metrics.errors(*sides, 3)
+    assert errors.hits.tolist() == [0, 1, 0] and errors.missed.tolist() == [2, 0, 0]
+    errors = entity_metrics.errors(*sides[::-1], 3)
+    assert errors.spurious.tolist() == [2, 0, 0] and not errors.confusion.any()
 
 
 def test_no_entities_and_no_tokens():
