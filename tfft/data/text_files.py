@@ -60,7 +60,7 @@ def first_cells(source: Source, key: str) -> list[str]:
 def size_of_lines(path: Path, encoding: str, count: int) -> int:
     """Return the number of bytes of the first lines of a file."""
     encoder = codecs.getincrementalencoder(encoding)("replace")
-    return sum(len(encoder.encode(line)) for line in islice(_lines(path, encoding), count))
+    return sum(len(encoder.encode(line)) for line in islice(decoded_lines(path, encoding), count))
 
 
 def _csv_reader(path: Path, source: Source) -> Any:
@@ -69,7 +69,7 @@ def _csv_reader(path: Path, source: Source) -> Any:
     # csv's default limit is 131,072 characters.
     csv.field_size_limit(LONGEST_LINE)
     return csv.reader(
-        _lines(path, source.encoding),
+        decoded_lines(path, source.encoding),
         delimiter="," if source.source == "csv" else "\t",
         quoting=csv.QUOTE_MINIMAL if quoting else csv.QUOTE_NONE,
         strict=True,  # raise for malformed quotes instead of guessing
@@ -123,8 +123,15 @@ def _bad_row(path: Path, first: int, last: int, reason: str) -> BadRow:
     return BadRow(f"{path}:{first}", reason, count)
 
 
-def _lines(path: Path, encoding: str) -> Iterator[str]:
-    """Yield the decoded lines of a file, without a byte-order mark."""
+def decoded_lines(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the decoded lines of a file with their line ends, without a byte-order mark.
+
+    A null character is replaced by U+FFFD.
+
+    Raises:
+        UserError: the file cannot be read, is not in this encoding, or has a line of more than
+            `LONGEST_LINE` characters.
+    """
     is_utf8 = encoding.lower().replace("_", "-") in ("utf-8", "utf8")
     number = 0
     with open_regular(path) as raw:
@@ -192,7 +199,7 @@ def json_lines(source: Source, columns: Columns, key: str) -> Iterator[Row | Bad
 def json_records(source: Source, key: str) -> Iterator[tuple[str, Any]]:
     """Yield the place of each line of jsonl files with its object, or with a `BadRow`."""
     for path in source_files(source, key):
-        for number, line in enumerate(_lines(path, source.encoding), 1):
+        for number, line in enumerate(decoded_lines(path, source.encoding), 1):
             if line.strip():
                 yield f"{path}:{number}", _json_record(line, f"{path}:{number}")
 
