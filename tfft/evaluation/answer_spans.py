@@ -140,9 +140,10 @@ def _pairs(
     is_valid &= np.take_along_axis(is_context, last, axis=1)[:, None, :]
     scores = np.where(is_valid, first_logits[:, :, None] + last_logits[:, None, :], -np.inf)
     # Equal scores: the better start first, then the better end.
-    flat_scores = scores.reshape(len(first), -1)
+    total = first.shape[1] * last.shape[1]
+    flat_scores = scores.reshape(len(first), total)
     best = np.argsort(-flat_scores, axis=1, kind="stable")[:, :n_best]  # [w, n]
-    is_pair = np.take_along_axis(is_valid.reshape(len(first), -1), best, axis=1)
+    is_pair = np.take_along_axis(is_valid.reshape(len(first), total), best, axis=1)
     width = max(1, last.shape[1])
     first_rank, last_rank = best // width, best % width
 

@@ -159,16 +159,19 @@ def bootstrap(
 def best_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> tuple[float, float]:
     """Return the best mean over all thresholds of the null margin, and its threshold.
 
-    Equals `find_best_thresh` of the script for version 2.0, in its two oddities: the threshold is
-    0.0 if no answer in any row is best, and a threshold may separate rows of equal margins.
-    `fit_threshold` does neither.
+    Equals `find_best_thresh` of the script for version 2.0, in its three oddities: the threshold
+    is 0.0 if no answer in any row is best, a threshold may separate rows of equal margins, and any
+    text is wrong for a row without an answer, also one that `score` takes for none, as "the".
+    `fit_threshold` has none of them.
 
     Args:
         values: `scores.exact` or `scores.f1`, [N].
         margins: null margin of each row, [N]; see `apply_threshold`.
         scores: of the best answers, without a threshold.
     """
-    order, sums = _sums_by_threshold(values, margins, scores)
+    # One without a true answer had 1 and loses it, unless the predicted answer is empty as well.
+    gains = np.where(scores.has_answer, values, -scores.is_answered.astype(np.float64))
+    order, sums = _sums_by_threshold(gains, margins, scores.has_answer)
     best = int(sums.argmax())
     threshold = float(margins[order[best - 1]]) if best else 0.0
     return float(sums[best]) / len(values), threshold
@@ -197,7 +200,8 @@ def fit_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> fl
         margins: null margin of each row, [N]; see `apply_threshold`.
         scores: of the best answers, without a threshold.
     """
-    order, sums = _sums_by_threshold(values, margins, scores)
+    gains = values - ~scores.has_answer
+    order, sums = _sums_by_threshold(gains, margins, scores.has_answer)
     ranked = np.asarray(margins, np.float64)[order]
     # No threshold lies between equal margins.
     sums[1:-1][ranked[1:] == ranked[:-1]] = -np.inf
@@ -210,15 +214,17 @@ def fit_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> fl
 
 
 def _sums_by_threshold(
-    values: np.ndarray, margins: np.ndarray, scores: Scores
+    gains: np.ndarray, margins: np.ndarray, has_answer: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return rows by rising margin, int64 [N], and the sum of scores that answers the first k.
 
     The sums are float64 [N + 1], for k = 0 to N.
+
+    Args:
+        gains: what the predicted answer of a row adds to the sum, [N].
+        margins: null margins, [N].
+        has_answer: whether a row has a true answer; no answer is right if not, [N].
     """
     order = np.argsort(margins, kind="stable")
-    # An answered row gains its score. One without a true answer had 1 and loses it, unless the
-    # predicted answer is empty as well.
-    gains = np.where(scores.has_answer, values, -scores.is_answered.astype(np.float64))[order]
-    start = float(np.count_nonzero(~scores.has_answer))
-    return order, np.cumsum(np.concatenate([[start], gains]))
+    start = float(np.count_nonzero(~has_answer))
+    return order, np.cumsum(np.concatenate([[start], gains[order]]))
