@@ -14,7 +14,7 @@ from tfft.utils.errors import UserError
 
 CONTEXT = "Zoë saw the red barn. The barn was old; the cow was not."
 ANSWERS = [{"text": "the red barn", "answer_start": 8}, {"text": "red barn", "answer_start": 12}]
-WHAT = {"id": "q1", "question": "What did Zoë see?", "answers": ANSWERS}
+ANSWERABLE = {"id": "q1", "question": "What did Zoë see?", "answers": ANSWERS}
 UNANSWERABLE = {
     "id": "q2",
     "question": "Who painted it?",
@@ -38,7 +38,7 @@ def read(folder, content, name="t.json", **options):
 
 def reason(folder, **changes):
     """Return why a question with other values is a bad row; None leaves a key out."""
-    question = {k: v for k, v in {**WHAT, **changes}.items() if v is not None}
+    question = {k: v for k, v in {**ANSWERABLE, **changes}.items() if v is not None}
     (row,) = read(folder, document(question, context=changes.get("context", CONTEXT)))
     assert isinstance(row, BadRow) and row.place == f"{folder}/t.json:1/1/1"
     assert "\n" not in row.reason and len(row.reason) < 300
@@ -46,8 +46,8 @@ def reason(folder, **changes):
 
 
 def test_nested_questions_have_the_context_of_their_paragraph(tmp_path):
-    content = document(WHAT, UNANSWERABLE)
-    content["data"].append({"paragraphs": [{"context": "b", "qas": [{**WHAT, "id": 7}]}]})
+    content = document(ANSWERABLE, UNANSWERABLE)
+    content["data"].append({"paragraphs": [{"context": "b", "qas": [{**ANSWERABLE, "id": 7}]}]})
     content["data"][1]["paragraphs"][0]["qas"][0]["answers"] = [{"text": "b", "answer_start": 0}]
     assert read(tmp_path, content) == [
         Question(
@@ -65,8 +65,8 @@ def test_nested_questions_have_the_context_of_their_paragraph(tmp_path):
 def test_flat_records_give_the_same_questions(tmp_path):
     columns = {"text": [a["text"] for a in ANSWERS], "answer_start": [8, 12]}
     records = [
-        {**WHAT, "context": CONTEXT},
-        {**WHAT, "id": "q3", "context": CONTEXT, "answers": columns},
+        {**ANSWERABLE, "context": CONTEXT},
+        {**ANSWERABLE, "id": "q3", "context": CONTEXT, "answers": columns},
         {"id": "q4", "question": "?", "context": CONTEXT, "answers": {k: [] for k in columns}},
     ]
     expected = [(("the red barn", 8), ("red barn", 12))] * 2 + [()]
@@ -125,7 +125,7 @@ def test_a_mistake_is_named(tmp_path, changes, message):
 
 @pytest.mark.parametrize("context", [None, "", "\udfff", ["a"]])
 def test_a_bad_context_counts_its_questions(tmp_path, context):
-    (row,) = read(tmp_path, document(WHAT, UNANSWERABLE, context=context))
+    (row,) = read(tmp_path, document(ANSWERABLE, UNANSWERABLE, context=context))
     assert row.place == f"{tmp_path}/t.json:1/1" and row.count == 2 and "'context'" in row.reason
 
 
@@ -146,12 +146,12 @@ def test_a_bad_article_or_paragraph_is_a_bad_row(tmp_path, content, place):
 
 
 def test_ids_are_unique_in_a_file(tmp_path):
-    first, second = read(tmp_path, document(WHAT, WHAT))
+    first, second = read(tmp_path, document(ANSWERABLE, ANSWERABLE))
     assert isinstance(first, Question) and second.place.endswith(":1/1/2")
     assert second.reason == f"the id 'q1' is also that of {first.place}; ids are unique"
     # Translations of a data set have the same ids.
     for name in ("a.json", "b.json"):
-        (tmp_path / name).write_text(json.dumps(document(WHAT)))
+        (tmp_path / name).write_text(json.dumps(document(ANSWERABLE)))
     source = Source(source="jsonl", path=str(tmp_path / "[ab].json"))
     assert [type(r) for r in squad.read(source, "data.train")] == [Question] * 2
 
@@ -182,12 +182,12 @@ def test_another_json_file_is_refused(tmp_path, content, message):
 def test_a_file_that_is_too_large_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("tfft.data.squad._LARGEST_FILE", 100)
     with pytest.raises(UserError, match="at most 100 are read"):
-        read(tmp_path, document(WHAT))
+        read(tmp_path, document(ANSWERABLE))
 
 
 @pytest.mark.parametrize("examples", EXAMPLES)
 def test_almost_valid_files(tmp_path, examples):
-    valid = document(WHAT, UNANSWERABLE)
+    valid = document(ANSWERABLE, UNANSWERABLE)
     path = tmp_path / "t.json"
 
     def check(content):

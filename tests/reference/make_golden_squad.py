@@ -81,14 +81,12 @@ def scores(folder):
         best = old.metric_max_over_ground_truths
         values = [best(f, predicted, answers) for f in (old.exact_match_score, old.f1_score)]
         rows.append({"predicted": predicted, "answers": answers, "scores": values})
-    questions = [{"id": str(i), "answers": [{"text": t} for t in a]} for i, (_, a) in en(ANSWERS)]
-    predictions = {str(i): p for i, (p, _) in en(ANSWERS)}
+    questions = [
+        {"id": str(i), "answers": [{"text": t} for t in a]} for i, (_, a) in enumerate(ANSWERS)
+    ]
+    predictions = {str(i): p for i, (p, _) in enumerate(ANSWERS)}
     means = old.compute_score([{"paragraphs": [{"qas": questions}]}], predictions)
     return {"v1": {"rows": rows, "means": means}, "v2": [scores_v2(new, c) for c in margins()]}
-
-
-def en(items):
-    return enumerate(items)
 
 
 def margins():
@@ -104,10 +102,10 @@ def margins():
 def scores_v2(script, na_probs):
     """Return the scores of version 2.0 for null margins, with thresholds."""
     rows = ANSWERS + UNANSWERABLE
-    questions = [{"id": str(i), "answers": {"text": a}} for i, (_, a) in en(rows)]
+    questions = [{"id": str(i), "answers": {"text": a}} for i, (_, a) in enumerate(rows)]
     dataset = [{"paragraphs": [{"qas": questions}]}]
-    predictions = {str(i): p for i, (p, _) in en(rows)}
-    na_probs = {str(i): p for i, p in en(na_probs)}
+    predictions = {str(i): p for i, (p, _) in enumerate(rows)}
+    na_probs = {str(i): p for i, p in enumerate(na_probs)}
     has_answer = script.make_qid_to_has_ans(dataset)
     exact, f1 = script.get_raw_scores(dataset, predictions)
     evaluations = []
@@ -204,11 +202,11 @@ def postprocessed(module, windows, logits, settings):
     """Return the answers, n best answers and null margins of each row."""
     rows = windows["overflow_to_sample_mapping"]
     features = []
-    for index, row in en(rows):
+    for index, row in enumerate(rows):
         sequence, offsets = windows.sequence_ids(index), windows["offset_mapping"][index]
         context_only = [o if s == 1 else None for o, s in zip(offsets, sequence, strict=True)]
         features.append({"example_id": str(row), "offset_mapping": context_only})
-    examples = Examples({"id": str(i), "context": c} for i, c in en(CONTEXTS))
+    examples = Examples({"id": str(i), "context": c} for i, c in enumerate(CONTEXTS))
     with tempfile.TemporaryDirectory() as folder:
         answers = module.postprocess_qa_predictions(
             examples, features, logits, output_dir=folder, **settings

@@ -222,8 +222,8 @@ def _answer(number: int, item: Any, context: str) -> tuple[str, int]:
     if start >= 0 and context.startswith(text, start):
         return text, start
     if 0 <= start < len(context):
-        there = _quote(context[start : start + len(text)])
-        head = f"{_quote(text)} is not at {start:,} of the context, where {there} is"
+        excerpt = _quote(context[start : start + len(text)])
+        head = f"{_quote(text)} is not at {start:,} of the context, where {excerpt} is"
     else:
         head = f"'answer_start' must be in the context, 0 to {len(context) - 1:,}"
     head = f"answer {number}: {head}"

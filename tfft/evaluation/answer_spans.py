@@ -275,8 +275,8 @@ def merge(
     position = np.arange(len(order)) - np.searchsorted(entry_rows, entry_rows)  # within the row
     is_best = position < n_best
     # 4. No answer comes last if it was dropped. The original recognises it by its span (0, 0).
-    is_empty_start = (spans == 0).all(axis=1) & is_best
-    has_null = np.bincount(entry_rows[is_empty_start], minlength=total) > 0
+    is_null_span = (spans == 0).all(axis=1) & is_best
+    has_null = np.bincount(entry_rows[is_null_span], minlength=total) > 0
     is_appended = is_null & ~is_best & ~has_null[entry_rows]
     position[is_appended] = n_best
     selected = is_best | is_appended
