@@ -1,18 +1,27 @@
-"""Small plots as inline SVG: curves, bars, heat maps. Needs no dependency and no script.
+"""Plots of a page as inline SVG: curves, bars, heat maps, points.
 
-Plots are 460 x 280 units with a legend below. The colours are safe for the colour-blind (Okabe &
-Ito). Grey parts have a CSS class, which the page colours for light and dark mode (`page`).
+The colours are safe for the colour-blind (Okabe & Ito). Lines, texts and grids have the colour of
+the page's text, in light and in dark mode (`inline_svg`).
 """
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-WIDTH, HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36  # margins
+from tfft.report.inline_svg import FONT_SIZE, INK, Canvas, canvas, plain, text_width
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.collections import PolyCollection
+
+WIDTH, HEIGHT = 480, 280
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MAX_TIPS = 200  # points of a line that show their values; with more they touch each other
+MAX_POINTS = 2000  # points of a scatter plot; more are counted in a grid
+_GRID = (40, 30)  # cells of such a grid across and up
+_LEGEND_ROW = 18  # height
 
 
 def curves(
@@ -24,6 +33,8 @@ def curves(
 ) -> str:
     """Draw lines through (x, y) points, one for each name.
 
+    A series of one point is a dot, with its value in the legend.
+
     Args:
         title: title above the plot.
         series: name -> points.
@@ -31,58 +42,125 @@ def curves(
         marks: whether to draw the points too.
         dots: names of which only the points are drawn.
     """
-    points = [p for line in series.values() for p in line]
+    points = [point for line in series.values() for point in line]
     if not points:
         return ""
-    axes = _Axes([x for x, _ in points], [y for _, y in points])
-    parts = [axes.frame(title, x_name)]
-    for (name, line), color in zip(series.items(), COLORS * 9, strict=False):
-        if name not in dots:
-            path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
-            parts.append(
-                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
-            )
-        if marks or len(line) == 1 or name in dots:
-            parts += [
-                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.6" fill="{color}">'
-                f"<title>{escape(name)} {y:.4g} at {x:g}</title></circle>"
-                for x, y in line
-            ]
-    legend, below = _legend(list(series))
-    return _svg([*parts, legend], WIDTH, HEIGHT + below)
+    names = [
+        f"{name}: {line[0][1]:.4g}" if len(line) == 1 else name for name, line in series.items()
+    ]
+    columns = max(1, int(WIDTH / (max(map(text_width, names)) + 40)))
+    rows = math.ceil(len(names) / columns)
+    with canvas(title, WIDTH, HEIGHT + rows * _LEGEND_ROW) as drawing:
+        from matplotlib.lines import Line2D
+
+        axes, handles = drawing.axes(), []
+        for (name, line), color in zip(series.items(), COLORS * 9, strict=False):
+            values = np.array(line, np.float64).reshape(-1, 2)
+            has_dots = marks or name in dots or len(line) == 1
+            style = "none" if name in dots or len(line) == 1 else "-"
+            size = 7 if len(line) == 1 else 5
+            axes.plot(*values.T, linestyle=style, color=color, linewidth=1.8, clip_on=False)
+            if has_dots:
+                _draw_dots(drawing, axes, name, values, color, size)
+            marker = {"marker": "o", "markersize": size, "markeredgewidth": 0} if has_dots else {}
+            handles.append(Line2D([], [], linestyle=style, color=color, linewidth=1.8, **marker))
+        _set_limits(axes, points)
+        axes.set_xlabel(plain(x_name))
+        legend = drawing.figure.legend(
+            handles, [str(i) for i in range(len(names))], loc="outside lower left", ncols=columns
+        )
+        # Set afterwards: a legend leaves out names that begin with an underscore.
+        for text, name in zip(legend.get_texts(), names, strict=True):
+            text.set_text(plain(name))
+        return drawing.to_html()
 
 
 def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
     """Draw accuracy against confidence, with the share of rows as bars and the diagonal."""
-    axes = _Axes([0, 1], [0, 1])
-    parts = [axes.frame(title, "confidence")]
     share = bins["count"] / max(1, bins["count"].sum())
-    size = len(share)
-    for index, height in enumerate(share):
-        parts.append(_bar(axes, index / size, (index + 1) / size, float(height), 'class="s"'))
-    line = f'x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"'
-    parts.append(f'<line {line} class="a" stroke-dasharray="4 3"/>')
-    for count, x, y in zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True):
-        if count:
-            parts.append(
-                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4" fill="{COLORS[0]}">'
-                f"<title>{count} rows: confidence {x:.3f}, accuracy {y:.3f}</title></circle>"
-            )
-    return _svg(parts)
+    width = 1 / len(share)
+    with canvas(title, WIDTH, HEIGHT) as drawing:
+        axes = drawing.axes()
+        edges = np.arange(len(share)) * width
+        drawn = share > 0
+        axes.bar(edges[drawn], share[drawn], width * 0.94, align="edge", color=INK + "30")
+        axes.plot([0, 1], [0, 1], color=INK + "90", linewidth=1, linestyle=(0, (4, 3)))
+        full = bins["count"] > 0
+        x, y = bins["confidence"][full], bins["accuracy"][full]
+        dots = axes.scatter(x, y, 64, COLORS[0], linewidths=0, clip_on=False)
+        tips = zip(bins["count"][full], x, y, strict=True)
+        drawing.add_tips(
+            dots, [f"{count} rows: confidence {a:.3f}, accuracy {b:.3f}" for count, a, b in tips]
+        )
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+        return drawing.to_html()
 
 
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
     """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
     # Lengths and sizes are integers: no more bins than integers in their range.
     counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
-    axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
-    parts = [axes.frame(title, x_name)]
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        parts.append(_bar(axes, float(low), float(high), float(count), f'fill="{COLORS[0]}"'))
-    if mark is not None:
-        line = f'x1="{axes.x(mark):.1f}" x2="{axes.x(mark):.1f}" y1="{axes.y(0)}" y2="{_TOP}"'
-        parts.append(f'<line {line} stroke="{COLORS[1]}" stroke-dasharray="4 3"/>')
-    return _svg(parts)
+    with canvas(title, WIDTH, HEIGHT) as drawing:
+        axes = drawing.axes()
+        for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
+            if count:
+                (bar,) = axes.bar(
+                    low, count, 0.94 * (high - low), align="edge", color=COLORS[0], clip_on=False
+                )
+                drawing.add_tips(bar, [f"{low:g} to {high:g}: {count}"])
+        if mark is not None:
+            axes.axvline(mark, color=COLORS[1], linewidth=1.6, linestyle=(0, (4, 3)))
+        axes.set_xlim(float(edges[0]), max(float(edges[-1]), mark or 0.0))
+        axes.set(ylim=(0, None), xlabel=plain(x_name), ylabel="rows")
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        return drawing.to_html()
+
+
+def scatter(
+    title: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    x_name: str,
+    y_name: str,
+    diagonal: bool = False,
+) -> str:
+    """Draw a point for each pair of values; with many, a grid shaded by the number of points.
+
+    Args:
+        title: title above the plot.
+        x: values on the x axis, [N]; pairs with a value that is not finite are left out.
+        y: values on the y axis, [N].
+        x_name: label of the x axis.
+        y_name: label of the y axis.
+        diagonal: whether to draw the line of equal values; both axes then have one range.
+    """
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = np.asarray(x, np.float64)[finite], np.asarray(y, np.float64)[finite]
+    if not len(x):
+        return ""
+    with canvas(title, WIDTH, HEIGHT + 60) as drawing:
+        axes = drawing.axes()
+        axes.grid(axis="x")
+        _set_limits(axes, list(zip(x, y, strict=True)))
+        if diagonal:
+            limits = [*axes.get_xlim(), *axes.get_ylim()]
+            ends = (min(limits), max(limits))
+            axes.set(xlim=ends, ylim=ends)
+            axes.plot(ends, ends, color=INK + "90", linewidth=1, linestyle=(0, (4, 3)))
+        if len(x) > MAX_POINTS:
+            limits = np.array([axes.get_xlim(), axes.get_ylim()])
+            counts, *edges = np.histogram2d(x, y, _GRID, limits)
+            # The logarithm shows the rare points too.
+            shades = np.log1p(counts) / np.log1p(counts.max())
+            columns, rows = np.nonzero(counts)
+            low = np.stack([edges[0][columns], edges[1][rows]], axis=1)
+            high = np.stack([edges[0][columns + 1], edges[1][rows + 1]], axis=1)
+            cells = _draw_cells(axes, low, high, 0.1 + 0.9 * shades[columns, rows])
+            drawing.add_tips(cells, [f"{count:.0f} rows" for count in counts[columns, rows]])
+        else:
+            axes.scatter(x, y, 20, COLORS[0], alpha=0.5, linewidths=0, clip_on=False)
+        axes.set(xlabel=plain(x_name), ylabel=plain(y_name))
+        return drawing.to_html()
 
 
 def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str:
@@ -95,59 +173,62 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
         names: names of the classes.
     """
     size = len(names)
-    # About 420 units wide, with cells of 14 to 44 units.
-    cell = max(14, min(44, 420 // size))
-    left, top = 110, 96  # room for names along both sides
+    labels = [_short(plain(name)) for name in names]
+    # About 480 units wide, with cells of 14 to 60 units.
+    cell = max(14, min(60, 480 // size))
+    longest = max(map(text_width, labels))
+    upright = longest > cell - 4
+    left, right = longest + 14, 0.77 * longest + 6 if upright else 10  # 0.77: cosine of 40 degrees
+    top = 0.64 * longest + 20 if upright else 24
     share = counts / np.maximum(1, rows)[:, None]
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for row in range(size):
-        y = top + row * cell
-        parts.append(
-            f'<text x="{left - 6}" y="{y + cell / 2 + 4}" text-anchor="end">'
-            f"{escape(_short(names[row]))}</text>"
-        )
-        for column in range(size):
-            x, count, cell_share = (
-                left + column * cell,
-                int(counts[row, column]),
-                share[row, column],
-            )
-            # White on the darker half of the scale.
-            text_color = ' style="fill:#fff"' if cell_share > 0.5 else ""
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
-                f'fill-opacity="{cell_share:.3f}" class="a"><title>{escape(names[row])} as '
-                f"{escape(names[column])}: {count}</title></rect>"
-            )
-            # A count needs 24 units.
-            if cell >= 24 and count:
-                parts.append(
-                    f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
-                    f"{text_color}>{count}</text>"
-                )
-    for column in range(size):
-        x = left + column * cell + cell / 2
-        parts.append(
-            f'<text x="{x}" y="{top - 6}" text-anchor="start" '
-            f'transform="rotate(-40 {x} {top - 6})">{escape(_short(names[column]))}</text>'
-        )
-    return _svg(parts, max(340, left + size * cell + 60), top + size * cell + 12)
+    width = max(WIDTH * 0.6, left + size * cell + right)
+    with canvas(title, width, top + size * cell + 8) as drawing:
+        axes = drawing.axes_within(left, top, width - left - size * cell, 8)
+        true, predicted = np.nonzero(counts)
+        low = np.stack([predicted, true], axis=1)
+        cells = _draw_cells(axes, low, low + 1, share[true, predicted])
+        tips = [
+            f"{names[i]} as {names[j]}: {int(counts[i, j])}"
+            for i, j in zip(true, predicted, strict=True)
+        ]
+        drawing.add_tips(cells, tips)
+        # One path: to and fro along each line.
+        ends = np.repeat(np.arange(size + 1.0), 3)
+        span = np.tile([0, size, np.nan], size + 1)
+        axes.plot(ends, span, color=INK + "40", linewidth=0.7, clip_on=False)
+        axes.plot(span, ends, color=INK + "40", linewidth=0.7, clip_on=False)
+        font_size = min(FONT_SIZE, (cell - 4) / (0.57 * len(f"{int(counts.max())}")))
+        if font_size >= 8:
+            for i, j in zip(true, predicted, strict=True):
+                # White on the darker half of the scale.
+                color = "#ffffff" if share[i, j] > 0.5 else INK
+                text = axes.text(j + 0.5, i + 0.5, f"{int(counts[i, j])}", color=color)
+                text.set(ha="center", va="center_baseline", fontsize=font_size)
+        axes.set(xlim=(0, size), ylim=(size, 0))
+        axes.xaxis.tick_top()
+        middles = np.arange(size) + 0.5
+        axes.set_yticks(middles, labels, va="center_baseline")
+        axes.set_xticks(middles, labels)
+        if upright:
+            for label in axes.get_xticklabels():
+                label.set(rotation=40, ha="left", rotation_mode="anchor")
+        return drawing.to_html()
 
 
 def bars(title: str, values: Mapping[str, float]) -> str:
     """Draw a horizontal bar for each name, with its value."""
-    left, top, row = 170, 30, 22
-    largest = max(values.values(), default=0.0) or 1.0
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for index, (name, value) in enumerate(values.items()):
-        y = top + index * row
-        width = max(0.5, value / largest * (WIDTH - left - 60))
-        parts.append(
-            f'<text x="{left - 6}" y="{y + 12}" text-anchor="end">{escape(name[-26:])}</text>'
-            f'<rect x="{left}" y="{y}" width="{width:.1f}" height="15" fill="{COLORS[0]}"/>'
-            f'<text x="{left + width + 6:.1f}" y="{y + 12}">{value:.2f}</text>'
-        )
-    return _svg(parts, WIDTH, top + row * len(values) + 8)
+    if not values:
+        return ""
+    labels = [plain(name)[-26:] for name in values]
+    left, row = max(map(text_width, labels)) + 14, 24
+    largest = max(values.values()) or 1.0
+    with canvas(title, WIDTH, row * len(values) + 8) as drawing:
+        axes = drawing.axes_within(left, 0, 64, 8)
+        drawn = axes.barh(range(len(values)), list(values.values()), 0.7, color=COLORS[0])
+        axes.bar_label(drawn, [f"{value:.2f}" for value in values.values()], padding=5)
+        axes.set(xlim=(0, largest), ylim=(len(values) - 0.5, -0.5), xticks=[])
+        axes.set_yticks(range(len(values)), labels, va="center_baseline")
+        return drawing.to_html()
 
 
 def parallel(
@@ -163,110 +244,65 @@ def parallel(
         lines: caption, position on each axis from 0 to 1 (None: no value), and goodness from 0 to
             1, which sets the opacity.
     """
-    gap = 150
-    width, height, bottom, top = gap * (len(axes) - 1) + 160, HEIGHT, HEIGHT - 40, 50
-
-    def y(position: float) -> float:
-        return bottom - position * (bottom - top)
-
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for index, (name, (low, high)) in enumerate(axes.items()):
-        x = 80 + gap * index
-        parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" class="a"/>'
-            f'<text x="{x}" y="{top - 20}" text-anchor="middle">{escape(name[-24:])}</text>'
-            f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
-            f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{escape(low)}</text>'
-        )
-    # The best lines last, so that they lie on top.
-    for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
-        points = [(80 + gap * index, y(p)) for index, p in enumerate(positions) if p is not None]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        color = COLORS[1] if goodness >= 1 else COLORS[0]
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8" '
-            f'stroke-opacity="{0.15 + 0.85 * goodness:.2f}"><title>{escape(caption)}</title>'
-            "</polyline>"
-        )
-    return _svg(parts, width, height)
+    gap, side = 160, 84
+    with canvas(title, gap * (len(axes) - 1) + 2 * side, HEIGHT) as drawing:
+        area = drawing.axes_within(side, 44, side, 26)
+        area.set(xlim=(0, max(1, len(axes) - 1)), ylim=(0, 1), xticks=[], yticks=[])
+        for x, (name, (low, high)) in enumerate(axes.items()):
+            area.plot([x, x], [0, 1], color=INK + "80", linewidth=1, clip_on=False)
+            for text, y, offset in ((name[-24:], 1, 24), (high, 1, 7), (low, 0, -16)):
+                area.annotate(
+                    plain(text), (x, y), (0, offset), textcoords="offset points", ha="center"
+                )
+        # The best lines last, so that they lie on top.
+        for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
+            points = [(x, y) for x, y in enumerate(positions) if y is not None]
+            color = COLORS[1] if goodness >= 1 else COLORS[0]
+            (line,) = area.plot(*np.array(points).reshape(-1, 2).T, color=color, linewidth=1.8)
+            line.set(alpha=0.15 + 0.85 * goodness, clip_on=False)
+            drawing.add_tips(line, [caption])
+        return drawing.to_html()
 
 
-class _Axes:
-    """Maps data to drawing units, and draws the frame."""
-
-    def __init__(self, xs: Sequence[float], ys: Sequence[float]):
-        self._x0, self._x1 = _non_empty_range(min(xs), max(xs))
-        self._y0, self._y1 = _non_empty_range(min(ys), max(ys))
-
-    def x(self, value: float) -> float:
-        return _LEFT + (value - self._x0) / (self._x1 - self._x0) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        span = HEIGHT - _TOP - _BOTTOM
-        return HEIGHT - _BOTTOM - (value - self._y0) / (self._y1 - self._y0) * span
-
-    def frame(self, title: str, x_name: str) -> str:
-        parts = [f'<text x="{_LEFT}" y="14" class="t">{escape(title)}</text>']
-        for tick in _ticks(self._y0, self._y1):
-            y = self.y(tick)
-            parts.append(
-                f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
-                f'class="g"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                f"{tick:g}</text>"
-            )
-        for tick in _ticks(self._x0, self._x1):
-            parts.append(
-                f'<text x="{self.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 16}" '
-                f'text-anchor="middle">{tick:,g}</text>'
-            )
-        parts.append(
-            f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
-        )
-        return "".join(parts)
+def _draw_dots(
+    drawing: Canvas, axes: "Axes", name: str, values: np.ndarray, color: str, size: float
+) -> None:
+    """Draw the points [N, 2] of a series, with their values as tips."""
+    values = values[np.isfinite(values).all(axis=1)]
+    dots = axes.scatter(*values.T, size**2, color, linewidths=0, zorder=3, clip_on=False)
+    if len(values) <= MAX_TIPS:
+        drawing.add_tips(dots, [f"{name} {y:.4g} at {x:g}" for x, y in values])
 
 
-def _non_empty_range(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def _draw_cells(
+    axes: "Axes", low: np.ndarray, high: np.ndarray, opacity: np.ndarray
+) -> "PolyCollection":
+    """Draw a rectangle for each pair of opposite corners, [N, 2] each, with an opacity [N]."""
+    from matplotlib.collections import PolyCollection
+    from matplotlib.colors import to_rgba
+
+    x, y = np.stack([low, high], axis=-1).transpose(1, 0, 2)  # [N, 2] each
+    corners = np.stack([x[:, [0, 1, 1, 0]], y[:, [0, 0, 1, 1]]], axis=-1)  # [N, 4, 2]
+    colors = np.tile(to_rgba(COLORS[0]), (len(low), 1))
+    colors[:, 3] = opacity
+    return axes.add_collection(
+        PolyCollection(corners, facecolors=colors, edgecolors="none", clip_on=False)
+    )
 
 
-def _ticks(low: float, high: float) -> list[float]:
-    """Return four to nine ticks in a range: multiples of 1, 2 or 5 times a power of ten."""
-    rough_step = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough_step))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough_step * 0.75)
-    # The tolerance keeps a tick at an end of the range in spite of rounding errors.
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
-
-
-def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
-    x, y = axes.x(low), axes.y(height)
-    # One unit less, which leaves a gap between two bars.
-    size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} {fill}/>'
-
-
-def _legend(names: Sequence[str]) -> tuple[str, int]:
-    """Return the legend below the plot and its height."""
-    parts, x, y = [], _LEFT, HEIGHT + 12
-    for name, color in zip(names, COLORS * 9, strict=False):
-        width = 30 + round(6.2 * len(name))  # approximate width of the text
-        if x + width > WIDTH and x > _LEFT:
-            x, y = _LEFT, y + 16
-        parts.append(
-            f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{color}"/>'
-            f'<text x="{x + 14}" y="{y}">{escape(name)}</text>'
-        )
-        x += width
-    return "".join(parts), y + 8 - HEIGHT if parts else 0
+def _set_limits(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
+    """Show the range of the points with a margin; around a single value, a range as large as it."""
+    values = np.array(points, np.float64)
+    for axis, column in ((axes.xaxis, values[:, 0]), (axes.yaxis, values[:, 1])):
+        column = column[np.isfinite(column)]
+        if not len(column):
+            continue
+        low, high = float(column.min()), float(column.max())
+        pad = 0.04 * (high - low) or 0.1 * abs(high) or 0.5
+        axis.set_view_interval(low - pad, high + pad, ignore=True)
+        if (column == column.round()).all():
+            axis.get_major_locator().set_params(integer=True)
 
 
 def _short(name: str) -> str:
     return name if len(name) <= 16 else name[:15] + "…"
-
-
-def _svg(parts: Sequence[str], width: float = WIDTH, height: float = HEIGHT) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'role="img">{"".join(parts)}</svg>'
-    )
