@@ -60,6 +60,10 @@ _LOCK = threading.Lock()
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
 
 
+_DRAWN = ("path", "text", "use")
+_GEOMETRY = ("d", "x", "y", "cx", "cy", "r", "transform")  # not inherited from a group
+
+
 class Canvas:
     """A figure of a given size, with a title above its axes.
 
@@ -189,18 +193,38 @@ def _markup(
     """
     texts = tips.get(group.attrib.get("id", ""))
     if texts is None and any(_tag(child) == "g" for child in group):
-        return "".join(_markup(child, markers, tips) for child in group)
-    parts = [(_tag(e), _attributes(e, markers), escape(e.text or "")) for e in _parts(group)]
-    parts = [(tag, attributes, text) for tag, attributes, text in parts if attributes]
-    if not parts:
-        return ""
-    # What several parts share is written once.
-    shared = set.intersection(*(set(attributes.items()) for _, attributes, _ in parts))
-    shared = shared if len(parts) > 1 else set()
+        return "".join(
+            _markup(child, markers, tips) if _tag(child) == "g" else _joined([child], markers)
+            for child in group
+        )
+    return _joined(list(_parts(group)), markers, texts)
+
+
+def _parts(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
+    """Return the drawn elements of a group, without the definitions of shapes."""
+    for element in group:
+        if _tag(element) == "g":
+            yield from _parts(element)
+        elif _tag(element) in _DRAWN:
+            yield element
+
+
+def _joined(
+    elements: Sequence[ElementTree.Element],
+    markers: Mapping[str, ElementTree.Element],
+    texts: Sequence[str] | None = None,
+) -> str:
+    """Return drawn elements, the n-th with the n-th text; what they share is written once."""
+    parts = [(e, _attributes(e, markers)) for e in elements if _tag(e) in _DRAWN]
+    parts = [(element, attributes) for element, attributes in parts if attributes]
+    shared: set[tuple[str, str]] = set()
+    if len(parts) > 1:
+        shared = set.intersection(*(set(attributes.items()) for _, attributes in parts))
+        shared = {(key, value) for key, value in shared if key not in _GEOMETRY}
     body = ""
-    for (tag, attributes, text), tip in zip(parts, texts or [""] * len(parts), strict=True):
-        inner = f"<title>{escape(tip)}</title>" if tip else text.strip()
-        name = "circle" if tag == "use" else tag
+    for (element, attributes), tip in zip(parts, texts or [""] * len(parts), strict=True):
+        name = "circle" if _tag(element) == "use" else _tag(element)
+        inner = f"<title>{escape(tip)}</title>" if tip else escape((element.text or "").strip())
         start = _start(name, sorted(set(attributes.items()) - shared))
         body += f"{start}>{inner}</{name}>" if inner else f"{start}/>"
     return f"{_start('g', sorted(shared))}>{body}</g>" if shared else body
@@ -210,22 +234,12 @@ def _start(name: str, attributes: Sequence[tuple[str, str]]) -> str:
     return f"<{name}" + "".join(f' {key}="{value}"' for key, value in attributes)
 
 
-def _parts(group: ElementTree.Element) -> Iterator[ElementTree.Element]:
-    """Return the drawn elements of a group, without the definitions of shapes."""
-    for element in group:
-        if _tag(element) == "g":
-            yield from _parts(element)
-        elif _tag(element) in ("path", "text", "use"):
-            yield element
-
-
 def _attributes(
     element: ElementTree.Element, markers: Mapping[str, ElementTree.Element]
 ) -> dict[str, str]:
     """Return the attributes of an element for a page; none if nothing is to be seen."""
-    style = dict(
-        rule.strip().split(": ", 1) for rule in element.attrib.get("style", "").split(";") if rule.strip()
-    )
+    rules = filter(None, map(str.strip, element.attrib.get("style", "").split(";")))
+    style = dict(rule.split(": ", 1) for rule in rules)
     if _tag(element) == "text":
         return _text_attributes(element, style)
     style = {key: value.replace(INK, "currentColor") for key, value in style.items()}
@@ -259,7 +273,7 @@ def _text_attributes(element: ElementTree.Element, style: Mapping[str, str]) -> 
         attributes["font-weight"] = "600"
     if style.get("fill", INK) != INK:
         attributes["fill"] = style["fill"]
-    if "text-anchor" in style:
+    if style.get("text-anchor", "start") != "start":
         attributes["text-anchor"] = style["text-anchor"]
     transform = element.attrib.get("transform", "")
     if not transform.startswith(("rotate(-0 ", "rotate(0 ")):

@@ -22,16 +22,18 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
-table{border-collapse:collapse;margin:.6em 0}
-td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
-overflow-wrap:anywhere}
+h1{overflow-wrap:anywhere}
+/* Wide tables and plots scroll by themselves, not with the page. */
+.scroll{overflow-x:auto;margin:.6em 0}.scroll svg{max-width:none}
+table{border-collapse:collapse}
+td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n{white-space:nowrap}
+td.w{overflow-wrap:anywhere;min-width:12em}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
-svg{margin:.4em;max-width:100%;vertical-align:top}
-svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
-svg .g{stroke:var(--line)}svg .a{stroke:var(--soft)}svg .s{fill:var(--line)}
+svg{margin:.4em;max-width:calc(100% - .8em);height:auto;vertical-align:top}
+@media(max-width:600px){svg{margin:.4em 0;max-width:100%}}
 .images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
-svg text.t{font-weight:600;font-size:12px}
 """
 
 
@@ -104,8 +106,13 @@ def _section(title: str, body: str) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 1) -> str:
-    """Return an HTML table; columns from `numbers` on are right-aligned."""
+    """Return an HTML table; columns from `numbers` on are right-aligned.
+
+    With several columns before them, the first one holds texts, whose words may be broken.
+    """
     attributes = [' class="n"' if column >= numbers else "" for column in range(len(header))]
+    if numbers > 1:
+        attributes[0] = ' class="w"'
     head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(attributes, header, strict=True))
     body = "".join(
         "<tr>"
@@ -113,7 +120,7 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: int = 
         + "</tr>"
         for row in rows
     )
-    return f"<table><tr>{head}</tr>{body}</table>"
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:

@@ -177,16 +177,20 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
     # About 480 units wide, with cells of 14 to 60 units.
     cell = max(14, min(60, 480 // size))
     longest = max(map(text_width, labels))
-    upright = longest > cell - 4
-    left, right = longest + 14, 0.77 * longest + 6 if upright else 10  # 0.77: cosine of 40 degrees
-    top = 0.64 * longest + 20 if upright else 24
+    # Names across: level where they fit, else slanted, or upright where lines would overlap.
+    angle = 0 if longest <= cell - 4 else 40 if cell >= 20 else 90
+    slope = math.radians(angle)
+    left, right = longest + 14, math.cos(slope) * longest + 6 if angle else 10
+    top = math.sin(slope) * longest + 22
     share = counts / np.maximum(1, rows)[:, None]
     width = max(WIDTH * 0.6, left + size * cell + right)
     with canvas(title, width, top + size * cell + 8) as drawing:
         axes = drawing.axes_within(left, top, width - left - size * cell, 8)
         true, predicted = np.nonzero(counts)
         low = np.stack([predicted, true], axis=1)
-        cells = _draw_cells(axes, low, low + 1, share[true, predicted])
+        # Rare errors are seen too.
+        opacity = 0.12 + 0.88 * share[true, predicted]
+        cells = _draw_cells(axes, low, low + 1, opacity)
         tips = [
             f"{names[i]} as {names[j]}: {int(counts[i, j])}"
             for i, j in zip(true, predicted, strict=True)
@@ -199,9 +203,8 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
         axes.plot(span, ends, color=INK + "40", linewidth=0.7, clip_on=False)
         font_size = min(FONT_SIZE, (cell - 4) / (0.57 * len(f"{int(counts.max())}")))
         if font_size >= 8:
-            for i, j in zip(true, predicted, strict=True):
-                # White on the darker half of the scale.
-                color = "#ffffff" if share[i, j] > 0.5 else INK
+            for i, j, dark in zip(true, predicted, opacity > 0.75, strict=True):
+                color = "#ffffff" if dark else INK
                 text = axes.text(j + 0.5, i + 0.5, f"{int(counts[i, j])}", color=color)
                 text.set(ha="center", va="center_baseline", fontsize=font_size)
         axes.set(xlim=(0, size), ylim=(size, 0))
@@ -209,9 +212,11 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
         middles = np.arange(size) + 0.5
         axes.set_yticks(middles, labels, va="center_baseline")
         axes.set_xticks(middles, labels)
-        if upright:
+        if angle:
             for label in axes.get_xticklabels():
-                label.set(rotation=40, ha="left", rotation_mode="anchor")
+                label.set(rotation=angle, ha="left", rotation_mode="anchor")
+                if angle == 90:
+                    label.set_va("center_baseline")
         return drawing.to_html()
 
 
@@ -291,14 +296,15 @@ def _draw_cells(
 
 
 def _set_limits(axes: "Axes", points: Sequence[tuple[float, float]]) -> None:
-    """Show the range of the points with a margin; around a single value, a range as large as it."""
+    """Show the range of the points with a margin; a wide one around points at a single place."""
     values = np.array(points, np.float64)
+    share = 0.04 if np.ptp(values[:, 0]) else 0.5
     for axis, column in ((axes.xaxis, values[:, 0]), (axes.yaxis, values[:, 1])):
         column = column[np.isfinite(column)]
         if not len(column):
             continue
         low, high = float(column.min()), float(column.max())
-        pad = 0.04 * (high - low) or 0.1 * abs(high) or 0.5
+        pad = max(share * (high - low), 0.0 if high > low else 0.1 * abs(high)) or 0.5
         axis.set_view_interval(low - pad, high + pad, ignore=True)
         if (column == column.round()).all():
             axis.get_major_locator().set_params(integer=True)
