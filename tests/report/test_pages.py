@@ -38,6 +38,12 @@ READ_TEXTS = """() => {
   }
   return found;
 }"""
+# Headers of one word on more than one line.
+BROKEN_HEADERS = """() => [...document.querySelectorAll('th')].filter(th => {
+  const range = document.createRange();
+  range.selectNodeContents(th);
+  return !/\\s/.test(th.textContent.trim()) && range.getClientRects().length > 1;
+}).map(th => th.textContent)"""
 # Texts of one plot that overlap or leave it.
 OVERLAPS = """() => {
   const found = [];
@@ -108,10 +114,10 @@ def pages(tiny, tmp_path_factory):
     return {"run": run.workdir / "report.html", "search": folder / "search.html"}
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("dark", 400)])
 @pytest.mark.parametrize("name", ["run", "search"])
-def test_page_is_self_contained_and_readable(browser, pages, tmp_path, name, scheme):
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1100, "height": 900})
+def test_page_is_self_contained_and_readable(browser, pages, tmp_path, name, scheme, width):
+    context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 900})
     page_view, messages, urls = context.new_page(), [], []
     page_view.on("console", lambda message: messages.append(message.text))
     page_view.on("pageerror", lambda error: messages.append(str(error)))
@@ -120,8 +126,11 @@ def test_page_is_self_contained_and_readable(browser, pages, tmp_path, name, sch
     page_view.screenshot(path=tmp_path / f"{name}_{scheme}.png", full_page=True)
     assert messages == []
     assert urls == [pages[name].as_uri()]  # no other request
-    width = page_view.evaluate("document.documentElement.scrollWidth")
-    assert width <= 1100  # no sideways scrolling
+    page_width = page_view.evaluate("document.documentElement.scrollWidth")
+    assert page_width <= width  # no sideways scrolling
+    assert page_view.evaluate(BROKEN_HEADERS) == []
+    ids = page_view.evaluate("[...document.querySelectorAll('[id]')].map(e => e.id)")
+    assert len(ids) == len(set(ids))
     texts = page_view.evaluate(READ_TEXTS)
     assert len(texts) > 40
     low_contrast = [

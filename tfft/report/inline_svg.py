@@ -79,7 +79,7 @@ class Canvas:
         self._title = plain(title)
         lines = _wrap(self._title, width - 2 * _PAD)
         self.top = TITLE_HEIGHT * len(lines) + _PAD
-        self.width, self.height = width, height + self.top
+        self.width, self.height = round(width), round(height + self.top)
         self.figure = Figure((self.width / 72, self.height / 72), dpi=72)
         for index, line in enumerate(lines):
             y = 1 - (_PAD + TITLE_HEIGHT * (index + 0.5)) / self.height
@@ -124,8 +124,8 @@ class Canvas:
         markers = {e.attrib["id"]: e for e in root.iter() if _tag(e) == "path" and "id" in e.attrib}
         body = _markup(root, markers, self._tips)
         svg = (
-            f'<svg viewBox="0 0 {self.width:g} {self.height:g}" width="{self.width:g}" '
-            f'height="{self.height:g}" role="img" aria-label="{escape(self._title)}" '
+            f'<svg viewBox="0 0 {self.width} {self.height}" width="{self.width}" '
+            f'height="{self.height}" role="img" aria-label="{escape(self._title)}" '
             f'fill="currentColor" stroke-linejoin="round" font-size="{FONT_SIZE}">{body}</svg>'
         )
         return f'<div class="scroll">{svg}</div>' if self.width > SCROLLED_WIDTH else svg
