@@ -93,26 +93,6 @@ def test_an_import_by_tfft_is_silent():
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_matplotlib_is_imported_when_keras_draws(tmp_path):
-    """Keras alone imports it with itself, for half a second."""
-    script = """
-import sys, tfft
-tfft.train
-import keras, tfft.report
-assert not [name for name in sys.modules if name.startswith("matplotlib")]
-import numpy
-options = {"value_range": (0, 255), "label_map": {}, "path": sys.argv[1]}
-keras.visualization.plot_image_gallery(numpy.zeros((4, 8, 8, 3)), **options)
-assert "matplotlib.pyplot" in sys.modules
-"""
-    image = tmp_path / "image.png"
-    command = [sys.executable, "-c", script, str(image)]
-    variables = {**os.environ, "MPLBACKEND": "agg"}
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert image.read_bytes().startswith(b"\x89PNG")
-
-
 IMPORT = """
 import os, sys, types
 from concurrent.futures import ThreadPoolExecutor

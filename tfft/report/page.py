@@ -24,15 +24,14 @@ color:var(--ink);background:var(--paper)}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
 h1{overflow-wrap:anywhere}
 /* Wide tables and plots scroll by themselves, not with the page. */
-.scroll{overflow-x:auto;margin:.6em 0}.scroll svg{max-width:none}
+.scroll{overflow-x:auto;margin:.6em 0}
 table{border-collapse:collapse}
 td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td.n{white-space:nowrap}
 td.w{overflow-wrap:anywhere;min-width:12em}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
-svg{margin:.4em;max-width:calc(100% - .8em);height:auto;vertical-align:top}
-@media(max-width:600px){svg{margin:.4em 0;max-width:100%}}
+.plot{margin:.4em .4em .4em 0;max-width:100%;height:auto;vertical-align:top}.scroll .plot{max-width:none}
 .images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
 """
 

@@ -7,17 +7,14 @@ MiniLM by a quarter on an AMD EPYC (`TF_ENABLE_ONEDNN_OPTS=0 python benchmarks/t
 """
 
 import contextlib
-import importlib
 import os
 import re
 import sys
 import tempfile
 import threading
-import types
 from collections.abc import Collection, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 # CPUs with one of these have oneDNN on by default (tensorflow/core/util/util.cc, IsMKLEnabled).
@@ -58,44 +55,8 @@ def load_tensorflow() -> None:
     with _IMPORT_LOCK, contextlib.ExitStack() as stack:
         if "tensorflow" not in sys.modules:
             stack.enter_context(_captured_stderr())
-            stack.enter_context(_deferred_matplotlib())
         import tensorflow  # noqa: F401
         import tensorflow_text  # noqa: F401
-
-
-class _DeferredModule(types.ModuleType):
-    """A module that is imported when it is used, if it is used at all."""
-
-    def __getattr__(self, name: str) -> Any:
-        module = sys.modules.get(self.__name__)
-        if name.startswith("__") or module is self:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(self.__name__), name)
-
-
-@contextlib.contextmanager
-def _deferred_matplotlib() -> Iterator[None]:
-    """Have Keras import matplotlib when it draws.
-
-    `keras.visualization` imports pyplot with Keras, where it is installed. That takes half a
-    second of every command and, the first time, builds a cache of fonts.
-    """
-    if "matplotlib" in sys.modules:
-        yield
-        return
-    package = _DeferredModule("matplotlib")
-    package.__path__ = []
-    modules = {"matplotlib": package}
-    for name in ("pyplot", "patches"):
-        module = _DeferredModule(f"matplotlib.{name}")
-        modules[module.__name__] = module
-        setattr(package, name, module)
-    sys.modules.update(modules)
-    try:
-        yield
-    finally:
-        for name in modules:
-            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
