@@ -31,7 +31,8 @@ td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
 td.n{white-space:nowrap}
 td.w{overflow-wrap:anywhere;min-width:12em}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
-.plot{margin:.4em .4em .4em 0;max-width:100%;height:auto;vertical-align:top}.scroll .plot{max-width:none}
+.plot{margin:.4em .4em .4em 0;max-width:100%;height:auto;vertical-align:top}
+.scroll .plot{max-width:none}
 .images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
 """
 

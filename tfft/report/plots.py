@@ -1,8 +1,7 @@
 """Plots of a page as images: curves, bars, heat maps, points.
 
 Each is an `img` element that holds matplotlib's SVG, whose ids and styles cannot collide with those
-of other plots. Texts, axes and grids are dark in light mode and light in dark mode. Matplotlib is
-imported by the first drawing, since its import takes half a second.
+of other plots. Matplotlib is imported by the first drawing: that takes half a second.
 """
 
 import base64
@@ -24,47 +23,41 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 480, 280  # in points of matplotlib, which are pixels of the page
 SCROLLED_WIDTH = 640  # wider plots scroll on small screens instead of shrinking
+MAX_POINTS = 2000  # points of a scatter plot; more are counted in hexagons
+MAX_COUNTS = 1500  # written counts in a heat map: each takes 400 bytes of the page
 # Safe for the colour-blind (Okabe & Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MAX_POINTS = 2000  # points of a scatter plot; more are counted in hexagons
-MAX_COUNTS = 1500  # written counts in a heat map: each takes half a kilobyte of the page
 INK = "#010101"  # becomes the colour of the text, which depends on the mode
-_STYLE = (
-    "<style>svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}"
-    # Matplotlib would quote `system-ui`, which then names no generic family.
-    "text{font-family:system-ui,sans-serif!important}</style>"
-)
+# Matplotlib would quote `system-ui`, which then is no generic family.
+_STYLE = """<style>text{font-family:system-ui,sans-serif!important}
+svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"""
 _SETTINGS = {
     **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-    **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "left", "right")), False),
-    **dict.fromkeys((f"{axis}tick.{kind}.size" for axis in "xy" for kind in ("major", "minor")), 0),
+    **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "bottom", "left", "right")), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
     "axes.axisbelow": True,
-    "axes.edgecolor": INK + "80",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
     "axes.prop_cycle": f"cycler(color={COLORS})",
-    "figure.dpi": 72,
     "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: equal layouts everywhere
     "font.size": 12,
     "grid.color": INK + "28",
     "legend.frameon": False,
-    "legend.handlelength": 1.2,
     "lines.markersize": 5,
     "svg.fonttype": "none",
     "svg.hashsalt": "tfft",
     "text.parse_math": False,  # names come from users' data: a dollar sign begins no formula
 }
 _LOCK = threading.Lock()  # the settings of matplotlib and the filters of warnings are global
+_Lines = Sequence[tuple[Sequence[float | None], float]]
 _Series = Mapping[str, Sequence[tuple[float, float]]]
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
 
 
 @contextlib.contextmanager
 def _settings() -> Iterator[None]:
-    """Set matplotlib up for a drawing; as a decorator, for the drawing of a function.
+    """Set matplotlib up for a drawing, silently.
 
-    Matplotlib is silent meanwhile: that it builds a cache of fonts, that it has no home folder to
-    write to, and that its font lacks a letter of a name, which the font of the browser may have.
+    It would report that it builds a cache of fonts, that it has no home folder to write to, and
+    that its font lacks a letter of a name, which the font of the browser may have.
     """
     logger = logging.getLogger("matplotlib")
     with _LOCK, warnings.catch_warnings():
@@ -95,13 +88,14 @@ def curves(
         _plain(f"{name}: {line[0][1]:.4g}" if len(line) == 1 else name)
         for name, line in series.items()
     ]
-    columns = max(1, WIDTH // (8 * max(map(len, names)) + 40))
+    columns = max(1, WIDTH // (8 * max(map(len, names)) + 60))
     axes = _axes(title, WIDTH, HEIGHT + 20 * -(-len(names) // columns))
     for (name, line), label in zip(series.items(), names, strict=True):
         x, y = np.array(line, np.float64).reshape(-1, 2).T
         shape = "o" if name in dots or len(line) == 1 else "o-" if marks else "-"
         # The space: matplotlib's legend leaves out names that begin with an underscore.
         axes.plot(x, y, shape, label=f" {label}")
+    axes.grid(axis="y")
     axes.set_xlabel(_plain(x_name))
     axes.figure.legend(loc="outside lower left", ncols=columns)
     return _image(axes)
@@ -116,6 +110,7 @@ def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
     axes.bar((np.arange(size) + 0.5) / size, share, 0.94 / size, color=INK + "30")
     axes.plot([0, 1], [0, 1], "--", color=INK + "90", linewidth=1)
     axes.plot(bins["confidence"][full], bins["accuracy"][full], "o", markersize=8, clip_on=False)
+    axes.grid(axis="y")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
     return _image(axes)
 
@@ -129,6 +124,7 @@ def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = 
     axes.hist(values, bins, rwidth=0.94)
     if mark is not None:
         axes.axvline(mark, color=COLORS[1], linestyle="--")
+    axes.grid(axis="y")
     axes.set(xlabel=_plain(x_name), ylabel="rows")
     axes.yaxis.get_major_locator().set_params(integer=True)
     return _image(axes)
@@ -147,7 +143,7 @@ def scatter(
     if not len(x):
         return ""
     axes = _axes(title, WIDTH, HEIGHT + 60)
-    axes.grid(True, axis="x")
+    axes.grid()
     if len(x) > MAX_POINTS:
         # The logarithm shows the rare points too.
         axes.hexbin(x, y, gridsize=30, bins="log", mincnt=1, cmap=_shades(), linewidths=0)
@@ -176,14 +172,12 @@ def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[s
     # Without interpolation the SVG holds a PNG of a pixel a cell.
     axes.imshow(share, _shades(), vmin=0, vmax=1, aspect="auto", interpolation="none")
     axes.xaxis.tick_top()
-    turned = {"rotation": angle, "ha": "left", "rotation_mode": "anchor"} if angle else {}
-    axes.set_xticks(range(size), labels, **turned)
+    side = "left" if angle else "center"
+    axes.set_xticks(range(size), labels, rotation=angle, ha=side, rotation_mode="anchor")
     axes.set_yticks(range(size), labels)
     edges = np.arange(size + 1) - 0.5
-    axes.grid(False)
-    axes.set_xticks(edges, minor=True)
-    axes.set_yticks(edges, minor=True)
-    axes.grid(True, which="minor")
+    for draw_lines in (axes.hlines, axes.vlines):
+        draw_lines(edges, edges[0], edges[-1], INK + "28", linewidth=0.8)
     true, predicted = np.nonzero(counts)
     font_size = min(12, (cell - 4) / (0.6 * len(f"{int(counts.max())}")))
     if font_size >= 8 and len(true) <= MAX_COUNTS:
@@ -203,36 +197,29 @@ def bars(title: str, values: Mapping[str, float]) -> str:
     axes.bar_label(drawn, fmt="%.2f", padding=5)
     axes.set(xlim=(0, max(values.values()) or 1.0), ylim=(len(values) - 0.5, -0.5), xticks=[])
     axes.set_yticks(range(len(values)), [_plain(name)[-26:] for name in values])
-    axes.grid(False)
-    axes.spines[:].set_visible(False)
     return _image(axes)
 
 
 @_settings()
-def parallel(
-    title: str,
-    axes: Mapping[str, tuple[str, str]],
-    lines: Sequence[tuple[Sequence[float | None], float]],
-) -> str:
+def parallel(title: str, axes: Mapping[str, tuple[str, str]], lines: _Lines) -> str:
     """Draw parallel coordinates: a vertical axis for each name, a line for each trial.
 
     An axis has labels at its bottom and top. A line has a position on each axis from 0 to 1 (None:
     no value), and a goodness from 0 to 1, which sets its opacity.
     """
     area = _axes(title, max(WIDTH, 180 * len(axes)), HEIGHT)
-    area.grid(False)
-    area.spines[:].set_visible(False)
     area.vlines(range(len(axes)), 0, 1, color=INK + "80", linewidth=1)
     # The best lines last, so that they lie on top.
     for positions, goodness in sorted(lines, key=lambda line: line[1]):
         color, opacity = COLORS[int(goodness >= 1)], 0.15 + 0.85 * goodness
-        area.plot(np.array(positions, np.float64), color=color, alpha=opacity, clip_on=False)
+        points = [(x, y) for x, y in enumerate(positions) if y is not None]
+        area.plot(*np.array(points).T, color=color, alpha=opacity, clip_on=False)
     area.set(ylim=(0, 1), yticks=[])
     area.set_xticks(range(len(axes)), [_plain(low, 24) for low, _ in axes.values()])
-    top = area.secondary_xaxis("top")
-    top.spines[:].set_visible(False)
     labels = [f"{_plain(name)[-26:]}\n{_plain(high, 24)}" for name, (_, high) in axes.items()]
+    top = area.secondary_xaxis("top")
     top.set_xticks(range(len(axes)), labels)
+    top.spines.top.set_visible(False)
     return _image(area)
 
 
@@ -250,13 +237,12 @@ def _axes(title: str, width: float = WIDTH, height: float = HEIGHT) -> "Axes":
 
 def _image(axes: "Axes") -> str:
     """Return the figure of axes as an `img` element; in a scrolled box where it is wide."""
-    file, figure = io.StringIO(), axes.figure
+    figure, file = axes.figure, io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
-    svg = file.getvalue().replace(INK, "currentColor")
-    svg = re.sub("<svg[^>]*>", lambda start: start[0] + _STYLE, svg, count=1)
+    svg = file.getvalue().replace(INK, "currentColor").replace("<defs>", f"{_STYLE}<defs>", 1)
     data = base64.b64encode(svg.encode()).decode()
-    width, height = (round(72 * inches) for inches in figure.get_size_inches())
+    width, height = np.rint(72 * figure.get_size_inches()).astype(int)
     image = (
         f'<img class="plot" alt="{escape(figure.get_suptitle())}" width="{width}" '
         f'height="{height}" src="data:image/svg+xml;base64,{data}">'
@@ -265,7 +251,7 @@ def _image(axes: "Axes") -> str:
 
 
 def _shades() -> "Colormap":
-    """Return shades of one colour, all of which leave a text readable in both modes."""
+    """Return shades on all of which a text is readable, in both modes."""
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list("shades", [COLORS[0] + "20", COLORS[0] + "c0"])
