@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
 
 WIDTH, HEIGHT = 480, 280  # in points of matplotlib, which are pixels of the page
-SCROLLED_WIDTH = 640  # wider plots scroll on small screens instead of shrinking
 MAX_POINTS = 2000  # points of a scatter plot; more are counted in hexagons
 MAX_COUNTS = 1500  # written counts in a heat map: each takes 400 bytes of the page
 # Safe for the colour-blind (Okabe & Ito).
@@ -236,7 +235,7 @@ def _axes(title: str, width: float = WIDTH, height: float = HEIGHT) -> "Axes":
 
 
 def _image(axes: "Axes") -> str:
-    """Return the figure of axes as an `img` element; in a scrolled box where it is wide."""
+    """Return the figure of axes as an `img` element; in a scrolled box if it is wide."""
     figure, file = axes.figure, io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
@@ -247,7 +246,7 @@ def _image(axes: "Axes") -> str:
         f'<img class="plot" alt="{escape(figure.get_suptitle())}" width="{width}" '
         f'height="{height}" src="data:image/svg+xml;base64,{data}">'
     )
-    return f'<div class="scroll">{image}</div>' if width > SCROLLED_WIDTH else image
+    return f'<div class="scroll">{image}</div>' if width > WIDTH else image
 
 
 def _shades() -> "Colormap":
