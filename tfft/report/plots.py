@@ -59,17 +59,13 @@ def _settings() -> Iterator[None]:
     that its font lacks a letter of a name, which the font of the browser may have.
     """
     logger = logging.getLogger("matplotlib")
-    with _LOCK, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        level = logger.level
+    with _LOCK, warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
         logger.setLevel(logging.CRITICAL)
-        try:
-            from matplotlib import style
+        from matplotlib import style
 
-            with style.context(_SETTINGS, after_reset=True):
-                yield
-        finally:
-            logger.setLevel(level)
+        stack.enter_context(style.context(_SETTINGS, after_reset=True))
+        yield
 
 
 @_settings()
