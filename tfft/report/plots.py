@@ -40,6 +40,7 @@ _SETTINGS = {
     "font.size": 12,
     "grid.color": INK + "28",
     "legend.frameon": False,
+    "legend.handlelength": 1.2,
     "lines.markersize": 5,
     "svg.fonttype": "none",
     "svg.hashsalt": "tfft",
@@ -83,7 +84,7 @@ def curves(
         _plain(f"{name}: {line[0][1]:.4g}" if len(line) == 1 else name)
         for name, line in series.items()
     ]
-    columns = max(1, WIDTH // (8 * max(map(len, names)) + 60))
+    columns = max(1, WIDTH // (8 * max(map(len, names)) + 52))
     axes = _axes(title, WIDTH, HEIGHT + 20 * -(-len(names) // columns))
     for (name, line), label in zip(series.items(), names, strict=True):
         x, y = np.array(line, np.float64).reshape(-1, 2).T
