@@ -431,7 +431,7 @@ def test_commands_on_a_trained_run(setting, tiny, tmp_path):
     assert code == 0 and "try --set=optimizer.learning_rate=" in out and page.is_file(), err
     code, out, _ = run_command("profile", f"--config={path}", f"--output={tmp_path / 'p.json'}")
     assert code == 0 and "leaks between splits" in out
-    assert set(json.loads((tmp_path / "p.json").read_text())) >= {"classes", "lengths", "leaks"}
+    assert set(json.loads((tmp_path / "p.json").read_text())) >= {"targets", "lengths", "leaks"}
     code, out, err = run_command("doctor")
     assert "oneDNN               o" in out
     assert "device               CPU:0" in out and (code, err.count("Traceback")) in (
