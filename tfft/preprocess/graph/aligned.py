@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import tensorflow as tf
+import tensorflow_text as tf_text
 
 from tfft.preprocess.graph import codepoints, ragged
 
@@ -126,7 +127,7 @@ def map_characters(text: AlignedText, op: Callable[[tf.Tensor], tf.Tensor]) -> A
     return text.replace_each(_forms(text, op))
 
 
-def decompose(text: AlignedText, op: Callable[[tf.Tensor], tf.Tensor]) -> AlignedText:
+def decompose(text: AlignedText, form: str) -> AlignedText:
     """Decompose each character, then sort the marks of each base.
 
     The host gives the n-th character that begins a decomposition the n-th origin, also where a mark
@@ -134,19 +135,42 @@ def decompose(text: AlignedText, op: Callable[[tf.Tensor], tf.Tensor]) -> Aligne
 
     Args:
         text: the texts.
-        op: decomposes the strings of single characters.
+        form: "NFD" or "NFKD".
     """
-    forms = _forms(text, op)
-    rows = forms.value_rowids()
-    mark_class = _combining_class(forms.flat_values)
-    # Marks are sorted up to the next base, or to the end of their text.
-    span = tf.cumsum(tf.cast(mark_class == 0, tf.int64))
-    span += tf.gather(text.characters.value_rowids(), rows)
-    order = tf.argsort(span * 256 + tf.cast(mark_class, tf.int64), stable=True)
-    begins = tf.gather(ragged.positions(forms).flat_values == 0, order)
+    forms, begins, _ = _decompose(text, form)
     index = tf.cumsum(tf.cast(begins, tf.int64)) - 1
-    forms = forms.with_flat_values(tf.gather(forms.flat_values, order))
     return text.regroup(forms, text.characters.row_splits, index)
+
+
+def compose(text: AlignedText, form: str) -> AlignedText:
+    """Compose what decomposition separates.
+
+    For each of its parts that begins a decomposition, a composed character takes one origin from
+    those that are left, and keeps the first. Without such a part it has the last one taken.
+
+    Args:
+        text: the texts.
+        form: "NFC" or "NFKC".
+    """
+    forms, begins, span = _decompose(text, form.replace("C", "D"))
+    codes = decode(tf_text.normalize_utf8(text.strings(), form))
+    parts, _, span_of_parts = _decompose(AlignedText(codes, codes), "NFD", sort=False)
+    # Both are the same characters in another order within a span, equal ones in the same order.
+    order, order_of_parts = (
+        tf.argsort(spans * 0x110000 + tf.cast(values.flat_values, tf.int64), stable=True)
+        for spans, values in ((span, forms), (span_of_parts, parts))
+    )
+    begins = tf.scatter_nd(
+        order_of_parts[:, None],
+        tf.gather(tf.cast(begins, tf.int64), order),
+        tf.shape(order_of_parts, tf.int64)[:1],
+    )
+    taken = tf.math.segment_sum(begins, parts.value_rowids())
+    index = tf.cumsum(taken, exclusive=True) - tf.cast(taken == 0, tf.int64)
+    single = tf.RaggedTensor.from_row_lengths(
+        codes.flat_values, tf.ones_like(codes.flat_values, tf.int64), validate=False
+    )
+    return text.regroup(single, codes.row_splits, index)
 
 
 def replace_matches(text: AlignedText, pattern: str, content: str) -> AlignedText:
@@ -191,6 +215,28 @@ def _forms(text: AlignedText, op: Callable[[tf.Tensor], tf.Tensor]) -> tf.Ragged
     unique, index = tf.unique(text.characters.flat_values)
     strings = tf.strings.unicode_encode(unique[:, None], "UTF-8")
     return tf.gather(decode(op(strings)), index)
+
+
+def _decompose(
+    text: AlignedText, form: str, sort: bool = True
+) -> tuple[tf.RaggedTensor, tf.Tensor, tf.Tensor]:
+    """Return the decomposition of each character.
+
+    Returns:
+        code points, ragged [all characters, characters]; which of them begins a decomposition, bool
+        [C]; the span of each, int64 [C]: marks are sorted within the span of a base.
+    """
+    forms = _forms(text, lambda characters: tf_text.normalize_utf8(characters, form))
+    mark_class = _combining_class(forms.flat_values)
+    # A span ends before the next base, or with its text.
+    span = tf.cumsum(tf.cast(mark_class == 0, tf.int64))
+    span += tf.gather(text.characters.value_rowids(), forms.value_rowids())
+    begins = ragged.positions(forms).flat_values == 0
+    if not sort:
+        return forms, begins, span
+    order = tf.argsort(span * 256 + tf.cast(mark_class, tf.int64), stable=True)
+    forms = forms.with_flat_values(tf.gather(forms.flat_values, order))
+    return forms, tf.gather(begins, order), span
 
 
 def _combining_class(code: tf.Tensor) -> tf.Tensor:

@@ -51,11 +51,7 @@ class Normalizer(tf.Module):
         return text
 
     def aligned(self, text: AlignedText) -> AlignedText:
-        """Return the normalized texts, each character with its origin.
-
-        Raises:
-            UserError: a step has no aligned form.
-        """
+        """Return the normalized texts, each character with its origin."""
         for step in self._steps:
             text = step.aligned(text)
         return text
@@ -113,12 +109,8 @@ class _Unicode:
         return tf_text.normalize_utf8(text, self.form)
 
     def aligned(self, text: AlignedText) -> AlignedText:
-        if self.form in ("NFC", "NFKC"):
-            raise UserError(
-                f"tokenizer: the normalizer {self.form} composes characters, for which offsets "
-                "have no in-graph form"
-            )
-        return aligned.decompose(text, self)
+        step = aligned.compose if self.form.endswith("C") else aligned.decompose
+        return step(text, self.form)
 
 
 @dataclass(frozen=True)
