@@ -36,7 +36,7 @@ def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[P
     a, b = Part("A", -1, 0), Part("B", -1, 0)
     # ByteLevel changes the offsets of tokens, not their ids.
     if description is None or description["type"] == "ByteLevel":
-        return [a], [a, b]
+        return [a], [a, Part("B", -1, 1)]
     kind = description["type"]
     if kind == "Sequence":
         steps = [s for s in description["processors"] if s["type"] != "ByteLevel"]
