@@ -73,10 +73,12 @@ def assert_equal(spec, max_length, texts, pairs=None):
             assert (graph["sequence"][index, length:] == -1).all()
 
 
-def unicode_texts(count: int, seed: int) -> list[str]:
+def unicode_texts(count: int, seed: int, unicode=unicodedata) -> list[str]:
     """Return random strings over all of Unicode, most of them of what normalizers change."""
     generator = random.Random(seed)
     characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    if unicode is not unicodedata:
+        characters = [c for c in characters if unicode.category(c) != "Cn"]
     pools = [
         characters,
         characters[:0x3400],
@@ -109,7 +111,7 @@ def character_tokenizer(normalizer, **options) -> str:
 )
 def test_single_texts_and_pairs(kind):
     spec = trained(kind)
-    texts = TEXTS + random_texts(100, 3) + unicode_texts(300, 4)
+    texts = TEXTS + random_texts(60, 3) + unicode_texts(140, 4)
     assert_equal(spec, 512, texts)
     assert_equal(spec, 17, texts, texts[::-1])
 
@@ -131,22 +133,32 @@ def test_single_texts_and_pairs(kind):
     ids=str,
 )
 def test_steps_of_normalizers(normalizer):
-    texts = [" ab  caf\u00e9 ", "", "  ", *TEXTS[len(HARD) :], *unicode_texts(100, 6)]
+    # The tables of both sides for Unicode's forms have these characters in common.
+    random_ones = unicode_texts(100, 6, unicodedata.ucd_3_2_0)
+    texts = [" ab  caf\u00e9 ", "", "  ", *TEXTS[len(HARD) :], *random_ones]
     assert_equal(character_tokenizer(normalizer, add_prefix_space=False), 512, texts)
 
 
-@pytest.mark.parametrize("adds_space", [False, True])
-@pytest.mark.parametrize("kind", ["bytes", "roberta"])
-def test_spaces_are_trimmed_as_on_the_host(adds_space, kind):
+@pytest.mark.parametrize(
+    ("kind", "adds_space"),
+    [
+        ("bytes", True),
+        ("roberta", False),
+        pytest.param("bytes", False, marks=pytest.mark.slow),
+        pytest.param("roberta", True, marks=pytest.mark.slow),
+    ],
+)
+def test_spaces_are_trimmed_as_on_the_host(kind, adds_space):
     host_tokenizer = Tokenizer.from_str(trained("bpe_prefix" if adds_space else "bpe"))
     if kind == "bytes":
         host_tokenizer.post_processor = processors.ByteLevel(
             add_prefix_space=adds_space, trim_offsets=True
         )
     host_tokenizer.add_special_tokens([AddedToken("<cut>", lstrip=True, rstrip=True)])
-    texts = [" a  b<cut> c", "a  <cut>  b", "  \u00e9", " ", "   ", "\u3000a \u00a0b", *TEXTS]
+    texts = [" a  b<cut> c", "a  <cut>  b", "  \u00e9", " ", "   ", "\u3000a \u00a0b", "", "x"]
+    texts += TEXTS[len(HARD) :]
     spec = host_tokenizer.to_str()
-    assert_equal(spec, 512, texts + random_texts(100, 8))
+    assert_equal(spec, 512, texts)
     assert_equal(spec, 16, texts, texts[::-1])
 
 
@@ -176,9 +188,11 @@ def test_offsets_into_any_bytes_are_ordered_and_inside(kind):
 
 
 def test_bytes_that_are_not_utf8_have_places():
-    outputs = TextInputs(trained("wordpiece"), 24).graph().with_offsets(tf.constant([b"\xff red"]))
-    assert outputs["starts"].numpy()[0, 1] == 0 and outputs["ends"].numpy()[0, 1] == 1
-    assert outputs["starts"].numpy()[0, 2] == 2
+    spec = character_tokenizer(None, add_prefix_space=False)
+    outputs = TextInputs(spec, 24).graph().with_offsets(tf.constant([b"a\xff b"]))
+    # U+FFFD is three tokens.
+    assert outputs["starts"].numpy().tolist() == [[0, 1, 1, 1, 2, 3]]
+    assert outputs["ends"].numpy().tolist() == [[1, 2, 2, 2, 3, 4]]
 
 
 def test_bytes_to_characters():

@@ -160,11 +160,8 @@ def compose(text: AlignedText, form: str) -> AlignedText:
         tf.argsort(spans * 0x110000 + tf.cast(values.flat_values, tf.int64), stable=True)
         for spans, values in ((span, forms), (span_of_parts, parts))
     )
-    begins = tf.scatter_nd(
-        order_of_parts[:, None],
-        tf.gather(tf.cast(begins, tf.int64), order),
-        tf.shape(order_of_parts, tf.int64)[:1],
-    )
+    part = tf.gather(order, tf.math.invert_permutation(order_of_parts))
+    begins = tf.gather(tf.cast(begins, tf.int64), part)
     taken = tf.math.segment_sum(begins, parts.value_rowids())
     index = tf.cumsum(taken, exclusive=True) - tf.cast(taken == 0, tf.int64)
     single = tf.RaggedTensor.from_row_lengths(
