@@ -8,9 +8,11 @@ once.
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.preprocess.graph.aligned import AlignedText, AlignedTokens
 from tfft.preprocess.tokenizer import byte_alphabet
 from tfft.utils.errors import UserError
 
@@ -42,6 +44,7 @@ class ByteLevelBPE(tf.Module):
         # [256]; -1 where the vocabulary lacks a byte.
         symbols = [vocabulary.get(c, -1) for c in byte_alphabet()]
         self._byte_ids = tf.constant(symbols, tf.int32)
+        self._has_all_bytes = min(symbols) >= 0
         self._size = len(vocabulary)
         keys, values = _merge_table(model["merges"], vocabulary)
         self._merges = tf.lookup.StaticHashTable(
@@ -52,6 +55,7 @@ class ByteLevelBPE(tf.Module):
         )
         self._word_ids = _word_table(vocabulary) if model.get("ignore_merges") else None
         self._split_rules = _build_split_rules()
+        self._lengths = _token_lengths(vocabulary)
 
     def __call__(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids of each text."""
@@ -65,6 +69,27 @@ class ByteLevelBPE(tf.Module):
         return ragged.merge_inner_axes(
             words.with_flat_values(tf.gather(self._encode(unique), index))
         )
+
+    def aligned(self, text: AlignedText) -> AlignedTokens:
+        """Return the ids of each text with their origins.
+
+        Raises:
+            UserError: the vocabulary lacks a byte. Tokens then do not partition the text.
+        """
+        if not self._has_all_bytes:
+            raise UserError("tokenizer: offsets need a vocabulary with all 256 bytes")
+        strings = text.strings()
+        ids = self(strings)
+        # The tokens partition the text.
+        ends = ragged.cumulative(ids.with_flat_values(tf.gather(self._lengths, ids.flat_values)))
+        begin = ends.flat_values - tf.gather(self._lengths, ids.flat_values)
+        end, row = ends.flat_values, ids.value_rowids()
+        if self._add_space:
+            # The space that `__call__` adds has the origin of the first character.
+            is_added = ~tf.strings.regex_full_match(strings, "(?s:( .*)?)")
+            shift = tf.gather(tf.cast(is_added, tf.int32), row)
+            begin, end = tf.maximum(begin - shift, 0), tf.maximum(end - shift, 1)
+        return text.tokens(ids, text.flat_index(row, begin), text.flat_index(row, end - 1))
 
     def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
         """Return the ids of each word, [W] -> ragged [W, tokens]."""
@@ -147,6 +172,16 @@ def _merge_table(merges: list[Any], vocabulary: Mapping[str, int]) -> tuple[list
         keys.append(vocabulary[left] * size + vocabulary[right])
         values.append(rank * size + vocabulary[left + right])
     return (keys, values) if keys else ([-1], [-1])
+
+
+def _token_lengths(vocabulary: Mapping[str, int]) -> np.ndarray:
+    """Return the bytes of each token by its id, where `NUL` stands for U+0000, int32 [V]."""
+    nul = byte_alphabet()[0]
+    lengths = np.zeros(max(vocabulary.values()) + 1, np.int32)
+    for token, i in vocabulary.items():
+        # A letter of the byte alphabet is one byte.
+        lengths[i] = len(token) + token.count(nul) * (len(codepoints.NUL.encode()) - 1)
+    return lengths
 
 
 def _word_table(vocabulary: Mapping[str, int]) -> tf.lookup.StaticHashTable:

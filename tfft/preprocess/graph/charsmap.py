@@ -11,6 +11,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.preprocess.graph.aligned import AlignedText, decode
 
 _NORMAL, _UNKNOWN = 1, 2  # SentencePiece.Type
 _UNIGRAM = 1  # TrainerSpec.ModelType
@@ -65,20 +66,82 @@ class CharacterMap(tf.Module):
 
     def _map_clusters(self, clusters: tf.Tensor) -> tf.Tensor:
         """Map each cluster as the host does."""
+        result = self._map_characters(clusters)
+        for matches, mapped in self._matches(clusters):
+            result = tf.where(matches, mapped, result)
+        return result
+
+    def _matches(self, clusters: tf.Tensor) -> list[tuple[tf.Tensor, tf.Tensor]]:
+        """Return where a beginning of a cluster is in the map, and its form, both [N].
+
+        The shortest match is the last one and wins.
+        """
         first, second, third = (
             tf.strings.substr(clusters, 0, n, unit="UTF8_CHAR") for n in (1, 2, 3)
         )
-        result = self._map_characters(clusters)
         short = tf.strings.length(clusters) < _HOST_LIMIT
-        for prefix in (third, second, first):  # the shortest match is applied last and wins
+        result = []
+        for prefix in (third, second, first):
             mapped = self._map(prefix)
             matches = (
                 (mapped != self._map_characters(prefix))
                 if prefix is not first
                 else mapped != prefix
             )
-            result = tf.where(short & matches, mapped, result)
+            result.append((short & matches, mapped))
         return result
+
+    def aligned(self, text: AlignedText) -> AlignedText:
+        """Return the aligned texts after this step.
+
+        The host replaces units: clusters that the map holds, else single characters. The n-th
+        character of a form comes from the n-th character of its unit; surplus characters come from
+        the last. In two cases the host assigns the next raw character instead: to the last of
+        surplus characters before a unit that is dropped, and, where a text begins with units that
+        are dropped, to none of these, so that all others move to the front.
+        """
+        units = self._units(text.strings())  # [N, units]
+        unique, index = tf.unique(units.flat_values)
+        forms = tf.gather(decode(self._map_clusters(unique)), index)
+        size = tf.gather(tf.strings.length(unique, unit="UTF8_CHAR"), index)
+        form_size = tf.cast(forms.row_lengths(), tf.int32)
+        begin = tf.cumsum(size, exclusive=True)
+        first = tf.where(form_size > 0, begin, tf.int32.max)
+        dropped = tf.reduce_min(units.with_flat_values(first), axis=1) - tf.cast(
+            tf.gather(text.characters.row_splits, tf.range(units.nrows())), tf.int32
+        )
+        begin -= tf.gather(dropped, units.value_rowids())
+        before_dropped = tf.pad(form_size == 0, [[0, 1]])[1:]
+        rows, position = forms.value_rowids(), ragged.positions(forms).flat_values
+        size, form_size = tf.gather(size, rows), tf.gather(form_size, rows)
+        is_moved = (position >= size) & (position == form_size - 1)
+        is_moved &= tf.gather(before_dropped & ~_is_last(units), rows)
+        origin = tf.gather(begin, rows) + tf.minimum(position, size - 1)
+        return text.regroup(forms, units.row_splits, origin + tf.cast(is_moved, tf.int32))
+
+    def _units(self, text: tf.Tensor) -> tf.RaggedTensor:
+        """Split strings [N] into what the host replaces at once, ragged [N, units]."""
+        parts = ragged.regex_split(text, _CLUSTER, _CLUSTER)
+        is_cluster = tf.strings.regex_full_match(parts.flat_values, _CLUSTER)
+        clusters = tf.boolean_mask(parts.flat_values, is_cluster)
+        is_unit = tf.zeros_like(clusters, tf.bool)
+        for matches, _ in self._matches(clusters):
+            is_unit |= matches
+        is_unit = tf.tensor_scatter_nd_update(is_cluster, tf.where(is_cluster), is_unit)
+        whole = tf.RaggedTensor.from_row_lengths(
+            tf.boolean_mask(parts.flat_values, is_unit), tf.cast(is_unit, tf.int64), validate=False
+        )
+        characters = tf.strings.unicode_split(tf.where(is_unit, "", parts.flat_values), "UTF-8")
+        # For each part one of the two is empty.
+        units = tf.concat([whole, characters], axis=1)
+        return ragged.merge_inner_axes(parts.with_flat_values(units))
+
+
+def _is_last(values: tf.RaggedTensor) -> tf.Tensor:
+    """Return which of all values is the last of its row, bool [all values]."""
+    position = ragged.positions(values).flat_values
+    length = tf.gather(values.row_lengths(), values.value_rowids())
+    return tf.cast(position, tf.int64) == length - 1
 
 
 def _model(charsmap: bytes) -> bytes:

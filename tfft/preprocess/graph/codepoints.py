@@ -5,6 +5,7 @@ characters that its table does not assign), so "\\p{P}" differs between the two 
 host about each code point, once, gives equal sets.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
@@ -102,6 +103,30 @@ def combining_marks() -> str:
     """Return the marks that the StripAccents normalizer drops."""
     table = normalized_forms(normalizers.StripAccents().normalize_str)
     return char_class(c for c, form in table.items() if form == "")
+
+
+@lru_cache(maxsize=1)
+def combining_classes() -> tuple[list[int], list[int]]:
+    """Return the marks that canonical decomposition sorts, ascending, and the rank of each.
+
+    The ranks from 1 on are in the order of the canonical combining classes (Unicode Standard Annex
+    15, D108).
+    """
+    marks = sorted(normalized_forms(normalizers.StripAccents().normalize_str))
+    known = {unicodedata.combining(c): c for c in reversed(marks)}  # the oldest of each class
+    known.pop(0, None)
+    decompose = normalizers.NFD().normalize_str
+
+    def is_moved(first: str, second: str) -> bool:
+        return decompose(first + second) == second + first != first + second
+
+    ranks = {}
+    for mark in marks:
+        # A mark is moved behind those of a lower class and before those of a higher class.
+        behind = sum(is_moved(mark, other) for other in known.values())
+        if behind or any(is_moved(other, mark) for other in known.values()):
+            ranks[ord(mark)] = 1 + behind
+    return list(ranks), list(ranks.values())
 
 
 @lru_cache(maxsize=1)

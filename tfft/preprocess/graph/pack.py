@@ -36,7 +36,7 @@ def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[P
     a, b = Part("A", -1, 0), Part("B", -1, 0)
     # ByteLevel changes the offsets of tokens, not their ids.
     if description is None or description["type"] == "ByteLevel":
-        return [a], [a, b]
+        return [a], [a, Part("B", -1, 1)]
     kind = description["type"]
     if kind == "Sequence":
         steps = [s for s in description["processors"] if s["type"] != "ByteLevel"]
@@ -84,22 +84,11 @@ def pack(
         max_length: the most tokens of a row, special ones included.
         pad_id: fills up shorter rows.
     """
-    # As on the host, special tokens are never truncated.
-    budget = max_length - sum(part.text is None for part in template)
-    if b is None:
-        texts = {"A": a[:, :budget]}
-    else:
-        length_a, length_b = longest_first(a.row_lengths(), b.row_lengths(), budget)
-        texts = {"A": _truncate(a, length_a), "B": _truncate(b, length_b)}
+    texts = _truncate_texts(a, b, template, max_length)
     rows = a.nrows()
     ids, segments = [], []
     for part in template:
-        if part.text is None:  # [B, 1]
-            part_ids = tf.RaggedTensor.from_tensor(
-                tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), part.token_id)
-            )
-        else:
-            part_ids = texts[part.text]
+        part_ids = _column(rows, part.token_id) if part.text is None else texts[part.text]
         ids.append(part_ids)
         segments.append(
             part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
@@ -111,6 +100,53 @@ def pack(
         "padding_mask": tf.ones_like(joined).to_tensor(),
         "segment_ids": tf.concat(segments, axis=1).to_tensor(),
     }
+
+
+def pack_offsets(
+    a: tuple[tf.RaggedTensor, tf.RaggedTensor],
+    b: tuple[tf.RaggedTensor, tf.RaggedTensor] | None,
+    template: Sequence[Part],
+    max_length: int,
+) -> dict[str, tf.Tensor]:
+    """Join the offsets of each row as `pack` joins ids: `{starts, ends, sequence}`, int32 [B, T].
+
+    Args:
+        a: starts and ends of the tokens of the first texts, ragged int32 [B, tokens].
+        b: those of the second texts, or None.
+        template: the parts of a row.
+        max_length: the most tokens of a row, special ones included.
+    """
+    rows = a[0].nrows()
+    values = {}
+    for index, name in enumerate(("starts", "ends")):
+        texts = _truncate_texts(a[index], b and b[index], template, max_length)
+        values[name] = [
+            _column(rows, 0) if part.text is None else texts[part.text] for part in template
+        ]
+    sequence = [
+        tf.ones_like(offsets) * (-1 if part.text is None else "AB".index(part.text))
+        for part, offsets in zip(template, values["starts"], strict=True)
+    ]
+    return {
+        **{name: tf.concat(parts, axis=1).to_tensor() for name, parts in values.items()},
+        "sequence": tf.concat(sequence, axis=1).to_tensor(default_value=-1),
+    }
+
+
+def _truncate_texts(
+    a: tf.RaggedTensor, b: tf.RaggedTensor | None, template: Sequence[Part], max_length: int
+) -> dict[str, tf.RaggedTensor]:
+    # As on the host, special tokens are never truncated.
+    budget = max_length - sum(part.text is None for part in template)
+    if b is None:
+        return {"A": a[:, :budget]}
+    length_a, length_b = longest_first(a.row_lengths(), b.row_lengths(), budget)
+    return {"A": _truncate(a, length_a), "B": _truncate(b, length_b)}
+
+
+def _column(rows: tf.Tensor, value: int) -> tf.RaggedTensor:
+    """Return a value for each row, ragged [rows, 1]."""
+    return tf.RaggedTensor.from_tensor(tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), value))
 
 
 def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from tfft.preprocess.graph import codepoints, normalize, pack, ragged
+from tfft.preprocess.graph import codepoints, normalize, offsets, pack, ragged
+from tfft.preprocess.graph.aligned import AlignedText
 from tfft.preprocess.graph.bpe import ByteLevelBPE
 from tfft.preprocess.graph.unigram import Unigram
 from tfft.preprocess.graph.wordpiece import WordPiece
@@ -37,6 +38,7 @@ class GraphTokenizer(tf.Module):
         self._added = _AddedTokens(description["added_tokens"])
         self._pieces = _build_model(description)
         self._single, self._pair = pack.templates(description["post_processor"])
+        self._trim = offsets.Trimmer(description["post_processor"], description["model"])
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
         """Tokenise strings [B]: `{token_ids, padding_mask, segment_ids}`, int32 [B, T]."""
@@ -45,11 +47,78 @@ class GraphTokenizer(tf.Module):
         template = self._single if b is None else self._pair
         return pack.pack(a, b, template, self._max_length, self._pad_id)
 
+    def with_offsets(
+        self, text: tf.Tensor, text_pair: tf.Tensor | None = None
+    ) -> dict[str, tf.Tensor]:
+        """Tokenise strings [B] and locate each token in its raw text.
+
+        Returns:
+            What `__call__` returns, and three more, int32 [B, T]: `sequence` is 0 for a token of
+            `text`, 1 for one of `text_pair`, -1 for special tokens and padding; `starts` and `ends`
+            are offsets into the raw text in bytes, the end exclusive, 0 where `sequence` is -1.
+
+        Raises:
+            UserError: a part of the tokenizer has no form with offsets.
+        """
+        a, offsets_a = self._ids_and_offsets(text)
+        b, offsets_b = (None, None) if text_pair is None else self._ids_and_offsets(text_pair)
+        template = self._single if b is None else self._pair
+        return {
+            **pack.pack(a, b, template, self._max_length, self._pad_id),
+            **pack.pack_offsets(offsets_a, offsets_b, template, self._max_length),
+        }
+
+    def _ids_and_offsets(
+        self, raw: tf.Tensor
+    ) -> tuple[tf.RaggedTensor, tuple[tf.RaggedTensor, tf.RaggedTensor]]:
+        """Return ids, starts and ends, all ragged [B, tokens]."""
+        text = _clean(raw)
+        if self._added:
+            parts = self._added.split(text)
+            token = self._added.lookup(parts.flat_values)
+        else:
+            parts = tf.RaggedTensor.from_tensor(text[:, None])
+            token = tf.fill(tf.shape(text), -1)
+        flat, is_text = parts.flat_values, token < 0
+        # The parts partition the text. [all parts]: the first character of each.
+        size = tf.strings.length(flat, unit="UTF8_CHAR")
+        ends = ragged.cumulative(parts.with_flat_values(size)).flat_values
+        begins = ends - size
+        plain = self._pieces.aligned(
+            self._normalize.aligned(AlignedText.from_strings(tf.where(is_text, flat, "")))
+        )  # [all parts, tokens]
+        base = tf.gather(begins, plain.ids.value_rowids())
+
+        def merge(values: tf.Tensor, of_added: tf.Tensor) -> tf.RaggedTensor:
+            """Join what belongs to the tokens of texts and to added tokens: ragged [B, tokens]."""
+            added = tf.RaggedTensor.from_row_lengths(
+                tf.boolean_mask(of_added, ~is_text), tf.cast(~is_text, tf.int64), validate=False
+            )
+            # For each part one of the two is empty.
+            merged = tf.concat([plain.ids.with_flat_values(values), added], axis=1)
+            return ragged.merge_inner_axes(parts.with_flat_values(merged))
+
+        ids = merge(plain.ids.flat_values, token)
+        starts = merge(plain.first.flat_values + base, begins)
+        ends = merge(plain.last.flat_values + base + 1, ends)
+        if self._trim:
+            spaces = [
+                merge(of_text, of_added).flat_values
+                for of_text, of_added in zip(
+                    self._trim.spaces(plain.ids.flat_values),
+                    self._trim.spaces_of_strings(flat),
+                    strict=True,
+                )
+            ]
+            is_first = ragged.positions(ids).flat_values == 0
+            starts, ends = (
+                ids.with_flat_values(values)
+                for values in self._trim(starts.flat_values, ends.flat_values, spaces, is_first)
+            )
+        return ids, (offsets.to_bytes(raw, starts), offsets.to_bytes(raw, ends))
+
     def _ids(self, text: tf.Tensor) -> tf.RaggedTensor:
-        # Clients may send any bytes: replace what is not UTF-8 by U+FFFD instead of raising.
-        text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
-        # Some string ops end a text at U+0000.
-        text = tf.strings.regex_replace(text, r"\x{0}", codepoints.NUL)
+        text = _clean(text)
         if not self._added:
             return self._pieces(self._normalize(text))
         parts = self._added.split(text)
@@ -63,6 +132,13 @@ class GraphTokenizer(tf.Module):
         # For each part one of the two is empty.
         ids = tf.concat([plain, added], axis=1)
         return ragged.merge_inner_axes(parts.with_flat_values(ids))
+
+
+def _clean(text: tf.Tensor) -> tf.Tensor:
+    # Clients may send any bytes: replace what is not UTF-8 by U+FFFD instead of raising.
+    text = tf.strings.unicode_transcode(text, "UTF-8", "UTF-8", errors="replace")
+    # Some string ops end a text at U+0000.
+    return tf.strings.regex_replace(text, r"\x{0}", codepoints.NUL)
 
 
 def _parse_as_host(spec: str) -> dict[str, Any]:

@@ -21,8 +21,15 @@ def regex_split(text: tf.Tensor, delimiter: str, kept_delimiter: str = "") -> tf
         delimiter: RE2 pattern of the delimiters.
         kept_delimiter: RE2 pattern of those delimiters that become parts themselves.
     """
-    parts, _, _, splits = _split(text, f"({delimiter})", f"({kept_delimiter})")
-    return tf.RaggedTensor.from_row_splits(parts, splits, validate=False)
+    return regex_split_with_offsets(text, delimiter, kept_delimiter)[0]
+
+
+def regex_split_with_offsets(
+    text: tf.Tensor, delimiter: str, kept_delimiter: str = ""
+) -> tuple[tf.RaggedTensor, tf.Tensor]:
+    """Return the parts of `regex_split`, and where each begins: bytes, int64 [all parts]."""
+    parts, begins, _, splits = _split(text, f"({delimiter})", f"({kept_delimiter})")
+    return tf.RaggedTensor.from_row_splits(parts, splits, validate=False), begins
 
 
 def merge_inner_axes(values: tf.RaggedTensor) -> tf.RaggedTensor:
@@ -30,3 +37,17 @@ def merge_inner_axes(values: tf.RaggedTensor) -> tf.RaggedTensor:
     inner = values.values
     splits = tf.gather(inner.row_splits, values.row_splits)
     return tf.RaggedTensor.from_row_splits(inner.values, splits, validate=False)
+
+
+def positions(values: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Return the index of each value within its row, ragged int32 [N, (a)]."""
+    index = tf.range(tf.size(values.flat_values, tf.int64))
+    start = tf.gather(values.row_splits, values.value_rowids())
+    return values.with_flat_values(tf.cast(index - start, tf.int32))
+
+
+def cumulative(values: tf.RaggedTensor) -> tf.RaggedTensor:
+    """Return the sum of each value and those before it in its row, ragged [N, (a)]."""
+    total = tf.pad(tf.cumsum(values.flat_values), [[1, 0]])
+    before = tf.gather(total, tf.gather(values.row_splits, values.value_rowids()))
+    return values.with_flat_values(total[1:] - before)

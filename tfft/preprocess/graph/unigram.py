@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.preprocess.graph.aligned import AlignedText, AlignedTokens
 from tfft.utils.errors import UserError
 
 _UNKNOWN_PENALTY = 10.0  # below the lowest score; the constant of SentencePiece and of the host
@@ -55,19 +56,56 @@ class Unigram(tf.Module):
         """Return the ids of each text."""
         words = self._words(text)
         unique, index = tf.unique(words.flat_values)
-        ids = tf.gather(self._encode(unique), index)
+        ids = tf.gather(self._encode(unique)[0], index)
         return ragged.merge_inner_axes(words.with_flat_values(ids))
+
+    def aligned(self, text: AlignedText) -> AlignedTokens:
+        """Return the ids of each text with their origins."""
+        strings = text.strings()
+        if self._split_spaces:
+            words, begin = ragged.regex_split_with_offsets(strings, f"{self._space}+")
+        else:
+            words = tf.RaggedTensor.from_tensor(strings[:, None])
+            words = tf.ragged.boolean_mask(words, words != "")
+            begin = tf.zeros_like(words.flat_values, tf.int64)
+        word_first = text.flat_index(words.value_rowids(), begin)  # [all words]
+        parts = self._parts(words.flat_values)  # [all words, parts]
+        unique, index = tf.unique(parts.flat_values)
+        ids, lengths = self._encode(unique, with_lengths=True)
+        ids, lengths = (
+            ragged.merge_inner_axes(parts.with_flat_values(tf.gather(values, index)))
+            for values in (ids, lengths)
+        )  # [all words, tokens]
+        end = ragged.cumulative(lengths).flat_values
+        word = ids.value_rowids()
+        # A mark that was added has the origin of the first character.
+        added = tf.reduce_sum(tf.strings.length(parts, unit="UTF8_CHAR"), axis=1)
+        added -= tf.strings.length(words.flat_values, unit="UTF8_CHAR")
+        added = tf.gather(added, word)
+        first = tf.gather(word_first, word)
+        begin = tf.maximum(end - lengths.flat_values - added, 0)
+        end = tf.maximum(end - added, 1)
+        return text.tokens(
+            ragged.merge_inner_axes(words.with_flat_values(ids)),
+            first + tf.cast(begin, tf.int64),
+            first + tf.cast(end - 1, tf.int64),
+        )
 
     def _words(self, text: tf.Tensor) -> tf.RaggedTensor:
         """Split at whitespace, mark the beginnings, split before each mark."""
-        mark = self._mark
         if self._split_spaces:
             words = ragged.regex_split(text, f"{self._space}+")
         else:
             words = tf.RaggedTensor.from_tensor(text[:, None])
             # An empty text has no words.
             words = tf.ragged.boolean_mask(words, words != "")
-        flat = tf.strings.regex_replace(words.flat_values, " ", mark)
+        parts = self._parts(words.flat_values)
+        return ragged.merge_inner_axes(words.with_flat_values(parts))
+
+    def _parts(self, words: tf.Tensor) -> tf.RaggedTensor:
+        """Mark the beginning of each word and split before each mark, [W] -> ragged [W, parts]."""
+        mark = self._mark
+        flat = tf.strings.regex_replace(words, " ", mark)
         if self._prefix:
             # As on the host, a word that begins with the mark gets no second one.
             flat = tf.where(
@@ -75,11 +113,20 @@ class Unigram(tf.Module):
             )
         # A mark begins a word: split before each mark.
         separated = tf.strings.regex_replace(flat, mark, f"{codepoints.SEPARATOR}{mark}")
-        split = ragged.regex_split(separated, codepoints.SEPARATOR)
-        return ragged.merge_inner_axes(words.with_flat_values(split))
+        return ragged.regex_split(separated, codepoints.SEPARATOR)
 
-    def _encode(self, words: tf.Tensor) -> tf.RaggedTensor:
-        """Return the ids along the best path of each word, [W] -> ragged [W, tokens]."""
+    def _encode(
+        self, words: tf.Tensor, with_lengths: bool = False
+    ) -> tuple[tf.RaggedTensor, tf.RaggedTensor | None]:
+        """Return the tokens along the best path of each word [W], and their lengths.
+
+        Args:
+            words: strings [W].
+            with_lengths: whether to return lengths.
+
+        Returns:
+            ids, ragged [W, tokens], and the number of characters of each, or None.
+        """
         # `NUL` stands for U+0000 up to here; pieces may contain it.
         words = tf.strings.regex_replace(words, codepoints.NUL, "\0")
         characters = tf.strings.unicode_split(words, "UTF-8")
@@ -88,7 +135,19 @@ class Unigram(tf.Module):
         ends = tf.cumsum(characters.with_flat_values(size).to_tensor(), axis=1)
         bounds = tf.pad(ends, [[0, 0], [1, 0]])  # [W, L + 1], bytes before each character
         token, step = self._forward(words, bounds)
-        return self._backward(token, step, count)
+        ids, lengths = self._backward(token, step, count, with_lengths)
+        # Adjacent unknown tokens become one, as on the host.
+        previous = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
+        repeated = (ids == self._unknown) & (previous == self._unknown)
+        is_token = (ids >= 0) & ~repeated
+        tokens = tf.ragged.boolean_mask(ids, is_token)
+        if lengths is None:
+            return tokens, None
+        ends = tf.cumsum(lengths, axis=1)
+        begins = tf.ragged.boolean_mask(ends - lengths, is_token)
+        # A token ends where the next one begins.
+        ends = tf.concat([begins[:, 1:], tf.RaggedTensor.from_tensor(count[:, None])], axis=1)
+        return tokens, ends - begins
 
     def _forward(self, words: tf.Tensor, bounds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the last token of the best path to each position, and its length; both [L, W].
@@ -139,35 +198,46 @@ class Unigram(tf.Module):
         )
         return tokens.stack(), steps.stack()
 
-    def _backward(self, token: tf.Tensor, step: tf.Tensor, count: tf.Tensor) -> tf.RaggedTensor:
+    def _backward(
+        self, token: tf.Tensor, step: tf.Tensor, count: tf.Tensor, with_lengths: bool
+    ) -> tuple[tf.Tensor, tf.Tensor | None]:
         """Follow the tokens [L, W] back from the end of each word.
 
-        Adjacent unknown tokens become one, as on the host.
+        Returns:
+            ids, int32 [W, steps], -1 before the first token; the characters of each, 0 there, or
+            None.
         """
         rows = tf.shape(count)[0]
         columns = tf.range(rows)
         tokens = tf.TensorArray(tf.int32, 0, dynamic_size=True)
+        lengths = (tf.TensorArray(tf.int32, 0, dynamic_size=True),) if with_lengths else ()
 
         def step_back(
-            iteration: tf.Tensor, position: tf.Tensor, tokens: tf.TensorArray
+            iteration: tf.Tensor, position: tf.Tensor, tokens: tf.TensorArray, *lengths: Any
         ) -> tuple[Any, ...]:
             unfinished = position > 0
             index = tf.stack([tf.maximum(position - 1, 0), columns], axis=1)
             tokens = tokens.write(iteration, tf.where(unfinished, tf.gather_nd(token, index), -1))
+            if lengths:
+                length = tf.where(unfinished, tf.gather_nd(step, index), 0)
+                lengths = (lengths[0].write(iteration, length),)
             return (
                 iteration + 1,
                 tf.where(unfinished, position - tf.gather_nd(step, index), position),
                 tokens,
+                *lengths,
             )
 
-        _, _, tokens = tf.while_loop(
-            lambda _, position, __: tf.reduce_any(position > 0), step_back, (0, count, tokens)
+        _, _, *arrays = tf.while_loop(
+            lambda _, position, *__: tf.reduce_any(position > 0),
+            step_back,
+            (0, count, tokens, *lengths),
         )
         # Written from the last token to the first: [steps, W] -> [W, steps].
-        ids = tf.reverse(tf.transpose(tf.reshape(tokens.stack(), [-1, rows])), [1])
-        previous = tf.pad(ids, [[0, 0], [1, 0]], constant_values=-1)[:, :-1]
-        repeated = (ids == self._unknown) & (previous == self._unknown)
-        return tf.ragged.boolean_mask(ids, (ids >= 0) & ~repeated)
+        ids, *lengths = (
+            tf.reverse(tf.transpose(tf.reshape(array.stack(), [-1, rows])), [1]) for array in arrays
+        )
+        return ids, lengths[0] if with_lengths else None
 
 
 def _pre_tokenization(description: Mapping[str, Any] | None) -> tuple[bool, Mapping[str, Any]]:

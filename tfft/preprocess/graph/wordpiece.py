@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_text as tf_text
 
 from tfft.preprocess.graph import codepoints, ragged
+from tfft.preprocess.graph.aligned import AlignedText, AlignedTokens
 from tfft.utils.errors import UserError
 
 # Replaces words that are too long, which the host maps to the unknown token; in no vocabulary.
@@ -52,3 +53,25 @@ class WordPiece(tf.Module):
         length = tf.strings.length(words.flat_values, unit="UTF8_CHAR")
         bounded = tf.where(length > self._max_characters, _TOO_LONG, words.flat_values)
         return ragged.merge_inner_axes(self._pieces.tokenize(words.with_flat_values(bounded)))
+
+    def aligned(self, text: AlignedText) -> AlignedTokens:
+        """Return the ids of each text with their origins."""
+        words, word_begin = ragged.regex_split_with_offsets(
+            text.strings(), f"{self._spaces}+|{self._punctuation}", self._punctuation
+        )
+        flat = words.flat_values
+        too_long = tf.strings.length(flat, unit="UTF8_CHAR") > self._max_characters
+        ids, begins, ends = self._pieces.tokenize_with_offsets(
+            tf.where(too_long, _TOO_LONG, flat)
+        )  # [all words, tokens]
+        word = ids.value_rowids()
+        # An unknown token stands for its word.
+        word_size = tf.cast(tf.strings.length(flat), ends.dtype)
+        end = tf.where(tf.gather(too_long, word), tf.gather(word_size, word), ends.flat_values)
+        row, offset = tf.gather(words.value_rowids(), word), tf.gather(word_begin, word)
+        ids = ragged.merge_inner_axes(words.with_flat_values(ids))
+        return text.tokens(
+            ids,
+            text.flat_index(row, offset + tf.cast(begins.flat_values, tf.int64)),
+            text.flat_index(row, offset + tf.cast(end, tf.int64) - 1),
+        )

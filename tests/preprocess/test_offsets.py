@@ -1,0 +1,256 @@
+"""Host and graph locate each token at the same bytes of the raw text."""
+
+import itertools
+import json
+import random
+import unicodedata
+
+import pytest
+import tensorflow as tf
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+
+from tests.preprocess.test_parity import (
+    HARD,
+    KINDS,
+    VARIANTS,
+    random_texts,
+    real_lines,
+    real_specs,
+    trained,
+)
+from tfft.preprocess import TextInputs, offsets
+from tfft.preprocess.graph import offsets as graph_offsets
+from tfft.preprocess.graph.codepoints import NUL, SEPARATOR
+from tfft.utils.errors import UserError
+
+TEXTS = [
+    *HARD,
+    "  caf\u00e9 cafe\u0301  \u00c5ngstr\u00f6m A\u030angstro\u0308m   ",
+    "\u1e69 s\u0323\u0307 s\u0307\u0323 \u00e1\u0323 \u302e\u0323\u302fx \u0301 first",
+    "\u6771\u4eac\u90fd2020\u5e74 \uff8a\uff9f\uff90\uff9f \ud55c\u1112\u1161\u11ab",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f44d\U0001f3fd\U0001f1e9\U0001f1ea",
+    "a\tb\n\nc\r\nd\x00e\x01f\x7fg\u200bh\ufeffi\u00adj",
+    "\u200b\u200dleading controls \ufb01\u200bx \u00bd\u200b \u3392\u200b",
+    "[SEP] x [SEP]y</s><s> <mask> z[MASK]",
+    "\u03a3\u039f\u03a6\u039f\u03a3 \u0130stanbul STRASSE stra\u00dfe \u1e9e",
+]
+FIELDS = ("token_ids", "segment_ids", "starts", "ends", "sequence")
+
+
+def assert_equal(spec, max_length, texts, pairs=None):
+    """Assert that host and graph give equal tokens and offsets, row for row.
+
+    The first texts are a batch by themselves: all words of a batch take as many rounds as the
+    longest.
+    """
+    inputs = TextInputs(spec, max_length, pair=pairs is not None)
+    columns = [c for c in (texts, pairs) if c is not None]
+    run = tf.function(
+        inputs.graph().with_offsets, [tf.TensorSpec([None], tf.string)] * len(columns)
+    )
+    bounds = sorted({0, *range(len(TEXTS), len(texts), 500), len(texts)})
+    for start, end in itertools.pairwise(bounds):
+        rows = [column[start:end] for column in columns]
+        graph = {name: t.numpy() for name, t in run(*(tf.constant(row) for row in rows)).items()}
+        lengths = graph["padding_mask"].sum(axis=1)
+        encoded = inputs.encode(*rows)
+        for index, host in enumerate(inputs.encode_with_offsets(*rows)):
+            row, length = ascii([column[index] for column in rows]), lengths[index]
+            assert tuple(host[:3]) == encoded[index], row
+            expected = (host.ids, host.segments, host.starts, host.ends, host.sequence)
+            for name, values in zip(FIELDS, expected, strict=True):
+                assert graph[name][index, :length].tolist() == values, (name, row)
+            assert not graph["starts"][index, length:].any()
+            assert not graph["ends"][index, length:].any()
+            assert (graph["sequence"][index, length:] == -1).all()
+
+
+def unicode_texts(count: int, seed: int, unicode=unicodedata) -> list[str]:
+    """Return random strings over all of Unicode, most of them of what normalizers change.
+
+    In `unicodedata.ucd_3_2_0` are characters whose Unicode forms both sides know.
+    """
+    generator = random.Random(seed)
+    characters = [chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000]
+    if unicode is not unicodedata:
+        characters = [c for c in characters if unicode.category(c) != "Cn"]
+    pools = [
+        characters,
+        characters[:0x3400],
+        [c for c in characters if unicodedata.category(c)[0] == "M"],
+        [c for c in characters if unicodedata.decomposition(c)],
+        list("abcdefghij .,!  \n\r\t"),
+        ["\u200b", "\u200d", "\x00", "\r\n", "\x7f", "\ufeff", "[SEP]", "</s>", "<|endoftext|>"],
+    ]
+    texts = []
+    for _ in range(count):
+        selection = generator.sample(pools, generator.randint(1, 4))
+        length = generator.randint(0, 25)
+        text = "".join(generator.choice(generator.choice(selection)) for _ in range(length))
+        # The graph reserves these two.
+        texts.append(text.replace(SEPARATOR, "").replace(NUL, ""))
+    return texts
+
+
+def character_tokenizer(normalizer, **options) -> str:
+    """Return a byte-level tokenizer whose tokens are bytes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    host_tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(alphabet)}, []))
+    host_tokenizer.normalizer = normalizer
+    host_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(**options)
+    return host_tokenizer.to_str()
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in VARIANTS else ()) for k in KINDS]
+)
+def test_single_texts_and_pairs(kind):
+    spec = trained(kind)
+    texts = TEXTS + random_texts(60, 3) + unicode_texts(140, 4, unicodedata.ucd_3_2_0)
+    assert_equal(spec, 512, texts)
+    assert_equal(spec, 17, texts, texts[::-1])
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        normalizers.NFC(),
+        normalizers.NFD(),
+        normalizers.NFKC(),
+        normalizers.NFKD(),
+        normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents()]),
+        normalizers.Sequence([normalizers.Strip(), normalizers.Lowercase()]),
+        normalizers.Strip(left=False),
+        normalizers.Sequence([normalizers.Prepend("xy"), normalizers.Replace("a", "bcd")]),
+        normalizers.Replace(Regex(" {2,}|[a-f]+"), "-"),
+        normalizers.Replace(Regex("[a-f]"), ""),
+    ],
+    ids=str,
+)
+def test_steps_of_normalizers(normalizer):
+    random_ones = unicode_texts(100, 6, unicodedata.ucd_3_2_0)
+    texts = [" ab  caf\u00e9 ", "", "  ", *TEXTS[len(HARD) :], *random_ones]
+    assert_equal(character_tokenizer(normalizer, add_prefix_space=False), 512, texts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "adds_space"),
+    [
+        ("bytes", True),
+        ("roberta", False),
+        pytest.param("bytes", False, marks=pytest.mark.slow),
+        pytest.param("roberta", True, marks=pytest.mark.slow),
+    ],
+)
+def test_spaces_are_trimmed_as_on_the_host(kind, adds_space):
+    host_tokenizer = Tokenizer.from_str(trained("bpe_prefix" if adds_space else "bpe"))
+    if kind == "bytes":
+        host_tokenizer.post_processor = processors.ByteLevel(
+            add_prefix_space=adds_space, trim_offsets=True
+        )
+    host_tokenizer.add_special_tokens([AddedToken("<cut>", lstrip=True, rstrip=True)])
+    texts = [" a  b<cut> c", "a  <cut>  b", "  \u00e9", " ", "   ", "\u3000a \u00a0b", "", "x"]
+    texts += TEXTS[len(HARD) :]
+    spec = host_tokenizer.to_str()
+    assert_equal(spec, 512, texts)
+    assert_equal(spec, 16, texts, texts[::-1])
+
+
+def test_a_vocabulary_without_all_bytes_has_no_offsets():
+    spec = json.loads(character_tokenizer(normalizers.NFD()))
+    spec["model"]["vocab"].pop("a")
+    graph = TextInputs(json.dumps(spec), 24).graph()
+    with pytest.raises(UserError, match="all 256 bytes"):
+        graph.with_offsets(tf.constant(["a"]))
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_offsets_into_any_bytes_are_ordered_and_inside(kind):
+    """Check texts that are not UTF-8, and those with characters that the graph reserves."""
+    generator = random.Random(9)
+    pool = [b"\xff", b"\xe4\xb8", b"\xf0\x9f\x98\x80", b"\x80", b"a", b" ", b"\0", b"\xcc\x81"]
+    pool += [SEPARATOR.encode(), NUL.encode()]
+    texts = [b"\xff\xfe red", b"sky\xe4\xb8", b"caf\xc3\xa9 \xf0\x9f\x98"]
+    texts += [b"".join(generator.choices(pool, k=generator.randint(0, 12))) for _ in range(200)]
+    outputs = TextInputs(trained(kind), 64).graph().with_offsets(tf.constant(texts))
+    fields = (outputs[name].numpy() for name in ("starts", "ends", "sequence"))
+    for text, *columns in zip(texts, *fields, strict=True):
+        spans = [(s, e) for s, e, i in zip(*columns, strict=True) if i == 0]
+        assert all(0 <= s <= e <= len(text) for s, e in spans), text
+        for axis in (0, 1):
+            assert [span[axis] for span in spans] == sorted(span[axis] for span in spans), text
+
+
+def test_bytes_that_are_not_utf8_have_places():
+    spec = character_tokenizer(None, add_prefix_space=False)
+    outputs = TextInputs(spec, 24).graph().with_offsets(tf.constant([b"a\xff b"]))
+    # U+FFFD is three tokens.
+    assert outputs["starts"].numpy().tolist() == [[0, 1, 1, 1, 2, 3]]
+    assert outputs["ends"].numpy().tolist() == [[1, 2, 2, 2, 3, 4]]
+
+
+def test_bytes_to_characters():
+    texts = ["", "plain", "caf\u00e9 \u597d\U0001f600!", "\x00a\u0301"]
+    for text in texts:
+        size = len(text.encode())
+        bounds = list(offsets.byte_bounds(text))
+        assert bounds == [len(text[:n].encode()) for n in range(len(text) + 1)]
+        assert offsets.to_characters(text, bounds) == list(range(len(text) + 1))
+        every = list(range(size + 1))
+        graph = graph_offsets.to_characters(tf.constant([text, "padding \u00e9"]), [every, every])
+        assert graph.numpy()[0].tolist() == offsets.to_characters(text, every)
+    # Each byte that is not UTF-8 is one character.
+    graph = graph_offsets.to_characters(tf.constant([b"\xff\xffa"]), [[0, 1, 2, 3]])
+    assert graph.numpy().tolist() == [[0, 1, 2, 3]]
+
+
+def offsets_of(graph):
+    return lambda text: graph.with_offsets(text)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "wordpiece",
+        pytest.param("bpe", marks=pytest.mark.slow),
+        pytest.param("unigram", marks=pytest.mark.slow),
+    ],
+)
+def test_offsets_survive_a_saved_model(kind, tmp_path):
+    inputs = TextInputs(trained(kind), 24)
+    module = tf.Module()
+    module.graph = inputs.graph()
+    signature = [tf.TensorSpec([None], tf.string)]
+    module.run = tf.function(offsets_of(module.graph), input_signature=signature)
+    tf.saved_model.save(module, str(tmp_path / kind))
+    outputs = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(TEXTS))
+    for index, host in enumerate(inputs.encode_with_offsets(TEXTS)):
+        assert outputs["ends"].numpy()[index, : len(host.ids)].tolist() == host.ends
+
+
+def test_hard_texts_with_real_vocabularies(vocabularies, tmp_path):
+    texts = TEXTS + unicode_texts(300, 10)
+    for spec in real_specs(vocabularies, tmp_path).values():
+        assert_equal(spec, 128, texts)
+        assert_equal(spec, 17, texts, texts[::-1])
+
+
+def test_sampled_lines_of_real_data(real_data, vocabularies, tmp_path):
+    """Check every 97th line of all text files, for the vocabularies of BERT, GPT-2 and T5."""
+    lines = real_lines(real_data)[::97]
+    for spec in real_specs(vocabularies, tmp_path).values():
+        assert_equal(spec, 128, lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
+def test_all_lines_of_real_data(name, real_data, vocabularies, tmp_path):
+    assert_equal(real_specs(vocabularies, tmp_path)[name], 128, real_lines(real_data))
