@@ -322,7 +322,8 @@ class Run:
         with self.model.merged() as layers:
             if layers:
                 merged = self.task.activate(self.logits(sample), self.fitted)
-                difference = export.largest_difference(merged, original)
+                unit = self.task.unit(original, self.fitted)
+                difference = export.largest_difference(merged, original, unit)
                 bound = export.BOUNDS[self.config.distribute.precision]
                 if not difference <= bound:  # `not`: NaN is an error too
                     raise UserError(

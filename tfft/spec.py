@@ -279,10 +279,13 @@ class Task:
         """Return the targets as the loss takes them, [N, ...]."""
         return targets
 
-    def stored_head(
+    def folded_head(
         self, weights: "Mapping[str, np.ndarray]", fitted: Fitted
     ) -> "dict[str, np.ndarray]":
-        """Return the head's weights by path as files hold them that have no fitted values."""
+        """Return the head's weights by path with the fitted values in them.
+
+        For files that hold weights alone, such as a checkpoint of Hugging Face.
+        """
         return dict(weights)
 
     # --- evaluation ---
@@ -352,6 +355,10 @@ class Task:
     def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         """Return the outputs of one row as plain data."""
         raise NotImplementedError
+
+    def unit(self, output: "np.ndarray", fitted: Fitted) -> "float | np.ndarray":
+        """Return the unit in which differences of `output` [N, C] are measured, [C] or a number."""
+        return 1.0
 
     def margin(self, outputs: "Mapping[str, np.ndarray]", fitted: Fitted) -> "np.ndarray":
         """Return how much `output` of each row would have to change for another answer, [N]."""

@@ -328,3 +328,45 @@ def test_tensorflow_is_loaded_quietly_for_the_test_split(folder, monkeypatch):
     monkeypatch.setattr(tensorflow_setup, "load_tensorflow", lambda: loaded.append(1))
     refused("no set of TFDS", "--data=t.csv", "--test=tfds:no set/of/tfds")
     assert loaded
+
+
+NUMBER_TABLES = {
+    "decimals": (("text", "score"), lambda n, c: (f"{n % 17}.5",), "score"),
+    "whole numbers": (("text", "price"), lambda n, c: (str(20 + 7 * n),), "price"),
+    "named": (("text", "length", "rating"), lambda n, c: (f"{n}.5", f"{n % 13}.25"), "rating"),
+}
+
+
+@pytest.mark.parametrize("name", NUMBER_TABLES)
+def test_numbers_to_predict(folder, name):
+    header, cells, label = NUMBER_TABLES[name]
+    rows = [(text, *cells(n, color)) for n, (text, color) in enumerate(texts(60))]
+    write_table(folder / "t.csv", header, rows[:40])
+    # Whole numbers in another split are numbers too, and a bad cell is the reader's business.
+    whole = [(row[0], *["4"] * (len(row) - 1)) for row in rows[40:]]
+    write_table(folder / "test.csv", header, [*whole, (rows[0][0], *["NA"] * (len(header) - 1))])
+    config, text, out, _ = init("--data=t.csv", "--test=test.csv")
+    assert config.task.name == "text_regression" and config.data.label == label
+    assert "numbers from " in text and config.data.on_bad_row == "skip"
+    assert out.startswith(f"t.yaml: text_regression of 'text' by '{label}'")
+
+
+CLASS_TABLES = {
+    "department": lambda n, c: (c, f"{n % 19}.5"),
+    "stance": lambda n, c: (c, str(n)),
+    "label": lambda n, c: (c, f"{n}.25"),
+}
+
+
+@pytest.mark.parametrize("name", CLASS_TABLES)
+def test_classes_are_preferred_to_numbers(folder, name):
+    rows = [(text, *CLASS_TABLES[name](n, color)) for n, (text, color) in enumerate(texts(60))]
+    write_table(folder / "t.csv", ("text", name, "score"), rows)
+    config, *_ = init("--data=t.csv")
+    assert config.task.name == "text_classification" and config.data.label == name
+
+
+def test_few_numbers_are_not_predicted(folder):
+    versions = [(text, f"1.{n % 3 + 1}") for n, (text, _) in enumerate(texts(40))]
+    write_table(folder / "t.csv", ("text", "type"), versions)
+    refused("column 'type' holds decimal fractions, not classes", "--data=t.csv")

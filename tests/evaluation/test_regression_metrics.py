@@ -54,6 +54,29 @@ def test_constants_have_finite_metrics():
         assert actual == pytest.approx(wanted, abs=1e-12)
 
 
+def test_resamples_of_equal_numbers_have_no_variation():
+    """Rounding leaves a variation that R2 must not be divided by."""
+    generator = np.random.default_rng(0)
+    for rows in range(13, 30):
+        true = np.full((rows, 1), 0.1, np.float32)
+        true[:2] = [[3.7], [-1.3]]
+        predicted = true + generator.normal(0, 0.1, true.shape).astype(np.float32)
+        samples = regression_metrics.bootstrap(predicted, true, 1000, 0)
+        assert np.abs(samples["r2"]).max() < 1e4 and np.abs(samples["pearson"]).max() <= 1 + 1e-9
+
+
+def test_numbers_of_any_unit_and_nan():
+    predicted, true = make_rows()
+    expected = regression_metrics.headline(predicted, true)
+    small = regression_metrics.headline(
+        predicted.astype(np.float64) * 1e-14, true.astype(np.float64) * 1e-14
+    )
+    for name in ("r2", "pearson", "spearman"):
+        assert small[name] == pytest.approx(expected[name], rel=1e-6)
+    diverged = regression_metrics.headline(predicted * np.nan, true)
+    assert np.isnan([diverged[name] for name in ("r2", "pearson", "rmse", "mae")]).all()
+
+
 @pytest.mark.parametrize("ties", [False, True])
 def test_bootstrap_draw_equals_metrics_of_the_drawn_rows(ties):
     predicted, true = make_rows(30, 1, ties)

@@ -43,14 +43,15 @@ def multilabel_image_data(tiny, folder):
 
 
 def regression_data(tiny, folder):
-    """Rows whose number is the share of red skies, in a unit of its own."""
+    """Write rows whose number grows with the red in them."""
     with open(folder / "numbers.csv", "w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["text", "label"])
-        words = ("red", "blue")
         for index in range(60):
-            chosen = [words[(index >> bit) & 1] for bit in range(3)]
-            table.writerow([f"the {' '.join(chosen)} sky", 100.5 + 10 * chosen.count("red")])
+            bits = [(index >> bit) & 1 for bit in range(4)]
+            words = " ".join("red" if bit else "blue" for bit in bits)
+            # Many different numbers, mostly the share of red.
+            table.writerow([f"the {words} sky", 100.5 + 10 * sum(bits) + 2 * bits[0] + bits[1]])
     return {"train": str(folder / "numbers.csv"), "max_length": 12}, f"hf:{tiny}"
 
 

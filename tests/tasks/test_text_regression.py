@@ -13,12 +13,13 @@ from tests.console import run_command
 from tests.tasks.samples import regression_data
 from tfft.config import parse
 from tfft.config.tasks import TextRegression
+from tfft.export import largest_difference
 from tfft.run import load_run
 from tfft.tasks import TASKS
 from tfft.utils.errors import UserError
 
 TASK = TASKS["text_regression"]
-ROWS = ["the red red red sky", "the red blue red sky", "the blue blue blue sky"]
+ROWS = ["the red red red red sky", "the red blue red blue sky", "the blue blue blue blue sky"]
 CSV = "text,label\na red sky,{}\na blue sky,2\n" + "a sky,3\n" * 6
 
 
@@ -50,6 +51,20 @@ def test_targets_are_standardised_and_answers_are_not():
     assert TASK.fit_targets(TextRegression(standardize=False), targets) == {}
 
 
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e4), (2000.0, 5.0), (1e9, 100.0)])
+def test_numbers_are_compared_in_the_unit_of_their_scale(mean, scale):
+    """Zero-centred numbers may differ by rounding; far from zero the mean does not pass."""
+    logits = np.random.default_rng(0).normal(0, 1, (500, 1)).astype(np.float32)
+    fitted = {"mean": np.array([mean]), "scale": np.array([scale])}
+    live = TASK.activate(logits, fitted)
+    unit = TASK.unit(live, fitted)
+    noisy = TASK.activate(logits * (1 + 1e-6) + np.float32(1e-6), fitted).astype(np.float32)
+    assert largest_difference(noisy, live, unit) < 1e-5
+    constant = np.full_like(live, mean)
+    assert largest_difference(constant, live, unit) > 1
+    assert np.isnan(largest_difference(noisy * np.nan, live, unit))
+
+
 @pytest.fixture(scope="module")
 def raw(tiny, tmp_path_factory):
     data, backbone = regression_data(tiny, tmp_path_factory.mktemp("data"))
@@ -73,13 +88,13 @@ def test_run_learns_the_numbers_in_their_unit(run):
     assert metrics["test/r2"] > 0.5 > metrics["test/baseline/mean/r2"]
     assert {"test/baseline/tfidf/rmse", "test/spearman/low", "test/mae/high"} <= set(metrics)
     values = [answer["value"] for answer in run.predict(ROWS)]
-    assert 90 < values[2] < values[1] < values[0] < 150
+    assert 80 < values[2] < values[1] < values[0] < 170
     loaded = load_run(run.workdir)
     assert loaded.fitted == run.fitted and loaded.predict(ROWS) == run.predict(ROWS)
     page = (run.workdir / "report.html").read_text()
     assert "predicted label against the true one" in page and "mean error" in page
     card = (run.workdir / "MODEL_CARD.md").read_text()
-    assert "answers with 1 numbers: label" in card and "### By range" in card
+    assert "answers with a number for each of 1 columns: label" in card and "### By range" in card
 
 
 def test_export_answers_in_the_unit_of_the_data(run):
@@ -94,6 +109,7 @@ def test_export_answers_in_the_unit_of_the_data(run):
     regressed = model.signatures["regress"](inputs=inputs)["outputs"]
     np.testing.assert_allclose(regressed, expected[:1], rtol=1e-6)
     readme = (run.workdir / "export" / "README.md").read_text()
+    assert "classify" not in readme and '"signature_name": "regress", "examples"' in readme
     assert "| `regress` | `inputs`: the same tf.Examples | `outputs` float32 [B] |" in readme
 
 
@@ -137,8 +153,10 @@ def test_several_numbers(raw, tmp_path):
         "export": {"verify_rows": 32},
     }
     run = tfft.train(raw, tmp_path / "run", **changes)
+    assert "memory: " in tfft.train.preview(run.config)
     (answer,) = run.predict(ROWS[:1])
     assert list(answer["values"]) == ["height", "depth"]
+    assert answer["values"]["height"] > 50 > -50 > answer["values"]["depth"]
     model = tf.saved_model.load(str(run.workdir / "export" / "1"))
     assert "regress" not in model.signatures
     card = (run.workdir / "MODEL_CARD.md").read_text()
@@ -146,12 +164,12 @@ def test_several_numbers(raw, tmp_path):
 
 
 MISTAKES = {
-    "word": ("many", r"t\.csv:2: column 'label' must be a number. Received: 'many'"),
+    "word": ("many", r"t\.csv:2: column 'label' must be a number below 1e18. Received: 'many'"),
     "empty": ("", r"t\.csv:2: column 'label' is empty"),
-    "nan": ("nan", r"must be a finite number below 1e18. Received: 'nan'"),
-    "infinite": ("inf", r"must be a finite number below 1e18. Received: 'inf'"),
-    "large": ("1e30", r"must be a finite number below 1e18. Received: '1e30'"),
-    "comma": ('"1,5"', r"must be a number; write decimals with a point. Received: '1,5'"),
+    "nan": ("nan", r"must be a number below 1e18. Received: 'nan'"),
+    "infinite": ("inf", r"must be a number below 1e18. Received: 'inf'"),
+    "large": ("1e30", r"must be a number below 1e18. Received: '1e30'"),
+    "comma": ('"1,5"', r"a point and no separators. Received: '1,5'"),
 }
 
 

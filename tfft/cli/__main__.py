@@ -18,7 +18,7 @@ COMMANDS = {
     "serve": "try an export out over TF Serving's REST and gRPC: --workdir=DIR [--rest_api_port=N]",
     "show": "resolved config, mask and memory, training nothing: --config=FILE",
     "lr-find": "loss at rising learning rates, with a plot: --config=FILE",
-    "profile": "classes, lengths, duplicates, leaks and bad rows of a data set: --config=FILE",
+    "profile": "targets, lengths, duplicates, leaks and bad rows of a data set: --config=FILE",
     "launch": "several workers on this machine: --workers=N [--restarts=R] train --config=...",
     "doctor": "what is installed and whether it works",
     "schema": "the JSON schema of the YAML",

@@ -48,7 +48,7 @@ def run() -> None:
         console.log(f"check {doubt}")
     path = printable(shlex.quote(str(output)))
     print(f"{printable(str(output))}: {summary}\nnext:")
-    print(f"  tfft profile --config={path}   # classes, lengths, duplicates, leaks, bad rows")
+    print(f"  tfft profile --config={path}   # targets, lengths, duplicates, leaks, bad rows")
     print(f"  tfft show --config={path}      # every value, the mask and the memory")
     print(f"  tfft train --config={path}")
 

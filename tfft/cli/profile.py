@@ -1,4 +1,4 @@
-"""Profile the data of a config: classes, lengths or sizes, duplicates, leaks, bad rows.
+"""Profile the data of a config: targets, lengths or sizes, duplicates, leaks, bad rows.
 
 Trains nothing. With --augmented, a sheet of training images is written, as the section
 `augmentation` changes them.

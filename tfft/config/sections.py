@@ -352,7 +352,7 @@ class EvaluateConfig(Section):
     )
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the confidence intervals")
     baselines: bool = Field(
-        True, description="also evaluate a majority baseline and a TF-IDF baseline"
+        True, description="also evaluate a constant answer and a linear model on simple features"
     )
     worst: int = Field(20, ge=0, description="number of most wrong examples to list")
     test_time_augmentation: Literal["none", "mirrored"] = Field(

@@ -4,7 +4,7 @@ The target columns are the last ones of a row. A task names its kind of targets 
 (`config.tasks.TaskSection.targets`).
 """
 
-import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -24,6 +24,8 @@ if TYPE_CHECKING:  # `prepared` imports this module
 
 MISSING_VALUES = ("nan", "null", "n/a", "<na>", "nat")  # how programs write a missing value
 QUANTILE_GROUPS = 10  # groups of numbers in which a split is stratified
+# `float` also takes underscores, the digits of other scripts, nan and inf.
+_NUMBER = re.compile(r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[-+]?[0-9]+)?", re.IGNORECASE)
 Locate = Callable[[str], str]  # cell of a target column -> place of the first row with it
 
 
@@ -41,6 +43,9 @@ class Targets(Protocol):
     files: tuple[str, ...]
     settings: list[Any]
     noun: str
+
+    def labels(self, value: str) -> list[str]:
+        """Return the parts of a cell that a row is located by."""
 
     def problem(self, value: str) -> str | None:
         """Return what is wrong with the cell of a target column; None if nothing is."""
@@ -251,23 +256,21 @@ class NumberTargets:
         """Plain data that the stored targets depend on."""
         return ["numbers", self.width]
 
+    def labels(self, value: str) -> list[str]:
+        """Return the cell."""
+        return [value]
+
     def problem(self, value: str) -> str | None:
         """Return what is wrong with a cell."""
         if not value.strip():
             return "is empty; fill it or drop the row"
-        try:
-            number = float(value)
-        except ValueError:
-            hint = ""
-            if value.count(",") == 1 and value.replace(",", ".").strip("+-").isprintable():
-                hint = (
-                    "; write decimals with a point" if _is_number(value.replace(",", ".")) else ""
-                )
-            return f"must be a number{hint}. Received: {value[:60]!r}"
+        number = _NUMBER.fullmatch(value.strip())
         # The bound keeps float32 and the square of a target finite.
-        if not abs(number) < 1e18:
-            return f"must be a finite number below 1e18. Received: {value[:60]!r}"
-        return None
+        if number is not None and abs(float(value)) < 1e18:
+            return None
+        has_comma = "," in value and _NUMBER.fullmatch(value.strip().replace(",", "."))
+        hint = "; write decimals with a point and no separators" if has_comma else ""
+        return f"must be a number below 1e18{hint}. Received: {value[:60]!r}"
 
     def write(self, writer: "Writer", rows: Sequence[Row]) -> None:
         """Append the numbers of some rows."""
@@ -336,13 +339,6 @@ KINDS: Mapping[str, Callable[[DataConfig], Targets]] = MappingProxyType(
         "numbers": lambda config: NumberTargets(len(config.label_columns)),
     }
 )
-
-
-def _is_number(value: str) -> bool:
-    try:
-        return math.isfinite(float(value))
-    except ValueError:
-        return False
 
 
 def _check_distinct(names: Sequence[str], locate: Locate) -> None:

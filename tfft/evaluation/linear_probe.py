@@ -46,7 +46,7 @@ def probe(
         seed: seed of the draw.
 
     Returns:
-        The result, or None where rows may have several labels, the backbone has no `pooled`
+        The result, or None where rows do not have exactly one class, the backbone has no `pooled`
         feature, or no class has a second row to hold out.
     """
     if split.targets.ndim != 1 or "pooled" not in model.output:

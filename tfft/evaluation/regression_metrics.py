@@ -46,34 +46,42 @@ class _Column:
     """Predicted and true numbers of one column, with what all resamples share."""
 
     def __init__(self, predicted: np.ndarray, true: np.ndarray):
+        true, predicted = true.astype(np.float64), predicted.astype(np.float64)
+        error = predicted - true
         # Centred, so that variances do not cancel where the mean is far from 0.
-        center = true.mean(dtype=np.float64)
-        self._predicted = predicted.astype(np.float64) - center
-        self._true = true.astype(np.float64) - center
-        self._ranks = _Ranks(predicted), _Ranks(true)
+        t, p = true - true.mean(), predicted - predicted.mean()
+        self._ranks = _Ranks(true), _Ranks(predicted)
+        # Sums over rows, [N, 8].
+        parts = (np.ones_like(t), t, p, t * t, p * p, t * p, error * error, np.abs(error))
+        self._parts = np.stack(parts, axis=1)
 
     def metrics(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return the metrics of weighted rows by name, each [R].
+        """Return the metrics of resampled rows by name, each [R].
 
         Args:
-            weights: weights of the rows in each of R resamples, [R, N].
+            weights: how often each row is drawn in each of R resamples, [R, N].
         """
-        error = self._predicted - self._true
-        total = weights.sum(axis=1)
-        squares = weights @ np.square(error)
-        mean = weights @ self._true / total
-        variation = (weights * np.square(self._true - mean[:, None])).sum(axis=1)
-        ranks = [ranks(weights) for ranks in self._ranks]
+        total, t, p, tt, pp, tp, squares, absolute = (weights @ self._parts).T
+        variation = tt - t * t / total
+        # What rounding leaves of the variation of equal numbers is none.
+        floor = 1e-12 * tt.max(initial=0.0)
+        is_constant = ~(variation > floor)
         # As in scikit-learn: of equal true numbers R2 is 1 where they are met, else 0.
         r2 = np.where(squares > 0, 0.0, 1.0)
-        np.divide(variation - squares, variation, out=r2, where=variation > 0)
+        np.divide(variation - squares, variation, out=r2, where=~is_constant)
         return {
-            "r2": r2,
-            "pearson": _correlation(self._predicted, self._true, weights),
-            "spearman": _correlation(*ranks, weights),
+            "r2": np.where(np.isnan(squares), np.nan, r2),
+            "pearson": _correlation(variation, pp - p * p / total, tp - t * p / total, (tt, pp)),
+            "spearman": self._rank_correlation(weights, total),
             "rmse": np.sqrt(squares / total),
-            "mae": weights @ np.abs(error) / total,
+            "mae": absolute / total,
         }
+
+    def _rank_correlation(self, weights: np.ndarray, total: np.ndarray) -> np.ndarray:
+        mean = ((total + 1) / 2)[:, None]
+        a, b = (ranks(weights) - mean for ranks in self._ranks)
+        aa, bb, ab = (np.einsum("rn,rn,rn->r", weights, x, y) for x, y in ((a, a), (b, b), (a, b)))
+        return _correlation(aa, bb, ab, (total**3, total**3))
 
 
 class _Ranks:
@@ -92,19 +100,18 @@ class _Ranks:
         return middle[:, self._group]
 
 
-def _correlation(a: np.ndarray, b: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return Pearson's correlation of weighted rows, [R]; 0 where one of them is constant.
+def _correlation(
+    aa: np.ndarray, bb: np.ndarray, ab: np.ndarray, sizes: tuple[np.ndarray, np.ndarray]
+) -> np.ndarray:
+    """Return correlations from sums of squares and products, [R]; 0 where one is constant.
 
     Args:
-        a: [N] or [R, N].
-        b: likewise.
-        weights: [R, N].
+        aa: sums of squared deviations, [R].
+        bb: likewise.
+        ab: sums of products of deviations, [R].
+        sizes: what `aa` and `bb` are differences of: rounding leaves about 1e-16 of it.
     """
-    total = weights.sum(axis=1, keepdims=True)
-    a, b = np.broadcast_to(a, weights.shape), np.broadcast_to(b, weights.shape)
-    a = a - (weights * a).sum(axis=1, keepdims=True) / total
-    b = b - (weights * b).sum(axis=1, keepdims=True) / total
-    covariance = (weights * a * b).sum(axis=1)
-    scale = np.sqrt((weights * a * a).sum(axis=1) * (weights * b * b).sum(axis=1))
-    # Rounding leaves a constant with a variance of about 1e-32 of its square.
-    return np.divide(covariance, scale, out=np.zeros_like(scale), where=scale > 1e-24)
+    varies = (aa > 1e-12 * sizes[0]) & (bb > 1e-12 * sizes[1])
+    scale = np.sqrt(np.where(varies, aa * bb, 1.0))
+    # NaN stays NaN, so that no metric calls a diverged model good.
+    return np.where(varies | np.isnan(ab), ab / scale, 0.0)

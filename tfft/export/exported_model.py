@@ -57,10 +57,10 @@ def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
     """
     kinds |= {
         "labels": Annotated[list[str], Field(min_length=1)],
-        "fitted": dict[str, list[float]] | None,
+        "fitted": dict[str, list[float]],
     }
     description = read_json(path, **kinds)
-    fitted = {name: np.array(v) for name, v in (description.get("fitted") or {}).items()}
+    fitted = {name: np.array(v) for name, v in description["fitted"].items()}
     for name, values in fitted.items():
         if len(values) != len(description["labels"]):
             raise UserError(
@@ -154,16 +154,16 @@ class ExportedModel:
                 f"{', '.join(self.columns)}"
             )
         outputs = signature.structured_outputs
+        for name, spec in outputs.items():
+            # Outputs of a row are one, or one for each label.
+            if list(spec.shape[1:]) not in ([], [None], [len(self.labels)]):
+                raise UserError(
+                    f"{folder}: its model gives {name} {list(spec.shape)}; {_DESCRIPTION} names "
+                    f"{len(self.labels)} labels"
+                )
         for name, dtype in TASK_SECTIONS[self.task].outputs.items():
             if name not in outputs or outputs[name].dtype.name != dtype:
                 raise UserError(f"{folder}: its model gives no {name!r} of type {dtype}")
-            # Outputs of numbers have one for each label.
-            shape = outputs[name].shape
-            if len(shape) == 2 and shape[1] not in (None, len(self.labels)):
-                raise UserError(
-                    f"{folder}: its model gives {shape[1]} {name}; {_DESCRIPTION} names "
-                    f"{len(self.labels)} labels"
-                )
 
     def outputs(self, rows: Sequence[tuple[Any, ...]], batch_size: int) -> dict[str, np.ndarray]:
         """Return the outputs of the task by name, [N, ...] each, such as `probabilities`.

@@ -139,7 +139,8 @@ def _largest_difference(
         except (RuntimeError, ValueError) as error:  # the runtime lacks an op
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"export: {export_format.file} does not run: {reason}") from None
-        largest = max(largest, largest_difference(output, live))
+        unit = servable.task.unit(live, servable.fitted)
+        largest = max(largest, largest_difference(output, live, unit))
     return largest
 
 
@@ -148,11 +149,11 @@ def _activate(servable: Servable, logits: Any, fitted: Fitted) -> np.ndarray:
     return servable.task.activate(np.asarray(logits, np.float32), fitted)
 
 
-def _stored_head(servable: Servable) -> dict[str, np.ndarray]:
+def _folded_head(servable: Servable) -> dict[str, np.ndarray]:
     """Return the weights of the head by path; they need no fitted values."""
     weights = {v.path: np.asarray(v.value) for v in servable.model.weights}
     head = {path: value for path, value in weights.items() if path.startswith("head/")}
-    return servable.task.stored_head(head, servable.fitted)
+    return servable.task.folded_head(head, servable.fitted)
 
 
 def _with_activation(servable: Servable) -> keras.Model:
@@ -253,7 +254,7 @@ def _write_keras(servable: Servable, path: Path) -> None:
     description, task = servable.backbone.description, servable.config.model_dump(mode="json")
     rebuilt = RebuiltBackbone(description, task, servable.labels)
     trained = {variable.path: variable for variable in servable.model.weights}
-    trained |= _stored_head(servable)
+    trained |= _folded_head(servable)
     for variable in rebuilt.network.weights:
         if variable.path not in trained:
             raise UserError(
@@ -281,7 +282,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         path.parent,
         getattr(servable.inputs, "image_spec", None),
         servable.config.problem_type,
-        _stored_head(servable),
+        _folded_head(servable),
     )
 
 

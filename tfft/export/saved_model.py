@@ -188,7 +188,8 @@ def _verify(
         for name in signatures.names(task, servable.labels)
         for output, value in RESULTS[name](live, servable.labels).items()
     }
-    difference = _largest_difference(np.load(response), expected, margins > bound)
+    unit = task.unit(live[task.output].numpy(), servable.fitted)
+    difference = _largest_difference(np.load(response), expected, margins > bound, unit)
     # `not <=` also refuses NaN.
     if not difference <= bound:
         raise UserError(
@@ -204,16 +205,25 @@ def _verify(
     return difference, {int(size): rate for size, rate in rates.items()}
 
 
-def largest_difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of two arrays, relative to numbers larger than 1.
+def largest_difference(
+    actual: np.ndarray, expected: np.ndarray, unit: float | np.ndarray = 1.0
+) -> float:
+    """Return the largest difference of two arrays in units of their own, such as `Task.unit`.
 
-    Probabilities are compared absolutely; predicted numbers have any unit.
+    What a float32 cannot represent does not count: large numbers are rounded in both.
     """
-    return float((np.abs(actual - expected) / np.maximum(1.0, np.abs(expected))).max(initial=0.0))
+    resolution = 4 * np.finfo(np.float32).eps * np.abs(expected)
+    # `where` keeps NaN, which compares as a difference.
+    difference = np.abs(np.asarray(actual, np.float64) - expected)
+    difference = np.where(difference <= resolution, 0.0, difference)
+    return float((difference / unit).max(initial=0.0))
 
 
 def _largest_difference(
-    answers: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray], is_decided: np.ndarray
+    answers: Mapping[str, np.ndarray],
+    expected: Mapping[str, np.ndarray],
+    is_decided: np.ndarray,
+    unit: float | np.ndarray = 1.0,
 ) -> float:
     """Return the largest difference of a number between answers and live outputs.
 
@@ -221,6 +231,7 @@ def _largest_difference(
         answers: `SIGNATURE/BATCH SIZE/OUTPUT` -> [N, ...], as the verifier writes them.
         expected: `SIGNATURE/OUTPUT` -> [N, ...], of the live model on the same rows.
         is_decided: rows whose other outputs must be equal, bool [N].
+        unit: of the numbers (`Task.unit`).
 
     Raises:
         UserError: an output is missing, of another type or shape, or different.
@@ -237,7 +248,7 @@ def _largest_difference(
                 "model's. Not published"
             )
         if answer.dtype.kind == "f":
-            differences.append(largest_difference(answer, value))
+            differences.append(largest_difference(answer, value, unit))
             continue
         different = (answer != value).reshape(len(value), -1).any(axis=1) & is_decided
         if different.any():

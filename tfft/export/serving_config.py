@@ -235,7 +235,7 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
 
 ## Send requests
 
-{_rest_requests(url, columns)}
+{_rest_requests(url, columns, servable.task.example_signatures(servable.labels))}
 
 {_grpc_request(name, columns)}
 
@@ -305,16 +305,26 @@ To give some clients another version, add a label to models.config:
 version loaded."""
 
 
-def _rest_requests(url: str, columns: Sequence[str]) -> str:
-    """Return how to send requests over REST, with curl and from Python."""
+def _rest_requests(url: str, columns: Sequence[str], calls: Sequence[str]) -> str:
+    """Return how to send requests over REST, with curl and from Python.
+
+    Args:
+        url: of the model.
+        columns: names of the raw inputs.
+        calls: the signatures that take tf.Examples.
+    """
     row = ", ".join(f'"{column}": {_json_example(column)}' for column in columns)
     python = ", ".join(f'"{column}": {_python_example(column)}' for column in columns)
+    examples = "".join(
+        f'curl -d \'{{"signature_name": "{call}", "examples": [{{{row}}}]}}\' '
+        f"{url}/labels/stable:{call}\n"
+        for call in calls
+    )
     return f"""\
 ```sh
 curl {url}
 curl -d '{{"instances": [{{{row}}}]}}' {url}:predict
-curl -d '{{"signature_name": "classify", "examples": [{{{row}}}]}}' {url}/labels/stable:classify
-curl {url}/metadata
+{examples}curl {url}/metadata
 ```
 
 A request has 1 to {MAX_ROWS:,} rows. Never send a request without rows: TF Serving does not

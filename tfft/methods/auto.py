@@ -28,7 +28,7 @@ class Facts:
 
     Attributes:
         num_rows: number of training rows, after validation is held out.
-        num_classes: number of classes.
+        answers: what a row is answered with, such as `6 classes`.
         mean_tokens: mean number of tokens per row; None for images.
         num_parameters: number of parameters of the backbone.
         num_blocks: number of blocks of the backbone.
@@ -41,7 +41,7 @@ class Facts:
     """
 
     num_rows: int
-    num_classes: int
+    answers: str
     mean_tokens: float | None
     num_parameters: int
     num_blocks: int
@@ -90,7 +90,7 @@ def advise(config: Config, facts: Facts) -> tuple[Config, list[str]]:
     advice = Advice()
     tokens = f" of {facts.mean_tokens:.0f} tokens" if facts.mean_tokens is not None else ""
     advice.reasons.append(
-        f"{facts.num_rows:,} training rows{tokens}, {facts.num_classes} classes; a "
+        f"{facts.num_rows:,} training rows{tokens}, {facts.answers}; a "
         f"backbone of {facts.num_parameters / 1e6:.1f} M parameters in {facts.num_blocks} blocks; "
         f"{facts.device}, {1000 * facts.seconds_per_row:.1f} ms per row and forward pass"
     )

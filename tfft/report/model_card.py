@@ -20,7 +20,8 @@ from tfft.training.checkpoints import TrainingState
 from tfft.utils import markdown
 from tfft.utils.files import write_atomic
 
-MAX_CLASSES = 30  # classes in a table or list at most
+MAX_CLASSES = 30  # classes in a list at most
+MAX_ROWS = 30  # rows of a table at most
 HUGGINGFACE_NAMES = {  # tfft's name of a metric -> Hugging Face's
     "accuracy": "accuracy",
     "macro_f1": "f1",
@@ -196,11 +197,9 @@ def _tables(split: str, evaluation: Evaluation) -> str:
     parts = []
     for section in evaluation.details.sections:
         if isinstance(section, Table):
-            rows = [list(map(format_cell, section.rows[i])) for i in section.order[:MAX_CLASSES]]
+            rows = [list(map(format_cell, section.rows[i])) for i in section.order[:MAX_ROWS]]
             total = len(section.rows)
-            subtitle = "weakest first" + (
-                f", {MAX_CLASSES} of {total}" if total > MAX_CLASSES else ""
-            )
+            subtitle = "weakest first" + (f", {MAX_ROWS} of {total}" if total > MAX_ROWS else "")
             table = _table(section.header, rows)
             parts.append(f"### {section.title}, {subtitle}: {split}\n\n{table}")
     return "\n\n".join(parts)

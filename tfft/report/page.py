@@ -137,13 +137,14 @@ def _table(
 
 
 def format_cell(value: str | int | float) -> str:
-    """Return a cell of a table as text: integers with separators, numbers with four digits."""
+    """Return a cell of a table as text: numbers of any unit with four decimals or five digits."""
     if isinstance(value, str):
         return value
     if isinstance(value, int):
         return f"{value:,}"
-    # Numbers of any size occur in the units of predicted values.
-    return f"{value:.4f}" if abs(value) < 100 else f"{value:,.1f}"
+    if value == 0 or 0.001 <= abs(value) < 10:
+        return f"{value:.4f}"
+    return f"{value:,.5g}" if abs(value) < 1e6 else f"{value:.4e}"
 
 
 def _metrics_section(name: str, evaluation: Evaluation, config: Config) -> str:

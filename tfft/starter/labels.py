@@ -11,6 +11,7 @@ MOST_CLASSES = 1_000
 _MAX_CHARACTERS, _MAX_WORDS = 60, 8  # of a class name, on average
 _MAX_PART = 40  # characters of one of several labels
 _MIN_SHARE = 0.02  # share of the rows with several labels, from which a column is multi-label
+_FEWEST_NUMBERS = 10  # different numbers in a column of numbers to predict
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 _DECIMAL = re.compile(r"[-+]?\d*\.\d*[1-9]\d*|[-+]?\d+(\.\d+)?e[-+]?\d+", re.IGNORECASE)
 
@@ -75,10 +76,15 @@ def are_classes(values: Sequence[str]) -> bool:
 
 
 def are_numbers(values: Sequence[str]) -> bool:
-    """Return whether all values are numbers, a tenth of them or more with decimals."""
-    return (
-        bool(values) and are_decimals(values) and all(_NUMBER.fullmatch(v.strip()) for v in values)
-    )
+    """Return whether values look like numbers to predict: many different ones, not classes."""
+    if not values or number_share(values) < 1 or len(set(values)) < _FEWEST_NUMBERS:
+        return False
+    return are_decimals(values) or not are_classes(values)
+
+
+def number_share(values: Sequence[str]) -> float:
+    """Return the share of values that are numbers."""
+    return sum(_NUMBER.fullmatch(value.strip()) is not None for value in values) / len(values)
 
 
 def are_decimals(values: Sequence[str]) -> bool:

@@ -133,15 +133,17 @@ def _label(head: Head, taken: set[Name], image: Name | None) -> tuple[Name, list
     candidates = [c for c in free if _is_label(c, head) and not names.is_identifier(c.name)]
     named = [c for c in candidates if names.normalized(c.name) in names.LABELS]
     named.sort(key=lambda c: names.LABELS.index(names.normalized(c.name)))
-    if not named and image is None and (numbers := _numbers(free)):
-        is_named = names.normalized(numbers[0]) in names.LABELS
-        if is_named or (not candidates and len(numbers) == 1):
-            return numbers[0], numbers[1:]
     if not named and image is None and "text" not in taken:
         texts = [c for c in candidates if _is_text(c)]
         text = max(texts, key=_mean_length, default=None)
         rest = [c for c in candidates if c is not text]
         candidates = rest if len(free) > 1 else []
+    # Numbers where no column of classes is left, a text whose values repeat not counted.
+    is_text = {c.name for c in candidates if names.normalized(c.name) in names.TEXTS}
+    if image is None and is_text == {c.name for c in candidates} and (numbers := _numbers(free)):
+        is_named = names.normalized(numbers[0]) in names.LABELS
+        if is_named or len(numbers) == 1:
+            return numbers[0], numbers[1:]
     if not candidates:
         raise UserError(_no_label(head, free))
     classes = {c.name: len(set(c.classes or c.texts)) for c in candidates}

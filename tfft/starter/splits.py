@@ -18,6 +18,7 @@ from tfft.starter.roles import Roles, listed, shown_name
 from tfft.utils.errors import UserError
 from tfft.utils.reading import expanded, is_file, printable
 
+_MOST_NUMBERS = 0.5  # share of the labels of a split that must be numbers to predict
 NAMES = {"validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 
@@ -93,7 +94,8 @@ def mismatch(
     if column is None or not (column.texts or column.classes):
         return "it has no labels"
     if roles.is_number:
-        return None if labels.are_numbers(column.texts) else "its labels are not numbers"
+        share = labels.number_share(column.texts)
+        return None if share > _MOST_NUMBERS else "its labels are not numbers"
     unknown = set(labels.count(column.texts, roles.separator)) - set(counts)
     if head.complete and unknown:
         return f"its label {shown_name(sorted(unknown)[0])} is not a class of the training rows"

@@ -31,6 +31,11 @@ class NumberError(keras.losses.Loss):
         super().__init__(name=name, reduction="sum_over_batch_size", dtype="float32")
         self.kind, self.delta = kind, delta
 
+    @staticmethod
+    def target_width(outputs: int) -> int:
+        """Return the number of values in a row's target."""
+        return outputs
+
     def call(self, y_true, y_pred):
         """Compute the loss [B] of targets and predictions, both [B, K]."""
         error = ops.abs(ops.cast(y_pred, "float32") - ops.cast(y_true, "float32"))
@@ -50,7 +55,7 @@ class TextRegression(Task):
     output = "values"
     constant = "mean"
     pipeline = "text-classification"  # transformers has no pipeline of its own for regression
-    answers_with = "{count} numbers"
+    answers_with = "a number for each of {count} columns"
 
     def head(
         self, backbone: Backbone, config: Any, labels: Sequence[str]
@@ -80,7 +85,7 @@ class TextRegression(Task):
         mean, scale = _mean_and_scale(fitted)
         return ((targets - mean) / scale).astype(np.float32)
 
-    def stored_head(self, weights: Mapping[str, np.ndarray], fitted: Fitted) -> dict[str, Any]:
+    def folded_head(self, weights: Mapping[str, np.ndarray], fitted: Fitted) -> dict[str, Any]:
         """Return the head with mean and scale in its last layer."""
         mean, scale = _mean_and_scale(fitted)
         kernel, bias = (weights[f"head/logits/{name}"] for name in ("kernel", "bias"))
@@ -128,7 +133,7 @@ class TextRegression(Task):
 
     def constant_logits(self, targets: np.ndarray, classes: int) -> np.ndarray:
         """Return the mean of each number, [K]."""
-        return targets.mean(axis=0)
+        return targets.mean(axis=0, dtype=np.float64)
 
     def linear_logits(
         self, features: Any, targets: np.ndarray, new_features: Any, classes: int
@@ -164,6 +169,13 @@ class TextRegression(Task):
             return {"value": values[0]}
         return {"values": dict(zip(labels, values, strict=True))}
 
+    def unit(self, output: np.ndarray, fitted: Fitted) -> np.ndarray:
+        """Return the scale of the targets, or else of the predicted numbers, [K]."""
+        if "scale" in fitted:
+            return fitted["scale"]
+        deviation = output.std(axis=0, dtype=np.float64)
+        return np.where(deviation > 0, deviation, 1.0)
+
     def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
         """Return infinity, [N]: every output is a number, which is compared within the bound."""
         return np.full(len(outputs["values"]), np.inf)
@@ -190,17 +202,20 @@ def _column_table(labels: Sequence[str], values: np.ndarray, targets: np.ndarray
 
 
 def _range_table(labels: Sequence[str], targets: np.ndarray, error: np.ndarray) -> Table:
-    """Return the errors of `PARTS` ranges of equally many rows, the largest error first."""
+    """Return the errors of up to `PARTS` ranges of about equally many rows, the largest first."""
     rows, sizes = [], []
     for index, label in enumerate(labels):
-        order = np.argsort(targets[:, index], kind="stable")
-        for part in np.array_split(order, min(PARTS, len(order))):
-            true, part_error = targets[part, index], error[part, index]
-            name = f"{label}: {true.min():.4g} to {true.max():.4g}"
+        true, deviation = targets[:, index], targets[:, index].std() or 1.0
+        # Equal numbers are in one range, so there may be fewer ranges than `PARTS`.
+        limits = np.unique(np.quantile(true, np.arange(1, PARTS) / PARTS))
+        part_of = np.searchsorted(limits, true, side="left")
+        for part in np.unique(part_of):
+            values, part_error = true[part_of == part], error[part_of == part, index]
+            name = f"{label}: {values.min():.6g} to {values.max():.6g}"
             rmse = float(np.sqrt(np.square(part_error).mean()))
-            rows.append([name, rmse, float(np.abs(part_error).mean()), float(part_error.mean())])
-            rows[-1].append(len(part))
-            sizes.append(rmse)
+            mean_absolute, mean = float(np.abs(part_error).mean()), float(part_error.mean())
+            rows.append([name, rmse, mean_absolute, mean, len(values)])
+            sizes.append(rmse / deviation)  # numbers of different units are compared
     order = [int(row) for row in np.argsort([-size for size in sizes], kind="stable")]
     return Table("By range", ["true value", "rmse", "mae", "mean error", "rows"], rows, order)
 

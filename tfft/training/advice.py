@@ -66,7 +66,7 @@ def measure(config: Config) -> auto.Facts:
         probe = linear_probe.probe(backbone.model, rows, data.train, classes, config.train.seed)
     return auto.Facts(
         num_rows=len(data.train),
-        num_classes=classes,
+        answers=f"{classes} {data.train.kind.noun}",
         mean_tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
         num_parameters=backbone.model.count_params(),
         num_blocks=len(blocks),

@@ -265,7 +265,12 @@ TFDS = {
 
 # --- exports: name -> ({file: content}, part of the error); the SavedModel is whole ---
 
-ABOUT = {"task": "text_classification", "labels": ["a", "b"], "columns": ["text"]}
+ABOUT = {
+    "task": "text_classification",
+    "labels": ["a", "b"],
+    "columns": ["text"],
+    "fitted": {},
+}
 EXTRA = "assets.extra/tfft.json"
 OTHER_GRAPH = "the graph without signatures"
 EXPORTS = {
