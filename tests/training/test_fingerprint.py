@@ -4,6 +4,7 @@ import fcntl
 import os
 import resource
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from tfft import backbones, train
 from tfft.config import Source, parse
 from tfft.data import images
 from tfft.data.prepared import Request
+from tfft.data.targets import CLASS
 from tfft.distribute import strategies
 from tfft.distribute.launcher import find_free_ports
 from tfft.model import weight_file
@@ -160,9 +162,14 @@ def tiny_model():
 def test_top_5_accuracy_needs_six_classes():
     raw = {"data": {"train": "x.csv"}, "model": {"backbone": "hf:x"}}
     raw |= {"task": {"name": "image_classification"}, "train": {"metric": "top_5_accuracy"}}
-    setup.check_metric(parse(raw), [str(label) for label in range(6)])
+
+    def data(classes):
+        train = SimpleNamespace(targets=np.zeros(3, np.int32), kind=CLASS)
+        return SimpleNamespace(train=train, labels=[str(label) for label in range(classes)])
+
+    setup.check_metric(parse(raw), data(6))
     with pytest.raises(UserError, match=r"of 5 classes has accuracy, .*Received: 'top_5_accuracy'"):
-        setup.check_metric(parse(raw), list(np.arange(5).astype(str)))
+        setup.check_metric(parse(raw), data(5))
 
 
 def test_the_path_of_a_table_does_not_matter(config, tmp_path):
