@@ -21,7 +21,8 @@ def test_truncated_run_description_is_one_error(config, tmp_path):
     best.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     (best / "weights.safetensors").write_bytes(b"")
-    complete = json.dumps({"backbone": {}, "labels": ["a"], "fingerprint": "x", "trained": None})
+    description = {"backbone": {}, "labels": ["a"], "fingerprint": "x", "trained": None}
+    complete = json.dumps({**description, "fitted": {}})
     for text, reason in [
         (complete[:40], "model.json: not valid JSON"),
         ("[]", "model.json: must hold a JSON object"),
@@ -56,7 +57,11 @@ def test_truncated_export_is_one_error(tmp_path):
     for text, reason in [
         ('{"task": "text_cl', "tfft.json: not valid JSON"),
         ('{"task": "text_classification"}', "tfft.json: 'labels' is missing"),
-        ('{"task": "text_classification", "labels": ["a"]}', "not a SavedModel that TensorFlow"),
+        ('{"task": "text_classification", "labels": ["a"]}', "tfft.json: 'fitted' is missing"),
+        (
+            '{"task": "text_classification", "labels": ["a"], "fitted": {}}',
+            "not a SavedModel that TensorFlow",
+        ),
     ]:
         (extra / "tfft.json").write_text(text)
         code, _, err = run_command("predict", f"--export={tmp_path}")

@@ -58,6 +58,8 @@ def outcome(tmp_path_factory):
         "HOME": str(folders["home"]),
         "TMPDIR": str(folders["tmp"]),
         "TFFT_CACHE": str(folders["cache"]),
+        # Keras imports matplotlib, which caches the fonts that it finds.
+        "MPLCONFIGDIR": str(base / "matplotlib"),
         "PYTHONPATH": str(ROOT),
         "PYTHONDONTWRITEBYTECODE": "1",
     }

@@ -20,7 +20,6 @@ from tokenizers import (
 from tests.preprocess.test_parity import (
     HARD,
     KINDS,
-    VARIANTS,
     random_texts,
     real_lines,
     real_specs,
@@ -110,7 +109,8 @@ def character_tokenizer(normalizer, **options) -> str:
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(k, marks=pytest.mark.slow if k in VARIANTS else ()) for k in KINDS]
+    "kind",
+    [pytest.param(k, marks=pytest.mark.slow if k != "wordpiece" else ()) for k in KINDS],
 )
 def test_single_texts_and_pairs(kind):
     spec = trained(kind)
@@ -145,7 +145,7 @@ def test_steps_of_normalizers(normalizer):
     ("kind", "adds_space"),
     [
         ("bytes", True),
-        ("roberta", False),
+        pytest.param("roberta", False, marks=pytest.mark.slow),
         pytest.param("bytes", False, marks=pytest.mark.slow),
         pytest.param("roberta", True, marks=pytest.mark.slow),
     ],
@@ -236,6 +236,7 @@ def test_offsets_survive_a_saved_model(kind, tmp_path):
         assert outputs["ends"].numpy()[index, : len(host.ids)].tolist() == host.ends
 
 
+@pytest.mark.slow
 def test_hard_texts_with_real_vocabularies(vocabularies, tmp_path):
     texts = TEXTS + unicode_texts(300, 10)
     for spec in real_specs(vocabularies, tmp_path).values():
@@ -243,6 +244,7 @@ def test_hard_texts_with_real_vocabularies(vocabularies, tmp_path):
         assert_equal(spec, 17, texts, texts[::-1])
 
 
+@pytest.mark.slow
 def test_sampled_lines_of_real_data(real_data, vocabularies, tmp_path):
     """Check every 97th line of all text files, for the vocabularies of BERT, GPT-2 and T5."""
     lines = real_lines(real_data)[::97]

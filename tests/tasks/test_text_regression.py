@@ -51,7 +51,7 @@ def test_targets_are_standardised_and_answers_are_not():
     assert TASK.fit_targets(TextRegression(standardize=False), targets) == {}
 
 
-@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e4), (2000.0, 5.0), (1e9, 100.0)])
+@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e4), (2000.0, 5.0), (1e6, 100.0)])
 def test_numbers_are_compared_in_the_unit_of_their_scale(mean, scale):
     """Zero-centred numbers may differ by rounding; far from zero the mean does not pass."""
     logits = np.random.default_rng(0).normal(0, 1, (500, 1)).astype(np.float32)
