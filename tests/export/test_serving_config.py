@@ -164,7 +164,7 @@ def test_foreign_files_are_kept(tmp_path, capsys):
 def test_class_names_are_escaped_in_the_readme(exported):
     servable = replace(exported._servable, labels=["a", "<script>\n# Forged"])
     text = serving_config.readme("colours", servable, 1, Config([1], {"stable": 1}))
-    assert "Classes: a, &lt;script&gt; \\# Forged.\n" in text
+    assert "Labels: a, &lt;script&gt; \\# Forged.\n" in text
     assert "<script>" not in text and "\n# Forged" not in text
 
 

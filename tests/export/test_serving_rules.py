@@ -35,9 +35,7 @@ class Exports:
         # Any measurement: some of the sizes, with random rates.
         sizes = serving_config.SIZES[: self.random.randint(1, len(serving_config.SIZES))]
         rates = {size: self.random.uniform(1, 100) for size in (*sizes, 64)}
-        warmup_requests.write(
-            version, self.servable.inputs, ROWS, serving_config.warm_up_sizes(rates)
-        )
+        warmup_requests.write(version, self.servable, ROWS, serving_config.warm_up_sizes(rates))
         serving_config.write(self.folder, "colours", self.servable)
         return self.newest
 
@@ -237,9 +235,9 @@ def test_rules_reject_invalid_setups(tmp_path, exported):
     path.write_text(config.text("colours"))
     batching = "max_batch_size { value: 8 }\nallowed_batch_sizes: 1\nallowed_batch_sizes: 8\n"
     (exports.folder / serving_config.BATCHING).write_text(batching)
-    warmup_requests.write(exports.folder / "2", exported.inputs, ROWS, [32])
+    warmup_requests.write(exports.folder / "2", exported._servable, ROWS, [32])
     for version in "13":
-        warmup_requests.write(exports.folder / version, exported.inputs, ROWS, [8])
+        warmup_requests.write(exports.folder / version, exported._servable, ROWS, [8])
     server = Server(exports.folder)
     assert server.loaded == {1}
     assert "Task size 32 is larger than maximum input batch size 8" in server.failed[2]
