@@ -75,7 +75,7 @@ def test_gain_is_positive_for_a_better_value():
         for metric, direction in section.metrics.items()
         if direction == "min"
     }
-    assert lower_is_better == {"log_loss", "calibration_error"}
+    assert lower_is_better == {"log_loss", "calibration_error", "rmse", "mae"}
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
             if len(held_out):
                 splits[key], train = train.take(held_out), train.take(train_positions)
             else:
-                console.log(f"data.{key}: no group of rows has two, so none can be held out")
+                console.log(f"data.{key}: no class has two rows, so none can be held out")
         else:
             splits[key] = None
     result = Datasets(train, splits["validation"], splits["test"], names)
