@@ -9,7 +9,8 @@ from tfft.config.tasks import TextClassification
 from tfft.evaluation.metrics import softmax
 from tfft.spec import Backbone, HeadStyle
 from tfft.tasks import TASKS
-from tfft.tasks.classification import ClassificationHead, CrossEntropy, Pooling
+from tfft.tasks.classification import CrossEntropy
+from tfft.tasks.heads import ClassificationHead, Pooling
 from tfft.utils.errors import UserError
 
 TASK = TASKS["text_classification"]

@@ -11,68 +11,10 @@ from keras import ops
 from tfft.config import TaskConfig
 from tfft.evaluation import baselines, metrics
 from tfft.spec import Backbone, Details, Fitted, Matrix, Reliability, Section, Table, Task
+from tfft.tasks.heads import pooled_head
 from tfft.utils.errors import UserError, nearest
 
 MATRIX_CLASSES = 60  # classes in a confusion matrix; more are unreadable and make a huge page
-
-
-class Pooling(keras.layers.Layer):
-    """Pools features to one float32 vector [B, D] per row.
-
-    Args:
-        kind: `pooled` passes [B, D] through, `first` takes the first token of [B, T, D], `mean`
-            averages the tokens that are not padding. Also an attribute.
-    """
-
-    def __init__(self, kind: str, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.kind = kind
-
-    def call(self, features, mask=None):
-        """Pool [B, D] or [B, T, D], with mask [B, T] where rows are padded, to [B, D]."""
-        x = ops.cast(features, "float32")
-        if self.kind == "first":
-            return x[:, 0]
-        if self.kind == "mean" and mask is None:
-            return ops.mean(x, axis=1)
-        if self.kind == "mean":
-            # LiteRT does not support [:, :, None].
-            weights = ops.expand_dims(ops.cast(mask, "float32"), -1)
-            # A row of padding alone has no tokens to divide by.
-            return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
-        return x
-
-
-class ClassificationHead(keras.layers.Layer):
-    """An optional dense layer, dropout and a linear layer to the logits; all in float32.
-
-    Args:
-        classes: number of classes, C.
-        activation: activation of a dense layer D -> D before the logits; None for no such layer.
-        dropout: dropout rate before the logits.
-    """
-
-    def __init__(self, classes: int, activation: str | None, dropout: float, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self._activation = activation
-        self.logits = _dense(classes, None, "logits")
-        self.dense: keras.layers.Dense | None = None
-        self.dropout = keras.layers.Dropout(dropout, dtype="float32", name="dropout")
-
-    def build(self, shape):
-        """Create the dense layers for features of width `shape[-1]`."""
-        width = shape[-1]
-        if self._activation is not None:
-            self.dense = _dense(width, self._activation, "dense")
-            self.dense.build((None, width))
-        self.logits.build((None, width))
-        self.built = True
-
-    def call(self, x, training: bool = False):
-        """Compute logits [B, C] of features [B, D]."""
-        if self.dense is not None:
-            x = self.dense(x)
-        return self.logits(self.dropout(x, training=training))
 
 
 def target_distribution(y_true, y_pred):
@@ -84,14 +26,6 @@ def target_distribution(y_true, y_pred):
     if len(y_true.shape) == 2 and y_true.shape[-1] != 1:
         return ops.cast(y_true, "float32")
     return ops.one_hot(ops.cast(ops.reshape(y_true, [-1]), "int32"), ops.shape(y_pred)[-1])
-
-
-def _dense(width: int, activation: str | None, name: str) -> keras.layers.Dense:
-    # BERT's initialisation of its heads (Devlin et al. 2019, appendix A.2).
-    initializer = keras.initializers.TruncatedNormal(stddev=0.02)
-    return keras.layers.Dense(
-        width, activation=activation, kernel_initializer=initializer, dtype="float32", name=name
-    )
 
 
 class CrossEntropy(keras.losses.Loss):
@@ -166,47 +100,6 @@ class Classification(Task):
     def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Return `classify`."""
         return ("classify",)
-
-
-def pooled_head(
-    backbone: Backbone, pooling: str, dropout: float, outputs: int
-) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
-    """Build a head on one vector per row.
-
-    Args:
-        backbone: backbone whose features the head reads.
-        pooling: `pooled`, `first`, `mean`, or `auto` for that of the checkpoint.
-        dropout: dropout rate before the logits.
-        outputs: number of logits per row, C.
-
-    Returns:
-        A function: features by name and padding mask (or None) -> logits [B, C].
-
-    Raises:
-        UserError: the backbone lacks the feature that the pooling needs.
-    """
-    style = backbone.head_style
-    pooling = style.pooling if pooling == "auto" else pooling
-    feature = "pooled" if pooling == "pooled" else "sequence"
-    if feature not in backbone.features:
-        raise UserError(
-            f"task.pooling: the backbone has no {feature!r} feature; "
-            f"it has {', '.join(backbone.features)}: use first or mean"
-        )
-    # The checkpoint's dense layer was trained on the checkpoint's pooling.
-    activation = style.activation if pooling == style.pooling else None
-    pool = Pooling(pooling, name="pooling")
-    classification_head = ClassificationHead(outputs, activation, dropout, name="head")
-
-    def logits(
-        features: Mapping[str, keras.KerasTensor], mask: keras.KerasTensor | None
-    ) -> keras.KerasTensor:
-        pooling_input = features[feature]
-        return classification_head(
-            pool(pooling_input) if mask is None else pool(pooling_input, mask)
-        )
-
-    return logits
 
 
 class OneClass(Classification):

@@ -15,7 +15,7 @@ from keras import ops
 from tfft.config import tasks as task_sections
 from tfft.evaluation import baselines, regression_metrics
 from tfft.spec import Backbone, Details, Fitted, Scatter, Section, Table, Task
-from tfft.tasks.classification import pooled_head
+from tfft.tasks.heads import pooled_head
 
 MAX_PLOTS = 8  # scatter plots of predicted numbers
 PARTS = 4  # ranges of true numbers whose errors the report compares
