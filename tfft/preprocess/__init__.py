@@ -2,6 +2,8 @@
 
 Both give equal results, id for id and pixel for pixel. Tests check that, and export refuses to
 publish a model for which they differ.
+
+Importing it loads no TensorFlow; the first use of `ImageInputs` does.
 """
 
 from collections.abc import Sequence
@@ -11,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tfft.config import DataConfig, ModelConfig
 from tfft.preprocess import kerashub, tokenizer
-from tfft.preprocess.image import ImageInputs
 from tfft.preprocess.text import TextInputs
 from tfft.spec import ImageSpec
 from tfft.utils.reading import library_errors, read_json
@@ -20,7 +21,17 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
+    from tfft.preprocess.image import ImageInputs
+
 __all__ = ["ImageInputs", "Inputs", "TextInputs", "load", "restore"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "ImageInputs":
+        raise AttributeError(f"module 'tfft.preprocess' has no attribute {name!r}")
+    from tfft.preprocess.image import ImageInputs
+
+    return ImageInputs
 
 
 class Inputs(Protocol):
@@ -80,6 +91,8 @@ def load(
         spec: description of the backbone's tokenizer, if its graph comes with one.
     """
     if image_spec is not None:
+        from tfft.preprocess.image import ImageInputs
+
         # `data.resize` replaces the checkpoint's crop as well.
         changes = {} if data.resize is None else {"resize": data.resize, "crop_fraction": 1.0}
         return ImageInputs(replace(image_spec, **changes))
@@ -96,5 +109,7 @@ def restore(folder: Path) -> Inputs:
     settings = read_json(folder / "inputs.json")
     with library_errors(f"{folder}: the tokenizer or inputs.json cannot be read"):
         if "image_spec" in settings:
+            from tfft.preprocess.image import ImageInputs
+
             return ImageInputs.restore(settings)
         return TextInputs.restore(folder)

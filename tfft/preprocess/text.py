@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
+from tfft.preprocess import words
 from tfft.preprocess.offsets import LocatedTokens, byte_bounds
 from tfft.preprocess.tokenizer import load_tokenizer
 from tfft.utils.errors import UserError
@@ -132,6 +133,34 @@ class TextInputs:
                 LocatedTokens(encoding.ids, encoding.type_ids, truncated, starts, ends, sequence)
             )
         return result
+
+    def located_batch(
+        self, texts: Sequence[str]
+    ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Tokenise and pad texts, and locate their tokens.
+
+        Returns:
+            What `batch` returns; and `starts` and `ends` of the tokens in bytes without white
+            space, int32 [B, T], `first`, whether a token is the first of its word, bool [B, T], and
+            `text`, the texts as bytes [B].
+        """
+        rows = self.encode_with_offsets(texts)
+        shape = (len(rows), max((len(row.ids) for row in rows), default=0))
+        arrays = empty_batch(*shape, self.pad_id)
+        starts, ends = np.zeros((2, *shape), np.int32)
+        first = np.zeros(shape, bool)
+        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            length = len(row.ids)
+            arrays["token_ids"][index, :length] = row.ids
+            arrays["segment_ids"][index, :length] = row.segments
+            arrays["padding_mask"][index, :length] = 1
+            offsets = words.strip_offsets(text, row.starts, row.ends, row.sequence)
+            starts[index, :length], ends[index, :length] = offsets
+            first[index, :length] = words.first_tokens(
+                *offsets, row.sequence, words.word_starts(text)
+            )
+        encoded = np.array([text.encode() for text in texts], object)
+        return arrays, {"starts": starts, "ends": ends, "first": first, "text": encoded}
 
     def lengths(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[int]:
         """Return the number of tokens of each row without truncation, special tokens included."""

@@ -106,7 +106,8 @@ def to_characters(text: tf.Tensor, offsets: tf.Tensor) -> tf.Tensor:
         offsets: int32 [B, K], from 0 to the bytes of the text.
     """
     starts = _character_starts(text).to_tensor(default_value=tf.int32.max)  # [B, characters]
-    return tf.searchsorted(starts, tf.cast(offsets, tf.int32))
+    # Not `tf.searchsorted`, which fails without a row.
+    return tf.raw_ops.LowerBound(sorted_inputs=starts, values=tf.cast(offsets, tf.int32))
 
 
 def _character_starts(text: tf.Tensor) -> tf.RaggedTensor:

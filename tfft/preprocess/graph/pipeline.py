@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from tfft.preprocess.graph import codepoints, normalize, offsets, pack, ragged
+from tfft.preprocess.graph import codepoints, normalize, offsets, pack, ragged, words
 from tfft.preprocess.graph.aligned import AlignedText
 from tfft.preprocess.graph.bpe import ByteLevelBPE
 from tfft.preprocess.graph.unigram import Unigram
@@ -67,6 +67,22 @@ class GraphTokenizer(tf.Module):
             **pack.pack(a, b, template, self._max_length, self._pad_id),
             **pack.pack_offsets(offsets_a, offsets_b, template, self._max_length),
         }
+
+    def located(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Tokenise strings [B] and locate their tokens, as `TextInputs.located_batch` does.
+
+        Returns:
+            What `__call__` returns, and four more: `starts` and `ends` int32 [B, T], `first` bool
+            [B, T], `text` string [B].
+
+        Raises:
+            UserError: a part of the tokenizer has no form with offsets.
+        """
+        batch = self.with_offsets(text)
+        starts, ends, sequence = (batch.pop(name) for name in ("starts", "ends", "sequence"))
+        starts, ends = words.strip_offsets(text, starts, ends, sequence)
+        first = words.first_tokens(starts, ends, sequence, words.word_starts(text))
+        return {**batch, "starts": starts, "ends": ends, "first": first, "text": text}
 
     def _ids_and_offsets(
         self, raw: tf.Tensor
