@@ -58,7 +58,7 @@ def test_dataset_pads_tokens_and_keeps_weights(config):
     weights = np.array([1.0, 2.0, 3.0], np.float32)
     rows, row_weights = batches.Tokens(data.test, inputs.pad_id), weights[data.test.targets]
     num_rows = 0
-    dataset = batches.dataset(rows, data.test.targets, row_weights, plan)
+    dataset = batches.dataset(rows, batches.RowTargets(data.test.targets, row_weights), plan)
     for arrays, labels, weight in dataset:
         np.testing.assert_array_equal(weight, weights[labels])
         mask = arrays["padding_mask"].numpy()

@@ -195,7 +195,7 @@ def test_cached_pixels_equal_decoded_pixels(folder):
     for split in (cached, uncached):
         source = model_inputs.unaugmented_rows(split, INPUTS)
         weights = np.ones(len(split), np.float32)
-        dataset = batches.dataset(source, split.targets, weights, [batch])
+        dataset = batches.dataset(source, batches.RowTargets(split.targets, weights), [batch])
         (inputs, targets, _), *_ = list(dataset)
         np.testing.assert_array_equal(inputs["image"], pixels[0])
         np.testing.assert_array_equal(targets, split.targets[batch.positions])
@@ -211,8 +211,7 @@ def test_pixels_above_the_limit_are_not_cached(folder, monkeypatch):
     (inputs, _, _), *_ = list(
         batches.dataset(
             model_inputs.unaugmented_rows(split, INPUTS),
-            split.targets,
-            np.ones(18, np.float32),
+            batches.targets_of(split.targets),
             [batches.Batch(np.arange(4), 8)],
         )
     )

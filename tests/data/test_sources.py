@@ -161,7 +161,15 @@ def tfds_folder(tmp_path_factory):
 
         def _info(self):
             label = tfds.features.ClassLabel(names=["no", "yes"])
-            features = tfds.features.FeaturesDict({"text": tfds.features.Text(), "label": label})
+            text, tag = tfds.features.Text(), tfds.features.ClassLabel(names=["O", "B-A"])
+            features = tfds.features.FeaturesDict(
+                {
+                    "text": text,
+                    "label": label,
+                    "tokens": tfds.features.Sequence(text),
+                    "tags": tfds.features.Sequence(tag),
+                }
+            )
             return self.dataset_info_from_configs(features=features, disable_shuffling=True)
 
         def _split_generators(self, _):
@@ -169,7 +177,8 @@ def tfds_folder(tmp_path_factory):
 
         def _generate_examples(self, count):
             for i in range(count):
-                yield i, {"text": f"row {i} é", "label": i % 2}
+                tags = {"tokens": ["é"] * i, "tags": ["O", "B-A"] * (i // 2) + ["O"] * (i % 2)}
+                yield i, {"text": f"row {i} é", "label": i % 2, **tags}
 
     folder = tmp_path_factory.mktemp("tfds")
     Colours(data_dir=folder).download_and_prepare()
@@ -180,6 +189,8 @@ def test_tfds(tfds_folder):
     source = Source(source="tfds", path="colours", data_dir=str(tfds_folder))
     rows = read(source)
     assert [row.values for row in rows][:2] == [("row 0 é", "no"), ("row 1 é", "yes")]
+    lists = list(sources.SOURCES["tfds"](source, ("tokens", "tags"), "data.train"))
+    assert lists[3].values == (["é"] * 3, ["O", "B-A", "O"]) and lists[0].values == ([], [])
     part = source.model_copy(update={"split": "train[:50%]"})
     assert len(read(part)) == 3
     with pytest.raises(UserError, match="no column 'txt' in the header; did you mean 'text'"):

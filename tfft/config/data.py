@@ -1,7 +1,7 @@
 """Section `data`: the sources of the rows, their columns and their splits."""
 
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
@@ -16,7 +16,9 @@ SUFFIXES = {
     ".jsonl": "jsonl",
     ".parquet": "parquet",
     ".npz": "npz",
+    ".conll": "conll",
 }
+CONLL_COLUMNS: Mapping[str, int] = {"text": 0, "label": -1}  # tokens first, tags last
 
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
@@ -32,13 +34,13 @@ class Source(Section):
 
     model_config = ConfigDict(json_schema_extra=_allow_shorthand)
 
-    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz"]
+    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz", "conll"]
     path: str | list[str] = Field(
         description="a path, a glob, or a list of them; tfds: the name of the data set"
     )
     split: str | None = Field(None, description="tfds only: split, e.g. train[:80%]")
     data_dir: str | None = Field(None, description="tfds only: folder of prepared data sets")
-    encoding: str = Field("utf-8", description="encoding of csv, tsv and jsonl files")
+    encoding: str = Field("utf-8", description="encoding of csv, tsv, jsonl and conll files")
     quoting: bool | None = Field(
         None, description="whether cells may be quoted; default: on for csv, off for tsv"
     )
@@ -102,7 +104,8 @@ class DataConfig(Section):
     validation: Split | None = Fraction(fraction=0.1)
     test: Split | None = None
     text: str | int = Field(
-        "text", description="column: a name, or a number in files without a header"
+        "text",
+        description="column: a name, or a number in files without a header; conll: the first one",
     )
     text_pair: str | int | None = Field(None, description="column of the second text of a pair")
     image: str | int = Field(
@@ -110,7 +113,8 @@ class DataConfig(Section):
     )
     label: str | int | list[str | int] = Field(
         "label",
-        description="column of the label; for predicted numbers also a list of columns",
+        description="column of the label; for predicted numbers also a list of columns; conll: the "
+        "last one",
     )
     label_separator: str = Field(
         "|", min_length=1, description="separator of the labels of a row, in multi-label tasks"
@@ -140,6 +144,14 @@ class DataConfig(Section):
         """The target columns: one, or several of predicted numbers."""
         return tuple(self.label) if isinstance(self.label, list) else (self.label,)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _conll_columns(cls, value: Any) -> Any:
+        """Set the columns of CoNLL files, which have no names, unless the config sets them."""
+        if isinstance(value, dict) and _is_conll(value.get("train")):
+            return {**CONLL_COLUMNS, **value}
+        return value
+
     @model_validator(mode="after")
     def _labels_differ(self) -> "DataConfig":
         if self.label == []:
@@ -147,6 +159,13 @@ class DataConfig(Section):
         if isinstance(self.labels, list):
             check_labels(self.labels)
         return self
+
+
+def _is_conll(source: Any) -> bool:
+    """Return whether a source, as it is written in the config, consists of CoNLL files."""
+    if isinstance(source, str):
+        return SUFFIXES.get(PurePath(source).suffix.lower()) == "conll"
+    return isinstance(source, dict) and source.get("source") == "conll"
 
 
 def look_alike(labels: Iterable[str]) -> tuple[str, str] | None:

@@ -1,5 +1,6 @@
 """Readers of parquet files, npz files, TFDS datasets and folders of images."""
 
+import json
 import math
 import os
 import threading
@@ -76,6 +77,37 @@ def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
                     if not types.is_struct(field.type) and "binary" not in str(field.type)
                 ]
     return names, rows
+
+
+def parquet_item_names(source: Source, key: str) -> dict[str, list[str]]:
+    """Return the class names that Hugging Face's `datasets` declares for the numbers in lists.
+
+    They are in the metadata of the schema: `{"info": {"features": {COLUMN: {"feature": {"names":
+    [...]}}}}}`, or `[{"names": [...]}]` for a column.
+
+    Args:
+        source: the files; the first one is read.
+        key: the source's key in the config, for errors.
+
+    Returns:
+        Column -> names, without the columns that have none.
+    """
+    library = require("pyarrow.parquet", "parquet")
+    path = source_files(source, key)[0]
+    with library_errors(f"{path}: not a parquet file"):
+        metadata = library.ParquetFile(path).schema_arrow.metadata or {}
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+    except (KeyError, TypeError, ValueError, RecursionError):  # written by another program
+        return {}
+    names = {}
+    for column, feature in features.items() if isinstance(features, dict) else ():
+        items = feature.get("feature") if isinstance(feature, dict) else feature
+        item = items[0] if isinstance(items, list) and items else items
+        declared = item.get("names") if isinstance(item, dict) else None
+        if isinstance(declared, list) and all(isinstance(name, str) for name in declared):
+            names[column] = declared
+    return names
 
 
 def tfds(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
@@ -167,6 +199,9 @@ _PATCH_LOCK = threading.Lock()
 
 
 def _tfds_cell(feature: Any, value: Any) -> Any:
+    if getattr(value, "ndim", 0) == 1:  # a sequence
+        item = getattr(feature, "feature", None)
+        return [_tfds_cell(item, part) for part in value]
     if type(feature).__name__ == "Image":
         return bytes(value)
     if hasattr(feature, "int2str") and getattr(feature, "num_classes", None):

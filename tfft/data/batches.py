@@ -14,6 +14,7 @@ import tensorflow as tf
 from keras import tree
 
 from tfft.data.splits import Dataset
+from tfft.utils.ragged import Ragged
 
 STACK_SIZE = 16  # batches of equal shapes that one call into Python hands to tf.data, at most
 # Every width is a multiple of it: tensor cores and vector units run fastest on such shapes.
@@ -212,6 +213,79 @@ class Tokens(PythonRows):
         return {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
 
 
+class Targets(Protocol):
+    """The targets of a split's rows and their weights in the loss, batch by batch."""
+
+    def arrays(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets [B, ...] and float32 weights, [B] or [B, width], of a batch."""
+
+    def spec(self, rows: int | None, width: int | None) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """Return the shapes and types of `arrays`; the arguments are those of `Rows.spec`."""
+
+
+@dataclass(frozen=True)
+class RowTargets:
+    """A target and a weight for each row (a `Targets`).
+
+    Attributes:
+        targets: [N, ...].
+        weights: float32 [N].
+    """
+
+    targets: np.ndarray
+    weights: np.ndarray
+
+    def arrays(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return targets [B, ...] and weights [B]."""
+        return self.targets[batch.positions], self.weights[batch.positions]
+
+    def spec(self, rows: int | None, width: int | None) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """Return the shapes and types of `arrays`."""
+        return (
+            tf.TensorSpec([rows, *self.targets.shape[1:]], self.targets.dtype),
+            tf.TensorSpec([rows], tf.float32),
+        )
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """A target for each token, or none: -1 (a `Targets`).
+
+    Attributes:
+        targets: of the tokens of each row, int32.
+    """
+
+    targets: Ragged
+
+    def arrays(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        """Return targets, int32 [B, width], and weights, 1 where there is a target, [B, width]."""
+        shape = (len(batch.positions), batch.width)
+        values, (indices, rows) = (
+            np.full(shape, -1, np.int32),
+            self.targets.indices(batch.positions),
+        )
+        columns = indices - self.targets.starts[batch.positions][rows]
+        values[rows, columns] = self.targets.values[indices]
+        return np.maximum(values, 0), (values >= 0).astype(np.float32)
+
+    def spec(self, rows: int | None, width: int | None) -> tuple[tf.TensorSpec, tf.TensorSpec]:
+        """Return the shapes and types of `arrays`."""
+        return tf.TensorSpec([rows, width], tf.int32), tf.TensorSpec([rows, width], tf.float32)
+
+
+def targets_of(targets: Any, weights: np.ndarray | None = None) -> Targets:
+    """Return targets batch by batch.
+
+    Args:
+        targets: of the rows, [N, ...], or of their tokens (`Ragged`).
+        weights: of the rows, [N]; None: all are 1. Tokens have none.
+    """
+    if isinstance(targets, Ragged):
+        return TokenTargets(targets)
+    ones = np.ones(len(targets), np.float32)
+    return RowTargets(targets, ones if weights is None else weights.astype(np.float32))
+
+
 @dataclass(frozen=True)
 class Sharding:
     """How each batch is sharded: replica r takes the r-th part, and this worker reads its own.
@@ -233,18 +307,16 @@ class Sharding:
 
 def dataset(
     rows: Rows,
-    targets: np.ndarray,
-    weights: np.ndarray,
+    targets: Targets,
     batches: Iterable[Batch],
     sharding: Sharding | None = None,
     shape: tuple[int | None, int | None] = (None, None),
 ) -> tf.data.Dataset:
-    """Return batches as a `tf.data.Dataset` of (inputs, targets [B, ...], weights [B]), prefetched.
+    """Return batches as a `tf.data.Dataset` of (inputs, targets, weights), prefetched.
 
     Args:
         rows: the inputs.
-        targets: of all rows of the split, [N] or [N, ...].
-        weights: of all rows, float32 [N].
+        targets: of all rows of the split, with their weights.
         batches: iterated once for each pass over the dataset.
         sharding: the parts of each batch to read; default: the complete batch.
         shape: (rows, width) of all elements where XLA needs static shapes (TPU). Smaller batches
@@ -252,17 +324,12 @@ def dataset(
             is unchanged.
     """
     static_rows = shape[0]
-    inputs = rows.raw_spec(*shape)
-    source = _Source(rows, targets, weights, batches, sharding or Sharding(), static_rows, inputs)
+    spec = (rows.raw_spec(*shape), *targets.spec(*shape))
+    source = _Source(rows, targets, batches, sharding or Sharding(), static_rows, spec)
     # TensorFlow keeps each Python function of a graph, and all that it refers to, alive until the
     # process ends (`ops.script_ops`). So the generator refers to the source weakly; the dataset
     # owns the source, and an iterator owns its dataset.
     source_ref = weakref.ref(source)
-    spec = (
-        inputs,
-        tf.TensorSpec([static_rows, *targets.shape[1:]], targets.dtype),
-        tf.TensorSpec([static_rows], tf.float32),
-    )
     # Nothing here is tunable, and the autotuner's thread delays the end of an iterator by a minute.
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -297,22 +364,16 @@ class _Source:
     """
 
     rows: Rows
-    targets: np.ndarray
-    weights: np.ndarray
+    targets: Targets
     batches: Iterable[Batch]
     sharding: Sharding
     static_rows: int | None
-    spec: dict[str, tf.TensorSpec]
+    spec: tuple[dict[str, tf.TensorSpec], tf.TensorSpec, tf.TensorSpec]
 
     def __iter__(self) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]]:
         for batch in self.batches:
             for part in self.sharding.shards(batch):
-                positions = part.positions
-                element = (
-                    self.rows.raw_arrays(part),
-                    self.targets[positions],
-                    self.weights[positions],
-                )
+                element = (self.rows.raw_arrays(part), *self.targets.arrays(part))
                 if self.static_rows is None:
                     yield element
                 else:
@@ -343,7 +404,7 @@ def _stack(elements: Iterator[Any]) -> Iterator[Any]:
 def _pad_to_shape(
     element: tuple[dict[str, np.ndarray], np.ndarray, np.ndarray],
     pad_id: int,
-    spec: dict[str, tf.TensorSpec],
+    spec: tuple[dict[str, tf.TensorSpec], tf.TensorSpec, tf.TensorSpec],
     static_rows: int,
     factor: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
@@ -352,17 +413,14 @@ def _pad_to_shape(
     Args:
         element: (inputs, targets, weights).
         pad_id: fills up `token_ids`; everything else is filled with 0.
-        spec: static shapes of the inputs.
+        spec: static shapes of the element.
         static_rows: rows of the result.
         factor: multiplies the weights, so that the mean over the padded rows stays the same.
     """
     inputs, targets, weights = element
-    missing = static_rows - len(weights)
     padded = {}
     for name, value in inputs.items():
-        paddings = [
-            (0, target - size) for size, target in zip(value.shape, spec[name].shape, strict=True)
-        ]
+        paddings = _paddings(value, spec[0][name])
         if value.dtype == object:  # encoded images: repeat the last one, since 0 cannot be decoded
             padded[name] = np.pad(value, paddings, mode="edge")
         else:
@@ -375,6 +433,11 @@ def _pad_to_shape(
         padded["padding_mask"][len(weights) :, 0] = 1
     return (
         padded,
-        np.pad(targets, [(0, missing), *[(0, 0)] * (targets.ndim - 1)]),
-        np.pad(weights * np.float32(factor), (0, missing)),
+        np.pad(targets, _paddings(targets, spec[1])),
+        np.pad(weights * np.float32(factor), _paddings(weights, spec[2])),
     )
+
+
+def _paddings(value: np.ndarray, spec: tf.TensorSpec) -> list[tuple[int, int]]:
+    """Return how much an array lacks at the end of each axis."""
+    return [(0, target - size) for size, target in zip(value.shape, spec.shape, strict=True)]

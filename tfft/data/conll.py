@@ -78,6 +78,19 @@ def conll(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         yield from sentences(path, [int(c) for c in columns], source.encoding)
 
 
+def width(source: Source, key: str) -> int:
+    """Return the number of columns of CoNLL files, that of the first token line.
+
+    Args:
+        source: the files; the first one is read.
+        key: the source's key in the config, for errors.
+
+    Raises:
+        UserError: the file cannot be decoded or is empty.
+    """
+    return _layout(source_files(source, key)[0], (), source.encoding).width
+
+
 def sentences(
     path: Path,
     columns: Sequence[int] = TOKEN_AND_TAG,

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfft.config import Config, DataConfig, Fraction, Source
-from tfft.data import images, sources, targets, texts
+from tfft.data import images, sources, texts
+from tfft.data.kinds import KINDS
 from tfft.data.prepared import Request, default_cache
 from tfft.data.splits import Dataset, stratified
+from tfft.data.targets import Targets
 from tfft.preprocess import ImageInputs, Inputs
 from tfft.utils import console
 
@@ -47,7 +49,7 @@ class DatasetSettings:
     Attributes:
         seed: of the splits.
         labels: names of a checkpoint's outputs; they take precedence over the config's.
-        targets: the kind of targets, a key of `targets.KINDS`.
+        targets: the kind of targets, a key of `kinds.KINDS`.
         full_images: whether images are needed at full size, not only at the model's size.
     """
 
@@ -75,7 +77,12 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
     builder = _DatasetBuilder(config, inputs, settings)
     # The training source comes first: it decides the classes.
     prepared = builder.prepare("train", config.train)
-    names = builder.targets.names(config, settings.labels, prepared)
+    names = builder.targets.names(
+        config,
+        settings.labels,
+        prepared,
+        lambda label: builder.location_of(label, "train", config.train),
+    )
     train = builder.dataset(prepared, names, "train", config.train)
     splits: dict[str, Dataset | None] = {}
     for key in ("test", "validation"):
@@ -125,9 +132,9 @@ def build_request(
         key: names the split of the source in the section `data`.
         source: the files.
         inputs: the preprocessing, which names the columns.
-        kind: the kind of targets, a key of `targets.KINDS`.
+        kind: the kind of targets, a key of `kinds.KINDS`.
     """
-    request_targets = targets.KINDS[kind](config)
+    request_targets = KINDS[kind](config)
     row_columns = columns(config, inputs)
     return Request(source, row_columns, f"data.{key}", config.on_bad_row, request_targets)
 
@@ -148,9 +155,9 @@ class _DatasetBuilder:
     settings: DatasetSettings
 
     @property
-    def targets(self) -> targets.Targets:
+    def targets(self) -> Targets:
         """The kind of targets."""
-        return targets.KINDS[self.settings.targets](self.config)
+        return KINDS[self.settings.targets](self.config)
 
     def prepare(self, key: str, source: Source) -> texts.PreparedTexts | images.PreparedImages:
         """Return the prepared set of a source; `key` names its split."""
@@ -200,6 +207,15 @@ def _log_summary(datasets: Datasets) -> None:
     console.log(f"data: {', '.join(sizes)}; {len(datasets.labels)} {datasets.train.kind.noun}")
     if 2 * len(datasets.labels) > len(datasets.train) and len(datasets.train) > 20:
         console.log("data: hardly more training rows than labels; is data.label right?")
+    for name in ("train", "validation", "test"):
+        split = getattr(datasets, name)
+        if split is not None and split.kind.of_words:
+            cut = int(((split.word_tokens.values == -1) & (split.targets.values > 0)).sum())
+            if cut:
+                console.log(
+                    f"data: {cut:,} words of entities in {name} have no token, most of them beyond "
+                    "max_length; they count as missed"
+                )
     # Splits that were held out share one prepared set.
     for prepared in {id(s.prepared): s.prepared for s in datasets.splits()}.values():
         if prepared.bad:

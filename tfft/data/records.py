@@ -107,14 +107,14 @@ def check_column_indices(indices: Sequence[int], width: int, place: str) -> None
 
 
 def row_from_mapping(record: Mapping[str, Any], columns: Columns, place: str) -> Row | BadRow:
-    """Return the requested cells of an object, as text, or a bad row."""
-    cells = []
+    """Return the requested cells of an object: lists and objects as they are, others as text."""
+    cells: list[Any] = []
     for column in columns:
         if column not in record:
             return BadRow(place, f"no key {column!r}{nearest(column, record)}")
         cell = record[column]
-        if isinstance(cell, list) and all(type(c) in (str, int) for c in cell):
-            cells.append(LABEL_SEPARATOR.join(map(str, cell)))
+        if isinstance(cell, list | Mapping):
+            cells.append(cell)
             continue
         # A bool is an int in Python.
         if isinstance(cell, bool) or not isinstance(cell, str | int | float):
@@ -124,6 +124,20 @@ def row_from_mapping(record: Mapping[str, Any], columns: Columns, place: str) ->
             return BadRow(place, f"{column!r} is {cell}, as a missing value may be written")
         cells.append(str(cell))
     return Row(place, tuple(cells))
+
+
+def with_texts(row: Row, columns: Columns) -> Row | BadRow:
+    """Return a row whose cells are texts, or bytes; a list of labels is joined."""
+    cells = []
+    for column, cell in zip(columns, row.values, strict=True):
+        if isinstance(cell, list | tuple) and all(type(c) in (str, int) for c in cell):
+            cells.append(LABEL_SEPARATOR.join(map(str, cell)))
+        elif isinstance(cell, str | bytes):
+            cells.append(cell)
+        else:
+            kind = type(cell).__name__
+            return BadRow(row.place, f"{column!r} is {kind}; text or a number is expected")
+    return Row(row.place, tuple(cells))
 
 
 def is_not_finite(value: Any) -> bool:

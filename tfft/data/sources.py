@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tfft.config import Source
-from tfft.data import array_files, text_files
+from tfft.data import array_files, conll, text_files
 from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, source_files
 from tfft.data.targets import CLASS, Targets
 from tfft.utils.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
@@ -39,6 +39,7 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
         "tfds": array_files.tfds,
         "images": array_files.images,
         "npz": array_files.npz,
+        "conll": conll.conll,
     }
 )
 
@@ -57,6 +58,8 @@ def read(
     # A path may hold any bytes, so it is not checked as text.
     first_checked = 1 if source.source == "images" else 0
     for row in SOURCES[source.source](source, columns, key):
+        if isinstance(row, Row):
+            row = targets.read(row, columns)
         yield _check_row(row, columns, targets, first_checked) if isinstance(row, Row) else row
 
 
@@ -94,10 +97,10 @@ def with_image_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
 
 
 def _check_row(row: Row, columns: Columns, targets: Targets, first_checked: int) -> Row | BadRow:
-    """Return the row, or a bad row if one of its text columns cannot be used."""
+    """Return the row, or a bad row if one of its columns cannot be used."""
     first_target = len(columns) - targets.width
     for index, (column, value) in enumerate(zip(columns, row.values, strict=True)):
-        if isinstance(value, bytes) or index < first_checked:
+        if not isinstance(value, str) or index < first_checked:
             continue
         if len(value) > LONGEST_TEXT:
             reason = f"has {len(value):,} characters; at most {LONGEST_TEXT:,} are read"

@@ -9,6 +9,7 @@ import numpy as np
 from tfft.data.images import PreparedImages
 from tfft.data.targets import Targets
 from tfft.data.texts import PreparedTexts
+from tfft.utils.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -18,13 +19,14 @@ class Dataset:
     Attributes:
         prepared: the prepared set; several splits may share one.
         rows: indices into the set, [N].
-        targets: what the model is to predict, [N, ...], as `kind` says.
+        targets: what the model is to predict, as `kind` says: an array [N, ...], or `Ragged` with
+            an entry for each word.
         kind: the kind of targets.
     """
 
     prepared: PreparedTexts | PreparedImages
     rows: np.ndarray
-    targets: np.ndarray
+    targets: Any
     kind: Targets
 
     def __len__(self) -> int:
@@ -34,6 +36,40 @@ class Dataset:
     def lengths(self) -> np.ndarray:
         """Number of tokens of each row, [N]; the same for all rows if they are images."""
         return self.prepared.lengths[self.rows]
+
+    @property
+    def token_words(self) -> Ragged:
+        """The word of each token of each row, int32; -1 for special tokens."""
+        return self._rows_of(self.prepared.token_words)
+
+    @property
+    def token_begins(self) -> Ragged:
+        """Whether each token begins a word as serving divides texts, uint8."""
+        return self._rows_of(self.prepared.token_begins)
+
+    @property
+    def word_tokens(self) -> Ragged:
+        """The first token of each word of each row, int32; see `words.tokens_of_words`."""
+        return self._rows_of(self.prepared.word_tokens)
+
+    def _rows_of(self, ragged: Ragged) -> Ragged:
+        # A split of all rows copies nothing.
+        is_all = np.array_equal(self.rows, np.arange(self.prepared.rows))
+        return ragged if is_all else ragged[self.rows]
+
+    def words(self, position: int) -> list[str]:
+        """Return the words of the row at a position, each up to the next one, without spaces."""
+        text = self.raw_row(position)[0].encode("utf-8", "surrogatepass")
+        starts = self.prepared.word_starts[int(self.rows[position])]
+        ends = [*starts[1:], len(text)]
+        parts = (text[start:end] for start, end in zip(starts, ends, strict=True))
+        return [part.decode("utf-8", "replace").rstrip() for part in parts]
+
+    def constant(self, logits: np.ndarray) -> Any:
+        """Return the same logits [C] for each row, [N, C], or for each word (`Ragged`)."""
+        if isinstance(self.targets, Ragged):
+            return self.targets.with_values(np.tile(logits, (len(self.targets.values), 1)))
+        return np.tile(logits, (len(self), 1))
 
     def raw_row(self, position: int) -> tuple[Any, ...]:
         """Return the raw values of the row at a position: texts, or an image path or bytes."""

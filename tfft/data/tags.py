@@ -27,7 +27,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tfft.utils.errors import UserError, nearest
 
@@ -79,13 +79,26 @@ def detect(rows: Iterable[tuple[str, Sequence[str]]]) -> str:
         UserError: a prefix belongs to no scheme, prefixes of two schemes are mixed, or only some
             tags have one.
     """
-    places: dict[str, str] = {}  # tag -> place of the first row that has it
+    places: dict[str, str] = {}
     neighbours: Counter[tuple[str, str]] = Counter()
     for place, tags in rows:
         for tag in tags:
             places.setdefault(tag, place)
         neighbours.update(zip((OUTSIDE, *tags), tags, strict=False))
-    places.pop(OUTSIDE, None)
+    return scheme_of(places, neighbours)
+
+
+def scheme_of(places: Mapping[str, str], neighbours: Mapping[tuple[str, str], int]) -> str:
+    """Return the scheme of tags, as `detect` does, from their counts.
+
+    Args:
+        places: tag -> place of the first row that has it.
+        neighbours: (tag, next tag) -> how often it occurs; `O` precedes the first tag of a row.
+
+    Raises:
+        UserError: see `detect`.
+    """
+    places = {tag: place for tag, place in places.items() if tag != OUTSIDE}
     if not places:
         return "IOB2"
     prefixed = {tag: match for tag in places if (match := _PREFIXED.fullmatch(tag))}
@@ -260,6 +273,11 @@ def names(types: Iterable[str]) -> list[str]:
     Tag 0 is O; tag 2 t + 1 begins and tag 2 t + 2 continues an entity of type t.
     """
     return [OUTSIDE, *(f"{prefix}-{name}" for name in sorted(set(types)) for prefix in "BI")]
+
+
+def inside(ids: Any) -> Any:
+    """Return the ids of the tags that continue what an array of tag ids is in: I-x for B-x."""
+    return ids + (ids % 2 == 1)
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,13 @@ The target columns are the last ones of a row. A task names its kind of targets 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tfft.config import DataConfig
 from tfft.config.data import check_labels, format_label, look_alike
-from tfft.data.records import LABEL_SEPARATOR, Row
+from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, with_texts
 from tfft.utils import console
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import expanded, is_file, read_text
@@ -34,17 +33,22 @@ class Targets(Protocol):
 
     Attributes:
         width: number of target columns.
+        of_words: whether each word of a text has a target.
         files: files of a prepared set that `write` fills.
         settings: plain data that the stored targets depend on, for cache keys.
         noun: names several outputs of the model, such as `classes`.
     """
 
     width: int
+    of_words: bool
     files: tuple[str, ...]
     settings: list[Any]
     noun: str
 
-    def labels(self, value: str) -> list[str]:
+    def read(self, row: Row, columns: Columns) -> Row | BadRow:
+        """Return a row of a source with its text and the targets as `write` takes them."""
+
+    def labels(self, value: Any) -> Sequence[str]:
         """Return the parts of a cell that a row is located by."""
 
     def problem(self, value: str) -> str | None:
@@ -54,7 +58,11 @@ class Targets(Protocol):
         """Append the targets of some rows to a prepared set."""
 
     def names(
-        self, config: DataConfig, stored: Sequence[str] | None, prepared: "Prepared"
+        self,
+        config: DataConfig,
+        stored: Sequence[str] | None,
+        prepared: "Prepared",
+        locate: Locate,
     ) -> tuple[str, ...]:
         """Return the names of the model's outputs.
 
@@ -62,6 +70,7 @@ class Targets(Protocol):
             config: section `data`.
             stored: names in a checkpoint or run; None without one.
             prepared: the training rows.
+            locate: cell of a target column -> place of its first row.
 
         Raises:
             UserError: the names do not fit the config.
@@ -69,8 +78,8 @@ class Targets(Protocol):
 
     def array(
         self, prepared: "Prepared", names: Sequence[str], config: DataConfig, locate: Locate
-    ) -> np.ndarray:
-        """Return the targets of a prepared set, [rows, ...].
+    ) -> Any:
+        """Return the targets of a prepared set: an array [rows, ...], or `Ragged`.
 
         Raises:
             UserError: a target is none of `names`.
@@ -83,13 +92,13 @@ class Targets(Protocol):
             UserError: there are too few.
         """
 
-    def groups(self, targets: np.ndarray) -> np.ndarray:
+    def groups(self, targets: Any) -> np.ndarray:
         """Return an integer for each row, [N]: splits hold out the same share of each."""
 
-    def text(self, target: np.ndarray, names: Sequence[str]) -> str:
+    def text(self, target: Any, names: Sequence[str]) -> str:
         """Return the target of one row as text."""
 
-    def summary(self, targets: np.ndarray, names: Sequence[str]) -> dict[str, int | float]:
+    def summary(self, targets: Any, names: Sequence[str]) -> dict[str, int | float]:
         """Return statistics of a split's targets by name."""
 
 
@@ -98,6 +107,7 @@ class ClassTargets:
     """Exactly one class in each row: class ids, int32 [N]."""
 
     width = 1
+    of_words = False
     files = ("labels", "label_ends")
     noun = "classes"
 
@@ -105,6 +115,10 @@ class ClassTargets:
     def settings(self) -> list[Any]:
         """Plain data that the stored targets depend on."""
         return ["classes"]
+
+    def read(self, row: Row, columns: Columns) -> Row | BadRow:
+        """Return the row with its cells as texts; a list of labels is joined."""
+        return with_texts(row, columns)
 
     def labels(self, value: str) -> list[str]:
         """Return the labels in a cell."""
@@ -122,10 +136,14 @@ class ClassTargets:
         writer.put_ragged("label", [np.array(row_ids, np.int32) for row_ids in ids])
 
     def names(
-        self, config: DataConfig, stored: Sequence[str] | None, prepared: "Prepared"
+        self,
+        config: DataConfig,
+        stored: Sequence[str] | None,
+        prepared: "Prepared",
+        locate: Locate,
     ) -> tuple[str, ...]:
         """Return the stored or configured class names, or those of the training rows."""
-        return tuple(stored or _configured_labels(config) or prepared.names)
+        return tuple(stored or configured_labels(config) or prepared.names)
 
     def array(
         self, prepared: "Prepared", names: Sequence[str], config: DataConfig, locate: Locate
@@ -141,7 +159,7 @@ class ClassTargets:
         self, prepared: "Prepared", names: Sequence[str], config: DataConfig, locate: Locate
     ) -> np.ndarray:
         """Return the class id of each of the prepared names, int32."""
-        _check_distinct(prepared.names, locate)
+        check_distinct(prepared.names, locate)
         ids = {name: i for i, name in enumerate(names)}
         # With `data.labels`, a number that is not itself a name is an index into the names.
         has_labels = config.labels is not None
@@ -248,6 +266,7 @@ class NumberTargets:
     """
 
     width: int = 1
+    of_words = False
     files = ("numbers",)
     noun = "numbers"
 
@@ -255,6 +274,10 @@ class NumberTargets:
     def settings(self) -> list[Any]:
         """Plain data that the stored targets depend on."""
         return ["numbers", self.width]
+
+    def read(self, row: Row, columns: Columns) -> Row | BadRow:
+        """Return the row with its cells as texts."""
+        return with_texts(row, columns)
 
     def labels(self, value: str) -> list[str]:
         """Return the cell."""
@@ -278,7 +301,11 @@ class NumberTargets:
         writer.put("numbers", np.array(numbers, np.float32))
 
     def names(
-        self, config: DataConfig, stored: Sequence[str] | None, prepared: "Prepared"
+        self,
+        config: DataConfig,
+        stored: Sequence[str] | None,
+        prepared: "Prepared",
+        locate: Locate,
     ) -> tuple[str, ...]:
         """Return the names of the target columns.
 
@@ -331,17 +358,9 @@ class NumberTargets:
 
 
 CLASS = ClassTargets()
-# `TaskSection.targets` -> the kind of targets, from the section `data`.
-KINDS: Mapping[str, Callable[[DataConfig], Targets]] = MappingProxyType(
-    {
-        "class": lambda config: CLASS,
-        "labels": lambda config: LabelTargets(config.label_separator),
-        "numbers": lambda config: NumberTargets(len(config.label_columns)),
-    }
-)
 
 
-def _check_distinct(names: Sequence[str], locate: Locate) -> None:
+def check_distinct(names: Sequence[str], locate: Locate) -> None:
     """Refuse labels that look the same but differ.
 
     Raises:
@@ -355,7 +374,12 @@ def _check_distinct(names: Sequence[str], locate: Locate) -> None:
         )
 
 
-def _configured_labels(config: DataConfig) -> list[str] | None:
+def configured_labels(config: DataConfig) -> list[str] | None:
+    """Return the names in `data.labels` or its file; None if the config sets none.
+
+    Raises:
+        UserError: the file does not exist, or its names are not two different ones at least.
+    """
     if not isinstance(config.labels, str):
         return config.labels
     path = expanded(config.labels)

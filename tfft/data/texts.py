@@ -12,8 +12,10 @@ import numpy as np
 from tfft.data import sources
 from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, write_once
 from tfft.data.sources import BadRow, Row
-from tfft.preprocess import TextInputs
+from tfft.preprocess import TextInputs, words
+from tfft.preprocess.offsets import LocatedTokens
 from tfft.utils import console
+from tfft.utils.ragged import Ragged
 from tfft.utils.reading import LONGEST_TEXT
 
 VERSION = 5  # of the format: raise it when the files written below change
@@ -56,6 +58,28 @@ class PreparedTexts(Prepared):
         return self._ids[start:stop], self._segments[start:stop]
 
     @cached_property
+    def word_starts(self) -> Ragged:
+        """The byte at which each word of each row begins, int32; for tags of words."""
+        ends = np.array(self.map("label_ends", np.int64))
+        return Ragged(np.array(self.map("word_starts", np.int32)), ends)
+
+    @cached_property
+    def token_words(self) -> Ragged:
+        """The word of each token of each row, int32; -1 for special tokens."""
+        return Ragged(self.map("token_words", np.int32), np.array(self._ends))
+
+    @cached_property
+    def token_begins(self) -> Ragged:
+        """Whether each token begins a word as serving divides texts, uint8."""
+        return Ragged(self.map("token_begins", np.uint8), np.array(self._ends))
+
+    @cached_property
+    def word_tokens(self) -> Ragged:
+        """The first token of each word of each row, int32; see `words.tokens_of_words`."""
+        ends = np.array(self.map("label_ends", np.int64))
+        return Ragged(self.map("word_tokens", np.int32), ends)
+
+    @cached_property
     def _texts(self) -> ByteStrings:
         return ByteStrings(self, "texts")
 
@@ -95,7 +119,9 @@ def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
 
 def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]:
     """Tokenise all rows in one pass and write the files of the set; return its meta data."""
-    names = ("ids", "segments", "ends", "texts", "texts_ends")
+    names = ["ids", "segments", "ends", "texts", "texts_ends"]
+    if request.targets.of_words:
+        names += ["token_words", "token_begins", "word_tokens"]
     writer = _TokenWriter(folder, request, inputs, names)
     rows = sources.read(request.source, request.columns, request.key, request.targets)
     start_time = time.monotonic()
@@ -122,7 +148,7 @@ def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]
         if isinstance(row, BadRow):
             writer.reject(row)
             continue
-        characters += (row_characters := sum(map(len, row.values)))
+        characters += (row_characters := sum(map(len, row.values[:-1])))
         if chunk and (len(chunk) == CHUNK_SIZE or characters > LONGEST_TEXT):
             yield chunk
             chunk, characters = [], row_characters
@@ -136,13 +162,20 @@ class _TokenWriter(Writer):
         super().__init__(folder, request, names)
         self._tokenizer = inputs
         self.columns = len(request.columns) - request.targets.width
+        self._of_words = request.targets.of_words
         self.cut = self._num_tokens = 0
 
     def append(self, chunk: Sequence[Row]) -> None:
         """Tokenise and write some rows."""
         texts = [row.values[0] for row in chunk]
         pairs = [row.values[1] for row in chunk] if self.columns == 2 else None
-        encoded = self._tokenizer.encode(texts, pairs)
+        if self._of_words:
+            located = self._tokenizer.encode_with_offsets(texts, pairs)
+            encoded = [tokens[:3] for tokens in located]
+            for row, tokens in zip(chunk, located, strict=True):
+                self._put_words(row, tokens)
+        else:
+            encoded = self._tokenizer.encode(texts, pairs)
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         ends = self._num_tokens + np.cumsum(lengths)
         self.put("ids", np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in encoded]))
@@ -157,3 +190,13 @@ class _TokenWriter(Writer):
         self.cut += sum(cut for _, _, cut in encoded)
         self._num_tokens = int(ends[-1])
         self.add_rows(chunk)
+
+    def _put_words(self, row: Row, tokens: LocatedTokens) -> None:
+        """Append how the tokens and the words of a row belong together."""
+        text, word_starts = row.values[0], row.values[-1].starts
+        place = words.strip_offsets(text, tokens.starts, tokens.ends, tokens.sequence)
+        where = (*place, tokens.sequence)
+        self.put("token_words", words.words_of_tokens(*where, word_starts))
+        self.put("word_tokens", words.tokens_of_words(*where, word_starts))
+        begins = words.first_tokens(*where, words.word_starts(text))
+        self.put("token_begins", begins.astype(np.uint8))
