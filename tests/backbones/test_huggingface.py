@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tfft import backbones
 from tfft.config import ModelConfig
-from tfft.config.tasks import TextClassification
+from tfft.config.tasks import TextClassification, TokenClassification
 from tfft.model import assemble
 from tfft.spec import HeadStyle
 from tfft.tasks import TASKS
@@ -71,6 +72,52 @@ def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
         np.testing.assert_array_equal(value, original[tensor])
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["id2label"] == {"0": "zero", "1": "one", "2": "two"}
+
+
+TAGS = ("O", "B-LOC", "I-LOC", "B-PER", "I-PER")
+
+
+def tagger(folder):
+    """Return the model of a classifier of tokens, and its backbone with tags in tfft's order."""
+    backbone = load(folder, head="checkpoint")
+    task = TASKS["token_classification"]
+    backbone = replace(backbone, head=task.stored_head(backbone.head))
+    return assemble(backbone, task, TokenClassification(), backbone.head.labels), backbone
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "tagger" in name])
+def test_stored_tags_give_the_original_logits(name):
+    values = expected(name)
+    model, backbone = tagger(GOLDEN / "encoders" / name)
+    assert backbone.head.labels == TAGS
+    logits = np.asarray(model(inputs(values)))
+    in_order = values["logits"][:, :, [1, 0, 3, 4, 2]]
+    assert np.abs(logits - in_order)[values["padding_mask"] == 1].max() < BOUND
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "tagger" in name])
+def test_saved_tagger_equals_the_loaded_one(name, tmp_path):
+    folder = GOLDEN / "encoders" / name
+    model, backbone = tagger(folder)
+    backbones.huggingface.save(model, backbone, TAGS, tmp_path, of_tokens=True)
+    original, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
+    assert set(saved) == set(original)
+    for tensor, value in saved.items():
+        is_head = tensor.startswith("classifier.")
+        expected_value = original[tensor][[1, 0, 3, 4, 2]] if is_head else original[tensor]
+        np.testing.assert_array_equal(value, expected_value)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["id2label"] == {str(i): tag for i, tag in enumerate(TAGS)}
+    assert settings["architectures"][0].endswith("ForTokenClassification")
+
+
+def test_heads_of_another_kind_are_refused():
+    head = load(GOLDEN / "encoders" / "bert_tagger", head="checkpoint").head
+    with pytest.raises(UserError, match="the checkpoint's head is for tags; task is"):
+        TASKS["text_classification"].stored_head(head)
+    head = load(GOLDEN / "encoders" / "bert_classifier", head="checkpoint").head
+    with pytest.raises(UserError, match=r"needs the labels O, and B- and I-.*zero, one, two"):
+        TASKS["token_classification"].stored_head(head)
 
 
 def test_head_without_a_transformers_form_is_not_saved(tmp_path):

@@ -68,6 +68,12 @@ CASES = {
     ),
     "albert_classifier": (hf.AlbertConfig, {**TINY, "embedding_size": 8}, True),
 }
+# Classifiers of tokens; their labels are not in the order of tfft's tags.
+TAGGERS = {
+    f"{name}_tagger": CASES[name][:2]
+    for name in ("bert", "distilbert", "roberta", "xlm_roberta", "albert")
+}
+TAGS = {0: "B-LOC", 1: "O", 2: "I-PER", 3: "I-LOC", 4: "B-PER"}
 
 
 def batch(config: hf.PretrainedConfig) -> dict[str, np.ndarray]:
@@ -86,13 +92,26 @@ def batch(config: hf.PretrainedConfig) -> dict[str, np.ndarray]:
 
 
 def write_case(name: str) -> None:
-    """Write one checkpoint and its outputs."""
+    """Write one encoder or classifier and its outputs."""
     config_class, settings, classifier = CASES[name]
     labels = {0: "zero", 1: "one", 2: "two"}
     config = config_class(**settings, **({"id2label": labels} if classifier else {}))
     torch.manual_seed(sorted(CASES).index(name))
     model_class = hf.AutoModelForSequenceClassification if classifier else hf.AutoModel
-    model = model_class.from_config(config).eval()
+    write_model(name, model_class.from_config(config).eval())
+
+
+def write_tagger(name: str) -> None:
+    """Write one classifier of tokens and its outputs."""
+    config_class, settings = TAGGERS[name]
+    torch.manual_seed(100 + sorted(TAGGERS).index(name))
+    config = config_class(**settings, id2label=TAGS)
+    write_model(name, hf.AutoModelForTokenClassification.from_config(config).eval())
+
+
+def write_model(name: str, model: hf.PreTrainedModel) -> None:
+    """Write a model with other weights, and its outputs."""
+    config = model.config
     with torch.no_grad():  # move norms and biases away from their initial ones and zeros
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
@@ -106,7 +125,7 @@ def write_case(name: str) -> None:
     with torch.no_grad():
         output = model(**arguments, output_hidden_states=True)
     expected = {"sequence": output.hidden_states[-1].numpy()}
-    if classifier:
+    if output.get("logits") is not None:
         expected["logits"] = output.logits.numpy()
     elif output.get("pooler_output") is not None:
         expected["pooled"] = output.pooler_output.numpy()
@@ -146,6 +165,8 @@ def write_minilm() -> None:
 if __name__ == "__main__":
     for case in CASES:
         write_case(case)
+    for case in TAGGERS:
+        write_tagger(case)
     write_minilm()
     versions = {"torch": torch.__version__, "transformers": hf.__version__}
     (OUT.parent / "versions.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")

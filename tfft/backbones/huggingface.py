@@ -157,6 +157,7 @@ def save(
     image_spec: ImageSpec | None = None,
     problem_type: str | None = None,
     head: Mapping[str, np.ndarray] | None = None,
+    of_tokens: bool = False,
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -168,18 +169,20 @@ def save(
         image_spec: the images that it reads; None: it reads text.
         problem_type: what transformers makes of the logits; None: one class.
         head: weights of the head by path; None: the model's.
+        of_tokens: whether the head computes logits for each token.
 
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
     settings, new_blocks = _remaining_blocks(backbone.description)
     family = _family(settings)
+    if of_tokens:
+        family = family.token_classifier()
     # transformers would initialize missing tensors at random, with no more than a warning.
     weights = {v.path: np.asarray(v.value) for v in model.weights} | dict(head or {})
     head_paths = {path for path in weights if path.startswith("head/")}
-    if head_paths != set(family.head_weight_map) or (
-        model.get_layer("pooling").kind != family.head_style.pooling
-    ):
+    pooling = "tokens" if of_tokens else model.get_layer("pooling").kind
+    if head_paths != set(family.head_weight_map) or pooling != family.head_style.pooling:
         raise UserError(
             f"the head ({', '.join(sorted(head_paths))}) has another form than "
             f"{family.classifier}'s; train with task.pooling: {family.head_style.pooling}"
@@ -310,6 +313,9 @@ def _assign(
 def _head(
     settings: Mapping[str, Any], family: Family, tensors: Tensors, backbone: Backbone
 ) -> StoredHead:
+    of_tokens = _is_token_classifier(settings)
+    if of_tokens:
+        family = family.token_classifier()
     if not all(tensors.has(entry) for entry in family.head_weight_map.values()):
         raise UserError(
             f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
@@ -334,4 +340,11 @@ def _head(
         labels = tuple(str(names[str(i)]) for i in range(classes))
     except KeyError as error:
         raise UserError(f"config.json: id2label lacks class {error}") from None
-    return StoredHead(labels, weights)
+    return StoredHead(labels, weights, of_tokens)
+
+
+def _is_token_classifier(settings: Mapping[str, Any]) -> bool:
+    classes = settings.get("architectures")
+    return isinstance(classes, list) and any(
+        isinstance(name, str) and name.endswith("ForTokenClassification") for name in classes
+    )

@@ -1,10 +1,10 @@
 """The interface of a checkpoint family, and checked access to the values in its config.json."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfft.backbones.families.weight_map import WeightMap
+from tfft.backbones.families.weight_map import WeightMap, dense
 from tfft.spec import HeadStyle, Stage
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.pretrained import MOST_TOKENS
@@ -95,6 +95,15 @@ class Family:
     head_weight_map: WeightMap
     classifier: str
     image_defaults: ImageDefaults | None = None
+
+    def token_classifier(self) -> "Family":
+        """Return the family with the head of its classifier of tokens, of one linear map."""
+        return replace(
+            self,
+            head_style=HeadStyle("tokens"),
+            head_weight_map=dense("head/logits", "classifier"),
+            classifier=self.classifier.replace("ForSequence", "ForToken"),
+        )
 
 
 def check_dropped(names: Sequence[str], blocks: Sequence[str]) -> frozenset[str]:
