@@ -29,6 +29,43 @@ def write_table(path, header, rows, separator=","):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def tagged_sentences(count):
+    """Return sentences of seven tokens with their tags: colours of two tokens, and things."""
+    return [
+        (
+            [*text.split()[:5], color, str(n)],
+            [
+                *("B-thing" if word in ("sky", "grass") else "O" for word in text.split()[:5]),
+                "B-color",
+                "I-color",
+            ],
+        )
+        for n, (text, color) in enumerate(texts(count))
+    ]
+
+
+def write_conll(path, sentences, columns=""):
+    """Write a file of CoNLL columns: tokens, further columns, and tags."""
+    separator = f" {columns} " if columns else " "
+    blocks = [
+        "".join(f"{token}{separator}{tag}\n" for token, tag in zip(*sentence, strict=True))
+        for sentence in sentences
+    ]
+    path.write_text("\n".join(blocks), encoding="utf-8")
+
+
+def entities(tokens, tags):
+    """Return a sentence as a text with the spans of its entities."""
+    spans, end = [], -1
+    for token, tag in zip(tokens, tags, strict=True):
+        start, end = end + 1, end + 1 + len(token)
+        if tag.startswith("B-"):
+            spans.append({"start": start, "end": end, "label": tag[2:]})
+        elif tag.startswith("I-"):
+            spans[-1]["end"] = end
+    return {"text": " ".join(tokens), "spans": spans}
+
+
 @functools.cache
 def png():
     """Return the bytes of a grey image."""

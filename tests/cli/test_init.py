@@ -14,7 +14,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.init_command import COLORS, init, refused, texts, write_images, write_table
+from tests.cli.init_command import (
+    COLORS,
+    init,
+    refused,
+    tagged_sentences,
+    texts,
+    write_conll,
+    write_images,
+    write_table,
+)
 from tests.conftest import GOLDEN, write_csv
 from tests.console import run_command
 from tfft.config import Fraction
@@ -224,8 +233,9 @@ def test_no_tensorflow_is_loaded(folder):
         "heavy = {'tensorflow', 'keras', 'transformers', 'matplotlib'} & set(sys.modules)\n"
         "print('CODE', code, sorted(heavy))\n"
     )
-    for name in ("t.csv", "images", "a.npz"):
-        process = [sys.executable, "-c", code, f"--data={name}"]
+    write_conll(folder / "t.conll", tagged_sentences(40))
+    for name in ("t.csv", "images", "a.npz", "t.conll"):
+        process = [sys.executable, "-c", code, f"--data={name}", f"--output={name}.yaml"]
         done = subprocess.run(process, capture_output=True, text=True, check=False)
         assert "CODE 0 []" in done.stdout, done.stdout + done.stderr
 

@@ -8,7 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.init_command import COLORS, init, texts, write_table
+from tests.cli.init_command import (
+    COLORS,
+    init,
+    tagged_sentences,
+    texts,
+    write_conll,
+    write_table,
+)
 from tests.conftest import GOLDEN, write_csv
 from tests.console import run_command
 from tests.tasks.test_image_runs import write_folder
@@ -81,6 +88,11 @@ def csv_with_many_classes(folder):
     return "t.csv"
 
 
+def conll_of_another_name(folder):
+    write_conll(folder / "t.txt", tagged_sentences(ROWS))
+    return "t.txt"
+
+
 def folder_of_images(folder):
     write_folder(folder / "colours" / "train", ROWS // len(COLORS), 0)
     write_folder(folder / "colours" / "test", 5, 1)
@@ -106,6 +118,7 @@ TEXTS = (
     csv_with_several_labels,
     jsonl_with_lists_of_labels,
     csv_with_many_classes,
+    conll_of_another_name,
 )
 IMAGES = (folder_of_images, npz_of_images)
 
@@ -133,6 +146,10 @@ def assert_trains_unchanged(data, backbone, folder):
         row = str(next((folder / "colours").rglob("*.png")))
     for model in (f"--workdir={workdir}", f"--export={workdir / 'export'}"):
         answer = json.loads(run("predict", model, stdin=f"{row}\n"))
+        if config.task.name == "token_classification":
+            types = {label[2:] for label in labels[1:]}
+            assert {entity["type"] for entity in answer["entities"]} <= types
+            continue
         predicted = answer["labels"] if "labels" in answer else [answer["label"]]
         assert list(answer["probabilities"]) == labels and set(predicted) <= set(labels)
 

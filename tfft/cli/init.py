@@ -1,6 +1,8 @@
 """Write a first config for data at hand, with a comment for each choice. Trains nothing.
 
-Looks at the first 2,000 rows, or at the names of all images. Flags override what cannot be decided.
+Looks at the first 2,000 rows, or at the names of all images. They may be texts or images with
+classes, several labels or numbers, or words with tags: CoNLL files, lists of tokens and of tags, or
+texts with spans. Flags override what cannot be decided.
 
 Example:
     tfft init --data=reviews.csv --output=reviews.yaml
@@ -26,8 +28,8 @@ flags.DEFINE_string("backbone", None, "model.backbone, instead of one that fits 
 flags.DEFINE_string("text", None, "column of the texts, a name or a number")
 flags.DEFINE_string("text_pair", None, "column of the second text of a pair")
 flags.DEFINE_string("image", None, "column of the images or of their paths")
-flags.DEFINE_string("label", None, "column of the labels")
-flags.DEFINE_string("encoding", "utf-8", "encoding of csv, tsv and jsonl files")
+flags.DEFINE_string("label", None, "column of the labels, of the tags of words, or of spans")
+flags.DEFINE_string("encoding", "utf-8", "encoding of csv, tsv, jsonl and CoNLL files")
 
 
 def run() -> None:

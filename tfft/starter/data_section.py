@@ -3,11 +3,10 @@
 from typing import Any
 
 from tfft.config import Source
-from tfft.config.data import format_label, look_alike
+from tfft.config.data import CONLL_COLUMNS, format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR
 from tfft.starter import choices, splits
 from tfft.starter.facts import Facts
-from tfft.starter.head import Head
 from tfft.starter.page import MAX_PATH, Entry, name
 from tfft.starter.request import source_of
 from tfft.starter.roles import listed
@@ -23,7 +22,7 @@ def section(data: Facts) -> list[Entry]:
         UserError: the data of `--test` cannot be the test split.
     """
     head = data.head
-    train = _train_comment(head)
+    train = _train_comment(data)
     doubt = head.doubt
     if head.total is None:
         doubt = "no row was read: try again when TFDS has prepared the set, for a better config"
@@ -38,7 +37,12 @@ def section(data: Facts) -> list[Entry]:
     return entries
 
 
-def _train_comment(head: Head) -> str:
+def _train_comment(data: Facts) -> str:
+    head = data.head
+    if head.source.source == "conll":
+        candidates = data.roles.others["label"]
+        other = f"; columns with tags too, from 0: {listed(candidates)}" if candidates else ""
+        return f"CoNLL: a token and its tag on a line, a blank line after each sentence{other}"
     if head.source.source == "images":
         return "a folder for each class"
     if head.source.source == "tfds":
@@ -108,7 +112,16 @@ def _column_entries(data: Facts) -> list[Entry]:
         entries.append(Entry("label_separator", roles.separator, comment))
     if data.head.source.source == "images":
         entries.append(Entry("labels", None, _label_comment(data), _label_doubt(data)))
-    return entries
+    if roles.labels:
+        comment = "names of the tags, from that of 0 on"
+        entries.append(Entry("labels", list(roles.labels), comment, roles.doubts.get("labels")))
+    return [entry for entry in entries if not _is_default(data, entry)]
+
+
+def _is_default(data: Facts, entry: Entry) -> bool:
+    """Return whether an entry is a column of CoNLL files that need not be written."""
+    is_conll = data.head.source.source == "conll"
+    return is_conll and CONLL_COLUMNS.get(entry.key) == entry.value and entry.doubt is None
 
 
 def _text_comment(data: Facts) -> str:
@@ -122,19 +135,33 @@ def _text_comment(data: Facts) -> str:
 
 
 def _label_comment(data: Facts) -> str:
-    """Return the number of classes and the most frequent ones with their rows."""
-    if data.roles.is_number:
+    """Return what the label is: the most frequent classes with their rows, or a range."""
+    if data.roles.targets == "numbers":
         return _number_comment(data)
+    alternatives = data.roles.others["label"]
+    other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
+    if data.roles.targets == "tags":
+        text = data.head.column(data.roles.text) if data.roles.text is not None else None
+        has_tokens = text is not None and bool(text.lists)
+        return f"{'a tag for each token' if has_tokens else 'entities: start, end, label'}{other}"
+    folders = "; null: the folders" if data.head.source.source == "images" else ""
+    return f"{counted(data, 'classes')}{other}{folders}"
+
+
+def counted(data: Facts, noun: str) -> str:
+    """Return the number of classes or of types of entities, and the most frequent with counts.
+
+    Args:
+        data: the facts.
+        noun: what is counted, in the plural.
+    """
     counts, common = data.counts, data.counts.most_common(_LISTED_CLASSES)
     first = ", ".join(f"{name(label)} {rows:,}" if rows else name(label) for label, rows in common)
     more = f" and {len(counts) - len(common):,} others" if len(counts) > len(common) else ""
     column = data.head.column(data.roles.label)
     is_declared = column is not None and bool(column.classes)
     extent = "" if data.head.complete or is_declared else " among these rows"
-    alternatives = data.roles.others["label"]
-    other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
-    folders = "; null: the folders" if data.head.source.source == "images" else ""
-    return " ".join(f"{len(counts):,} classes{extent}: {first}{more}{other}{folders}".split())
+    return " ".join(f"{len(counts):,} {noun}{extent}: {first}{more}".split())
 
 
 def _number_comment(data: Facts) -> str:
@@ -152,6 +179,8 @@ def _label_doubt(data: Facts) -> str | None:
     if pair is not None:
         first, second = map(format_label, pair)
         return f"{first} and {second} differ in spaces or normalization alone: write both the same"
+    if data.roles.targets == "tags" and not data.counts:
+        return f"the first {data.head.rows:,} rows hold no entity"
     return data.roles.doubts.get("label")
 
 

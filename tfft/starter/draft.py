@@ -49,11 +49,17 @@ def draft(request: Request) -> Draft:
 
 
 def _task_comment(data: Facts) -> str:
-    if data.roles.is_number:
-        return "a number a row; _classification has classes"
-    if data.roles.separator is not None:
-        return "several labels a row; _classification has exactly one"
-    return "one class a row; a _multilabel task has several"
+    if data.roles.targets == "tags":
+        noun = "type of entities" if len(data.counts) == 1 else "types of entities"
+        return data_section.counted(data, noun)
+    return _TASKS[data.roles.targets]
+
+
+_TASKS = {
+    "class": "one class a row; a _multilabel task has several",
+    "labels": "several labels a row; _classification has exactly one",
+    "numbers": "a number a row; _classification has classes",
+}
 
 
 def _title(data: Facts) -> list[str]:

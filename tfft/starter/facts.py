@@ -3,8 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass
 
+from tfft.config import TASK_SECTIONS
 from tfft.starter import head as heads
-from tfft.starter import labels, splits
+from tfft.starter import splits, tagged
 from tfft.starter.head import Head
 from tfft.starter.request import Request, source_of
 from tfft.starter.roles import Roles, decide, listed
@@ -19,13 +20,16 @@ class Facts:
         request: what the user asks for.
         head: the first rows of the training data.
         roles: their columns.
-        counts: their classes, with the number of rows of each; empty for numbers.
+        counts: their classes with the number of rows of each, or types of entities with the number
+            of entities; empty for numbers.
+        texts: the texts of each row, those of a pair joined.
     """
 
     request: Request
     head: Head
     roles: Roles
     counts: Counter[str]
+    texts: list[str]
 
     @property
     def is_text(self) -> bool:
@@ -35,19 +39,12 @@ class Facts:
     @property
     def task(self) -> str:
         """Name of the task."""
-        if self.roles.is_number:
-            return "text_regression"
-        modality = "text" if self.is_text else "image"
-        return f"{modality}_{'multilabel' if self.roles.separator else 'classification'}"
-
-    @property
-    def texts(self) -> list[str]:
-        """The texts of each row, those of a pair joined."""
-        parts = [
-            self.head.column(n) for n in (self.roles.text, self.roles.text_pair) if n is not None
-        ]
-        rows = zip(*(column.values for column in parts if column is not None), strict=True)
-        return [" ".join(text for text in row if text) for row in rows if any(row)]
+        return next(
+            name
+            for name, section in TASK_SECTIONS.items()
+            if section.targets == self.roles.targets
+            and section.modality == ("text" if self.is_text else "image")
+        )
 
     @property
     def rows(self) -> str:
@@ -69,22 +66,32 @@ def look(request: Request) -> Facts:
     has_header = (not request.numbered) if request.columns else None
     head = heads.read(source, "data.train", has_header, request.columns.get("image"))
     roles = decide(head, request.columns)
-    return Facts(request, head, roles, _counts(head, roles))
+    return Facts(request, head, roles, _counts(head, roles), _texts(head, roles))
+
+
+def _texts(head: Head, roles: Roles) -> list[str]:
+    """Return the texts of each row, those of a pair joined; tokens as the text they become."""
+    if roles.targets == "tags":
+        return [row.values[0] for row in tagged.read(head.source, roles.columns, "data.train")]
+    parts = [head.column(name) for name in (roles.text, roles.text_pair) if name is not None]
+    rows = zip(*(column.values for column in parts if column is not None), strict=True)
+    return [" ".join(text for text in row if text) for row in rows if any(row)]
 
 
 def _counts(head: Head, roles: Roles) -> Counter[str]:
-    """Return the rows of each class, with the classes that the source declares.
+    """Return the rows of each class, or the entities of each type; see `splits.count`.
 
     Raises:
-        UserError: all rows are of one class.
+        UserError: all rows are of one class, or no word belongs to an entity.
     """
-    if roles.is_number:
-        return Counter()
-    column = head.column(roles.label)
-    counts = labels.count(column.texts if column else [], roles.separator)
-    for label in column.classes if column else ():
-        counts[label] += 0
-    if head.complete and len(counts) < 2:
+    counts = splits.count(head.source, head, roles, "data.train")
+    if roles.targets == "tags" and head.complete and not counts:
+        raise UserError(
+            f"{head.source.path}: no entity in column {listed([roles.label])}; --label= names "
+            "another column"
+        )
+    if roles.targets in ("class", "labels") and head.complete and len(counts) < 2:
+        column = head.column(roles.label)
         classes = listed(list(counts))
         reason = f": {column.problem}" if column and column.problem else ""
         hint = "" if head.source.source == "images" else "; --label= names another column"

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
-from tfft.data import array_files, text_files
-from tfft.data.records import BadRow, Row, row_from_mapping, source_files
+from tfft.data import array_files, conll, text_files
+from tfft.data.records import BadRow, Row, row_from_mapping, source_files, with_texts
 from tfft.starter import header
 from tfft.utils.errors import UserError
 from tfft.utils.reading import MIB
@@ -26,11 +26,13 @@ class Column:
     """A column of the first rows.
 
     Attributes:
-        name: the name, or the number in a file without a header.
+        name: the name, or the number in a file without a header; the last of CoNLL files is -1.
         values: a text for each row, None where the row has none.
         is_image: whether the values are pixels or encoded images; `values` is empty then.
         classes: class names that the source itself declares.
         problem: why the first of the values that training cannot use is one, or None.
+        lists: the list of each row, None where a row has none; empty if no row has one.
+        item_names: names that the source declares for the numbers in the lists.
     """
 
     name: Name
@@ -38,6 +40,8 @@ class Column:
     is_image: bool = False
     classes: Sequence[str] = ()
     problem: str | None = None
+    lists: Sequence[Sequence[Any] | None] = ()
+    item_names: Sequence[str] = ()
 
     @property
     def texts(self) -> list[str]:
@@ -93,7 +97,7 @@ def read(
     elif source.source == "npz":
         head = _npz(source, key, image)
     else:
-        readers = {"jsonl": _jsonl, "parquet": _parquet, "images": _images}
+        readers = {"jsonl": _jsonl, "parquet": _parquet, "images": _images, "conll": _conll}
         head = readers.get(source.source, _tfds)(source, key)
     if head.rows == 0 and source.source != "tfds":  # which may not be downloaded yet
         raise UserError(f"{key}: {source.path} holds no row that can be read{_reason(source, key)}")
@@ -107,6 +111,8 @@ def _reason(source: Source, key: str) -> str:
         rows = (record for _, record in text_files.json_records(source, key))
     elif source.source in ("csv", "tsv"):
         rows = text_files.delimited(source, (0,), key)
+    elif source.source == "conll":
+        rows = conll.conll(source, conll.TOKEN_AND_TAG, key)
     bad = next((row for row in rows if isinstance(row, BadRow)), None)
     return "" if bad is None else f": {bad.place}: {bad.reason}"
 
@@ -145,8 +151,25 @@ def _parquet(source: Source, key: str) -> Head:
     names, total = array_files.parquet_columns(source, key)
     values = [_start(array_files.parquet(source, (name,), key), ROWS)[0] for name in names]
     rows = min(map(len, values), default=min(total, ROWS))
-    columns = [_column(name, items[:rows]) for name, items in zip(names, values, strict=True)]
+    item_names = array_files.parquet_item_names(source, key)
+    columns = [
+        _column(name, items[:rows], item_names.get(name, ()))
+        for name, items in zip(names, values, strict=True)
+    ]
     return Head(source, columns, rows, total, rows == total)
+
+
+def _conll(source: Source, key: str) -> Head:
+    # The last column has the name that the config has for it.
+    names = (*range(conll.width(source, key) - 1), -1)
+    items, complete = _start(conll.conll(source, names, key), ROWS)
+    rows = [item for item in items if isinstance(item, Row)]
+    columns = [
+        _column(name, [Row(row.place, (row.values[index],)) for row in rows])
+        for index, name in enumerate(names)
+    ]
+    total = len(rows) if complete else _estimated_rows(source, key, items[-1].place, len(items))
+    return Head(source, columns, len(rows), total, complete)
 
 
 def _npz(source: Source, key: str, image: Name | None) -> Head:
@@ -242,11 +265,16 @@ def _cells(row: Row) -> tuple[str | None, ...]:
     return tuple(value or None for value in row.values)
 
 
-def _column(name: str, items: Sequence[Row | BadRow]) -> Column:
+def _column(name: Name, items: Sequence[Row | BadRow], item_names: Sequence[str] = ()) -> Column:
     """Return the column of rows of one cell; a bad row is a missing value."""
-    values = [_cells(item)[0] if isinstance(item, Row) else None for item in items]
-    problem = next((item.reason for item in items if isinstance(item, BadRow)), None)
-    return Column(name, values, problem=problem)
+    texts = [with_texts(item, (name,)) if isinstance(item, Row) else item for item in items]
+    values = [_cells(item)[0] if isinstance(item, Row) else None for item in texts]
+    problem = next((item.reason for item in texts if isinstance(item, BadRow)), None)
+    cells = [item.values[0] if isinstance(item, Row) else None for item in items]
+    lists = [cell if isinstance(cell, list | tuple) else None for cell in cells]
+    if all(cell is None for cell in lists):
+        lists = []
+    return Column(name, values, problem=problem, lists=lists, item_names=item_names)
 
 
 def _estimated_rows(source: Source, key: str, last: str, rows: int) -> int:

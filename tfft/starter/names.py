@@ -75,6 +75,30 @@ PAIRS = (
     ("claim", "evidence"),
     ("text", "textpair"),
 )
+# Lists of words, and the list of a tag for each of them or of entities.
+TOKENS = ("tokens", "words", "token", "word", "text", "sentence", "tokenizedtext")
+TAGS = (
+    "nertags",
+    "ner",
+    "entities",
+    "spans",
+    "tags",
+    "labels",
+    "label",
+    "nerlabels",
+    "entitytags",
+    "biotags",
+    "bio",
+    "iobtags",
+    "iob",
+    "slots",
+    "tag",
+    "chunktags",
+    "postags",
+    "upos",
+    "xpos",
+    "pos",
+)
 IDENTIFIERS = re.compile(
     r"(.*[\W_])?(id|idx|index|uuid|guid|key|date|time|timestamp|url)|unnamed: \d+"
 )

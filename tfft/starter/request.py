@@ -9,6 +9,7 @@ from typing import Any
 from tfft.config import Source, section
 from tfft.config.data import SUFFIXES
 from tfft.data.records import source_files
+from tfft.starter import tagged
 from tfft.utils.errors import UserError
 from tfft.utils.reading import expanded, is_unicode, printable, read_json
 
@@ -25,7 +26,7 @@ class Request:
         test: data of the test split, None to look for it beside `data`.
         columns: overrides by key of the config: `text`, `text_pair`, `image`, `label`.
         backbone: overrides `model.backbone`.
-        encoding: encoding of csv, tsv and jsonl files.
+        encoding: encoding of csv, tsv, jsonl and CoNLL files.
     """
 
     data: str
@@ -44,9 +45,11 @@ class Request:
 def source_of(data: str, encoding: str = "utf-8", flag: str = "--data") -> Source:
     """Return the source that `data.train` would hold for a path.
 
+    CoNLL files have all kinds of suffixes, and `.txt` or `.tsv` too: their lines tell.
+
     Args:
         data: see `Request.data`.
-        encoding: of csv, tsv and jsonl files.
+        encoding: of csv, tsv, jsonl and CoNLL files.
         flag: names the argument in errors.
 
     Raises:
@@ -64,12 +67,15 @@ def source_of(data: str, encoding: str = "utf-8", flag: str = "--data") -> Sourc
         return _folder(data, path, flag)
     source = SUFFIXES.get(PurePath(data).suffix.lower())
     raw = {"source": source or "csv", "path": data, "encoding": encoding}
-    source_files(section(Source, raw, flag), "data.train")  # raises if there is no such file
+    files = source_files(section(Source, raw, flag), "data.train")
+    if source in ("tsv", None) and tagged.is_conll(files[0], encoding):
+        source = "conll"
     if source is None:
         raise UserError(
             f"{flag}: cannot tell the format of {data} from its name; known: {', '.join(SUFFIXES)}"
+            f". Its lines are not those of a CoNLL file in {encoding}"
         )
-    return section(Source, raw, flag)
+    return section(Source, {**raw, "source": source}, flag)
 
 
 def _folder(data: str, path: Path, flag: str) -> Source:

@@ -1,11 +1,13 @@
 """Decide which column is the label, the text, the second text of a pair or the image."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tfft.data.array_files import IMAGE_SUFFIXES
 from tfft.data.records import LABEL_SEPARATOR, check_column_indices, column_indices
-from tfft.starter import labels, names
+from tfft.starter import labels, names, tagged
 from tfft.starter.head import Column, Head, Name
 from tfft.utils.errors import UserError
 
@@ -26,7 +28,8 @@ class Roles:
         text_pair: column of the second text of a pair, or None.
         image: column of the image, None for texts.
         separator: separates the labels of a row; None if it has exactly one.
-        is_number: whether the label is a number to predict, not a class.
+        targets: the kind of targets, as in `config.tasks.TaskSection`.
+        labels: names of tags that are numbers, by number.
         others: further candidates, by key of the config.
         doubts: what could not be decided, by key of the config.
     """
@@ -36,7 +39,8 @@ class Roles:
     text_pair: Name | None = None
     image: Name | None = None
     separator: str | None = None
-    is_number: bool = False
+    targets: Literal["class", "labels", "numbers", "tags"] = "class"
+    labels: tuple[str, ...] = ()
     others: Mapping[str, Sequence[Name]] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +63,9 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     """
     _check_flags(overrides)
     fixed = {key: _resolve(head, value) for key, value in overrides.items()}
+    tag_columns = tagged.columns(head, fixed)
+    if tag_columns is not None:
+        return _of_tags(head, fixed, tag_columns)
     image = fixed.get("image", None if "text" in fixed else _image(head))
     taken = {name for name in (*fixed.values(), image) if name is not None}
     label, label_others = fixed.get("label"), []
@@ -75,8 +82,44 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     # Images have no task that predicts numbers.
     is_number = image is None and labels.are_numbers(texts)
     separator = None if is_number else labels.separator(texts)
-    doubts = _doubts(head, others, fixed, label, is_number)
-    return Roles(label, text, pair, image, separator, is_number, others, doubts)
+    is_certain = "label" in fixed or names.normalized(label) in names.CERTAIN_LABELS
+    doubts = _doubts(head, others, is_certain)
+    if not is_number:
+        doubts |= _class_doubts(head, label)
+    return Roles(
+        label=label,
+        text=text,
+        text_pair=pair,
+        image=image,
+        separator=separator,
+        targets="numbers" if is_number else "class" if separator is None else "labels",
+        others=others,
+        doubts=doubts,
+    )
+
+
+def _of_tags(head: Head, fixed: Mapping[str, Name], columns: tagged.TaggedColumns) -> Roles:
+    """Return the roles in rows whose words have tags."""
+    others: dict[str, Sequence[Name]] = {"label": columns.others, "text": ()}
+    text = columns.text
+    if text is None:  # spans say nothing about the column of their text
+        text, pair, candidates = _texts(head, fixed, columns.label)
+        others["text"] = [*(() if pair is None else (pair,)), *candidates]
+        others["label"] = [name for name in columns.others if name != text]
+    # Beside spans, classes may be the label: another task.
+    is_named = columns.text is not None and names.normalized(columns.label) in names.TAGS
+    is_certain = "label" in fixed or isinstance(columns.label, int) or is_named
+    doubts = _doubts(head, others, is_certain or not others["label"])
+    if columns.doubt is not None:
+        doubts["labels"] = columns.doubt
+    return Roles(
+        label=columns.label,
+        text=text,
+        targets="tags",
+        labels=columns.labels,
+        others=others,
+        doubts=doubts,
+    )
 
 
 def _check_flags(overrides: Mapping[str, str]) -> None:
@@ -108,9 +151,12 @@ def shown_name(column: str) -> str:
 def _resolve(head: Head, value: str) -> Name:
     """Return an existing column for the value of a flag."""
     columns = [column.name for column in head.columns]
-    if head.header is False:
-        check_column_indices([int(value)], len(columns), str(head.source.path))
-        return int(value)
+    if columns and isinstance(columns[0], int):
+        if not re.fullmatch("-?[0-9]{1,9}", value):
+            raise UserError(f"{head.source.path}: columns are numbers from 0. Received: {value!r}")
+        if int(value) not in columns:
+            check_column_indices([int(value)], len(columns), str(head.source.path))
+        return columns[int(value)]
     column_indices([str(name) for name in columns], [value], str(head.source.path))
     return value
 
@@ -256,19 +302,26 @@ def _mean_length(column: Column) -> float:
 def _doubts(
     head: Head,
     others: Mapping[str, Sequence[Name]],
-    fixed: Mapping[str, Name],
-    label: Name,
-    is_number: bool,
+    is_certain: bool,
 ) -> dict[str, str]:
-    """Return what could not be decided, by key of the config."""
+    """Return which columns could not be decided, by key of the config.
+
+    Args:
+        head: the first rows.
+        others: further candidates, by key of the config.
+        is_certain: whether no other column can be the label.
+    """
     doubts = {}
-    is_certain = "label" in fixed or names.normalized(label) in names.CERTAIN_LABELS
     if not is_certain and (doubt := _other_labels(head, others["label"])):
         doubts["label"] = doubt
     if others.get("text"):
         doubts["text"] = f"{listed(others['text'])} could be the text too; --text= chooses"
-    if is_number:
-        return doubts
+    return doubts
+
+
+def _class_doubts(head: Head, label: Name) -> dict[str, str]:
+    """Return what is suspicious about classes, by key of the config."""
+    doubts = {}
     column = head.column(label)
     counts = labels.count(column.texts, labels.separator(column.texts)) if column else {}
     is_declared = column is not None and bool(column.classes)

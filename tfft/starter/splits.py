@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from tfft.config import Source
+from tfft.config import DataConfig, Source
 from tfft.data import array_files, sources
+from tfft.data.kinds import KINDS
 from tfft.data.records import BadRow, Row
-from tfft.data.targets import CLASS, LabelTargets, NumberTargets, Targets
 from tfft.starter import head as heads
-from tfft.starter import labels
+from tfft.starter import labels, tagged
 from tfft.starter.head import Head
 from tfft.starter.roles import Roles, listed, shown_name
 from tfft.utils.errors import UserError
@@ -64,8 +64,8 @@ def beside(source: Source, role: str) -> Source | None:
 def _candidates(source: Source, role: str) -> Iterator[Path]:
     path = Path(str(source.path))
     for name in NAMES[role]:
-        if _TRAIN.search(path.stem):
-            yield path.with_name(_TRAIN.sub(name, path.stem) + path.suffix)
+        if _TRAIN.search(path.name):
+            yield path.with_name(_TRAIN.sub(name, path.name))
         elif source.source != "images":
             for sign in "_-.":
                 yield path.with_name(f"{path.stem}{sign}{name}{path.suffix}")
@@ -80,7 +80,7 @@ def mismatch(
         source: the split.
         roles: the columns of the training rows.
         head: the first training rows.
-        counts: their classes.
+        counts: their classes, or types of entities.
         key: the split's key in the config, for errors.
     """
     try:
@@ -91,15 +91,44 @@ def mismatch(
     if missing:
         return f"it has no column {listed(missing)}"
     column = other.column(roles.label)
-    if column is None or not (column.texts or column.classes):
+    is_read = column is not None and (column.lists if roles.targets == "tags" else column.texts)
+    if column is None or not (is_read or column.classes):
         return "it has no labels"
-    if roles.is_number:
+    if roles.targets == "numbers":
         share = labels.number_share(column.texts)
         return None if share > _MOST_NUMBERS else "its labels are not numbers"
-    unknown = set(labels.count(column.texts, roles.separator)) - set(counts)
+    try:
+        unknown = set(count(source, other, roles, key)) - set(counts)
+    except UserError as error:
+        return str(error)
     if head.complete and unknown:
         return f"its label {shown_name(sorted(unknown)[0])} is not a class of the training rows"
     return None
+
+
+def count(source: Source, head: Head, roles: Roles, key: str) -> Counter[str]:
+    """Return the rows of each class, or the entities of each type; nothing for numbers.
+
+    Classes that the source declares are among them without rows.
+
+    Args:
+        source: of the rows.
+        head: the first of them.
+        roles: their columns.
+        key: the source's key in the config, for errors.
+
+    Raises:
+        UserError: the tags of words are of no scheme.
+    """
+    if roles.targets == "numbers":
+        return Counter()
+    if roles.targets == "tags":
+        return tagged.count_types(tagged.read(source, roles.columns, key), roles.labels)
+    column = head.column(roles.label)
+    counts = labels.count(column.texts if column else [], roles.separator)
+    for label in column.classes if column else ():
+        counts[label] += 0
+    return counts
 
 
 def bad_rows(source: Source, roles: Roles, key: str) -> list[BadRow]:
@@ -108,10 +137,8 @@ def bad_rows(source: Source, roles: Roles, key: str) -> list[BadRow]:
         return []
     if source.source == "tfds" and not array_files.tfds_builder(source, key).is_prepared():
         return []
-    kind: Targets = CLASS if roles.separator is None else LabelTargets(roles.separator)
-    if roles.is_number:
-        kind = NumberTargets()
-    rows = sources.read(source, roles.columns, key, kind)
+    config = DataConfig(train=source, label_separator=roles.separator or "|")
+    rows = sources.read(source, roles.columns, key, KINDS[roles.targets](config))
     if roles.image is not None:
         rows = map(_check_image, sources.with_image_paths(rows))
     return [row for row in islice(rows, heads.ROWS) if isinstance(row, BadRow)]
