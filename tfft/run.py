@@ -24,7 +24,7 @@ from tfft.methods import METHODS
 from tfft.model import Model, assemble, stages, weight_file
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Fitted, Task
-from tfft.tasks import TASKS, answers
+from tfft.tasks import TASKS, answers, decode_rows, prepare_rows
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
@@ -88,18 +88,30 @@ class Run:
             batch_size: rows at once.
 
         Returns:
-            Logits, float32 [N, C], in the order of the rows.
+            Logits, float32 [N, C], in the order of the rows; of a task of tokens [N, T, C], with
+            zeros beyond the tokens of the longest row of a batch.
         """
+        rows = [self.inputs.row(row) for row in rows]
+        parts = [(i, logits) for i, logits, _ in self._batch_logits(rows, batch_size)]
+        width = max((logits.shape[1] for _, logits in parts), default=len(self.labels))
+        rest = parts[0][1].shape[2:] if parts else ()
+        result = np.zeros((len(rows), width, *rest), np.float32)
+        for indices, logits in parts:
+            result[indices, : logits.shape[1]] = logits
+        return result
+
+    def _batch_logits(
+        self, rows: Sequence[tuple[Any, ...]], batch_size: int
+    ) -> Iterator[tuple[list[int], np.ndarray, dict[str, np.ndarray]]]:
+        """Yield indices of rows, their logits and, for a task of tokens, where their tokens are."""
         inputs = self.inputs
-        rows = [inputs.row(row) for row in rows]
-        logits = np.zeros((len(rows), len(self.labels)), np.float32)
         # Rows of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: inputs.length_hint(rows[i]))
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            batch = inputs.batch(*zip(*(rows[i] for i in indices), strict=True))
-            logits[indices] = self.model.predict_on_batch(batch)
-        return logits
+            columns = zip(*(rows[i] for i in indices), strict=True)
+            batch, tokens = prepare_rows(self.task, inputs, columns)
+            yield indices, self.model.predict_on_batch(batch), tokens
 
     def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
         """Predict the answers to raw rows.
@@ -112,9 +124,16 @@ class Run:
             The answer to each row as the task gives it, such as `{"label": ...,
             "probabilities": {label: p}}`.
         """
-        logits = tf.constant(self.logits(rows, batch_size))
-        outputs = self.task.decode(logits, self.labels, self.fitted)
-        return answers(self.task, {k: v.numpy() for k, v in outputs.items()}, self.labels)
+        rows = [self.inputs.row(row) for row in rows]
+        result: list[Any] = [None] * len(rows)
+        for indices, logits, tokens in self._batch_logits(rows, batch_size):
+            outputs = decode_rows(self.task, tf.constant(logits), tokens, self.labels, self.fitted)
+            in_batch = {name: value.numpy() for name, value in outputs.items()}
+            for index, answer in zip(
+                indices, answers(self.task, in_batch, self.labels), strict=True
+            ):
+                result[index] = answer
+        return result
 
     def evaluate(self, split: str = "test", **changes: Any) -> Evaluation:
         """Evaluate the model on a split of the config.

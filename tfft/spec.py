@@ -7,7 +7,9 @@ Shapes: N or B rows, T tokens, H and W pixels, D features, C classes.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
+
+from tfft.utils.errors import UserError
 
 if TYPE_CHECKING:  # importing them at run time would load TensorFlow
     import keras
@@ -15,6 +17,7 @@ if TYPE_CHECKING:  # importing them at run time would load TensorFlow
     import tensorflow as tf
 
     from tfft.config import TaskSection
+    from tfft.utils.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The classification head that a checkpoint holds.
+    """The head of classes or tags that a checkpoint holds.
 
     Attributes:
         labels: class names in the order of the outputs.
         weights: variable paths of tfft's head -> arrays.
+        of_tokens: whether it computes logits for each token.
     """
 
     labels: tuple[str, ...]
     weights: Mapping[str, "np.ndarray"]
+    of_tokens: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,8 @@ class HeadStyle:
     """How a model family's classifier computes its logits from the features.
 
     Attributes:
-        pooling: `pooled`, `first` or `mean`: which vector of the features it reads.
+        pooling: `pooled`, `first` or `mean`: which vector of the features it reads; `tokens`: that
+            of each token.
         activation: activation of a dense layer between the vector and the logits; None: no such
             layer.
     """
@@ -106,7 +112,7 @@ class Backbone:
         head_style: how the model family's classifier reads the features.
         fingerprint: digest of the pretrained weights and the architecture.
         description: plain data from which `backbones.rebuild` builds the architecture.
-        head: the classification head stored in the checkpoint; None without one.
+        head: the head stored in the checkpoint; None without one.
         max_length: number of positions; None: no limit.
         image_spec: the images that it reads; None for text.
         tokenizer: description of the tokenizer that its graph contains (`hub:`); None without one.
@@ -212,6 +218,8 @@ class Details:
     describe: Callable[[int], dict[str, Any]]
 
 
+# What a task predicts for N rows, or logits of it: an array [N, ...], or entries of each row.
+Targets = Union["np.ndarray", "Ragged"]
 # Values that are fitted on data and belong to the model, by name: thresholds, scales of targets.
 Fitted = Mapping[str, "np.ndarray"]
 
@@ -220,7 +228,9 @@ class Task:
     """A kind of prediction: head, loss, metrics and decoding. A base class with defaults.
 
     A task computes logits [N, C] for N rows, C of them for each row, named by the labels: classes,
-    or the columns of the targets. `targets` are what the task predicts, [N, ...].
+    or the columns of the targets. `targets` are what the task predicts, [N, ...]. A task of tokens
+    computes logits [B, T, C] in a batch; its targets and the logits that it is evaluated on are
+    those of words, `Ragged` of N rows.
 
     Attributes:
         section: the class of its section in the YAML: what it reads, measures and supports.
@@ -230,10 +240,12 @@ class Task:
         unfitted: what is logged where a task with `fit` has no validation rows; None in tasks
             without `fit`.
         constant: name of the baseline that gives the same answer for every row.
+        features: features that the other baseline is fitted on, a key of `baselines.FEATURES`.
         pipeline: `pipeline_tag` of the Hugging Face hub, for the model card.
         answers_with: what the model answers with, for the model card; `{count}` is the number of
             labels.
         limits: sentences of the model card on what the model cannot do.
+        of_tokens: whether it computes logits for each token.
     """
 
     section: "type[TaskSection]"
@@ -241,9 +253,11 @@ class Task:
     output: str
     unfitted: str | None = None
     constant: str
+    features: str = "tfidf"
     pipeline: str
     answers_with: str
     limits: tuple[str, ...] = ()
+    of_tokens: bool = False
 
     @property
     def name(self) -> str:
@@ -255,14 +269,25 @@ class Task:
     def head(
         self, backbone: Backbone, config: Any, labels: Sequence[str]
     ) -> "Callable[..., keras.KerasTensor]":
-        """Return a function: features by name and padding mask [B, T] or None -> logits [B, C].
+        """Return a function: features by name and padding mask [B, T] or None -> the logits.
 
         Its variables have paths below `head/`.
         """
         raise NotImplementedError
 
+    def stored_head(self, head: StoredHead) -> StoredHead:
+        """Return the head of a checkpoint as this task uses it.
+
+        Raises:
+            UserError: the head is of another kind of task.
+        """
+        if head.of_tokens:
+            message = f"model.head: the checkpoint's head is for tags; task is {self.name}"
+            raise UserError(f"{message}; use head: new")
+        return head
+
     def loss(self, config: Any) -> "keras.losses.Loss":
-        """Return the loss over (targets, logits); it gives one value per row."""
+        """Return the loss over (targets, logits); it gives one value per row, or per token."""
         raise NotImplementedError
 
     def row_weights(
@@ -271,13 +296,19 @@ class Task:
         """Return the weight of each training row in the loss, [N]; None: all are 1."""
         return None
 
-    def fit_targets(self, config: Any, targets: "np.ndarray") -> Fitted:
-        """Return what the training itself needs to know of the training targets."""
+    def fit_targets(self, config: Any, targets: "Targets", has_new_head: bool = True) -> Fitted:
+        """Return what the model needs to know of the training targets.
+
+        A head of a checkpoint, which is not new, answers in the unit of its own targets.
+        """
         return {}
 
-    def training_targets(self, targets: "np.ndarray", fitted: Fitted) -> "np.ndarray":
-        """Return the targets as the loss takes them, [N, ...]."""
-        return targets
+    def training_targets(self, config: Any, split: Any, fitted: Fitted) -> "Targets":
+        """Return the targets of a `data.Dataset` as the loss takes them.
+
+        They are [N, ...], or `Ragged` with an entry for each token: -1 where it has no target.
+        """
+        return split.targets
 
     def folded_head(
         self, weights: "Mapping[str, np.ndarray]", fitted: Fitted
@@ -290,29 +321,27 @@ class Task:
 
     # --- evaluation ---
 
-    def fit(self, logits: "np.ndarray", targets: "np.ndarray", fitted: Fitted) -> Fitted:
+    def fit(self, logits: "Targets", targets: "Targets", fitted: Fitted) -> Fitted:
         """Return `fitted` with what is fitted on validation rows, such as thresholds."""
         return fitted
 
-    def metrics(
-        self, logits: "np.ndarray", targets: "np.ndarray", fitted: Fitted
-    ) -> dict[str, float]:
+    def metrics(self, logits: "Targets", targets: "Targets", fitted: Fitted) -> dict[str, float]:
         """Compute the headline metrics, by name."""
         raise NotImplementedError
 
     def bootstrap(
-        self, logits: "np.ndarray", targets: "np.ndarray", draws: int, seed: int, fitted: Fitted
+        self, logits: "Targets", targets: "Targets", draws: int, seed: int, fitted: Fitted
     ) -> "dict[str, np.ndarray]":
         """Compute the headline metrics of resampled rows, by name, each [draws]."""
         raise NotImplementedError
 
     def details(
-        self, logits: "np.ndarray", targets: "np.ndarray", labels: Sequence[str], fitted: Fitted
+        self, logits: "Targets", split: Any, labels: Sequence[str], fitted: Fitted
     ) -> Details:
-        """Return what a report shows, and the loss of each row."""
+        """Return what a report shows of the rows of a `data.Dataset`, and the loss of each."""
         raise NotImplementedError
 
-    def constant_logits(self, targets: "np.ndarray", classes: int) -> "np.ndarray":
+    def constant_logits(self, targets: "Targets", classes: int) -> "np.ndarray":
         """Return the logits of the best answer that does not look at a row, [C].
 
         They are logits without fitted values, like those of `linear_logits`.
@@ -320,9 +349,9 @@ class Task:
         raise NotImplementedError
 
     def linear_logits(
-        self, features: Any, targets: "np.ndarray", new_features: Any, classes: int
-    ) -> "np.ndarray":
-        """Fit a linear model on features of rows, and return its logits of new rows, [N, C].
+        self, features: Any, targets: "Targets", new_features: Any, classes: int
+    ) -> "Targets":
+        """Fit a simple model on features of rows, and return its logits of new rows, [N, C].
 
         Raises:
             UserError: scikit-learn is not installed.
@@ -352,6 +381,23 @@ class Task:
         """
         raise NotImplementedError
 
+    def locate(
+        self,
+        outputs: "Mapping[str, tf.Tensor]",
+        tokens: "Mapping[str, tf.Tensor]",
+        labels: Sequence[str],
+        fitted: Fitted,
+    ) -> "dict[str, tf.Tensor]":
+        """Return the answers to raw texts, such as spans, in place of the outputs of tokens.
+
+        Args:
+            outputs: what `decode` returned.
+            tokens: where the tokens are in the texts (`GraphTokenizer.located`).
+            labels: names of the outputs.
+            fitted: the fitted values of the model.
+        """
+        return dict(outputs)
+
     def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
         """Return the outputs of one row as plain data."""
         raise NotImplementedError
@@ -360,8 +406,19 @@ class Task:
         """Return the unit in which differences of `output` [N, C] are measured, [C] or a number."""
         return 1.0
 
-    def margin(self, outputs: "Mapping[str, np.ndarray]", fitted: Fitted) -> "np.ndarray":
-        """Return how much `output` of each row would have to change for another answer, [N]."""
+    def margin(
+        self,
+        outputs: "Mapping[str, np.ndarray]",
+        fitted: Fitted,
+        tokens: "Mapping[str, np.ndarray] | None" = None,
+    ) -> "np.ndarray":
+        """Return how much `output` of each row would have to change for another answer, [N].
+
+        Args:
+            outputs: what `decode` returned.
+            fitted: the fitted values of the model.
+            tokens: where the tokens are, for a task of tokens.
+        """
         raise NotImplementedError
 
     def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:

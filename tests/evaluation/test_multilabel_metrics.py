@@ -2,6 +2,7 @@
 
 import tracemalloc
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def test_headline_equals_scikit_learn(ties):
 
 def test_by_label_equals_scikit_learn():
     logits, truth = make_rows(1)
-    details = TASK.details(logits, truth, list("abcde"), {})
+    details = TASK.details(logits, SimpleNamespace(targets=truth), list("abcde"), {})
     p = multilabel_metrics.sigmoid(logits)
     expected = sk.precision_recall_fscore_support(truth, p >= 0.5, zero_division=0)
     table, reliability = details.sections

@@ -46,15 +46,24 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     run = tfft.train(config, tmp_path / "run")
     raw = [run.inputs.request_row(run.datasets.train.raw_row(i)) for i in range(NUM_ROWS)]
     rows = [[v.encode() if isinstance(v, str) else v for v in row] for row in raw]
-    logits = run.logits([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
-    live = run.task.activate(logits, run.fitted)
-    answers = run.predict([run.datasets.train.raw_row(i) for i in range(NUM_ROWS)])
+    train_rows = [run.datasets.train.raw_row(i) for i in range(NUM_ROWS)]
+    answers = run.predict(train_rows)
+    # The number that all clients must get: of a task of tokens that of its answers to raw texts.
+    name = "score" if run.task.of_tokens else run.task.output
+    live = run.task.activate(run.logits(train_rows), run.fitted)
+    if run.task.of_tokens:
+        live = np.zeros((NUM_ROWS, int(run.fitted["max_entities"][0])))
+        for row, answer in zip(live, answers, strict=True):
+            row[: len(answer["entities"])] = [entity["score"] for entity in answer["entities"]]
     columns = run.inputs.columns
     server = tfft_server(run.workdir / "export")
     try:
         for predict in (predict_by_curl, predict_by_requests, predict_by_grpc):
             outputs = predict(server, columns, rows, tmp_path)
-            assert_close(outputs[run.task.output], live)
+            assert_close(outputs[name], live)
+            if run.task.of_tokens:
+                texts = [[e["text"] for e in answer["entities"]] for answer in answers]
+                assert [[t for t in row if t] for row in outputs["entity"]] == texts
             if "label" in outputs:
                 assert outputs["label"] == [
                     answer.get("label", "|".join(answer.get("labels", []))) for answer in answers
@@ -63,9 +72,7 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
             CALLS[signature](server, columns, rows, run.labels, live)
     finally:
         assert stop(server) == 0
-    numbers = predict_by_saved_model_cli(
-        run.workdir / "export" / "1", columns, raw, tmp_path, run.task.output
-    )
+    numbers = predict_by_saved_model_cli(run.workdir / "export" / "1", columns, raw, tmp_path, name)
     assert_close(numbers, live)
 
 

@@ -55,6 +55,20 @@ def regression_data(tiny, folder):
     return {"train": str(folder / "numbers.csv"), "max_length": 12}, f"hf:{tiny}"
 
 
+def tagged_data(tiny, folder):
+    """Write sentences whose colours are entities, of one or two words."""
+    lines = []
+    for index in range(60):
+        first, second = "red" if index % 2 else "blue", "blue" if index % 3 else "red"
+        for word in ("the", first, *((second,) if index % 4 == 0 else ()), "sky", "x", second):
+            is_second = word == second and lines and lines[-1].endswith("B-colour")
+            tag = "O" if word in ("the", "sky", "x") else "I-colour" if is_second else "B-colour"
+            lines.append(f"{word}\t{'B-shade' if lines and lines[-1][:1] == 'x' else tag}")
+        lines.append("")
+    (folder / "sentences.conll").write_text("\n".join(lines))
+    return {"train": str(folder / "sentences.conll"), "max_length": 12}, f"hf:{tiny}"
+
+
 # Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone.
 SAMPLES = {
     "text_classification": text_data,
@@ -62,4 +76,5 @@ SAMPLES = {
     "image_classification": image_data,
     "image_multilabel": multilabel_image_data,
     "text_regression": regression_data,
+    "token_classification": tagged_data,
 }

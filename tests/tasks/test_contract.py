@@ -63,6 +63,22 @@ def assert_same_weights(a, b, bound=0.0):
         assert np.abs(value - expected[path]).max() <= bound, path
 
 
+def assert_close(actual, expected):
+    """Compare answers: numbers within the bound, everything else exactly."""
+    if isinstance(expected, list):
+        assert len(actual) == len(expected)
+        for pair in zip(actual, expected, strict=True):
+            assert_close(*pair)
+    elif isinstance(expected, dict):
+        assert actual.keys() == expected.keys()
+        for name in expected:
+            assert_close(actual[name], expected[name])
+    elif isinstance(expected, float):
+        assert actual == pytest.approx(expected, abs=BOUND, rel=BOUND)
+    else:
+        assert actual == expected
+
+
 def command(*arguments, code=0, stdin=""):
     actual, out, err = run_command(*arguments, stdin=stdin)
     assert actual == code and "Traceback" not in err, err
@@ -127,10 +143,7 @@ def test_loaded_evaluated_exported_and_predicted_alike(run, tmp_path):
         for line, answer in zip(out.splitlines(), expected, strict=True):
             actual = json.loads(line)
             for name, value in answer.items():
-                if name in ("probabilities", "value"):
-                    assert actual[name] == pytest.approx(value, abs=BOUND, rel=BOUND)
-                else:
-                    assert actual[name] == value
+                assert_close(actual[name], value)
 
 
 def test_two_replicas_train_the_same_model(raw, run, tmp_path):
@@ -201,7 +214,7 @@ def test_bad_rows_are_named_or_skipped(raw, tmp_path):
     source = parse(raw).data.train
     if source.source == "images":
         pytest.skip("a folder of images has no rows")
-    path = tmp_path / "rows.csv"
+    path = tmp_path / f"rows.{source.source}"
     with open(source.path) as file:
         lines = file.read().splitlines()
     if "image" in parse(raw).task.columns:  # paths are relative to the table
@@ -209,7 +222,7 @@ def test_bad_rows_are_named_or_skipped(raw, tmp_path):
         lines = [lines[0], *(f"{folder}/{line}" for line in lines[1:])]
     path.write_text("\n".join([*lines[:3], "a,b,c", *lines[3:]]) + "\n")
     changes = {"data": {"train": str(path)}}
-    with pytest.raises(UserError, match=r"rows\.csv:4: "):
+    with pytest.raises(UserError, match=r"rows\.(csv|conll):4: "):
         tfft.train(raw, tmp_path / "refused", **changes)
     changes["data"]["on_bad_row"] = "skip"
     run = tfft.train(raw, tmp_path / "skipped", **changes)

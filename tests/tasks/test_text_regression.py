@@ -2,6 +2,7 @@
 
 import csv
 import json
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -42,13 +43,15 @@ def test_loss_of_each_row(kind):
 def test_targets_are_standardised_and_answers_are_not():
     targets = np.array([[1000.0, 5.0], [3000.0, 5.0]], np.float32)
     fitted = TASK.fit_targets(TextRegression(), targets)
-    standardised = TASK.training_targets(targets, fitted)
+    split = SimpleNamespace(targets=targets)
+    standardised = TASK.training_targets(TextRegression(), split, fitted)
     np.testing.assert_allclose(standardised, [[-1, 0], [1, 0]])  # a constant column has scale 1
     np.testing.assert_allclose(TASK.activate(standardised, fitted), targets)
     decoded = TASK.decode(tf.constant(standardised), ["a", "b"], fitted)["values"]
     np.testing.assert_allclose(decoded, targets)
     np.testing.assert_allclose(TASK.activation(fitted)(standardised), targets)
     assert TASK.fit_targets(TextRegression(standardize=False), targets) == {}
+    assert TASK.fit_targets(TextRegression(), targets, has_new_head=False) == {}
 
 
 @pytest.mark.parametrize(("mean", "scale"), [(0.0, 1e4), (2000.0, 5.0), (1e6, 100.0)])

@@ -284,7 +284,9 @@ def test_fixed_shapes_of_stored_feature_maps():
     rows = feature_cache.CachedFeatures(split, {"below_0": values}, set(), masked=False)
     batch = batches.Batch(np.arange(3), 1)
     targets, weights = np.arange(3), np.ones(3, np.float32)
-    ((inputs, y, weight),) = batches.dataset(rows, targets, weights, [batch], shape=(4, 1))
+    ((inputs, y, weight),) = batches.dataset(
+        rows, batches.RowTargets(targets, weights), [batch], shape=(4, 1)
+    )
     np.testing.assert_array_equal(inputs["below_0"], np.pad(values, [(0, 1), (0, 0), (0, 0)]))
     np.testing.assert_array_equal(y, [0, 1, 2, 0])
     np.testing.assert_allclose(weight, [4 / 3, 4 / 3, 4 / 3, 0])

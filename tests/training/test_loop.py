@@ -381,7 +381,9 @@ def test_a_static_shape_keeps_the_mean(plain):
         sharding = batches.Sharding((replica,), 2)
         weights = np.ones(len(train), np.float32)
         rows = batches.Tokens(train, 0)
-        dataset = batches.dataset(rows, train.targets, weights, plan, sharding, shape)
+        dataset = batches.dataset(
+            rows, batches.RowTargets(train.targets, weights), plan, sharding, shape
+        )
         assert dataset.element_spec[0]["token_ids"].shape == shape
         elements = list(dataset)
         assert len(elements) == len(plan)

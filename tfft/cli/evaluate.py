@@ -8,6 +8,7 @@ Example:
 
 import json
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 
@@ -18,7 +19,9 @@ from tfft.utils.tensorflow_setup import load_tensorflow
 common.define_workdir()
 common.define_backbone()
 flags.DEFINE_string("split", "test", "split of the run's config: train, validation or test")
-flags.DEFINE_string("data", None, "a file to evaluate on instead: csv, tsv, jsonl or parquet")
+flags.DEFINE_string(
+    "data", None, "a file to evaluate on instead: csv, tsv, jsonl, parquet or conll"
+)
 flags.DEFINE_string("output", None, "JSON file for the metrics")
 
 
@@ -33,19 +36,13 @@ def run() -> None:
             f"--split: unknown split {flag_values.split!r}{nearest(flag_values.split, splits)}"
         )
     load_tensorflow()
-    from tfft.config import Source
     from tfft.evaluation import evaluate
     from tfft.run import load_run
 
     loaded_run = load_run(flag_values.workdir, flag_values.backbone)
     if flag_values.data is not None:
         name = Path(flag_values.data).name
-        try:
-            source = Source.model_validate(flag_values.data)
-        except ValueError:
-            raise UserError(
-                f"--data: cannot tell the format of {flag_values.data} from its name"
-            ) from None
+        source = _source(flag_values.data, loaded_run.config.data.train)
         evaluation = loaded_run.evaluate_source(source, loaded_run.config.evaluate)
     else:
         name, evaluation = flag_values.split, loaded_run.evaluate(flag_values.split)
@@ -54,6 +51,22 @@ def run() -> None:
         Path(flag_values.output).write_text(
             json.dumps(evaluation.flat(name), indent=1), encoding="utf-8"
         )
+
+
+def _source(path: str, train: Any) -> Any:
+    """Return the source of a file, of CoNLL where the training data are and its name is no other's.
+
+    Raises:
+        UserError: the name does not tell the format.
+    """
+    from tfft.config import Source
+
+    # `.txt` is the name of tables and of CoNLL files.
+    is_conll = train.source == "conll" and Path(path).suffix not in (".jsonl", ".parquet", ".csv")
+    try:
+        return Source.model_validate({"source": "conll", "path": path} if is_conll else path)
+    except ValueError:
+        raise UserError(f"--data: cannot tell the format of {path} from its name") from None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -62,7 +62,11 @@ def run() -> None:
     else:
         loaded_run = load_run(flag_values.workdir, flag_values.backbone)
         columns = loaded_run.inputs.columns
-        names = tuple(str(getattr(loaded_run.config.data, name)) for name in columns)
+        configured = [getattr(loaded_run.config.data, name) for name in columns]
+        # Columns of files without names have tfft's.
+        names = tuple(
+            n if isinstance(n, str) else c for n, c in zip(configured, columns, strict=True)
+        )
         predict = loaded_run.predict
 
     _utf8(sys.stdout)

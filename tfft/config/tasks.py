@@ -35,6 +35,14 @@ _NUMBERS: Mapping[str, Direction] = {
     "rmse": "min",
     "mae": "min",
 }
+_ENTITIES: Mapping[str, Direction] = {
+    "f1": "max",
+    "precision": "max",
+    "recall": "max",
+    "macro_f1": "max",
+    "weighted_f1": "max",
+    "token_accuracy": "max",
+}
 _CLASS_OUTPUTS = {"label": "string", "probabilities": "float32"}
 _LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
@@ -57,6 +65,7 @@ POOLING = Field(
     description="which vector of the features the head reads; auto: as in the checkpoint (its "
     "pooler, else the first token)",
 )
+MOST_ENTITIES = 1024  # in the answer to a row
 DROPOUT = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
 
 
@@ -66,20 +75,23 @@ class TaskSection(Section):
     Attributes:
         modality: kind of input: `text` or `image`.
         columns: columns of `data` that the task may read, besides the targets.
-        targets: kind of targets: `class`, `labels` or `numbers` (`data.targets`).
+        targets: kind of targets: `class`, `labels`, `numbers` or `tags` (`data.kinds`).
         metrics: metrics of the validation, and whether more or less is better; the default first.
         outputs: names of the outputs for a row -> their dtypes.
+        size: name of the fitted value that is the number of outputs of a row; None: there is one
+            for each label.
         supports: those of OPTIONAL_KEYS that may be set.
-        problem_type: `problem_type` in the config of a Hugging Face checkpoint.
+        problem_type: `problem_type` in the config of a Hugging Face checkpoint; None: it has none.
     """
 
     modality: ClassVar[Literal["text", "image"]]
     columns: ClassVar[tuple[str, ...]]
-    targets: ClassVar[Literal["class", "labels", "numbers"]]
+    targets: ClassVar[Literal["class", "labels", "numbers", "tags"]]
     metrics: ClassVar[Mapping[str, Direction]]
     outputs: ClassVar[Mapping[str, str]]
+    size: ClassVar[str | None] = None
     supports: ClassVar[frozenset[str]]
-    problem_type: ClassVar[str]
+    problem_type: ClassVar[str | None]
 
     name: str
 
@@ -210,8 +222,48 @@ class TextRegression(TaskSection):
     )
 
 
+class TokenClassification(TaskSection):
+    """The words of a text have tags: entities, each with a type."""
+
+    modality = "text"
+    columns = ("text",)
+    targets = "tags"
+    metrics = _ENTITIES
+    outputs: ClassVar = {
+        "entity": "string",
+        "type": "string",
+        "start": "int32",
+        "end": "int32",
+        "start_byte": "int32",
+        "end_byte": "int32",
+        "score": "float32",
+        "count": "int32",
+    }
+    size = "max_entities"
+    supports = frozenset({"data.labels"})
+    problem_type = None
+
+    name: Literal["token_classification"] = "token_classification"
+    dropout: float = DROPOUT
+    label: Literal["first", "all"] = Field(
+        "first",
+        description="tokens of a word in the loss: the first, or all. The first one decides the "
+        "answer either way",
+    )
+    max_entities: Annotated[int, Field(ge=1, le=MOST_ENTITIES)] | Literal["auto"] = Field(
+        "auto",
+        description="entities in the answer to a row, at most; auto: twice as many as a training "
+        "row has, at least 16",
+    )
+
+
 TaskConfig = Annotated[
-    TextClassification | ImageClassification | TextMultilabel | ImageMultilabel | TextRegression,
+    TextClassification
+    | ImageClassification
+    | TextMultilabel
+    | ImageMultilabel
+    | TextRegression
+    | TokenClassification,
     Field(discriminator="name"),
 ]
 # `task.name` -> its section; the first is the default.

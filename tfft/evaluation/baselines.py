@@ -3,6 +3,7 @@
 scikit-learn is an optional dependency; without it a `UserError` says how to install it.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from tfft.data import Dataset
 from tfft.spec import Fitted, Task
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
+from tfft.utils.ragged import Ragged
 
 MAX_ROWS = 50_000  # training rows of a baseline at most
 # Not 0: the log loss of a row of such a class would be infinite.
@@ -29,12 +31,11 @@ def evaluate(
         classes: number of logits per row.
     """
     fitted: Fitted = {}  # nothing is fitted to the answers of a baseline
-    constant = np.tile(task.constant_logits(train.targets, classes), (len(split), 1))
+    constant = split.constant(task.constant_logits(train.targets, classes))
     result = {task.constant: dict(task.metrics(constant, split.targets, fitted))}
-    name, features = ("tfidf", _tfidf) if task.section.modality == "text" else ("tiny", _tiny)
-    positions = _positions(train)
+    name, positions = task.features, _positions(train)
     try:
-        train_features, split_features = features(train, positions, split)
+        train_features, split_features = FEATURES[name](train, positions, split)
         targets = train.targets[positions]
         logits = task.linear_logits(train_features, targets, split_features, classes)
         result[name] = dict(task.metrics(logits, split.targets, fitted))
@@ -113,9 +114,24 @@ def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, 
     )
 
 
+def _words(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Ragged, Ragged]:
+    """Return the words of the training rows at `positions` and of the split."""
+    train_words = [np.array(train.words(int(p)), object) for p in positions]
+    split_words = [np.array(split.words(p), object) for p in range(len(split))]
+    return Ragged.from_rows(train_words, object), Ragged.from_rows(split_words, object)
+
+
 def _tiny(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Return images at 8 x 8 pixels, 0 to 1 (Torralba et al. 2008, "80 million tiny images")."""
     train_features, split_features = (
         s.prepared.tiny[s.rows] / 255 for s in (train.take(positions), split)
     )
     return train_features, split_features
+
+
+# Name of a baseline -> its features: (training rows, positions in them, split) -> of both.
+FEATURES: Mapping[str, Callable[[Dataset, np.ndarray, Dataset], tuple[Any, Any]]] = {
+    "tfidf": _tfidf,
+    "tiny": _tiny,
+    "dictionary": _words,
+}

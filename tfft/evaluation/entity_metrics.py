@@ -14,6 +14,7 @@ import numpy as np
 from tfft.data.tags import Span
 from tfft.evaluation import metrics
 from tfft.utils.errors import nearest
+from tfft.utils.ragged import Ragged
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,19 @@ class Entities:
     tags: np.ndarray | None = None
 
 
-def from_tag_ids(rows: Sequence[np.ndarray], types: int) -> Entities:
+def from_tag_ids(rows: Ragged | Sequence[np.ndarray], types: int) -> Entities:
     """Return the entities of tag ids, as `data.tags.spans` finds them in the names of the tags.
 
     Args:
-        rows: tag ids of each row's tokens, N arrays of any length, in the order of
+        rows: tag ids of each row's tokens, `Ragged` or N arrays of any length, in the order of
             `data.tags.names`: 0 is O; 2 t + 1 begins and 2 t + 2 continues type t.
         types: number of types, C.
 
     Raises:
         ValueError: an id is not one of 0 to 2 C.
     """
-    lengths = np.array([len(row) for row in rows], np.int64)
-    tags = np.concatenate([np.zeros(0, np.int64), *rows]).astype(np.int64)
+    ragged = rows if isinstance(rows, Ragged) else Ragged.from_rows(rows, np.int64)
+    lengths, tags = ragged.lengths, ragged.values.astype(np.int64)
     row_of = np.repeat(np.arange(len(rows)), lengths)
     invalid = np.flatnonzero((tags < 0) | (tags > 2 * types))
     if len(invalid):

@@ -13,11 +13,12 @@ import keras
 import numpy as np
 
 from tfft.config import EvaluateConfig
-from tfft.data import Dataset, batches
+from tfft.data import Dataset, batches, tags
 from tfft.distribute import strategies
 from tfft.evaluation import baselines, metrics
 from tfft.spec import Details, Fitted, Task
 
+CERTAIN = 20.0  # logit of the tag of a word without logits of its own; the others are 0
 NUM_PREFETCHED = 2  # batches whose inputs are prepared in advance
 
 
@@ -51,8 +52,12 @@ class Evaluation:
         return flat
 
 
-def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: int) -> np.ndarray:
+def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: int) -> Any:
     """Compute the logits of every row, float32 [N, C], in the order of the split.
+
+    Of a model with logits for each token, they are those of the first token of each word
+    (`Ragged`). Words that a token of an earlier word reaches over continue that word; words without
+    any token, such as those that are cut off, have the first tag, `O`.
 
     With several workers, each computes a part of the batches and all return the full logits.
 
@@ -67,13 +72,39 @@ def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: 
     # are divided over the workers only where the model itself is distributed.
     is_distributed = strategy.num_replicas_in_sync > 1
     workers = strategies.workers() if is_distributed else strategies.Workers()
-    logits = np.zeros((len(split), model.output_shape[-1]), np.float32)
+    logits = split.constant(np.zeros(model.output_shape[-1], np.float32))
+    of_tokens = len(model.output_shape) == 3
+    word_tokens = split.word_tokens if of_tokens else None
+    values = logits.values if of_tokens else logits
     # Every n-th batch: all workers get short and long rows.
     planned_batches = batches.plan_sorted(split.lengths, batch_size)[workers.index :: workers.count]
     for batch, arrays in _prefetch(rows, planned_batches):
-        logits[batch.positions] = model.predict_on_batch(arrays)
-    # The rows of other workers are zeros here, so the sum joins the parts exactly.
-    return strategies.sum_over_workers(strategy, logits) if is_distributed else logits
+        batch_logits = model.predict_on_batch(arrays)
+        if word_tokens is None:
+            values[batch.positions] = batch_logits
+        else:
+            indices, in_batch = word_tokens.indices(batch.positions)
+            values[indices] = word_logits(batch_logits, in_batch, word_tokens.values[indices])
+    if is_distributed:
+        # The rows of other workers are zeros here, so the sum joins the parts exactly.
+        values = strategies.sum_over_workers(strategy, values)
+    return logits.with_values(values) if of_tokens else values
+
+
+def word_logits(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Return the logits of words, [W, C], from those of the tokens of a batch.
+
+    Args:
+        logits: [B, T, C].
+        rows: row of each word in the batch, int [W].
+        tokens: first token of each word, int [W], as `words.tokens_of_words` gives them.
+    """
+    joined = tokens < -1
+    of_words = logits[rows, np.where(joined, -2 - tokens, tokens)]
+    certain = CERTAIN * np.eye(logits.shape[-1], dtype=np.float32)
+    of_words[joined] = certain[tags.inside(of_words[joined].argmax(axis=1))]
+    of_words[tokens == -1] = certain[0]
+    return of_words
 
 
 def _prefetch(
@@ -94,7 +125,7 @@ def _prefetch(
 
 def evaluate(
     task: Task,
-    logits: np.ndarray,
+    logits: Any,
     split: Dataset,
     labels: Sequence[str],
     config: EvaluateConfig,
@@ -106,7 +137,7 @@ def evaluate(
 
     Args:
         task: task whose metrics are computed.
-        logits: [N, C].
+        logits: what `predict` returned.
         split: split of N rows.
         labels: names of the C classes.
         config: section `evaluate`.
@@ -125,7 +156,7 @@ def evaluate(
     compared = {}
     if config.baselines and train is not None:
         compared = baselines.evaluate(task, train, split, len(labels))
-    details = task.details(logits, split.targets, labels, fitted)
+    details = task.details(logits, split, labels, fitted)
     return Evaluation(
         metrics=values,
         baselines=compared,

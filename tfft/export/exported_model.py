@@ -10,6 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from tfft.config import TASK_SECTIONS
+from tfft.config.tasks import MOST_ENTITIES
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import library_errors, read_json
 
@@ -61,8 +62,14 @@ def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
     }
     description = read_json(path, **kinds)
     fitted = {name: np.array(v) for name, v in description["fitted"].items()}
+    sizes = {section.size for section in TASK_SECTIONS.values()}
     for name, values in fitted.items():
-        if len(values) != len(description["labels"]):
+        if name in sizes:
+            if len(values) != 1 or not 1 <= values[0] <= MOST_ENTITIES:
+                raise UserError(
+                    f"{path}: 'fitted.{name}' must be a number from 1 to {MOST_ENTITIES}"
+                )
+        elif len(values) != len(description["labels"]):
             raise UserError(
                 f"{path}: 'fitted.{name}' must be a number for each label. Received: "
                 f"{len(values)} for {len(description['labels'])} labels"
@@ -129,6 +136,11 @@ class ExportedModel:
         if self.task not in TASK_SECTIONS:
             hint = nearest(self.task, TASK_SECTIONS)
             raise UserError(f"{folder / _DESCRIPTION}: unknown task {self.task!r}{hint}")
+        size, self._outputs_of_row = TASK_SECTIONS[self.task].size, len(self.labels)
+        if size is not None:
+            if size not in description["fitted"]:
+                raise UserError(f"{folder / _DESCRIPTION}: lacks 'fitted.{size}'")
+            self._outputs_of_row = int(description["fitted"][size][0])
         # TensorFlow is imported after the cheap checks of the files.
         import tensorflow as tf
         import tensorflow_text  # noqa: F401 -- registers its ops
@@ -154,12 +166,13 @@ class ExportedModel:
                 f"{', '.join(self.columns)}"
             )
         outputs = signature.structured_outputs
+        size = self._outputs_of_row
         for name, spec in outputs.items():
-            # Outputs of a row are one, or one for each label.
-            if list(spec.shape[1:]) not in ([], [None], [len(self.labels)]):
+            # Outputs of a row are one, or one for each label or entity.
+            if list(spec.shape[1:]) not in ([], [None], [size]):
                 raise UserError(
                     f"{folder}: its model gives {name} {list(spec.shape)}; {_DESCRIPTION} names "
-                    f"{len(self.labels)} labels"
+                    f"{size} {'labels' if size == len(self.labels) else 'outputs'}"
                 )
         for name, dtype in TASK_SECTIONS[self.task].outputs.items():
             if name not in outputs or outputs[name].dtype.name != dtype:

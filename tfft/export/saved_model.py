@@ -8,7 +8,7 @@ number, where TF Serving finds it.
 import base64
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,12 @@ import tensorflow as tf
 
 from tfft.config import ExportConfig
 from tfft.export import exported_model, serving_config, signatures, warmup_requests
-from tfft.export.signatures import RESULTS, Servable, Signatures, padded
+from tfft.export.signatures import RESULTS, Servable, Signatures, padded, without_padded
 from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
 from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
+from tfft.tasks import prepare_rows
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import temporary_folder
@@ -66,7 +67,7 @@ def publish(
     requests = _RequestRows(inputs, sample)
     module = Signatures(servable, stored, config.skip_padding)
     # Preprocessing first: it is compared before the slow export.
-    _check_preprocessing(inputs, module.prepare, requests, trained_on)
+    _check_preprocessing(servable, module.prepare, requests, trained_on)
     with temporary_folder(folder, "export") as temporary:
         module.save(temporary / "model")
         exported_model.describe(temporary / "model", servable, source=source)
@@ -113,7 +114,7 @@ class _RequestRows(Sequence[tuple[Any, ...]]):
 
 
 def _check_preprocessing(
-    inputs: Inputs,
+    servable: Servable,
     graph: Callable[..., dict[str, tf.Tensor]],
     sample: Sequence[tuple[Any, ...]],
     trained_on: Callable[[np.ndarray], dict[str, np.ndarray]] | None,
@@ -123,6 +124,7 @@ def _check_preprocessing(
     Raises:
         UserError: a row is prepared differently.
     """
+    inputs = servable.inputs
     for start in range(0, min(len(sample), PARITY_ROWS), PARITY_BATCH):
         rows = sample[start : start + PARITY_BATCH]
         columns = list(zip(*rows, strict=True))
@@ -132,10 +134,12 @@ def _check_preprocessing(
             host = trained_on(np.arange(start, start + len(rows)))
         else:
             host = inputs.batch(*columns)
-        prepared = graph(*(tf.constant(column) for column in columns))
-        prepared = {name: value.numpy() for name, value in prepared.items()}
+        tokens = prepare_rows(servable.task, inputs, columns)[1] if servable.task.of_tokens else {}
+        host = {**host, **{name: value for name, value in tokens.items() if name != "text"}}
+        in_graph = graph(*(tf.constant(column) for column in columns))
+        in_graph = {name: value.numpy() for name, value in in_graph.items()}
         for index, row in enumerate(rows):
-            if not _rows_equal(host, prepared, index):
+            if not _rows_equal(host, in_graph, index):
                 described = row if isinstance(row[0], str) else f"row {start + index + 1}"
                 raise UserError(
                     f"export: host and graph prepare {described!r} differently. Not published "
@@ -171,14 +175,16 @@ def _verify(
     model, inputs, task = servable.model, servable.inputs, servable.task
     bound = BOUNDS[precision]
     columns = list(zip(*rows, strict=True))
-    prepared = inputs.batch(*columns)
-    logits = tf.constant(model.predict_on_batch(prepared), tf.float32)
+    batch, tokens = prepare_rows(task, inputs, columns)
+    logits = tf.constant(model.predict_on_batch(batch), tf.float32)
     live = task.decode(logits, servable.labels, servable.fitted)
-    margins = task.margin({k: v.numpy() for k, v in live.items()}, servable.fitted)
+    margins = task.margin({k: v.numpy() for k, v in live.items()}, servable.fitted, tokens)
+    of_rows = task.locate(live, tokens, servable.labels, servable.fitted)
+    of_inputs = without_padded(task, live, batch)
     request, response = folder / "request.npz", folder / "response.npz"
     raw = {name: list(map(_json_value, c)) for name, c in zip(inputs.columns, columns, strict=True)}
     (folder / "raw.json").write_text(json.dumps(raw), encoding="utf-8")
-    np.savez(request, **padded(inputs, prepared))
+    np.savez(request, **padded(inputs, batch))
     failure = _VERIFIER.run(folder)
     if failure is not None or not response.is_file():
         reason = failure or "it wrote no response"
@@ -186,10 +192,24 @@ def _verify(
     expected = {
         f"{name}/{output}": plain(value.numpy())
         for name in signatures.names(task, servable.labels)
-        for output, value in RESULTS[name](live, servable.labels).items()
+        for output, value in RESULTS[name](
+            of_inputs if name == "tensors" else of_rows, servable.labels
+        ).items()
     }
+    if task.of_tokens:
+        name = f"tensors/{task.output}"
+        missing = inputs.max_length - expected[name].shape[1]
+        expected[name] = np.pad(expected[name], [(0, 0), (0, missing), (0, 0)])
     unit = task.unit(live[task.output].numpy(), servable.fitted)
-    difference = _largest_difference(np.load(response), expected, margins > bound, unit)
+    exact = [f"{n}/{o}" for n in ("serving_default", "serialized") for o in of_rows]
+    difference = _largest_difference(
+        np.load(response),
+        expected,
+        margins > bound,
+        unit,
+        # Their numbers belong to what was decided, such as the score of an entity.
+        frozenset(exact) if task.of_tokens else frozenset(),
+    )
     # `not <=` also refuses NaN.
     if not difference <= bound:
         raise UserError(
@@ -199,7 +219,7 @@ def _verify(
     if undecided := int((margins <= bound).sum()):
         console.log(
             f"export: {undecided} of {len(rows)} rows are within the bound of another answer; only "
-            "their numbers were compared"
+            f"their {task.output} were compared"
         )
     rates = json.loads((folder / "rates.json").read_text(encoding="utf-8"))
     return difference, {int(size): rate for size, rate in rates.items()}
@@ -224,6 +244,7 @@ def _largest_difference(
     expected: Mapping[str, np.ndarray],
     is_decided: np.ndarray,
     unit: float | np.ndarray = 1.0,
+    decided_only: Collection[str] = frozenset(),
 ) -> float:
     """Return the largest difference of a number between answers and live outputs.
 
@@ -232,6 +253,7 @@ def _largest_difference(
         expected: `SIGNATURE/OUTPUT` -> [N, ...], of the live model on the same rows.
         is_decided: rows whose other outputs must be equal, bool [N].
         unit: of the numbers (`Task.unit`).
+        decided_only: `SIGNATURE/OUTPUT` of numbers that are compared in decided rows alone.
 
     Raises:
         UserError: an output is missing, of another type or shape, or different.
@@ -248,7 +270,8 @@ def _largest_difference(
                 "model's. Not published"
             )
         if answer.dtype.kind == "f":
-            differences.append(largest_difference(answer, value, unit))
+            rows = is_decided if name in decided_only else slice(None)
+            differences.append(largest_difference(answer[rows], value[rows], unit))
             continue
         different = (answer != value).reshape(len(value), -1).any(axis=1) & is_decided
         if different.any():

@@ -406,7 +406,10 @@ def _outputs(servable: Servable, signature: str) -> str:
 
 def _form(spec: tf.TensorSpec) -> str:
     """Return the dtype and the shape of a tensor as text, such as `float32 [B, 3]`."""
-    axes = ", ".join("B" if size is None else str(size) for size in spec.shape)
+    names = ["B", *["T"] * (len(spec.shape) - 1)]  # rows, tokens
+    axes = ", ".join(
+        name if size is None else str(size) for name, size in zip(names, spec.shape, strict=True)
+    )
     return f"{spec.dtype.name} [{axes}]"
 
 

@@ -3,8 +3,8 @@
 | signature         | inputs                               | outputs                    | method   |
 |-------------------|--------------------------------------|----------------------------|----------|
 | `serving_default` | raw columns, strings [B] each        | the task's `decode`        | predict  |
-| `tensors`         | prepared inputs; texts are padded to | the same                   | predict  |
-|                   | `max_length` tokens                  |                            |          |
+| `tensors`         | prepared inputs; texts are padded to | the same; of a task of     | predict  |
+|                   | `max_length` tokens                  | tokens those of each token |          |
 | `serialized`      | `examples`: tf.Examples, strings [B] | the same                   | predict  |
 | `classify`        | `inputs`: tf.Examples, strings [B]   | `classes`, `scores` [B, C] | classify |
 | `regress`         | the same                             | `outputs` float32 [B]      | regress  |
@@ -27,6 +27,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -130,17 +131,20 @@ class Signatures(tf.Module):
             # Within the scope, the model reads the restored value in place of the variable.
             unpadding = without_padding(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), unpadding:
-                logits = model(dict(zip(input_specs, tensors, strict=True)), training=False)
-            return task.decode(logits, labels, servable.fitted)
+                batch = dict(zip(input_specs, tensors, strict=True))
+                outputs = task.decode(model(batch, training=False), labels, servable.fitted)
+            return without_padded(task, outputs, batch)
 
         # Each function is traced once and called by the functions below it.
         strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
-        self.prepare = prepare = _function(lambda *columns: graph(*columns), strings)
+        prepare_columns = graph.located if task.of_tokens else graph
+        self.prepare = prepare = _function(lambda *columns: prepare_columns(*columns), strings)
         model_function = _function(predict_prepared, list(input_specs.values()))
 
         def predict_raw(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
             batch = prepare(*columns)
             outputs = model_function(*(batch[name] for name in input_specs))
+            outputs = task.locate(outputs, batch, labels, servable.fitted)
             if STATUS not in batch:
                 return outputs
             return {**_blank_failed_rows(outputs, batch[STATUS]), STATUS: batch[STATUS]}
@@ -214,15 +218,39 @@ def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     return result
 
 
+def without_padded(
+    task: Task, outputs: Mapping[str, Any], batch: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the outputs with zeros for the padding of a batch, in a task of tokens."""
+    if not task.of_tokens:
+        return dict(outputs)
+    mask = tf.cast(batch["padding_mask"], tf.float32)[:, :, None]
+    return {name: value * mask for name, value in outputs.items()}
+
+
 def output_specs(servable: Servable, signature: str) -> dict[str, tf.TensorSpec]:
     """Return the name, shape and dtype of what a signature returns, without `status`."""
+    task, labels, fitted = servable.task, servable.labels, servable.fitted
 
-    def results(logits: tf.Tensor) -> Outputs:
-        outputs = servable.task.decode(logits, servable.labels, servable.fitted)
-        return RESULTS[signature](outputs, servable.labels)
+    def results(logits: tf.Tensor, *tokens: tf.Tensor) -> Outputs:
+        outputs = task.decode(logits, labels, fitted)
+        if signature != "tensors":
+            outputs = task.locate(outputs, dict(zip(_TOKENS, tokens, strict=False)), labels, fitted)
+        return RESULTS[signature](outputs, labels)
 
-    logits = tf.TensorSpec([None, len(servable.labels)], tf.float32)
-    return _function(results, [logits]).get_concrete_function().structured_outputs
+    token_axis = [None] if task.of_tokens else []
+    specs = [tf.TensorSpec([None, *token_axis, len(labels)], tf.float32)]
+    specs += list(_TOKENS.values()) if task.of_tokens else []
+    return _function(results, specs).get_concrete_function().structured_outputs
+
+
+# What `GraphTokenizer.located` returns beside the inputs of a model.
+_TOKENS = {
+    "starts": tf.TensorSpec([None, None], tf.int32),
+    "ends": tf.TensorSpec([None, None], tf.int32),
+    "first": tf.TensorSpec([None, None], tf.bool),
+    "text": tf.TensorSpec([None], tf.string),
+}
 
 
 def _blank_failed_rows(outputs: Outputs, status: tf.Tensor) -> dict[str, tf.Tensor]:

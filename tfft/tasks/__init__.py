@@ -1,18 +1,19 @@
 """Kinds of prediction: the name of a task in the YAML -> its `Task`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from tfft.spec import Task
+from tfft.spec import Fitted, Task
 from tfft.tasks import (
     image_classification,
     image_multilabel,
     text_classification,
     text_multilabel,
     text_regression,
+    token_classification,
 )
 
 _TASK_MODULES = (
@@ -21,10 +22,42 @@ _TASK_MODULES = (
     text_multilabel,
     image_multilabel,
     text_regression,
+    token_classification,
 )
 TASKS: Mapping[str, Task] = MappingProxyType(
     {module.TASK.name: module.TASK for module in _TASK_MODULES}
 )
+
+
+def prepare_rows(
+    task: Task, inputs: Any, columns: Iterable[Any]
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the model's inputs for raw columns and, for a task of tokens, where their tokens are.
+
+    Args:
+        task: the task of the model.
+        inputs: the preprocessing (`preprocess.Inputs`).
+        columns: the raw columns, B values each.
+    """
+    if task.of_tokens:
+        batch, tokens = inputs.located_batch(*columns)
+        return batch, tokens
+    return inputs.batch(*columns), {}
+
+
+def decode_rows(
+    task: Task, logits: Any, tokens: Mapping[str, Any], labels: Sequence[str], fitted: Fitted
+) -> dict[str, Any]:
+    """Return the outputs for raw rows as tensors, from their logits.
+
+    Args:
+        task: the task of the model.
+        logits: [B, ...].
+        tokens: where the tokens are, for a task of tokens.
+        labels: names of the outputs.
+        fitted: the fitted values of the model.
+    """
+    return task.locate(task.decode(logits, labels, fitted), tokens, labels, fitted)
 
 
 def answers(

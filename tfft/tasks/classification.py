@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config import TaskConfig
+from tfft.data import Dataset
 from tfft.evaluation import baselines, metrics
 from tfft.spec import Backbone, Details, Fitted, Matrix, Reliability, Section, Table, Task
 from tfft.tasks.heads import pooled_head
@@ -141,9 +142,10 @@ class OneClass(Classification):
         return metrics.bootstrap(logits, targets, draws, seed)
 
     def details(
-        self, logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], fitted: Fitted
+        self, logits: np.ndarray, split: Dataset, labels: Sequence[str], fitted: Fitted
     ) -> Details:
         """Compute metrics by class, the confusion matrix and losses by row."""
+        targets = split.targets
         probabilities = metrics.softmax(logits)
         predicted = probabilities.argmax(axis=1)
         matrix = metrics.confusion(predicted, targets, logits.shape[1])
@@ -214,7 +216,9 @@ class OneClass(Classification):
             "probabilities": probabilities_by_label(outputs, labels),
         }
 
-    def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
+    def margin(
+        self, outputs: Mapping[str, np.ndarray], fitted: Fitted, tokens: Any = None
+    ) -> np.ndarray:
         """Return half the lead of the most probable class, [N]."""
         second, first = np.sort(outputs["probabilities"], axis=1)[:, -2:].T
         return (first - second) / 2

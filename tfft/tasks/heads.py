@@ -1,4 +1,4 @@
-"""Heads that tasks share: from the features of a backbone to the logits of a row."""
+"""Heads that tasks share: from the features of a backbone to the logits of a row or its tokens."""
 
 from collections.abc import Callable, Mapping
 
@@ -57,12 +57,12 @@ class ClassificationHead(keras.layers.Layer):
         width = shape[-1]
         if self._activation is not None:
             self.dense = _dense(width, self._activation, "dense")
-            self.dense.build((None, width))
-        self.logits.build((None, width))
+            self.dense.build(shape)
+        self.logits.build(shape)
         self.built = True
 
     def call(self, x, training: bool = False):
-        """Compute logits [B, C] of features [B, D]."""
+        """Compute logits [B, C] of features [B, D], or [B, T, C] of [B, T, D]."""
         if self.dense is not None:
             x = self.dense(x)
         return self.logits(self.dropout(x, training=training))
@@ -115,3 +115,19 @@ def pooled_head(
         )
 
     return logits
+
+
+def token_head(
+    dropout: float, outputs: int
+) -> Callable[[Mapping[str, keras.KerasTensor], keras.KerasTensor | None], keras.KerasTensor]:
+    """Build a head on the vector of each token: dropout and a linear layer.
+
+    Args:
+        dropout: dropout rate before the logits.
+        outputs: number of logits per token, C.
+
+    Returns:
+        A function: features by name and padding mask (or None) -> logits [B, T, C].
+    """
+    head = ClassificationHead(outputs, None, dropout, name="head")
+    return lambda features, mask: head(features["sequence"])

@@ -14,6 +14,7 @@ class ImageClassification(OneClass):
     """An image has one class; with more than 5 classes, `top_5_accuracy` is a metric."""
 
     section = task_sections.ImageClassification
+    features = "tiny"
     pipeline = "image-classification"
 
     def metrics(self, logits: np.ndarray, targets: np.ndarray, fitted: Fitted) -> dict[str, float]:

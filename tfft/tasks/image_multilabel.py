@@ -8,6 +8,7 @@ class ImageMultilabel(Multilabel):
     """An image has any number of labels."""
 
     section = task_sections.ImageMultilabel
+    features = "tiny"
     pipeline = "image-classification"
 
 

@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config import TaskConfig
+from tfft.data import Dataset
 from tfft.evaluation import baselines, multilabel_metrics
 from tfft.spec import Details, Fitted
 from tfft.tasks.classification import (
@@ -87,9 +88,10 @@ class Multilabel(Classification):
         return multilabel_metrics.bootstrap(p, targets, p >= thresholds_of(fitted), draws, seed)
 
     def details(
-        self, logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], fitted: Fitted
+        self, logits: np.ndarray, split: Dataset, labels: Sequence[str], fitted: Fitted
     ) -> Details:
         """Compute metrics by label and losses by row."""
+        targets = split.targets
         p = multilabel_metrics.sigmoid(logits)
         limits = np.broadcast_to(thresholds_of(fitted), p.shape[1:])
         predicted, ones = p >= limits, np.ones(len(targets))
@@ -174,7 +176,9 @@ class Multilabel(Classification):
             "probabilities": probabilities_by_label(outputs, labels),
         }
 
-    def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
+    def margin(
+        self, outputs: Mapping[str, np.ndarray], fitted: Fitted, tokens: Any = None
+    ) -> np.ndarray:
         """Return the distance of the probability that is nearest to its threshold, [N]."""
         return np.abs(outputs["probabilities"] - thresholds_of(fitted)).min(axis=1)
 

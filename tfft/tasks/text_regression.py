@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras import ops
 
 from tfft.config import tasks as task_sections
+from tfft.data import Dataset
 from tfft.evaluation import baselines, regression_metrics
 from tfft.spec import Backbone, Details, Fitted, Scatter, Section, Table, Task
 from tfft.tasks.heads import pooled_head
@@ -71,19 +72,19 @@ class TextRegression(Task):
         """Build the loss of the config; it returns one value per row."""
         return NumberError(config.loss, config.delta)
 
-    def fit_targets(self, config: Any, targets: np.ndarray) -> Fitted:
+    def fit_targets(self, config: Any, targets: np.ndarray, has_new_head: bool = True) -> Fitted:
         """Return `mean` and `scale`, the standard deviation, of each number, [K]."""
-        if not config.standardize:
+        if not config.standardize or not has_new_head:
             return {}
         deviation = targets.std(axis=0, dtype=np.float64)
         # A constant target has no scale.
         scale = np.where(deviation > 0, deviation, 1.0)
         return {"mean": targets.mean(axis=0, dtype=np.float64), "scale": scale}
 
-    def training_targets(self, targets: np.ndarray, fitted: Fitted) -> np.ndarray:
+    def training_targets(self, config: Any, split: Dataset, fitted: Fitted) -> np.ndarray:
         """Return standardised targets, float32 [N, K]."""
         mean, scale = _mean_and_scale(fitted)
-        return ((targets - mean) / scale).astype(np.float32)
+        return ((split.targets - mean) / scale).astype(np.float32)
 
     def folded_head(self, weights: Mapping[str, np.ndarray], fitted: Fitted) -> dict[str, Any]:
         """Return the head with mean and scale in its last layer."""
@@ -107,9 +108,10 @@ class TextRegression(Task):
         return regression_metrics.bootstrap(values, targets, draws, seed)
 
     def details(
-        self, logits: np.ndarray, targets: np.ndarray, labels: Sequence[str], fitted: Fitted
+        self, logits: np.ndarray, split: Dataset, labels: Sequence[str], fitted: Fitted
     ) -> Details:
         """Compute errors by range of the true number, and by number; squared errors by row."""
+        targets = split.targets
         values = self.activate(logits, fitted)
         error = values - targets
 
@@ -176,7 +178,9 @@ class TextRegression(Task):
         deviation = output.std(axis=0, dtype=np.float64)
         return np.where(deviation > 0, deviation, 1.0)
 
-    def margin(self, outputs: Mapping[str, np.ndarray], fitted: Fitted) -> np.ndarray:
+    def margin(
+        self, outputs: Mapping[str, np.ndarray], fitted: Fitted, tokens: Any = None
+    ) -> np.ndarray:
         """Return infinity, [N]: every output is a number, which is compared within the bound."""
         return np.full(len(outputs["values"]), np.inf)
 

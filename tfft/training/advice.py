@@ -5,7 +5,6 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfft import backbones
 from tfft.config import Config, dump, load
 from tfft.data import Dataset, batches, model_inputs
 from tfft.distribute import strategies
@@ -57,7 +56,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
 
 def measure(config: Config) -> auto.Facts:
     """Count the data and the parameters, and time a forward pass."""
-    backbone = backbones.load(config.model, config.distribute.precision)
+    backbone = setup.load_backbone(config)
     inputs, data = setup.read_data(config, backbone)
     rows = model_inputs.unaugmented_rows(data.train, inputs)
     blocks = [stage for stage in backbone.stages if stage.name.startswith("block_")]

@@ -109,7 +109,7 @@ def _rows(split: Dataset | None) -> str:
         return "none"
     digest = hashlib.sha256(split.prepared.content.encode())
     for array in (split.rows, split.targets):
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(array.tobytes())
     return f"{len(split):,} rows ({digest.hexdigest()[:12]})"
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfft.data import Datasets, batches, model_inputs
@@ -35,12 +34,11 @@ class InputPipeline:
         # them.
         targets = data.train.targets
         weights = run.task.row_weights(run.config.task, data.labels, targets)
-        self._weights = np.ones(len(targets), np.float32)
-        if weights is not None:
-            self._weights = weights.astype(np.float32)
-        self._targets = run.targets
-        if run.targets is None:
-            self._targets = run.task.training_targets(targets, run.fitted)
+        if run.targets is not None:
+            targets = run.targets
+        else:
+            targets = run.task.training_targets(run.config.task, data.train, run.fitted)
+        self._targets = batches.targets_of(targets, weights)
         self.read_rows()
 
     def read_rows(self) -> None:
@@ -89,9 +87,7 @@ class InputPipeline:
 
         def dataset(sharding: batches.Sharding) -> tf.data.Dataset:
             source = _Restartable(batch_iterator)
-            return batches.dataset(
-                self.train_rows, self._targets, self._weights, source, sharding, shape
-            )
+            return batches.dataset(self.train_rows, self._targets, source, sharding, shape)
 
         if self.replicas == 1:
             # Without replicas a plain dataset, which Keras and the graph loop take as well.

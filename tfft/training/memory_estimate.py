@@ -113,6 +113,8 @@ def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
     if target_width is not None:
         targets = tf.TensorSpec([rows, target_width(model.output_shape[-1])], tf.float32)
     weight = tf.TensorSpec([rows], tf.float32)
+    if len(model.output_shape) == 3:  # a target and a weight for each token
+        targets, weight = (tf.TensorSpec([rows, width], t) for t in (tf.int32, tf.float32))
     traced = tf.function(
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False
     )

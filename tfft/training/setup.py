@@ -1,6 +1,7 @@
 """Everything before the first step: the data, the compiled model and the schedule of a config."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
         UserError: something that the user can fix.
     """
     # 1. Backbone and data, and whether all workers have the same.
-    backbone = backbones.load(config.model, config.distribute.precision)
+    backbone = load_backbone(config)
     inputs, data = read_data(config, backbone)
     check_metric(config, data)
     strategy = tf.distribute.get_strategy()
@@ -54,9 +55,31 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
         trained = None  # there are no files from which the rest could be read again
     run = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     run.datasets, run.depends_on = data, depends_on
-    if backbone.head is None:  # a checkpoint's head answers in the unit of its own targets
-        run.fitted = run.task.fit_targets(config.task, data.train.targets)
+    targets, has_new_head = data.train.targets, backbone.head is None
+    run.fitted = run.task.fit_targets(config.task, targets, has_new_head)
     return run, data, plan, schedule
+
+
+def load_backbone(config: Config) -> Backbone:
+    """Return the backbone of a config, with its stored head as the task uses it.
+
+    Raises:
+        UserError: the backbone cannot be loaded, or is not for the task.
+    """
+    backbone, task = backbones.load(config.model, config.distribute.precision), config.task
+    if backbone.modality != task.modality:
+        raise UserError(
+            f"task.name: {task.name} reads {task.modality}s, the backbone "
+            f"{config.model.backbone} {backbone.modality}s"
+        )
+    if TASKS[task.name].of_tokens and "sequence" not in backbone.features:
+        raise UserError(
+            f"task.name: {task.name} needs a vector of each token; the backbone "
+            f"{config.model.backbone} gives {', '.join(backbone.features)}"
+        )
+    if backbone.head is None:
+        return backbone
+    return replace(backbone, head=TASKS[task.name].stored_head(backbone.head))
 
 
 def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
@@ -66,14 +89,12 @@ def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
         UserError: the task, the backbone and the tokenizer do not fit together, or the data have
             mistakes.
     """
-    if backbone.modality != config.task.modality:
-        raise UserError(
-            f"task.name: {config.task.name} reads {config.task.modality}s, the backbone "
-            f"{config.model.backbone} {backbone.modality}s"
-        )
     inputs = preprocess.load(config.model, config.data, backbone.image_spec, backbone.tokenizer)
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
+        if TASKS[config.task.name].of_tokens and config.export.enabled:
+            # Now, not after the training: not every tokenizer has offsets in the graph.
+            inputs.graph().located(tf.constant([""]))
     labels = backbone.head.labels if backbone.head is not None else None
     settings = dataset_builder.DatasetSettings.of(config, labels)
     return inputs, dataset_builder.build(config.data, inputs, settings)
@@ -187,9 +208,8 @@ def check_metric(config: Config, data: Datasets) -> None:
     """
     task, metric = TASKS[config.task.name], config.train.metric
     # One row yields the names of the task's metrics before anything is trained.
-    targets = data.train.targets[:1]
-    logits = np.zeros((1, len(data.labels)), np.float32)
-    metrics = task.metrics(logits, targets, {})
+    row = data.train.take(np.zeros(1, np.int64))
+    metrics = task.metrics(row.constant(np.zeros(len(data.labels), np.float32)), row.targets, {})
     if metric not in metrics:
         raise UserError(
             f"train.metric: {config.task.name} of {len(data.labels)} {data.train.kind.noun} has "
