@@ -116,6 +116,8 @@ def predict_by_grpc(server, columns, rows, folder):
     arrays = {name: tf.make_ndarray(output) for name, output in outputs.items()}
     if "label" in arrays:
         arrays["label"] = [label.decode() for label in arrays["label"]]
+    if "entity" in arrays:
+        arrays["entity"] = [[text.decode() for text in row] for row in arrays["entity"]]
     return arrays
 
 
