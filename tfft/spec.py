@@ -218,8 +218,8 @@ class Details:
     describe: Callable[[int], dict[str, Any]]
 
 
-# What a task predicts for N rows, or logits of it: an array [N, ...], or entries of each row.
-Targets = Union["np.ndarray", "Ragged"]
+# Targets or logits of N rows: an array [N, ...], or any number of entries for each row.
+PerRow = Union["np.ndarray", "Ragged"]
 # Values that are fitted on data and belong to the model, by name: thresholds, scales of targets.
 Fitted = Mapping[str, "np.ndarray"]
 
@@ -296,14 +296,14 @@ class Task:
         """Return the weight of each training row in the loss, [N]; None: all are 1."""
         return None
 
-    def fit_targets(self, config: Any, targets: "Targets", has_new_head: bool = True) -> Fitted:
+    def fit_targets(self, config: Any, targets: "PerRow", has_new_head: bool = True) -> Fitted:
         """Return what the model needs to know of the training targets.
 
         A head of a checkpoint, which is not new, answers in the unit of its own targets.
         """
         return {}
 
-    def training_targets(self, config: Any, split: Any, fitted: Fitted) -> "Targets":
+    def training_targets(self, config: Any, split: Any, fitted: Fitted) -> "PerRow":
         """Return the targets of a `data.Dataset` as the loss takes them.
 
         They are [N, ...], or `Ragged` with an entry for each token: -1 where it has no target.
@@ -321,27 +321,27 @@ class Task:
 
     # --- evaluation ---
 
-    def fit(self, logits: "Targets", targets: "Targets", fitted: Fitted) -> Fitted:
+    def fit(self, logits: "PerRow", targets: "PerRow", fitted: Fitted) -> Fitted:
         """Return `fitted` with what is fitted on validation rows, such as thresholds."""
         return fitted
 
-    def metrics(self, logits: "Targets", targets: "Targets", fitted: Fitted) -> dict[str, float]:
+    def metrics(self, logits: "PerRow", targets: "PerRow", fitted: Fitted) -> dict[str, float]:
         """Compute the headline metrics, by name."""
         raise NotImplementedError
 
     def bootstrap(
-        self, logits: "Targets", targets: "Targets", draws: int, seed: int, fitted: Fitted
+        self, logits: "PerRow", targets: "PerRow", draws: int, seed: int, fitted: Fitted
     ) -> "dict[str, np.ndarray]":
         """Compute the headline metrics of resampled rows, by name, each [draws]."""
         raise NotImplementedError
 
     def details(
-        self, logits: "Targets", split: Any, labels: Sequence[str], fitted: Fitted
+        self, logits: "PerRow", split: Any, labels: Sequence[str], fitted: Fitted
     ) -> Details:
         """Return what a report shows of the rows of a `data.Dataset`, and the loss of each."""
         raise NotImplementedError
 
-    def constant_logits(self, targets: "Targets", classes: int) -> "np.ndarray":
+    def constant_logits(self, targets: "PerRow", classes: int) -> "np.ndarray":
         """Return the logits of the best answer that does not look at a row, [C].
 
         They are logits without fitted values, like those of `linear_logits`.
@@ -349,8 +349,8 @@ class Task:
         raise NotImplementedError
 
     def linear_logits(
-        self, features: Any, targets: "Targets", new_features: Any, classes: int
-    ) -> "Targets":
+        self, features: Any, targets: "PerRow", new_features: Any, classes: int
+    ) -> "PerRow":
         """Fit a simple model on features of rows, and return its logits of new rows, [N, C].
 
         Raises:

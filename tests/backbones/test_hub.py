@@ -138,7 +138,9 @@ def top(raw, tmp_path_factory):
     return tfft.train({**raw, "method": TOP}, tmp_path_factory.mktemp("hub") / "run")
 
 
-@pytest.mark.parametrize("method", [pytest.param({"name": "full"}, marks=pytest.mark.slow), TOP])
+# test_hub_text.py has it in the quick tests.
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [{"name": "full"}, TOP])
 def test_training_loading_and_export_agree(raw, folder, tmp_path, method, request):
     if method == TOP:
         run = request.getfixturevalue("top")

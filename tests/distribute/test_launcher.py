@@ -108,9 +108,8 @@ def test_launcher_restarts_the_workers_after_a_kill(setting, tmp_path):
         assert_close(tmp_path / "one", workdir, 1e-3)  # after 120 steps of 1e-3, not 20 of 5e-5
 
 
-@pytest.mark.parametrize(
-    ("victim", "source"), [(0, "TF_CONFIG"), pytest.param(1, "flags", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("victim", "source"), [(0, "TF_CONFIG"), (1, "flags")])
 def test_worker_without_launcher_ends_when_another_is_lost(setting, tmp_path, victim, source):
     workdir = tmp_path / "run"
     addresses = [f"127.0.0.1:{port}" for port in find_free_ports(2)]

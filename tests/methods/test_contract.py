@@ -114,9 +114,9 @@ def pretrained_weights(tiny):
     return {v.path: np.array(v.value) for v in backbone.model.weights}
 
 
-# One method of each kind: a mask with cached features, phases, an adapter that is merged, added
-# keys, replaced kernels. The others repeat one of these; tests/test_train.py runs `full`.
-KINDS = ("head", "gradual", "lora", "prefix", "qlora")
+# Phases, an adapter that is merged, and replaced kernels. The other methods are in the slow tests;
+# tests/test_train.py runs `full`.
+KINDS = ("gradual", "lora", "qlora")
 
 
 def methods(quick):

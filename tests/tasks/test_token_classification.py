@@ -93,7 +93,7 @@ def test_metrics_of_right_and_wrong_tags():
 def test_details_name_the_entities():
     gold, predicted = ragged([1, 2, 0], [3, 0, 1]), ragged([1, 0, 0], [3, 0, 1])
     words = [["New", "York", "!"], ["Ann", "in", "Rome"]]
-    split = SimpleNamespace(targets=gold, words=lambda row: words[row])
+    split = SimpleNamespace(targets=gold, text_of=lambda row, a, b: " ".join(words[row][a:b]))
     details = TASK.details(logits_of(predicted), split, LABELS, {})
     assert details.wrong.tolist() == [True, False]
     assert details.describe(0) == {"label": "New York (LOC)", "predicted": "New (LOC)"}

@@ -16,7 +16,7 @@ from tests.conftest import write_csv
 from tests.processes import Command
 from tfft import backbones, train
 from tfft.config import Source, parse
-from tfft.data import images
+from tfft.data import Dataset, images
 from tfft.data.prepared import Request
 from tfft.data.targets import CLASS
 from tfft.distribute import strategies
@@ -164,7 +164,8 @@ def test_top_5_accuracy_needs_six_classes():
     raw |= {"task": {"name": "image_classification"}, "train": {"metric": "top_5_accuracy"}}
 
     def data(classes):
-        train = SimpleNamespace(targets=np.zeros(3, np.int32), kind=CLASS)
+        prepared = SimpleNamespace(rows=3)
+        train = Dataset(prepared, np.arange(3), np.zeros(3, np.int32), CLASS)
         return SimpleNamespace(train=train, labels=[str(label) for label in range(classes)])
 
     setup.check_metric(parse(raw), data(6))

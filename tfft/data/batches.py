@@ -213,7 +213,7 @@ class Tokens(PythonRows):
         return {"token_ids": ids, "padding_mask": ids, "segment_ids": ids}
 
 
-class Targets(Protocol):
+class BatchTargets(Protocol):
     """The targets of a split's rows and their weights in the loss, batch by batch."""
 
     def arrays(self, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
@@ -225,7 +225,7 @@ class Targets(Protocol):
 
 @dataclass(frozen=True)
 class RowTargets:
-    """A target and a weight for each row (a `Targets`).
+    """A target and a weight for each row (a `BatchTargets`).
 
     Attributes:
         targets: [N, ...].
@@ -249,7 +249,7 @@ class RowTargets:
 
 @dataclass(frozen=True)
 class TokenTargets:
-    """A target for each token, or none: -1 (a `Targets`).
+    """A target for each token, or none: -1 (a `BatchTargets`).
 
     Attributes:
         targets: of the tokens of each row, int32.
@@ -273,7 +273,7 @@ class TokenTargets:
         return tf.TensorSpec([rows, width], tf.int32), tf.TensorSpec([rows, width], tf.float32)
 
 
-def targets_of(targets: Any, weights: np.ndarray | None = None) -> Targets:
+def targets_of(targets: Any, weights: np.ndarray | None = None) -> BatchTargets:
     """Return targets batch by batch.
 
     Args:
@@ -307,7 +307,7 @@ class Sharding:
 
 def dataset(
     rows: Rows,
-    targets: Targets,
+    targets: BatchTargets,
     batches: Iterable[Batch],
     sharding: Sharding | None = None,
     shape: tuple[int | None, int | None] = (None, None),
@@ -364,7 +364,7 @@ class _Source:
     """
 
     rows: Rows
-    targets: Targets
+    targets: BatchTargets
     batches: Iterable[Batch]
     sharding: Sharding
     static_rows: int | None

@@ -65,6 +65,12 @@ class Dataset:
         parts = (text[start:end] for start, end in zip(starts, ends, strict=True))
         return [part.decode("utf-8", "replace").rstrip() for part in parts]
 
+    def text_of(self, position: int, first: int, end: int) -> str:
+        """Return the text from a word of the row at a position up to another, `end` excluded."""
+        text = self.raw_row(position)[0].encode("utf-8", "surrogatepass")
+        starts = [*self.prepared.word_starts[int(self.rows[position])], len(text)]
+        return text[starts[first] : starts[end]].decode("utf-8", "replace").rstrip()
+
     def constant(self, logits: np.ndarray) -> Any:
         """Return the same logits [C] for each row, [N, C], or for each word (`Ragged`)."""
         if isinstance(self.targets, Ragged):

@@ -145,11 +145,15 @@ class TokenClassification(Task):
         )
         predicted_tags = _tags(logits)
 
+        def listed(position: int, ids: np.ndarray) -> str:
+            spans = tags.spans([labels[i] for i in ids])
+            texts = (f"{split.text_of(position, s.start, s.end)} ({s.type})" for s in spans)
+            return ", ".join(texts) or "none"
+
         def describe(position: int) -> dict[str, Any]:
-            words = split.words(position)
             return {
-                "label": _entity_text(split.targets[position], labels, words),
-                "predicted": _entity_text(predicted_tags[position], labels, words),
+                "label": listed(position, split.targets[position]),
+                "predicted": listed(position, predicted_tags[position]),
             }
 
         return Details(
@@ -269,12 +273,6 @@ def _counts(logits: Ragged, targets: Ragged) -> entity_metrics.EntityCounts:
         entity_metrics.from_tag_ids(rows, types) for rows in (targets, _tags(logits))
     )
     return entity_metrics.count(gold, predicted, [str(i) for i in range(types)])
-
-
-def _entity_text(ids: np.ndarray, labels: Sequence[str], words: Sequence[str]) -> str:
-    """Return the entities of a row for reading: `New York (location), ...`."""
-    spans = tags.spans([labels[i] for i in ids])
-    return ", ".join(f"{' '.join(words[s.start : s.end])} ({s.type})" for s in spans) or "none"
 
 
 def _type_table(types: Sequence[str], values: Mapping[str, np.ndarray]) -> Table:

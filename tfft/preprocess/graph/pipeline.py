@@ -73,13 +73,15 @@ class GraphTokenizer(tf.Module):
 
         Returns:
             What `__call__` returns, and four more: `starts` and `ends` int32 [B, T], `first` bool
-            [B, T], `text` string [B].
+            [B, T], `text` string [B], each up to the end of its last token.
 
         Raises:
             UserError: a part of the tokenizer has no form with offsets.
         """
         batch = self.with_offsets(text)
         starts, ends, sequence = (batch.pop(name) for name in ("starts", "ends", "sequence"))
+        # Up to the last token: a long text would pad all rows of the batch to its characters.
+        text = tf.strings.substr(text, 0, tf.maximum(tf.reduce_max(ends, axis=1), 0))
         starts, ends = words.strip_offsets(text, starts, ends, sequence)
         first = words.first_tokens(starts, ends, sequence, words.word_starts(text))
         return {**batch, "starts": starts, "ends": ends, "first": first, "text": text}
