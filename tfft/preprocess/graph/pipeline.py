@@ -81,7 +81,8 @@ class GraphTokenizer(tf.Module):
         batch = self.with_offsets(text)
         starts, ends, sequence = (batch.pop(name) for name in ("starts", "ends", "sequence"))
         # Up to the last token: a long text would pad all rows of the batch to its characters.
-        text = tf.strings.substr(text, 0, tf.maximum(tf.reduce_max(ends, axis=1), 0))
+        size = tf.maximum(tf.reduce_max(ends, axis=1), 0)
+        text = tf.strings.substr(text, tf.zeros_like(size), size)
         starts, ends = words.strip_offsets(text, starts, ends, sequence)
         first = words.first_tokens(starts, ends, sequence, words.word_starts(text))
         return {**batch, "starts": starts, "ends": ends, "first": first, "text": text}
