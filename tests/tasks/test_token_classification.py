@@ -29,7 +29,6 @@ def ragged(*rows, dtype=np.int32):
 SPLIT = SimpleNamespace(
     targets=ragged([1, 2, 0], [3, 0, 1]),
     token_words=ragged([-1, 0, 1, 1, 2, -1], [-1, 0, 0, 1, -1]),
-    token_begins=ragged([0, 1, 1, 0, 1, 0], [0, 1, 0, 1, 0]),
 )
 
 
@@ -37,15 +36,6 @@ def test_first_tokens_of_words_have_targets():
     targets = TASK.training_targets(TokenClassification(), SPLIT, {})
     assert targets[0].tolist() == [-1, 1, 2, -1, 0, -1]
     assert targets[1].tolist() == [-1, 3, -1, 0, -1]
-
-
-def test_tokens_that_begin_words_of_served_texts_have_targets():
-    """A word of the data, such as an address, is several words when it is served."""
-    split = SimpleNamespace(**{**SPLIT.__dict__})
-    split.token_begins = ragged([0, 1, 1, 1, 1, 0], [0, 1, 1, 1, 0])
-    targets = TASK.training_targets(TokenClassification(), split, {})
-    assert targets[0].tolist() == [-1, 1, 2, 2, 0, -1]
-    assert targets[1].tolist() == [-1, 3, 4, 0, -1]
 
 
 def test_all_tokens_of_words_have_targets():

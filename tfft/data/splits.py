@@ -43,11 +43,6 @@ class Dataset:
         return self._rows_of(self.prepared.token_words)
 
     @property
-    def token_begins(self) -> Ragged:
-        """Whether each token begins a word as serving divides texts, uint8."""
-        return self._rows_of(self.prepared.token_begins)
-
-    @property
     def word_tokens(self) -> Ragged:
         """The first token of each word of each row, int32; see `words.tokens_of_words`."""
         return self._rows_of(self.prepared.word_tokens)

@@ -58,7 +58,7 @@ class TagTargets:
     def settings(self) -> list[Any]:
         """Plain data that the stored targets depend on."""
         # Words depend on the classes of characters.
-        return ["tags", 1, unicodedata.unidata_version]
+        return ["tags", 2, unicodedata.unidata_version]
 
     def read(self, row: Row, columns: Columns) -> Row | BadRow:
         """Return the row as its text and its `TaggedWords`."""

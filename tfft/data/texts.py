@@ -69,11 +69,6 @@ class PreparedTexts(Prepared):
         return Ragged(self.map("token_words", np.int32), np.array(self._ends))
 
     @cached_property
-    def token_begins(self) -> Ragged:
-        """Whether each token begins a word as serving divides texts, uint8."""
-        return Ragged(self.map("token_begins", np.uint8), np.array(self._ends))
-
-    @cached_property
     def word_tokens(self) -> Ragged:
         """The first token of each word of each row, int32; see `words.tokens_of_words`."""
         ends = np.array(self.map("label_ends", np.int64))
@@ -121,7 +116,7 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
     """Tokenise all rows in one pass and write the files of the set; return its meta data."""
     names = ["ids", "segments", "ends", "texts", "texts_ends"]
     if request.targets.of_words:
-        names += ["token_words", "token_begins", "word_tokens"]
+        names += ["token_words", "word_tokens"]
     writer = _TokenWriter(folder, request, inputs, names)
     rows = sources.read(request.source, request.columns, request.key, request.targets)
     start_time = time.monotonic()
@@ -198,5 +193,3 @@ class _TokenWriter(Writer):
         where = (*place, tokens.sequence)
         self.put("token_words", words.words_of_tokens(*where, word_starts))
         self.put("word_tokens", words.tokens_of_words(*where, word_starts))
-        begins = words.first_tokens(*where, words.word_starts(text))
-        self.put("token_begins", begins.astype(np.uint8))

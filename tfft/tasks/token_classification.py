@@ -96,10 +96,9 @@ class TokenClassification(Task):
         return {"max_entities": np.array([float(number)])}
 
     def training_targets(self, config: Any, split: Dataset, fitted: Fitted) -> Ragged:
-        """Return the tag ids of tokens: those that begin words, or of all, else -1.
+        """Return the tag ids of tokens: those of first tokens of words, or of all, else -1.
 
-        Further tokens of a word continue its entity. Where serving divides a word of the data, such
-        as an address, into several, the tokens that begin these are trained too.
+        Further tokens of a word continue its entity.
         """
         of_tokens, targets = split.token_words, split.targets
         rows, words = of_tokens.row_ids, of_tokens.values
@@ -111,7 +110,7 @@ class TokenClassification(Task):
         # B-x of a word is I-x, the next id, in its further tokens.
         values = np.where(follows, tags.inside(values), values).astype(np.int32)
         if config.label == "first":
-            values[follows & (split.token_begins.values == 0)] = -1
+            values[follows] = -1
         return of_tokens.with_values(values)
 
     def metrics(self, logits: Ragged, targets: Ragged, fitted: Fitted) -> dict[str, float]:
