@@ -49,7 +49,7 @@ class TokenClassification(Task):
         "score"
     )
     output = "probabilities"
-    constant = "outside"
+    constant = "majority"
     features = "dictionary"
     pipeline = "token-classification"
     answers_with = "entities, each word with one of {count} tags"
@@ -96,9 +96,10 @@ class TokenClassification(Task):
         return {"max_entities": np.array([float(number)])}
 
     def training_targets(self, config: Any, split: Dataset, fitted: Fitted) -> Ragged:
-        """Return the tag ids of tokens: those of first tokens of words, or of all, else -1.
+        """Return the tag id of each token, -1 where it has no target.
 
-        Further tokens of a word continue its entity.
+        The first token of a word has the tag of the word. With `label: all` the further ones have
+        the tag that continues its entity.
         """
         of_tokens, targets = split.token_words, split.targets
         rows, words = of_tokens.row_ids, of_tokens.values
