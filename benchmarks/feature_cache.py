@@ -124,7 +124,7 @@ def measure_forward_pass(run: Any, data: Any) -> dict[str, float]:
     for key in ("forward_traced_s", "forward_s"):
         start = time.perf_counter()
         for split, tokens in zip(splits, rows, strict=True):
-            evaluate.predict(run.model, split, tokens, 64)
+            evaluate.predict(run.task, run.model, split, tokens, 64, run.fitted)
         seconds[key] = round(time.perf_counter() - start, 2)
     return seconds
 

@@ -88,22 +88,29 @@ class Run:
             batch_size: rows at once.
 
         Returns:
-            Logits, float32 [N, C], in the order of the rows; of a task of tokens [N, T, C], with
-            zeros beyond the tokens of the longest row of a batch.
+            Logits, float32 [N, C], in the order of the rows; of a task of tokens [E, T, C], those
+            of the windows of each row in order, with zeros beyond the tokens of a batch.
         """
         rows = [self.inputs.row(row) for row in rows]
-        parts = [(i, logits) for i, logits, _ in self._batch_logits(rows, batch_size)]
-        width = max((logits.shape[1] for _, logits in parts), default=len(self.labels))
-        rest = parts[0][1].shape[2:] if parts else ()
-        result = np.zeros((len(rows), width, *rest), np.float32)
-        for indices, logits in parts:
-            result[indices, : logits.shape[1]] = logits
+        by_row: list[list[np.ndarray]] = [[] for _ in rows]
+        for indices, logits, tokens in self._batch_logits(rows, batch_size):
+            for window, row in zip(logits, tokens.get("row", range(len(indices))), strict=True):
+                by_row[indices[row]].append(window)
+        examples = [window for windows in by_row for window in windows]
+        width = max((len(window) for window in examples), default=len(self.labels))
+        rest = examples[0].shape[1:] if examples else ()
+        result = np.zeros((len(examples), width, *rest), np.float32)
+        for index, window in enumerate(examples):
+            result[index, : len(window)] = window
         return result
 
     def _batch_logits(
         self, rows: Sequence[tuple[Any, ...]], batch_size: int
     ) -> Iterator[tuple[list[int], np.ndarray, dict[str, np.ndarray]]]:
-        """Yield indices of rows, their logits and, for a task of tokens, where their tokens are."""
+        """Yield indices of rows, their logits and, for a task of tokens, where their tokens are.
+
+        Of a task of tokens they are the logits of the windows of these rows.
+        """
         inputs = self.inputs
         # Rows of similar length share a batch, so that little of it is padding.
         order = sorted(range(len(rows)), key=lambda i: inputs.length_hint(rows[i]))
@@ -171,13 +178,17 @@ class Run:
             train: training rows for the baselines; None: no baselines.
         """
         rows = model_inputs.unaugmented_rows(split, self.inputs)
-        logits = evaluate.predict(self.model, split, rows, config.batch_size)
+        records = self._records(split, rows, config.batch_size)
         if config.test_time_augmentation == "mirrored":
-            mirrored_rows = model_inputs.MirroredRows(rows)
-            mirrored_logits = evaluate.predict(self.model, split, mirrored_rows, config.batch_size)
-            logits = self.task.average([logits, mirrored_logits])
+            mirrored = self._records(split, model_inputs.MirroredRows(rows), config.batch_size)
+            records = self.task.average([records, mirrored])
         seed, fitted = self.config.train.seed, self.fitted
-        return evaluate.evaluate(self.task, logits, split, self.labels, config, train, seed, fitted)
+        return evaluate.evaluate(
+            self.task, records, split, self.labels, config, train, seed, fitted
+        )
+
+    def _records(self, split: Dataset, rows: batches.Rows, batch_size: int) -> Any:
+        return evaluate.predict(self.task, self.model, split, rows, batch_size, self.fitted)
 
     def fit(self, split: Dataset | None) -> None:
         """Fit what the task fits after the training, such as thresholds; save it in `best/`.
@@ -185,15 +196,15 @@ class Run:
         Args:
             split: rows that were not trained on; None: the task's defaults are used.
         """
-        if self.task.unfitted is None:
+        if not self.task.is_fitted(self.fitted):
             return
         if split is None:
             console.log(self.task.unfitted)
             return
         batch_size = self.config.evaluate.batch_size
         rows = model_inputs.unaugmented_rows(split, self.inputs)
-        logits = evaluate.predict(self.model, split, rows, batch_size)
-        self.fitted = self.task.fit(logits, split.targets, self.fitted)
+        records = self._records(split, rows, batch_size)
+        self.fitted = self.task.fit(records, split.targets, self.fitted)
         if strategies.workers().is_chief:
             self._write_description()
 
@@ -324,7 +335,8 @@ class Run:
     def _training_inputs(self, positions: np.ndarray) -> dict[str, np.ndarray]:
         """Return the inputs that the model was trained on for some rows, without augmentation."""
         train = self.datasets.train
-        batch = batches.Batch(positions, int(train.lengths[positions].max()))
+        examples = np.flatnonzero(np.isin(train.example_rows, positions))
+        batch = batches.Batch(examples, int(train.lengths[examples].max()))
         return model_inputs.unaugmented_rows(train, self.inputs).arrays(batch)
 
     @contextmanager

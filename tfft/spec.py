@@ -52,17 +52,17 @@ class Rule:
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The head of classes or tags that a checkpoint holds.
+    """The head that a checkpoint holds.
 
     Attributes:
         labels: class names in the order of the outputs.
         weights: variable paths of tfft's head -> arrays.
-        of_tokens: whether it computes logits for each token.
+        kind: what it predicts: `rows`, or `tags` or `answers` by logits for each token.
     """
 
     labels: tuple[str, ...]
     weights: Mapping[str, "np.ndarray"]
-    of_tokens: bool = False
+    kind: str = "rows"
 
 
 @dataclass(frozen=True)
@@ -229,8 +229,9 @@ class Task:
 
     A task computes logits [N, C] for N rows, C of them for each row, named by the labels: classes,
     or the columns of the targets. `targets` are what the task predicts, [N, ...]. A task of tokens
-    computes logits [B, T, C] in a batch; its targets and the logits that it is evaluated on are
-    those of words, `Ragged` of N rows.
+    reads the windows of texts and computes logits [E, T, C] for them.
+
+    It is evaluated on its `records`: what is kept of the logits of each row, or they themselves.
 
     Attributes:
         section: the class of its section in the YAML: what it reads, measures and supports.
@@ -239,12 +240,11 @@ class Task:
             export format writes.
         unfitted: what is logged where a task with `fit` has no validation rows; None in tasks
             without `fit`.
-        constant: name of the baseline that gives the same answer for every row.
-        features: features that the other baseline is fitted on, a key of `baselines.FEATURES`.
         pipeline: `pipeline_tag` of the Hugging Face hub, for the model card.
         answers_with: what the model answers with, for the model card; `{count}` is the number of
             labels.
         limits: sentences of the model card on what the model cannot do.
+        head_kind: kind of the checkpoint's head that it can begin with (`StoredHead.kind`).
         of_tokens: whether it computes logits for each token.
     """
 
@@ -252,11 +252,10 @@ class Task:
     summary: str
     output: str
     unfitted: str | None = None
-    constant: str
-    features: str = "tfidf"
     pipeline: str
     answers_with: str
     limits: tuple[str, ...] = ()
+    head_kind: str = "rows"
     of_tokens: bool = False
 
     @property
@@ -281,8 +280,8 @@ class Task:
         Raises:
             UserError: the head is of another kind of task.
         """
-        if head.of_tokens:
-            message = f"model.head: the checkpoint's head is for tags; task is {self.name}"
+        if head.kind != self.head_kind:
+            message = f"model.head: the checkpoint's head is for {head.kind}; task is {self.name}"
             raise UserError(f"{message}; use head: new")
         return head
 
@@ -321,41 +320,40 @@ class Task:
 
     # --- evaluation ---
 
-    def fit(self, logits: "PerRow", targets: "PerRow", fitted: Fitted) -> Fitted:
+    def records(self, split: Any, outputs: int, fitted: Fitted) -> Any:
+        """Return what collects the records of a `data.Dataset` (`evaluation.records.Records`)."""
+        raise NotImplementedError
+
+    def baselines(self, train: Any, split: Any, outputs: int) -> dict[str, Any]:
+        """Return the records of answers that a model should beat, by name.
+
+        Args:
+            train: the `data.Dataset` to learn from.
+            split: the one to predict.
+            outputs: number of logits per row.
+        """
+        raise NotImplementedError
+
+    def is_fitted(self, fitted: Fitted) -> bool:
+        """Return whether `fit` has something to fit."""
+        return self.unfitted is not None
+
+    def fit(self, records: Any, targets: "PerRow", fitted: Fitted) -> Fitted:
         """Return `fitted` with what is fitted on validation rows, such as thresholds."""
         return fitted
 
-    def metrics(self, logits: "PerRow", targets: "PerRow", fitted: Fitted) -> dict[str, float]:
+    def metrics(self, records: Any, targets: "PerRow", fitted: Fitted) -> dict[str, float]:
         """Compute the headline metrics, by name."""
         raise NotImplementedError
 
     def bootstrap(
-        self, logits: "PerRow", targets: "PerRow", draws: int, seed: int, fitted: Fitted
+        self, records: Any, targets: "PerRow", draws: int, seed: int, fitted: Fitted
     ) -> "dict[str, np.ndarray]":
         """Compute the headline metrics of resampled rows, by name, each [draws]."""
         raise NotImplementedError
 
-    def details(
-        self, logits: "PerRow", split: Any, labels: Sequence[str], fitted: Fitted
-    ) -> Details:
+    def details(self, records: Any, split: Any, labels: Sequence[str], fitted: Fitted) -> Details:
         """Return what a report shows of the rows of a `data.Dataset`, and the loss of each."""
-        raise NotImplementedError
-
-    def constant_logits(self, targets: "PerRow", classes: int) -> "np.ndarray":
-        """Return the logits of the best answer that does not look at a row, [C].
-
-        They are logits without fitted values, like those of `linear_logits`.
-        """
-        raise NotImplementedError
-
-    def linear_logits(
-        self, features: Any, targets: "PerRow", new_features: Any, classes: int
-    ) -> "PerRow":
-        """Fit a simple model on features of rows, and return its logits of new rows, [N, C].
-
-        Raises:
-            UserError: scikit-learn is not installed.
-        """
         raise NotImplementedError
 
     def average(self, logits: "Sequence[np.ndarray]") -> "np.ndarray":
@@ -392,7 +390,7 @@ class Task:
 
         Args:
             outputs: what `decode` returned.
-            tokens: where the tokens are in the texts (`GraphTokenizer.located`).
+            tokens: where the tokens of the windows are in the texts (`GraphTokenizer.located`).
             labels: names of the outputs.
             fitted: the fitted values of the model.
         """

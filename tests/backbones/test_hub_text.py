@@ -10,6 +10,7 @@ import tfft
 from tests.conftest import write_csv
 from tfft import backbones, preprocess
 from tfft.config import DataConfig, ModelConfig
+from tfft.config.tasks import TextClassification
 from tfft.export import ExportedModel
 from tfft.utils.errors import UserError
 
@@ -107,7 +108,7 @@ def load(folder, **settings):
 def inputs_of(backbone, folder, length=24, **data):
     config = DataConfig(train="a.csv", max_length=length, **data)
     model = ModelConfig(backbone=f"hub:{folder}")
-    return preprocess.load(model, config, None, backbone.tokenizer)
+    return preprocess.load(model, config, TextClassification(), None, backbone.tokenizer)
 
 
 def test_encoder_of_ids_equals_the_original(encoder):

@@ -99,7 +99,7 @@ def test_stored_tags_give_the_original_logits(name):
 def test_saved_tagger_equals_the_loaded_one(name, tmp_path):
     folder = GOLDEN / "encoders" / name
     model, backbone = tagger(folder)
-    backbones.huggingface.save(model, backbone, TAGS, tmp_path, of_tokens=True)
+    backbones.huggingface.save(model, backbone, TAGS, tmp_path, head_kind="tags")
     original, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
     assert set(saved) == set(original)
     for tensor, value in saved.items():

@@ -8,6 +8,7 @@ import pytest
 
 from tfft import backbones, preprocess
 from tfft.config import DataConfig, ModelConfig
+from tfft.config.tasks import TextClassification
 from tfft.utils.errors import UserError
 
 SIZES = {
@@ -56,7 +57,7 @@ def test_optional_preset_files_are_not_requested(presets, monkeypatch):
     monkeypatch.setattr(preset_utils, "get_file", offline)
     model = ModelConfig(backbone=f"kerashub:{folder / 'bert'}")
     backbones.load(model)
-    preprocess.load(model, DATA)
+    preprocess.load(model, DATA, TextClassification())
     assert requested == {"config.json", "model.weights.h5", "tokenizer.json"}
     for file in ("image_converter.json", "none.json"):
         assert preprocess.kerashub.read_settings(str(folder / "bert"), file, optional=True) == {}
@@ -85,7 +86,9 @@ def test_features_equal_kerashub(presets, name):
 @pytest.mark.parametrize("name", ["bert", "roberta"])
 def test_tokenizer_encodes_equally_in_the_graph(presets, name):
     folder, _ = presets
-    inputs = preprocess.load(ModelConfig(backbone=f"kerashub:{folder / name}"), DATA)
+    inputs = preprocess.load(
+        ModelConfig(backbone=f"kerashub:{folder / name}"), DATA, TextClassification()
+    )
     (ids, _, _), *_ = inputs.encode(["red Red" if name == "bert" else "red red"])
     assert ids == ([2, 5, 5, 3] if name == "bert" else [0, 10, 11, 2])
     in_graph = inputs.graph()(np.array(["red red", "sky 好!"]))
@@ -104,7 +107,6 @@ def test_methods_start_as_identity_and_merge_exactly(presets, name):
     from pydantic import TypeAdapter
 
     from tfft.config import MethodConfig
-    from tfft.config.tasks import TextClassification
     from tfft.methods import METHODS
     from tfft.model import assemble, masks, stages
     from tfft.tasks import TASKS

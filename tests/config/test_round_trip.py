@@ -52,8 +52,10 @@ def test_a_recipe_is_read_back(path, tmp_path):
 @pytest.mark.parametrize("task", TASK_SECTIONS)
 @pytest.mark.parametrize("header", [True, False])
 def test_column_names_and_numbers_are_read_back(task, header, tmp_path):
-    column = TASK_SECTIONS[task].columns[0]
-    columns = {column: "a", "label": "b"} if header else {column: 0, "label": 1}
+    names = [*TASK_SECTIONS[task].columns, "label"]
+    if "text_pair" in names:
+        names.remove("text_pair")
+    columns = {name: "abc"[i] if header else i for i, name in enumerate(names)}
     raw = {
         "data": {"train": "t.csv", **columns},
         "model": {"backbone": "hf:x/y"},

@@ -26,9 +26,8 @@ def test_profile_reports_duplicates_leaks_lengths_and_bad_rows(config, tmp_path)
         lines = [f"{t},{y}" for t, y in rows]
         (tmp_path / f"{name}.csv").write_text("\n".join(["text,label", *lines, "a,b,c", ",red"]))
     parsed_config = parse(config, changes={"data": {"validation": None, "max_length": 8}})
-    result = profile.profile(
-        parsed_config, preprocess.load(parsed_config.model, parsed_config.data)
-    )
+    sections = (parsed_config.model, parsed_config.data, parsed_config.task)
+    result = profile.profile(parsed_config, preprocess.load(*sections))
     assert result["targets"]["train"] == {"blue": 30, "red": 33}
     duplicates = result["duplicates"]["train"]
     assert (duplicates["exact"], duplicates["contradicting"]) == (2, 1)
@@ -37,7 +36,7 @@ def test_profile_reports_duplicates_leaks_lengths_and_bad_rows(config, tmp_path)
     assert result["leaks"]["train and test"]["exact"] == 2
     assert result["bad_rows"]["train"]["count"] == 2
     assert "train.csv:65: 3 columns" in result["bad_rows"]["train"]["listed"][0]
-    inputs = preprocess.load(parsed_config.model, parsed_config.data)
+    inputs = preprocess.load(*sections)
     untruncated = preprocess.TextInputs(inputs.spec, 500)
     lengths_of_rows = [len(ids) for ids, _, _ in untruncated.encode([t for t, _ in test])]
     lengths = result["lengths"]["test"]

@@ -98,7 +98,7 @@ def build(tiny, tmp_path, monkeypatch):
                 "data": {"train": str(path), "validation": None, **data},
             }
         )
-        inputs = preprocess.load(config.model, config.data)
+        inputs = preprocess.load(config.model, config.data, config.task)
         settings = dataset_builder.DatasetSettings.of(config)
         return dataset_builder.build(config.data, inputs, settings)
 
@@ -177,6 +177,6 @@ def test_words_and_their_tokens(build):
     data = build(["B-A", "O"])
     assert data.train.words(0) == ["w0", "w1"]
     assert data.train.text_of(0, 0, 2) == "w0 w1" and data.train.text_of(0, 1, 2) == "w1"
-    words = data.train.token_words[0]
+    words = data.train.of_tokens("token_words")[0]
     assert words[0] == words[-1] == -1 and set(words[1:-1].tolist()) == {0, 1}
     assert (np.diff(words[1:-1]) >= 0).all()

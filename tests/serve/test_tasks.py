@@ -34,11 +34,11 @@ CASES = [*samples.SAMPLES.items(), ("text_classification", samples.text_pair_dat
 @pytest.mark.slow  # tests/serve/test_clients.py serves a text classifier
 @pytest.mark.parametrize(("task", "build_data"), CASES)
 def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
-    data, backbone = build_data(tiny, tmp_path)
+    data, backbone, *section = build_data(tiny, tmp_path)
     config = {
         "data": {**data, "validation": {"fraction": 0.25}},
         "model": {"backbone": backbone},
-        "task": {"name": task},
+        "task": {"name": task, **dict(*section)},
         "optimizer": {"learning_rate": 1e-2},
         "train": {"epochs": 2, "batch_size": 8},
         "evaluate": {"bootstrap": 0, "baselines": False},
@@ -51,17 +51,21 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     # The number that all clients must get: of a task of tokens that of its answers to raw texts.
     name = "score" if run.task.of_tokens else run.task.output
     live = run.task.activate(run.logits(train_rows), run.fitted)
-    if run.task.of_tokens:
+    if task == "token_classification":
         live = np.zeros((NUM_ROWS, int(run.fitted["max_entities"][0])))
         for row, answer in zip(live, answers, strict=True):
             row[: len(answer["entities"])] = [entity["score"] for entity in answer["entities"]]
+    elif task == "question_answering":
+        live = [answer["score"] for answer in answers]
     columns = run.inputs.columns
     server = tfft_server(run.workdir / "export")
     try:
         for predict in (predict_by_curl, predict_by_requests, predict_by_grpc):
             outputs = predict(server, columns, rows, tmp_path)
             assert_close(outputs[name], live)
-            if run.task.of_tokens:
+            if "answer" in outputs:
+                assert outputs["answer"] == [answer["answer"] for answer in answers]
+            if "entity" in outputs:
                 texts = [[e["text"] for e in answer["entities"]] for answer in answers]
                 assert [[t for t in row if t] for row in outputs["entity"]] == texts
             if "label" in outputs:

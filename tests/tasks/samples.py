@@ -1,6 +1,7 @@
 """Small data sets of each task, for tests that run over the table of tasks."""
 
 import csv
+import json
 
 from tests.conftest import GOLDEN, write_csv
 from tests.tasks.test_image_runs import write_folder
@@ -69,7 +70,25 @@ def tagged_data(tiny, folder):
     return {"train": str(folder / "sentences.conll"), "max_length": 12}, f"hf:{tiny}"
 
 
-# Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone.
+def question_data(tiny, folder):
+    """Write contexts longer than a window, with and without an answer: the word after `is`."""
+    paragraphs = []
+    for index in range(30):
+        colour = "red" if index % 2 else "blue"
+        context = f"the sky is {colour} x " + "x y z " * (index % 5)
+        answer = {"text": colour, "answer_start": context.index(colour)}
+        questions = [
+            {"id": f"{index}a", "question": "the sky", "answers": [answer], "is_impossible": False},
+            {"id": f"{index}b", "question": "z z", "answers": [], "is_impossible": True},
+        ]
+        paragraphs.append({"context": context, "qas": questions})
+    path = folder / "questions.json"
+    path.write_text(json.dumps({"version": "v2.0", "data": [{"paragraphs": paragraphs}]}))
+    return {"train": str(path), "max_length": 16}, f"hf:{tiny}", {"max_question_length": 4}
+
+
+# Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone,
+# and what the section `task` needs.
 SAMPLES = {
     "text_classification": text_data,
     "text_multilabel": multilabel_text_data,
@@ -77,4 +96,5 @@ SAMPLES = {
     "image_multilabel": multilabel_image_data,
     "text_regression": regression_data,
     "token_classification": tagged_data,
+    "question_answering": question_data,
 }

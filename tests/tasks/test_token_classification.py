@@ -11,9 +11,10 @@ import tensorflow as tf
 from tests.preprocess.test_parity import trained
 from tfft.config.tasks import TokenClassification
 from tfft.data import batches, tags
-from tfft.data.tag_targets import TAGS
-from tfft.evaluation.evaluate import word_logits
+from tfft.data.tag_targets import TAGS, word_places
+from tfft.evaluation.records import bridge_entities, word_logits
 from tfft.preprocess import TextInputs, words
+from tfft.preprocess.windows import WindowSettings
 from tfft.tasks import TASKS, token_classification
 from tfft.utils.ragged import Ragged
 
@@ -28,7 +29,8 @@ def ragged(*rows, dtype=np.int32):
 # An entity of two words in three tokens; and a row that is cut before its third word.
 SPLIT = SimpleNamespace(
     targets=ragged([1, 2, 0], [3, 0, 1]),
-    token_words=ragged([-1, 0, 1, 1, 2, -1], [-1, 0, 0, 1, -1]),
+    example_rows=np.arange(2),
+    of_tokens={"token_words": ragged([-1, 0, 1, 1, 2, -1], [-1, 0, 0, 1, -1])}.get,
 )
 
 
@@ -102,7 +104,7 @@ def test_dictionary_baseline_knows_the_words_of_the_training():
 
 def test_margin_looks_at_first_tokens():
     p = np.array([[[0.5, 0.5, 0, 0, 0], [0.1, 0.8, 0.1, 0, 0]]])
-    tokens = {"first": np.array([[False, True]])}
+    tokens = {"first": np.array([[False, True]]), "row": np.zeros(1, int), "text": ["a"]}
     assert TASK.margin({"probabilities": p}, {}, tokens) == pytest.approx([0.35])
     assert TASK.margin({"probabilities": p}, {}) == pytest.approx([0.0])
 
@@ -114,6 +116,8 @@ def test_answer_lists_entities_up_to_the_largest_number():
         "starts": tf.constant([[0, 0, 4, 7, 11, 0]]),
         "ends": tf.constant([[0, 3, 6, 10, 15, 0]]),
         "first": tf.constant([[False, True, True, True, True, False]]),
+        "own": tf.constant([[False, True, True, True, True, False]]),
+        "row": tf.constant([0]),
         "text": tf.constant([text]),
     }
     for size, expected in ((4, ["Ann", "New York"]), (1, ["Ann"])):
@@ -141,25 +145,37 @@ def test_probabilities_are_over_the_tags():
     np.testing.assert_allclose(TASK.activation({})(logits), expected, atol=1e-6)
 
 
+def test_entities_go_on_behind_words_without_a_token():
+    tag_ids, no = np.array([1, 0, 0, 2, 0, 0, 3, 0, 2, 1, 0]), [1, 2, 4, 5, 7, 10]
+    logits = np.eye(5)[tag_ids]
+    rows = np.array([0] * 7 + [0, 0] + [1, 1])
+    bridge_entities(logits, np.isin(np.arange(11), no), rows)
+    assert logits.argmax(axis=1).tolist() == [1, 2, 2, 2, 0, 0, 3, 0, 2, 1, 0]
+    bridge_entities(logits, np.ones(11, bool), rows)  # nothing is known: nothing changes
+    assert logits.argmax(axis=1).tolist() == [1, 2, 2, 2, 0, 0, 3, 0, 2, 1, 0]
+
+
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe_prefix", "unigram"])
 def test_evaluated_entities_are_those_that_are_served(kind):
-    """Also where a token reaches over several words."""
-    inputs = TextInputs(trained(kind), 24)
+    """Also where a token reaches over several words, or a word over two windows."""
+    inputs = TextInputs(trained(kind), 24, windows=WindowSettings(3, 6))
     generator = random.Random(0)
     texts = ["".join(generator.choices("ab e\u00e9xR5.,'-(\u4eac ", k=30)) for _ in range(40)]
-    texts += ["3.5 (AAPL). a, b;c d...e ...", "", "x" * 60]
+    texts += ["3.5 (AAPL). a, b;c d...e ...", "", "x" * 60, "a b x " * 60]
     batch, tokens = inputs.located_batch(texts)
     logits = np.random.default_rng(0).normal(size=(*batch["token_ids"].shape, 5)).astype(np.float32)
-    fitted = {"max_entities": np.array([64.0])}
+    fitted = {"max_entities": np.array([512.0])}
     served = TASK.locate(TASK.decode(tf.constant(logits), LABELS, {}), tokens, LABELS, fitted)
-    for row, (text, located) in enumerate(
-        zip(texts, inputs.encode_with_offsets(texts), strict=True)
-    ):
+    first_window = 0
+    for row, (text, windows) in enumerate(zip(texts, inputs.windows_of(texts), strict=True)):
         starts = words.word_starts(text)
-        place = words.strip_offsets(text, located.starts, located.ends, located.sequence)
-        of_words = words.tokens_of_words(*place, located.sequence, starts)
-        rows = np.full(len(starts), row)
-        names = [LABELS[i] for i in word_logits(logits, rows, of_words).argmax(axis=-1)]
+        _, word_tokens, counts = word_places(windows, starts)
+        assert counts.sum() == len(starts)
+        indices = first_window + np.repeat(np.arange(len(windows)), counts)
+        first_window += len(windows)
+        of_words = word_logits(logits, indices, word_tokens)
+        bridge_entities(of_words, word_tokens == -1, np.zeros(len(starts)))
+        names = [LABELS[i] for i in of_words.argmax(axis=-1)]
         expected = [(span.type, starts[span.start]) for span in tags.spans(names)]
         count = int(served["count"][row])
         actual = [
@@ -167,6 +183,7 @@ def test_evaluated_entities_are_those_that_are_served(kind):
             for i in range(count)
         ]
         assert actual == expected
+    assert first_window == len(logits) > len(texts)
 
 
 def test_outputs_are_those_of_the_section():
@@ -174,10 +191,12 @@ def test_outputs_are_those_of_the_section():
         "starts": tf.zeros([1, 2], tf.int32),
         "ends": tf.ones([1, 2], tf.int32),
         "first": tf.constant([[True, False]]),
+        "own": tf.constant([[True, True]]),
+        "row": tf.constant([0]),
         "text": tf.constant(["a"]),
     }
     outputs = TASK.decode(tf.zeros([1, 2, 5]), LABELS, {})
     outputs = TASK.locate(outputs, tokens, LABELS, {"max_entities": np.array([2.0])})
     assert {n: v.dtype.name for n, v in outputs.items()} == TASK.section.outputs
     assert token_classification.types_of(LABELS) == ("LOC", "PER")
-    assert TAGS.of_words
+    assert TAGS.of_windows

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from tfft.backbones.families import FAMILIES, encoder, processor, weight_map
-from tfft.backbones.families.family import Architecture, Family
+from tfft.backbones.families.family import TOKEN_HEADS, Architecture, Family
 from tfft.backbones.tensors import Tensors, weight_files
 from tfft.config import ModelConfig
 from tfft.spec import Backbone, HeadStyle, ImageSpec, StoredHead
@@ -157,7 +157,7 @@ def save(
     image_spec: ImageSpec | None = None,
     problem_type: str | None = None,
     head: Mapping[str, np.ndarray] | None = None,
-    of_tokens: bool = False,
+    head_kind: str = "rows",
 ) -> None:
     """Write a classifier as a Hugging Face checkpoint that transformers loads.
 
@@ -169,19 +169,17 @@ def save(
         image_spec: the images that it reads; None: it reads text.
         problem_type: what transformers makes of the logits; None: one class.
         head: weights of the head by path; None: the model's.
-        of_tokens: whether the head computes logits for each token.
+        head_kind: kind of the head (`StoredHead.kind`).
 
     Raises:
         UserError: The head does not have the form of the family's classifier.
     """
     settings, new_blocks = _remaining_blocks(backbone.description)
-    family = _family(settings)
-    if of_tokens:
-        family = family.token_classifier()
+    family = _family(settings).with_head(head_kind)
     # transformers would initialize missing tensors at random, with no more than a warning.
     weights = {v.path: np.asarray(v.value) for v in model.weights} | dict(head or {})
     head_paths = {path for path in weights if path.startswith("head/")}
-    pooling = "tokens" if of_tokens else model.get_layer("pooling").kind
+    pooling = "tokens" if head_kind != "rows" else model.get_layer("pooling").kind
     if head_paths != set(family.head_weight_map) or pooling != family.head_style.pooling:
         raise UserError(
             f"the head ({', '.join(sorted(head_paths))}) has another form than "
@@ -313,9 +311,8 @@ def _assign(
 def _head(
     settings: Mapping[str, Any], family: Family, tensors: Tensors, backbone: Backbone
 ) -> StoredHead:
-    of_tokens = _is_token_classifier(settings)
-    if of_tokens:
-        family = family.token_classifier()
+    kind = _head_kind(settings)
+    family = family.with_head(kind)
     if not all(tensors.has(entry) for entry in family.head_weight_map.values()):
         raise UserError(
             f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
@@ -340,11 +337,14 @@ def _head(
         labels = tuple(str(names[str(i)]) for i in range(classes))
     except KeyError as error:
         raise UserError(f"config.json: id2label lacks class {error}") from None
-    return StoredHead(labels, weights, of_tokens)
+    return StoredHead(labels, weights, kind)
 
 
-def _is_token_classifier(settings: Mapping[str, Any]) -> bool:
+def _head_kind(settings: Mapping[str, Any]) -> str:
+    """Return the kind of a checkpoint's head (`StoredHead.kind`) by the name of its class."""
     classes = settings.get("architectures")
-    return isinstance(classes, list) and any(
-        isinstance(name, str) and name.endswith("ForTokenClassification") for name in classes
-    )
+    for name in classes if isinstance(classes, list) else ():
+        for kind, (suffix, _) in TOKEN_HEADS.items():
+            if isinstance(name, str) and name.endswith(suffix):
+                return kind
+    return "rows"

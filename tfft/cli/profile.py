@@ -41,7 +41,7 @@ def run() -> None:
         from tfft import backbones
 
         spec = backbones.load(config.model).tokenizer
-    inputs = preprocess.load(config.model, config.data, image_spec, spec)
+    inputs = preprocess.load(config.model, config.data, config.task, image_spec, spec)
     if isinstance(inputs, preprocess.ImageInputs):
         result = image_profile.profile(config, inputs)
         print(profile.text(result, image_profile.text(result)))

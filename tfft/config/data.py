@@ -17,8 +17,13 @@ SUFFIXES = {
     ".parquet": "parquet",
     ".npz": "npz",
     ".conll": "conll",
+    ".json": "squad",
 }
-CONLL_COLUMNS: Mapping[str, int] = {"text": 0, "label": -1}  # tokens first, tags last
+# Columns of sources whose columns have fixed names or places: of CoNLL, tokens first, tags last.
+FORMAT_COLUMNS: Mapping[str, Mapping[str, str | int]] = {
+    "conll": {"text": 0, "label": -1},
+    "squad": {"label": "answers"},
+}
 
 
 def _allow_shorthand(schema: dict[str, Any]) -> None:
@@ -34,7 +39,7 @@ class Source(Section):
 
     model_config = ConfigDict(json_schema_extra=_allow_shorthand)
 
-    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz", "conll"]
+    source: Literal["csv", "tsv", "jsonl", "parquet", "tfds", "images", "npz", "conll", "squad"]
     path: str | list[str] = Field(
         description="a path, a glob, or a list of them; tfds: the name of the data set"
     )
@@ -108,13 +113,17 @@ class DataConfig(Section):
         description="column: a name, or a number in files without a header; conll: the first one",
     )
     text_pair: str | int | None = Field(None, description="column of the second text of a pair")
+    question: str | int = Field("question", description="column of the question")
+    context: str | int = Field(
+        "context", description="column of the text that answers the question"
+    )
     image: str | int = Field(
         "image", description="column with the path of an image; tfds and npz: with its pixels"
     )
     label: str | int | list[str | int] = Field(
         "label",
         description="column of the label; for predicted numbers also a list of columns; conll: the "
-        "last one",
+        "last one; squad: answers",
     )
     label_separator: str = Field(
         "|", min_length=1, description="separator of the labels of a row, in multi-label tasks"
@@ -146,10 +155,10 @@ class DataConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _conll_columns(cls, value: Any) -> Any:
-        """Set the columns of CoNLL files, which have no names, unless the config sets them."""
-        if isinstance(value, dict) and _is_conll(value.get("train")):
-            return {**CONLL_COLUMNS, **value}
+    def _columns_of_format(cls, value: Any) -> Any:
+        """Set the columns of formats that fix them, unless the config sets them."""
+        if isinstance(value, dict):
+            return {**FORMAT_COLUMNS.get(_format(value.get("train")), {}), **value}
         return value
 
     @model_validator(mode="after")
@@ -161,11 +170,11 @@ class DataConfig(Section):
         return self
 
 
-def _is_conll(source: Any) -> bool:
-    """Return whether a source, as it is written in the config, consists of CoNLL files."""
+def _format(source: Any) -> str:
+    """Return the format of a source as it is written in the config; "" if it cannot be told."""
     if isinstance(source, str):
-        return SUFFIXES.get(PurePath(source).suffix.lower()) == "conll"
-    return isinstance(source, dict) and source.get("source") == "conll"
+        return SUFFIXES.get(PurePath(source).suffix.lower(), "")
+    return str(source.get("source")) if isinstance(source, dict) else ""
 
 
 def look_alike(labels: Iterable[str]) -> tuple[str, str] | None:

@@ -43,6 +43,7 @@ _ENTITIES: Mapping[str, Direction] = {
     "weighted_f1": "max",
     "token_accuracy": "max",
 }
+_ANSWERS: Mapping[str, Direction] = {"f1": "max", "exact_match": "max"}
 _CLASS_OUTPUTS = {"label": "string", "probabilities": "float32"}
 _LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
@@ -66,7 +67,22 @@ POOLING = Field(
     "pooler, else the first token)",
 )
 MOST_ENTITIES = 1024  # in the answer to a row
+MOST_WINDOWS = 1024  # of a row
+DOC_STRIDE = Field(
+    "auto",
+    description="tokens that neighbouring windows of a long text share; auto: a quarter of a "
+    "window, at most 128",
+)
+MAX_WINDOWS = Field(
+    32,
+    ge=1,
+    le=MOST_WINDOWS,
+    description="windows that a text is divided into at most; what follows them is not read",
+)
 DROPOUT = Field(0.1, ge=0, lt=1, description="dropout rate before the logits")
+
+
+DocStride = Annotated[int, Field(ge=1, le=4096)] | Literal["auto"]
 
 
 class TaskSection(Section):
@@ -75,20 +91,21 @@ class TaskSection(Section):
     Attributes:
         modality: kind of input: `text` or `image`.
         columns: columns of `data` that the task may read, besides the targets.
-        targets: kind of targets: `class`, `labels`, `numbers` or `tags` (`data.kinds`).
+        targets: kind of targets: `class`, `labels`, `numbers`, `tags` or `answers` (`data.kinds`).
         metrics: metrics of the validation, and whether more or less is better; the default first.
         outputs: names of the outputs for a row -> their dtypes.
-        size: name of the fitted value that is the number of outputs of a row; None: there is one
-            for each label.
+        numbers: fitted values that are one number each; others are one for each label.
+        size: which of them is the number of outputs of a row; None: there is one for each label.
         supports: those of OPTIONAL_KEYS that may be set.
         problem_type: `problem_type` in the config of a Hugging Face checkpoint; None: it has none.
     """
 
     modality: ClassVar[Literal["text", "image"]]
     columns: ClassVar[tuple[str, ...]]
-    targets: ClassVar[Literal["class", "labels", "numbers", "tags"]]
+    targets: ClassVar[Literal["class", "labels", "numbers", "tags", "answers"]]
     metrics: ClassVar[Mapping[str, Direction]]
     outputs: ClassVar[Mapping[str, str]]
+    numbers: ClassVar[tuple[str, ...]] = ()
     size: ClassVar[str | None] = None
     supports: ClassVar[frozenset[str]]
     problem_type: ClassVar[str | None]
@@ -239,6 +256,7 @@ class TokenClassification(TaskSection):
         "score": "float32",
         "count": "int32",
     }
+    numbers = ("max_entities",)
     size = "max_entities"
     supports = frozenset({"data.labels"})
     problem_type = None
@@ -255,6 +273,40 @@ class TokenClassification(TaskSection):
         description="entities in the answer to a row, at most; auto: twice as many as a training "
         "row has, at least 16",
     )
+    doc_stride: DocStride = DOC_STRIDE
+    max_windows: int = MAX_WINDOWS
+
+
+class QuestionAnswering(TaskSection):
+    """A passage of a context answers a question, or none does."""
+
+    modality = "text"
+    columns = ("question", "context")
+    targets = "answers"
+    metrics = _ANSWERS
+    outputs: ClassVar = {
+        "answer": "string",
+        "start": "int32",
+        "end": "int32",
+        "start_byte": "int32",
+        "end_byte": "int32",
+        "score": "float32",
+    }
+    numbers = ("max_answer_length", "n_best", "null_threshold")
+    supports = frozenset()
+    problem_type = None
+
+    name: Literal["question_answering"] = "question_answering"
+    dropout: float = DROPOUT
+    max_question_length: int = Field(
+        64, ge=1, le=4096, description="tokens of a question; longer ones are cut"
+    )
+    max_answer_length: int = Field(30, ge=1, le=4096, description="tokens of an answer")
+    n_best: int = Field(
+        20, ge=1, le=100, description="starts and ends of a window from which answers are formed"
+    )
+    doc_stride: DocStride = DOC_STRIDE
+    max_windows: int = MAX_WINDOWS
 
 
 TaskConfig = Annotated[
@@ -263,7 +315,8 @@ TaskConfig = Annotated[
     | TextMultilabel
     | ImageMultilabel
     | TextRegression
-    | TokenClassification,
+    | TokenClassification
+    | QuestionAnswering,
     Field(discriminator="name"),
 ]
 # `task.name` -> its section; the first is the default.

@@ -201,7 +201,7 @@ class Tokens(PythonRows):
         tokens, mask = np.full(shape, self.pad_id, np.int32), np.zeros(shape, np.int32)
         segments = np.zeros(shape, np.int32)
         for row, position in enumerate(batch.positions):
-            ids, segment = self.split.prepared.tokens(int(self.split.rows[position]))
+            ids, segment = self.split.prepared.tokens(int(self.split.examples[position]))
             tokens[row, : len(ids)] = ids
             segments[row, : len(ids)] = segment
             mask[row, : len(ids)] = 1

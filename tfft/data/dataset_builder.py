@@ -117,9 +117,8 @@ def of_source(
 
 
 def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
-    """Return the columns to read: an image, a text or a pair of texts, and the targets last."""
-    columns_of = {"image": config.image, "text": config.text, "text_pair": config.text_pair}
-    return (*(columns_of[name] for name in inputs.columns), *config.label_columns)
+    """Return the columns to read: an image, a text or two texts, and the targets last."""
+    return (*(getattr(config, name) for name in inputs.columns), *config.label_columns)
 
 
 def build_request(
@@ -209,13 +208,15 @@ def _log_summary(datasets: Datasets) -> None:
         console.log("data: hardly more training rows than labels; is data.label right?")
     for name in ("train", "validation", "test"):
         split = getattr(datasets, name)
-        if split is not None and split.kind.of_words:
-            cut = int(((split.word_tokens.values == -1) & (split.targets.values > 0)).sum())
-            if cut:
+        if split is not None and split.kind.of_windows:
+            divided = len(split.examples) - len(split)
+            if divided:
                 console.log(
-                    f"data: {cut:,} words of entities in {name} have no token, most of them beyond "
-                    "max_length; they count as missed"
+                    f"data: {name} has {len(split.examples):,} windows: its longest texts are "
+                    "divided"
                 )
+            if (warning := split.kind.lost(split)) is not None:
+                console.log(f"data: in {name}, {warning}")
     # Splits that were held out share one prepared set.
     for prepared in {id(s.prepared): s.prepared for s in datasets.splits()}.values():
         if prepared.bad:
@@ -225,5 +226,6 @@ def _log_summary(datasets: Datasets) -> None:
         if prepared.cut:
             console.log(
                 f"data: {prepared.cut:,} of {prepared.rows:,} rows "
-                f"({prepared.cut / prepared.rows:.1%}) are cut at max_length"
+                f"({prepared.cut / prepared.rows:.1%}) are cut at "
+                f"{'max_length' if prepared.window_ends is None else 'max_windows'}"
             )

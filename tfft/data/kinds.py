@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from tfft.config import DataConfig
+from tfft.data.answer_targets import ANSWERS
 from tfft.data.tag_targets import TAGS
 from tfft.data.targets import CLASS, LabelTargets, NumberTargets, Targets
 
@@ -13,5 +14,6 @@ KINDS: Mapping[str, Callable[[DataConfig], Targets]] = MappingProxyType(
         "labels": lambda config: LabelTargets(config.label_separator),
         "numbers": lambda config: NumberTargets(len(config.label_columns)),
         "tags": lambda config: TAGS,
+        "answers": lambda config: ANSWERS,
     }
 )

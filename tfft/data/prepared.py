@@ -87,9 +87,12 @@ class Prepared:
         bad: number of rows that were skipped.
         bad_listed: the first of them, as `place: reason`.
         cut: number of rows that were truncated.
+        window_ends: one after the last window of each row, int64 [rows]; None: each row is one
+            example.
     """
 
     cut = 0
+    window_ends: np.ndarray | None = None
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -188,11 +191,15 @@ class Writer:
 
     def put_ragged(self, name: str, rows: Sequence[np.ndarray]) -> None:
         """Append an array for each row to the file `NAMEs`, and their ends to `NAME_ends`."""
-        ends = self._ends.get(name, 0) + np.cumsum([len(row) for row in rows], dtype=np.int64)
-        if len(ends):
+        if len(rows):
             self.put(f"{name}s", np.concatenate(rows))
-            self.put(f"{name}_ends", ends)
-            self._ends[name] = int(ends[-1])
+            self.put_ends(name, [len(row) for row in rows])
+
+    def put_ends(self, name: str, lengths: Sequence[int] | np.ndarray) -> None:
+        """Append the ends of arrays of these lengths, which follow each other, to `NAME_ends`."""
+        ends = self._ends.get(name, 0) + np.cumsum(lengths, dtype=np.int64)
+        self.put(f"{name}_ends", ends)
+        self._ends[name] = int(ends[-1]) if len(ends) else self._ends.get(name, 0)
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Append an array of numbers to a file."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tfft.config import Source
-from tfft.data import array_files, conll, text_files
+from tfft.data import array_files, conll, squad, text_files
 from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, source_files
 from tfft.data.targets import CLASS, Targets
 from tfft.utils.reading import LONGEST_TEXT, expanded, is_file, is_unicode, open_regular
@@ -40,6 +40,7 @@ SOURCES: Mapping[str, Reader] = MappingProxyType(
         "images": array_files.images,
         "npz": array_files.npz,
         "conll": conll.conll,
+        "squad": squad.rows,
     }
 )
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,25 +33,43 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each row, [N]; the same for all rows if they are images."""
-        return self.prepared.lengths[self.rows]
+    @cached_property
+    def examples(self) -> np.ndarray:
+        """What the model reads: indices of the rows in the set, or of all their windows, [E]."""
+        ends = self.prepared.window_ends
+        return self.rows if ends is None else Ragged(np.zeros(0), ends).indices(self.rows)[0]
+
+    @cached_property
+    def example_rows(self) -> np.ndarray:
+        """Position of the row of each example, ascending, int [E]."""
+        ends = self.prepared.window_ends
+        if ends is None:
+            return np.arange(len(self))
+        return Ragged(np.zeros(0), ends).indices(self.rows)[1]
 
     @property
-    def token_words(self) -> Ragged:
-        """The word of each token of each row, int32; -1 for special tokens."""
-        return self._rows_of(self.prepared.token_words)
+    def lengths(self) -> np.ndarray:
+        """Number of tokens of each example, [E]; the same for all of them if they are images."""
+        return self.prepared.lengths[self.examples]
+
+    def of_tokens(self, name: str) -> Ragged:
+        """Return an int32 of each token of each example, as the targets have stored it."""
+        return self._examples_of(self.prepared.of_tokens(name))
+
+    @cached_property
+    def token_offsets(self) -> tuple[Ragged, Ragged]:
+        """Where each token of each example begins and ends in a context, int32; -1 outside."""
+        return self.of_tokens("token_starts"), self.of_tokens("token_ends")
 
     @property
     def word_tokens(self) -> Ragged:
-        """The first token of each word of each row, int32; see `words.tokens_of_words`."""
-        return self._rows_of(self.prepared.word_tokens)
+        """The first token of each word of each example, int32; see `words.tokens_of_words`."""
+        return self._examples_of(self.prepared.word_tokens)
 
-    def _rows_of(self, ragged: Ragged) -> Ragged:
+    def _examples_of(self, ragged: Ragged) -> Ragged:
         # A split of all rows copies nothing.
-        is_all = np.array_equal(self.rows, np.arange(self.prepared.rows))
-        return ragged if is_all else ragged[self.rows]
+        is_all = np.array_equal(self.examples, np.arange(len(ragged)))
+        return ragged if is_all else ragged[self.examples]
 
     def words(self, position: int) -> list[str]:
         """Return the words of the row at a position, each up to the next one, without spaces."""

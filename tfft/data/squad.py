@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
-from tfft.data.records import BadRow, source_files
+from tfft.data.records import BadRow, Columns, Row, row_from_mapping, source_files
 from tfft.data.text_files import json_object, json_records
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import LONGEST_TEXT, MIB, is_unicode, read_text
@@ -48,6 +48,23 @@ class Question:
 
 class _Invalid(ValueError):
     """What is wrong with a record: the reason of a `BadRow`."""
+
+
+def rows(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
+    """Yield the columns of the questions: those of `id`, `question`, `context`, `answers`."""
+    if isinstance(columns[0], int):
+        raise UserError(f"{key}: columns of squad are named, not numbered. Received: {columns[0]}")
+    for question in read(source, key):
+        if isinstance(question, BadRow):
+            yield question
+            continue
+        record = {
+            "id": question.id,
+            "question": question.question,
+            "context": question.context,
+            "answers": [{"text": t, "answer_start": start} for t, start in question.answers],
+        }
+        yield row_from_mapping(record, columns, question.place)
 
 
 def read(source: Source, key: str, need_answers: bool = True) -> Iterator[Question | BadRow]:
@@ -187,12 +204,25 @@ def _text(record: Any, key: str) -> str:
     return text
 
 
+def answers_of(answers: Any, context: str) -> tuple[tuple[str, int], ...]:
+    """Return the (text, start in characters) of each answer of a cell.
+
+    Args:
+        answers: a list of `{"text", "answer_start"}`, or an object with a list of each.
+        context: the text that holds the answers.
+
+    Raises:
+        ValueError: an answer is not in the context where it is said to be, or a key or a type is
+            wrong.
+    """
+    return _answers({"answers": answers, "context": context})
+
+
 def _answers(record: Mapping[str, Any]) -> tuple[tuple[str, int], ...]:
     """Return the (text, start) of each answer of a flat record.
 
     Raises:
-        _Invalid: an answer is not in the context where it is said to be, the answers contradict
-            `is_impossible`, or a key or a type is wrong.
+        _Invalid: as `answers_of`, or the answers contradict `is_impossible`.
     """
     if isinstance(record.get("answers"), Mapping):
         columns = record["answers"]

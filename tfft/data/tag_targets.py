@@ -18,8 +18,9 @@ from tfft.config import DataConfig
 from tfft.data import tags
 from tfft.data.records import BadRow, Columns, Row
 from tfft.data.targets import Locate, check_distinct, configured_labels
+from tfft.preprocess import words
 from tfft.preprocess.offsets import byte_bounds
-from tfft.preprocess.words import word_spans
+from tfft.preprocess.windows import Window
 from tfft.utils import console
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.ragged import Ragged
@@ -27,6 +28,7 @@ from tfft.utils.reading import LONGEST_TEXT, is_unicode
 
 if TYPE_CHECKING:  # `prepared` imports `targets`
     from tfft.data.prepared import Prepared, Writer
+    from tfft.data.splits import Dataset
 
 _PREFIX = re.compile("[BIESLUM]-")
 _START_KEYS, _END_KEYS = ("start", "start_offset", "begin"), ("end", "end_offset")
@@ -50,15 +52,15 @@ class TagTargets:
     """A tag for each word: ids of `tags.names`, int32 `Ragged` [N]."""
 
     width = 1
-    of_words = True
-    files = ("labels", "label_ends", "word_starts")
+    of_windows = True
+    files = ("labels", "label_ends", "word_starts", "token_words", "word_tokens", "word_ends")
     noun = "tags"
 
     @property
     def settings(self) -> list[Any]:
         """Plain data that the stored targets depend on."""
         # Words depend on the classes of characters.
-        return ["tags", 2, unicodedata.unidata_version]
+        return ["tags", 3, unicodedata.unidata_version]
 
     def read(self, row: Row, columns: Columns) -> Row | BadRow:
         """Return the row as its text and its `TaggedWords`."""
@@ -81,11 +83,28 @@ class TagTargets:
 
     def write(self, writer: "Writer", rows: Sequence[Row]) -> None:
         """Append the ids of the tags in order of appearance, and the first byte of each word."""
-        words = [row.values[-1] for row in rows]
-        ids = [[writer.name_id(tag) for tag in row.tags] for row in words]
+        tagged = [row.values[-1] for row in rows]
+        ids = [[writer.name_id(tag) for tag in row.tags] for row in tagged]
         writer.put_ragged("label", [np.array(row_ids, np.int32) for row_ids in ids])
-        starts = [start for row in words for start in row.starts]
+        starts = [start for row in tagged for start in row.starts]
         writer.put("word_starts", np.array(starts, np.int32))
+
+    def write_windows(self, writer: "Writer", row: Row, windows: Sequence[Window]) -> None:
+        """Append the word of each token, and the first token of the words of each window."""
+        token_words, word_tokens, counts = word_places(windows, row.values[-1].starts)
+        writer.put("token_words", token_words)
+        writer.put("word_tokens", word_tokens)
+        writer.put_ends("word", counts)
+
+    def lost(self, split: "Dataset") -> str | None:
+        """Return how many words of entities have no token; None if all have one."""
+        lost = int(((split.word_tokens.values == -1) & (split.targets.values > 0)).sum())
+        if not lost:
+            return None
+        return (
+            f"{lost:,} words of entities have no token: they are beyond max_windows, or the "
+            "tokenizer drops them; they count as missed"
+        )
 
     def names(
         self,
@@ -185,6 +204,45 @@ class TagTargets:
 TAGS = TagTargets()
 
 
+def word_places(
+    windows: Sequence[Window], word_starts: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return how the words of a row and the tokens of its windows belong together.
+
+    Args:
+        windows: of the row. Only the tokens that a window answers for belong to words.
+        word_starts: bytes at which the words of the row begin, ascending, [W].
+
+    Returns:
+        The word of each token of all windows, -1 without one, int32 [tokens]; the first token of
+        each word in its window, as `words.tokens_of_words` gives it, int32 [W]; and the number of
+        words of each window, int64 [windows]: each word belongs to one.
+    """
+    is_own = np.concatenate([np.array(window.is_own, bool) for window in windows])
+    starts, ends = (
+        np.concatenate([getattr(window, name) for window in windows])[is_own]
+        for name in ("starts", "ends")
+    )
+    # All windows at once: a word may begin in one and end in the next.
+    where = (starts, ends, np.zeros(len(starts)), word_starts)
+    token_words = np.full(len(is_own), -1, np.int32)
+    token_words[is_own] = words.words_of_tokens(*where)
+    tokens = words.tokens_of_words(*where)
+    lengths = [len(window.ids) for window in windows]
+    window_of = np.repeat(np.arange(len(windows)), lengths)[is_own]
+    position_of = np.concatenate([np.arange(length) for length in lengths])[is_own]
+    index = np.where(tokens < -1, -2 - tokens, tokens)
+    has_token = index >= 0
+    word_windows = np.zeros(len(tokens), np.int64)
+    word_windows[has_token] = window_of[index[has_token]]
+    # A word without a token belongs to the window of the word before.
+    counts = np.bincount(np.maximum.accumulate(word_windows), minlength=len(windows))
+    positions = np.full(len(tokens), -1, np.int32)
+    positions[has_token] = position_of[index[has_token]]
+    word_tokens = np.where(tokens < -1, -2 - positions, positions).astype(np.int32)
+    return token_words, word_tokens, counts
+
+
 class _CellError(Exception):
     """What is wrong with a cell, as a predicate; `position` is that of its column."""
 
@@ -231,17 +289,17 @@ def _from_spans(text: str, cells: Any) -> TaggedWords:
             f"Received: {_short(cells)}"
         )
     entities = [_entity(cell) for cell in cells]
-    words = word_spans(text)
+    spans = words.word_spans(text)
     try:
-        aligned, misaligned = tags.align(text, entities, words)
-        word_tags = tags.from_spans(aligned, len(words))
+        aligned, misaligned = tags.align(text, entities, spans)
+        word_tags = tags.from_spans(aligned, len(spans))
     except ValueError as error:
         raise _CellError(f"is not usable: {error}") from None
     if misaligned:
         first = misaligned[0]
         raise _CellError(f"is not usable: entity {first.text!r} {first.reason}")
     bounds = byte_bounds(text)
-    return TaggedWords([bounds[start] for start, _ in words], word_tags)
+    return TaggedWords([bounds[start] for start, _ in spans], word_tags)
 
 
 def are_entities(cells: Sequence[Any]) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from tfft.config import DataConfig
 from tfft.config.data import check_labels, format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR, BadRow, Columns, Row, with_texts
+from tfft.preprocess.windows import Window
 from tfft.utils import console
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.reading import expanded, is_file, read_text
@@ -33,14 +34,14 @@ class Targets(Protocol):
 
     Attributes:
         width: number of target columns.
-        of_words: whether each word of a text has a target.
-        files: files of a prepared set that `write` fills.
+        of_windows: whether targets are places in a text, which is then divided into windows.
+        files: files of a prepared set that `write` and `write_windows` fill.
         settings: plain data that the stored targets depend on, for cache keys.
         noun: names several outputs of the model, such as `classes`.
     """
 
     width: int
-    of_words: bool
+    of_windows: bool
     files: tuple[str, ...]
     settings: list[Any]
     noun: str
@@ -56,6 +57,12 @@ class Targets(Protocol):
 
     def write(self, writer: "Writer", rows: Sequence[Row]) -> None:
         """Append the targets of some rows to a prepared set."""
+
+    def write_windows(self, writer: "Writer", row: Row, windows: Sequence[Window]) -> None:
+        """Append what the windows of a row have to do with its targets; only if `of_windows`."""
+
+    def lost(self, split: Any) -> str | None:
+        """Return what of the targets of a `Dataset` no window holds; only if `of_windows`."""
 
     def names(
         self,
@@ -107,7 +114,7 @@ class ClassTargets:
     """Exactly one class in each row: class ids, int32 [N]."""
 
     width = 1
-    of_words = False
+    of_windows = False
     files = ("labels", "label_ends")
     noun = "classes"
 
@@ -266,7 +273,7 @@ class NumberTargets:
     """
 
     width: int = 1
-    of_words = False
+    of_windows = False
     files = ("numbers",)
     noun = "numbers"
 

@@ -12,13 +12,12 @@ import numpy as np
 from tfft.data import sources
 from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, write_once
 from tfft.data.sources import BadRow, Row
-from tfft.preprocess import TextInputs, words
-from tfft.preprocess.offsets import LocatedTokens
+from tfft.preprocess import TextInputs
 from tfft.utils import console
 from tfft.utils.ragged import Ragged
 from tfft.utils.reading import LONGEST_TEXT
 
-VERSION = 5  # of the format: raise it when the files written below change
+VERSION = 6  # of the format: raise it when the files written below change
 CHUNK_SIZE = 4096  # rows tokenised in one call, at most
 
 
@@ -33,6 +32,8 @@ class PreparedTexts(Prepared):
         super().__init__(folder)
         self.cut = self.meta["cut"]
         self.columns: int = self.meta["columns"]
+        if self.meta["windows"]:
+            self.window_ends = np.array(self.map("window_ends", np.int64))
 
     @cached_property
     def _ids(self) -> np.ndarray:
@@ -48,13 +49,13 @@ class PreparedTexts(Prepared):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Number of tokens of each row, int32 [rows]."""
+        """Number of tokens of each row, or of each window of each row, int32."""
         return np.diff(self._ends, prepend=0).astype(np.int32)
 
-    def tokens(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the token ids and segment ids of a row."""
-        stop = int(self._ends[row])
-        start = int(self._ends[row - 1]) if row else 0
+    def tokens(self, example: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the token ids and segment ids of a row, or of a window."""
+        stop = int(self._ends[example])
+        start = int(self._ends[example - 1]) if example else 0
         return self._ids[start:stop], self._segments[start:stop]
 
     @cached_property
@@ -63,15 +64,14 @@ class PreparedTexts(Prepared):
         ends = np.array(self.map("label_ends", np.int64))
         return Ragged(np.array(self.map("word_starts", np.int32)), ends)
 
-    @cached_property
-    def token_words(self) -> Ragged:
-        """The word of each token of each row, int32; -1 for special tokens."""
-        return Ragged(self.map("token_words", np.int32), np.array(self._ends))
+    def of_tokens(self, name: str) -> Ragged:
+        """Return an int32 of each token of each window, from a file of the targets."""
+        return Ragged(self.map(name, np.int32), np.array(self._ends))
 
     @cached_property
     def word_tokens(self) -> Ragged:
-        """The first token of each word of each row, int32; see `words.tokens_of_words`."""
-        ends = np.array(self.map("label_ends", np.int64))
+        """The first token of each word of each window, int32; see `words.tokens_of_words`."""
+        ends = np.array(self.map("word_ends", np.int64))
         return Ragged(self.map("word_tokens", np.int32), ends)
 
     @cached_property
@@ -115,8 +115,8 @@ def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
 def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]:
     """Tokenise all rows in one pass and write the files of the set; return its meta data."""
     names = ["ids", "segments", "ends", "texts", "texts_ends"]
-    if request.targets.of_words:
-        names += ["token_words", "word_tokens"]
+    if request.targets.of_windows:
+        names.append("window_ends")
     writer = _TokenWriter(folder, request, inputs, names)
     rows = sources.read(request.source, request.columns, request.key, request.targets)
     start_time = time.monotonic()
@@ -129,7 +129,12 @@ def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]
         writer.close()
     seconds = time.monotonic() - start_time
     console.progress(f"tokenised {request.key}: {writer.rows:,} rows in {seconds:.1f} s", True)
-    return {**writer.meta(), "cut": writer.cut, "columns": writer.columns}
+    return {
+        **writer.meta(),
+        "cut": writer.cut,
+        "columns": writer.columns,
+        "windows": request.targets.of_windows,
+    }
 
 
 def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]:
@@ -157,20 +162,21 @@ class _TokenWriter(Writer):
         super().__init__(folder, request, names)
         self._tokenizer = inputs
         self.columns = len(request.columns) - request.targets.width
-        self._of_words = request.targets.of_words
+        self._targets = request.targets
         self.cut = self._num_tokens = 0
 
     def append(self, chunk: Sequence[Row]) -> None:
         """Tokenise and write some rows."""
-        texts = [row.values[0] for row in chunk]
-        pairs = [row.values[1] for row in chunk] if self.columns == 2 else None
-        if self._of_words:
-            located = self._tokenizer.encode_with_offsets(texts, pairs)
-            encoded = [tokens[:3] for tokens in located]
-            for row, tokens in zip(chunk, located, strict=True):
-                self._put_words(row, tokens)
+        columns = [[row.values[i] for row in chunk] for i in range(self.columns)]
+        if self._targets.of_windows:
+            rows = self._tokenizer.windows_of(*columns)
+            for row, windows in zip(chunk, rows, strict=True):
+                self._targets.write_windows(self, row, windows)
+            self.put_ends("window", list(map(len, rows)))
+            examples = [window for windows in rows for window in windows]
+            encoded = [(window.ids, window.segments, window.truncated) for window in examples]
         else:
-            encoded = self._tokenizer.encode(texts, pairs)
+            encoded = self._tokenizer.encode(*columns)
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         ends = self._num_tokens + np.cumsum(lengths)
         self.put("ids", np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in encoded]))
@@ -185,11 +191,3 @@ class _TokenWriter(Writer):
         self.cut += sum(cut for _, _, cut in encoded)
         self._num_tokens = int(ends[-1])
         self.add_rows(chunk)
-
-    def _put_words(self, row: Row, tokens: LocatedTokens) -> None:
-        """Append how the tokens and the words of a row belong together."""
-        text, word_starts = row.values[0], row.values[-1].starts
-        place = words.strip_offsets(text, tokens.starts, tokens.ends, tokens.sequence)
-        where = (*place, tokens.sequence)
-        self.put("token_words", words.words_of_tokens(*where, word_starts))
-        self.put("word_tokens", words.tokens_of_words(*where, word_starts))

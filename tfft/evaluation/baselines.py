@@ -4,12 +4,12 @@ scikit-learn is an optional dependency; without it a `UserError` says how to ins
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from tfft.data import Dataset
-from tfft.spec import Fitted, Task
+from tfft.spec import PerRow
 from tfft.utils import console
 from tfft.utils.errors import UserError, require
 from tfft.utils.ragged import Ragged
@@ -19,10 +19,37 @@ MAX_ROWS = 50_000  # training rows of a baseline at most
 _MIN_PROBABILITY = float(np.exp(-30.0))  # probability of a class without training rows
 
 
-def evaluate(
-    task: Task, train: Dataset, split: Dataset, classes: int
-) -> dict[str, dict[str, float]]:
-    """Return the metrics of a constant answer and of a linear model, by the baseline's name.
+class LogitBaselines(Protocol):
+    """A task with a constant answer and a simple model as baselines.
+
+    Attributes:
+        constant: name of the constant answer.
+        features: features of the simple model, a key of `FEATURES`.
+    """
+
+    constant: str
+    features: str
+
+    def constant_logits(self, targets: PerRow, classes: int) -> np.ndarray:
+        """Return the logits of the best answer that does not look at a row, [C].
+
+        They are logits without fitted values, like those of `linear_logits`.
+        """
+
+    def linear_logits(
+        self, features: Any, targets: PerRow, new_features: Any, classes: int
+    ) -> PerRow:
+        """Fit a simple model on features of rows, and return its logits of new rows, [N, C].
+
+        Raises:
+            UserError: scikit-learn is not installed.
+        """
+
+
+def constant_and_linear(
+    task: LogitBaselines, train: Dataset, split: Dataset, classes: int
+) -> dict[str, PerRow]:
+    """Return the logits of a constant answer and of a simple model, by the baseline's name.
 
     Args:
         task: the task of the run.
@@ -30,15 +57,12 @@ def evaluate(
         split: rows to predict.
         classes: number of logits per row.
     """
-    fitted: Fitted = {}  # nothing is fitted to the answers of a baseline
-    constant = split.constant(task.constant_logits(train.targets, classes))
-    result = {task.constant: dict(task.metrics(constant, split.targets, fitted))}
+    result = {task.constant: split.constant(task.constant_logits(train.targets, classes))}
     name, positions = task.features, _positions(train)
     try:
         train_features, split_features = FEATURES[name](train, positions, split)
         targets = train.targets[positions]
-        logits = task.linear_logits(train_features, targets, split_features, classes)
-        result[name] = dict(task.metrics(logits, split.targets, fitted))
+        result[name] = task.linear_logits(train_features, targets, split_features, classes)
     except UserError as error:
         console.log(f"no {name} baseline: {error}")
     return result

@@ -13,12 +13,11 @@ import keras
 import numpy as np
 
 from tfft.config import EvaluateConfig
-from tfft.data import Dataset, batches, tags
+from tfft.data import Dataset, batches
 from tfft.distribute import strategies
-from tfft.evaluation import baselines, metrics
+from tfft.evaluation import metrics
 from tfft.spec import Details, Fitted, Task
 
-CERTAIN = 20.0  # logit of the tag of a word without logits of its own; the others are 0
 NUM_PREFETCHED = 2  # batches whose inputs are prepared in advance
 
 
@@ -52,59 +51,44 @@ class Evaluation:
         return flat
 
 
-def predict(model: keras.Model, split: Dataset, rows: batches.Rows, batch_size: int) -> Any:
-    """Compute the logits of every row, float32 [N, C], in the order of the split.
+def predict(
+    task: Task,
+    model: keras.Model,
+    split: Dataset,
+    rows: batches.Rows,
+    batch_size: int,
+    fitted: Fitted,
+) -> Any:
+    """Compute the record of every row, such as its logits, in the order of the split.
 
-    Of a model with logits for each token, they are those of the first token of each word
-    (`Ragged`). Words that a token of an earlier word reaches over continue that word; words without
-    any token, such as those that are cut off, have the first tag, `O`.
-
-    With several workers, each computes a part of the batches and all return the full logits.
+    With several workers, each computes a part of the batches and all return the records of all.
 
     Args:
+        task: the task of the model.
         model: model to run.
         split: split of N rows.
         rows: model inputs of the split.
-        batch_size: rows per batch.
+        batch_size: examples per batch.
+        fitted: the fitted values of the model.
+
+    Returns:
+        What `task.records` merges: for most tasks logits, float32 [N, C].
     """
     strategy = model.distribute_strategy
     # A model without replicas may be run by one worker alone (an export of the chief), so the rows
     # are divided over the workers only where the model itself is distributed.
     is_distributed = strategy.num_replicas_in_sync > 1
     workers = strategies.workers() if is_distributed else strategies.Workers()
-    logits = split.constant(np.zeros(model.output_shape[-1], np.float32))
-    of_tokens = len(model.output_shape) == 3
-    word_tokens = split.word_tokens if of_tokens else None
-    values = logits.values if of_tokens else logits
+    records = task.records(split, model.output_shape[-1], fitted)
     # Every n-th batch: all workers get short and long rows.
     planned_batches = batches.plan_sorted(split.lengths, batch_size)[workers.index :: workers.count]
     for batch, arrays in _prefetch(rows, planned_batches):
-        batch_logits = model.predict_on_batch(arrays)
-        if word_tokens is None:
-            values[batch.positions] = batch_logits
-        else:
-            indices, in_batch = word_tokens.indices(batch.positions)
-            values[indices] = word_logits(batch_logits, in_batch, word_tokens.values[indices])
+        records.put(batch.positions, model.predict_on_batch(arrays))
     if is_distributed:
-        # The rows of other workers are zeros here, so the sum joins the parts exactly.
-        values = strategies.sum_over_workers(strategy, values)
-    return logits.with_values(values) if of_tokens else values
-
-
-def word_logits(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Return the logits of words, [W, C], from those of the tokens of a batch.
-
-    Args:
-        logits: [B, T, C].
-        rows: row of each word in the batch, int [W].
-        tokens: first token of each word, int [W], as `words.tokens_of_words` gives them.
-    """
-    joined = tokens < -1
-    of_words = logits[rows, np.where(joined, -2 - tokens, tokens)]
-    certain = CERTAIN * np.eye(logits.shape[-1], dtype=np.float32)
-    of_words[joined] = certain[tags.inside(of_words[joined].argmax(axis=1))]
-    of_words[tokens == -1] = certain[0]
-    return of_words
+        # What other workers computed is zeros here, so the sum joins the parts exactly.
+        for name, values in records.arrays.items():
+            records.arrays[name] = strategies.sum_over_workers(strategy, values)
+    return records.merged()
 
 
 def _prefetch(
@@ -125,7 +109,7 @@ def _prefetch(
 
 def evaluate(
     task: Task,
-    logits: Any,
+    records: Any,
     split: Dataset,
     labels: Sequence[str],
     config: EvaluateConfig,
@@ -137,7 +121,7 @@ def evaluate(
 
     Args:
         task: task whose metrics are computed.
-        logits: what `predict` returned.
+        records: what `predict` returned.
         split: split of N rows.
         labels: names of the C classes.
         config: section `evaluate`.
@@ -146,17 +130,21 @@ def evaluate(
         fitted: the fitted values of the model.
     """
     # 1. The metrics and their bootstrap intervals.
-    values = dict(task.metrics(logits, split.targets, fitted))
+    values = dict(task.metrics(records, split.targets, fitted))
     if config.bootstrap:
-        samples = task.bootstrap(logits, split.targets, config.bootstrap, seed, fitted)
+        samples = task.bootstrap(records, split.targets, config.bootstrap, seed, fitted)
         for name, draws in samples.items():
             low, high = metrics.interval(draws, config.confidence)
             values |= {f"{name}/low": low, f"{name}/high": high}
     # 2. What the report shows beyond them, and the baselines.
     compared = {}
     if config.baselines and train is not None:
-        compared = baselines.evaluate(task, train, split, len(labels))
-    details = task.details(logits, split, labels, fitted)
+        # Nothing is fitted to the answers of a baseline.
+        compared = {
+            name: dict(task.metrics(answers, split.targets, {}))
+            for name, answers in task.baselines(train, split, len(labels)).items()
+        }
+    details = task.details(records, split, labels, fitted)
     return Evaluation(
         metrics=values,
         baselines=compared,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:  # importing it would load Keras, which a served model does no
 
 # TF Serving ignores unknown files in assets.extra.
 _DESCRIPTION = Path("assets.extra") / "tfft.json"
+# Fitted values that decide how much is computed for a row -> the largest allowed ones.
+_COUNTS = {"max_entities": MOST_ENTITIES, "n_best": 100, "max_answer_length": 4096}
 
 
 def describe(
@@ -62,13 +64,13 @@ def read_description(path: Path, **kinds: Any) -> dict[str, Any]:
     }
     description = read_json(path, **kinds)
     fitted = {name: np.array(v) for name, v in description["fitted"].items()}
-    sizes = {section.size for section in TASK_SECTIONS.values()}
+    numbers = {name for section in TASK_SECTIONS.values() for name in section.numbers}
     for name, values in fitted.items():
-        if name in sizes:
-            if len(values) != 1 or not 1 <= values[0] <= MOST_ENTITIES:
-                raise UserError(
-                    f"{path}: 'fitted.{name}' must be a number from 1 to {MOST_ENTITIES}"
-                )
+        if name in numbers:
+            is_count = name in _COUNTS
+            if len(values) != 1 or (is_count and not 1 <= values[0] <= _COUNTS[name]):
+                limits = f" from 1 to {_COUNTS[name]}" if is_count else ""
+                raise UserError(f"{path}: 'fitted.{name}' must be a number{limits}")
         elif len(values) != len(description["labels"]):
             raise UserError(
                 f"{path}: 'fitted.{name}' must be a number for each label. Received: "

@@ -283,7 +283,7 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
         getattr(servable.inputs, "image_spec", None),
         servable.config.problem_type,
         _folded_head(servable),
-        servable.task.of_tokens,
+        servable.task.head_kind,
     )
 
 

@@ -128,32 +128,44 @@ def _check_preprocessing(
     for start in range(0, min(len(sample), PARITY_ROWS), PARITY_BATCH):
         rows = sample[start : start + PARITY_BATCH]
         columns = list(zip(*rows, strict=True))
+        host, tokens = prepare_rows(servable.task, inputs, columns)
         # Prefer the inputs that the model was trained on: preparing the rows again would not reveal
         # stored inputs that differ from today's preprocessing.
         if trained_on is not None:
             host = trained_on(np.arange(start, start + len(rows)))
-        else:
-            host = inputs.batch(*columns)
-        tokens = prepare_rows(servable.task, inputs, columns)[1] if servable.task.of_tokens else {}
         host = {**host, **{name: value for name, value in tokens.items() if name != "text"}}
         in_graph = graph(*(tf.constant(column) for column in columns))
         in_graph = {name: value.numpy() for name, value in in_graph.items()}
-        for index, row in enumerate(rows):
-            if not _rows_equal(host, in_graph, index):
-                described = row if isinstance(row[0], str) else f"row {start + index + 1}"
+        # Of a task of tokens, one row may be several windows.
+        row_of = tokens.get("row", np.arange(len(rows)))
+        if not np.array_equal(row_of, in_graph.get("row", row_of)):
+            row_of = np.zeros(
+                1, np.int64
+            )  # the rows are divided differently, so all of them differ
+        for index, row in enumerate(row_of):
+            if not _examples_equal(host, in_graph, index):
+                raw = rows[int(row)]
+                described = raw if isinstance(raw[0], str) else f"row {start + int(row) + 1}"
                 raise UserError(
                     f"export: host and graph prepare {described!r} differently. Not published "
                     "(export: {enabled: false} trains without an export)"
                 )
 
 
-def _rows_equal(host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], index: int) -> bool:
-    """Return whether row `index` is equal in both batches, apart from padding."""
+def _examples_equal(
+    host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], index: int
+) -> bool:
+    """Return whether an example, a row or a window, is equal in both batches apart from padding."""
     if "padding_mask" not in host:
         return all(np.array_equal(host[name][index], prepared[name][index]) for name in host)
+    if any(len(host[name]) != len(prepared[name]) for name in host):
+        return False
     length = int(host["padding_mask"][index].sum())
+    # Of the arrays of tokens; `row` has been compared.
     return length == int(prepared["padding_mask"][index].sum()) and all(
-        np.array_equal(host[name][index][:length], prepared[name][index][:length]) for name in host
+        np.array_equal(array[index][:length], prepared[name][index][:length])
+        for name, array in host.items()
+        if array.ndim == 2
     )
 
 

@@ -132,8 +132,7 @@ class Signatures(tf.Module):
             unpadding = without_padding(model) if skip_padding else nullcontext()
             with keras.StatelessScope(values), unpadding:
                 batch = dict(zip(input_specs, tensors, strict=True))
-                outputs = task.decode(model(batch, training=False), labels, servable.fitted)
-            return without_padded(task, outputs, batch)
+                return task.decode(model(batch, training=False), labels, servable.fitted)
 
         # Each function is traced once and called by the functions below it.
         strings = [tf.TensorSpec([None], tf.string, name) for name in inputs.columns]
@@ -151,6 +150,10 @@ class Signatures(tf.Module):
 
         raw_function = _function(predict_raw, strings)
 
+        def predict_fixed(*tensors: tf.Tensor) -> dict[str, tf.Tensor]:
+            batch = dict(zip(input_specs, tensors, strict=True))
+            return without_padded(task, model_function(*tensors), batch)
+
         def predict_examples(examples: tf.Tensor) -> dict[str, tf.Tensor]:
             columns = tf.io.parse_example(examples, features)
             return raw_function(*(columns[name] for name in inputs.columns))
@@ -165,9 +168,7 @@ class Signatures(tf.Module):
         # One function per signature; each name is part of the clients' interface.
         self.functions = {
             RAW: raw_function,
-            "tensors": _function(
-                lambda *values: model_function(*values), list(fixed(inputs).values())
-            ),
+            "tensors": _function(predict_fixed, list(fixed(inputs).values())),
             "serialized": _function(
                 predict_examples, [tf.TensorSpec([None], tf.string, "examples")]
             ),
@@ -246,9 +247,11 @@ def output_specs(servable: Servable, signature: str) -> dict[str, tf.TensorSpec]
 
 # What `GraphTokenizer.located` returns beside the inputs of a model.
 _TOKENS = {
+    "own": tf.TensorSpec([None, None], tf.bool),
     "starts": tf.TensorSpec([None, None], tf.int32),
     "ends": tf.TensorSpec([None, None], tf.int32),
     "first": tf.TensorSpec([None, None], tf.bool),
+    "row": tf.TensorSpec([None], tf.int32),
     "text": tf.TensorSpec([None], tf.string),
 }
 

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfft.config import DataConfig, ModelConfig
+from tfft.config import DataConfig, ModelConfig, TaskSection
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.text import TextInputs
+from tfft.preprocess.windows import WindowSettings
 from tfft.spec import ImageSpec
 from tfft.utils.reading import library_errors, read_json
 
@@ -79,6 +80,7 @@ class Inputs(Protocol):
 def load(
     model: ModelConfig,
     data: DataConfig,
+    task: TaskSection,
     image_spec: ImageSpec | None = None,
     spec: str | None = None,
 ) -> Inputs:
@@ -87,8 +89,12 @@ def load(
     Args:
         model: names the backbone.
         data: the section `data`.
+        task: the section `task`, which says what a row is.
         image_spec: of the backbone, if it reads images.
         spec: description of the backbone's tokenizer, if its graph comes with one.
+
+    Raises:
+        UserError: the tokenizer cannot be read, or `data.max_length` is too small for it.
     """
     if image_spec is not None:
         from tfft.preprocess.image import ImageInputs
@@ -101,7 +107,14 @@ def load(
         spec = kerashub.tokenizer_spec(name)
     elif spec is None:
         spec = tokenizer.from_checkpoint(name, model.revision)
-    return TextInputs(spec, data.max_length, pair=data.text_pair is not None)
+    columns = [name for name in task.columns if getattr(data, name) is not None]
+    return TextInputs(
+        spec,
+        data.max_length,
+        pair=len(columns) == 2,
+        windows=WindowSettings.of(task),
+        columns=columns,
+    )
 
 
 def restore(folder: Path) -> Inputs:

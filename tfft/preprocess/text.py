@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer
 
-from tfft.preprocess import words
+from tfft.preprocess import template, words
 from tfft.preprocess.offsets import LocatedTokens, byte_bounds
 from tfft.preprocess.tokenizer import load_tokenizer
+from tfft.preprocess.windows import Window, Windows, WindowSettings, own_tokens
 from tfft.utils.errors import UserError
 from tfft.utils.files import write_atomic
 from tfft.utils.reading import MIB, is_unicode, library_errors, read_json, read_text
@@ -37,15 +38,24 @@ class TextInputs:
             truncated first (`longest_first` of transformers).
         pair: whether a row is two texts.
         where: names the description in errors.
+        windows: how long rows are divided, for `windows_of`; None: they are truncated.
+        columns: names of the raw columns; default: `text`, or `text` and `text_pair`.
 
     Raises:
         UserError: the description is broken, or `max_length` holds no more than the special tokens.
     """
 
     def __init__(
-        self, spec: str, max_length: int, pair: bool = False, where: str = "tokenizer.json"
+        self,
+        spec: str,
+        max_length: int,
+        pair: bool = False,
+        where: str = "tokenizer.json",
+        windows: WindowSettings | None = None,
+        columns: Sequence[str] | None = None,
     ):
         self.spec, self.max_length, self.pair = spec, max_length, pair
+        self.columns = tuple(columns or (("text", "text_pair") if pair else ("text",)))
         self._host = load_tokenizer(spec, where)
         num_special = self._host.num_special_tokens_to_add(is_pair=pair)
         if max_length <= num_special:
@@ -54,14 +64,16 @@ class TextInputs:
                 f"Received: {max_length}"
             )
         self._host.enable_truncation(max_length, strategy="longest_first")
+        self.windows: Windows | None = None
+        if windows is not None:
+            self.windows = Windows.create(max_length - num_special, windows)
+            self._untruncated = load_tokenizer(spec, where)
+            self._untruncated.no_truncation()
+            description = json.loads(self._untruncated.to_str())["post_processor"]
+            self._template = template.templates(description)[pair]
         ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
         # Without a padding token any valid id serves: the padding mask hides it.
         self.pad_id = next((i for i in ids if i is not None), 0)
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the raw columns: `text`, or `text` and `text_pair`."""
-        return ("text", "text_pair") if self.pair else ("text",)
 
     def row(self, value: str | Sequence[str]) -> tuple[str, ...]:
         """Return a raw row as a tuple of its texts.
@@ -96,7 +108,8 @@ class TextInputs:
     @property
     def fingerprint(self) -> str:
         """Digest that changes when any token id of any text could change."""
-        parts = json.dumps([self.spec, self.max_length, self.pair])
+        windows = [] if self.windows is None else [self.windows.settings]
+        parts = json.dumps([self.spec, self.max_length, self.pair, *windows])
         return hashlib.sha256(parts.encode()).hexdigest()[:16]
 
     def encode(
@@ -134,33 +147,109 @@ class TextInputs:
             )
         return result
 
+    def windows_of(self, *columns: Sequence[str]) -> list[list[Window]]:
+        """Return the windows of each row.
+
+        Args:
+            columns: the texts of the rows, [B] each; two columns for pairs.
+        """
+        *firsts, texts = columns
+        # A context is tokenised once for all of its questions.
+        distinct = list(dict.fromkeys(texts))
+        located = {}
+        encodings = self._untruncated.encode_batch(distinct, add_special_tokens=False)
+        for text, encoding in zip(distinct, encodings, strict=True):
+            bounds = byte_bounds(text)  # the host counts characters
+            starts, ends = ([bounds[span[side]] for span in encoding.offsets] for side in (0, 1))
+            is_text = [0] * len(starts)
+            located[text] = (encoding.ids, *words.strip_offsets(text, starts, ends, is_text))
+        if not firsts:
+            return [self._divide([], *located[text]) for text in texts]
+        encodings = self._untruncated.encode_batch(list(firsts[0]), add_special_tokens=False)
+        return [
+            self._divide(encoding.ids[: self.windows.first], *located[text])
+            for encoding, text in zip(encodings, texts, strict=True)
+        ]
+
+    def _divide(
+        self, first_ids: list[int], ids: list[int], starts: np.ndarray, ends: np.ndarray
+    ) -> list[Window]:
+        """Return the windows of a row.
+
+        Args:
+            first_ids: of the first text of a pair.
+            ids: of the text that is divided, [L].
+            starts: first byte of each of its tokens, int32 [L].
+            ends: one after its last byte, int32 [L].
+        """
+        bounds = self.windows.bounds(len(ids), len(first_ids))
+        result = []
+        for (first, end), (own_first, own_end) in zip(
+            bounds, own_tokens(bounds, self.pair), strict=True
+        ):
+            window = Window([], [], [], [], [], end == bounds[-1][1] < len(ids))
+            for part in self._template:
+                if part.text == ("B" if self.pair else "A"):
+                    positions = range(own_first - first, own_end - first)
+                    window.add(
+                        ids[first:end], part.segment, starts[first:end], ends[first:end], positions
+                    )
+                else:
+                    window.add(first_ids if part.text else [part.token_id], part.segment)
+            result.append(window)
+        return result
+
     def located_batch(
-        self, texts: Sequence[str]
+        self, *columns: Sequence[str]
     ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Tokenise and pad texts, and locate their tokens.
+        """Tokenise and pad the windows of rows, and locate their tokens.
+
+        Args:
+            columns: the texts of the rows, [B] each; two columns for pairs.
 
         Returns:
-            What `batch` returns; and `starts` and `ends` of the tokens in bytes without white
-            space, int32 [B, T], `first`, whether a token is the first of its word, bool [B, T], and
-            `text`, the texts as bytes [B].
+            The inputs of the E windows, as `batch` returns those of rows; and where their tokens
+            are: `own` bool [E, T], the tokens that a window answers for; `starts` and `ends` int32
+            [E, T], their bytes in the last text of the row, without white space, 0 for others;
+            `row` int32 [E], the row of each window; `text`, the last texts as bytes [B]; and for
+            single texts `first`, which of the `own` tokens begin a word, bool [E, T].
         """
-        rows = self.encode_with_offsets(texts)
-        shape = (len(rows), max((len(row.ids) for row in rows), default=0))
+        rows = self.windows_of(*columns)
+        all_windows = [window for row in rows for window in row]
+        shape = (len(all_windows), max((len(window.ids) for window in all_windows), default=0))
         arrays = empty_batch(*shape, self.pad_id)
         starts, ends = np.zeros((2, *shape), np.int32)
-        first = np.zeros(shape, bool)
-        for index, (text, row) in enumerate(zip(texts, rows, strict=True)):
-            length = len(row.ids)
-            arrays["token_ids"][index, :length] = row.ids
-            arrays["segment_ids"][index, :length] = row.segments
+        is_own = np.zeros(shape, bool)
+        for index, window in enumerate(all_windows):
+            length = len(window.ids)
+            arrays["token_ids"][index, :length] = window.ids
+            arrays["segment_ids"][index, :length] = window.segments
             arrays["padding_mask"][index, :length] = 1
-            offsets = words.strip_offsets(text, row.starts, row.ends, row.sequence)
-            starts[index, :length], ends[index, :length] = offsets
-            first[index, :length] = words.first_tokens(
-                *offsets, row.sequence, words.word_starts(text)
-            )
-        encoded = np.array([text.encode() for text in texts], object)
-        return arrays, {"starts": starts, "ends": ends, "first": first, "text": encoded}
+            starts[index, :length], ends[index, :length] = window.starts, window.ends
+            is_own[index, :length] = window.is_own
+        texts = columns[-1]
+        tokens = {
+            "own": is_own,
+            "starts": starts,
+            "ends": ends,
+            "row": np.repeat(np.arange(len(rows), dtype=np.int32), list(map(len, rows))),
+            "text": np.array([text.encode() for text in texts], object),
+        }
+        if not self.pair:
+            first = np.zeros(shape, bool)
+            ends_of_rows = np.cumsum(list(map(len, rows)))
+            for text, row, end in zip(texts, rows, ends_of_rows, strict=True):
+                # All windows at once: a word may begin in one and end in the next.
+                part = slice(end - len(row), end)
+                place = is_own[part]
+                first[part][place] = words.first_tokens(
+                    starts[part][place],
+                    ends[part][place],
+                    np.zeros(place.sum()),
+                    words.word_starts(text),
+                )
+            tokens["first"] = first
+        return arrays, tokens
 
     def lengths(self, texts: Sequence[str], pairs: Sequence[str] | None = None) -> list[int]:
         """Return the number of tokens of each row without truncation, special tokens included."""
@@ -194,7 +283,7 @@ class TextInputs:
         from tfft.preprocess.graph import GraphTokenizer
 
         with library_errors("tokenizer: it has no in-graph form"):
-            return GraphTokenizer(self.spec, self.max_length, self.pad_id)
+            return GraphTokenizer(self.spec, self.max_length, self.pad_id, self.windows)
 
     def input_specs(self) -> dict[str, "tf.TensorSpec"]:
         """Return the specs of the prepared inputs by name, as a signature takes them."""
@@ -207,13 +296,20 @@ class TextInputs:
         """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
         write_atomic(folder / "tokenizer.json", self.spec)
         # The padding id follows from the tokenizer.
-        settings = {"max_length": self.max_length, "pair": self.pair}
+        settings = {
+            "max_length": self.max_length,
+            "pair": self.pair,
+            "columns": self.columns,
+            "windows": None if self.windows is None else self.windows.settings,
+        }
         write_atomic(folder / "inputs.json", json.dumps(settings))
 
     @classmethod
     def restore(cls, folder: Path) -> "TextInputs":
         """Load what `save` wrote to a folder."""
         settings, path = read_json(folder / "inputs.json"), folder / "tokenizer.json"
+        if settings.get("windows") is not None:
+            settings["windows"] = WindowSettings(*settings["windows"])
         return cls(read_text(path, 256 * MIB), **settings, where=str(path))
 
 

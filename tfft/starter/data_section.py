@@ -3,7 +3,7 @@
 from typing import Any
 
 from tfft.config import Source
-from tfft.config.data import CONLL_COLUMNS, format_label, look_alike
+from tfft.config.data import FORMAT_COLUMNS, format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR
 from tfft.starter import choices, splits
 from tfft.starter.facts import Facts
@@ -119,9 +119,9 @@ def _column_entries(data: Facts) -> list[Entry]:
 
 
 def _is_default(data: Facts, entry: Entry) -> bool:
-    """Return whether an entry is a column of CoNLL files that need not be written."""
-    is_conll = data.head.source.source == "conll"
-    return is_conll and CONLL_COLUMNS.get(entry.key) == entry.value and entry.doubt is None
+    """Return whether an entry is a column that the format fixes and need not be written."""
+    fixed = FORMAT_COLUMNS.get(data.head.source.source, {})
+    return entry.key in fixed and fixed[entry.key] == entry.value and entry.doubt is None
 
 
 def _text_comment(data: Facts) -> str:

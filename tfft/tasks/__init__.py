@@ -10,6 +10,7 @@ from tfft.spec import Fitted, Task
 from tfft.tasks import (
     image_classification,
     image_multilabel,
+    question_answering,
     text_classification,
     text_multilabel,
     text_regression,
@@ -23,6 +24,7 @@ _TASK_MODULES = (
     image_multilabel,
     text_regression,
     token_classification,
+    question_answering,
 )
 TASKS: Mapping[str, Task] = MappingProxyType(
     {module.TASK.name: module.TASK for module in _TASK_MODULES}

@@ -11,6 +11,7 @@ from keras import ops
 from tfft.config import TaskConfig
 from tfft.data import Dataset
 from tfft.evaluation import baselines, metrics
+from tfft.evaluation.records import RowLogits
 from tfft.spec import Backbone, Details, Fitted, Matrix, Reliability, Section, Table, Task
 from tfft.tasks.heads import pooled_head
 from tfft.utils.errors import UserError, nearest
@@ -87,6 +88,7 @@ class Classification(Task):
 
     output = "probabilities"
     constant = "majority"
+    features = "tfidf"
 
     def head(
         self, backbone: Backbone, config: TaskConfig, labels: Sequence[str]
@@ -97,6 +99,14 @@ class Classification(Task):
             UserError: the backbone lacks the feature that `task.pooling` needs.
         """
         return pooled_head(backbone, config.pooling, config.dropout, len(labels))
+
+    def records(self, split: Dataset, outputs: int, fitted: Fitted) -> RowLogits:
+        """Return what collects the logits of each row."""
+        return RowLogits(split, outputs)
+
+    def baselines(self, train: Dataset, split: Dataset, outputs: int) -> dict[str, Any]:
+        """Return the logits of a constant answer and of a linear model, by name."""
+        return baselines.constant_and_linear(self, train, split, outputs)
 
     def example_signatures(self, labels: Sequence[str]) -> tuple[str, ...]:
         """Return `classify`."""

@@ -4,11 +4,33 @@ A tag is predicted once per word, by its first token. Tags are those of `data.ta
 sequence of them has the entities that `data.tags.spans` gives it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
 
 from tfft.preprocess.graph import offsets
+
+
+def of_rows(
+    values: Mapping[str, tf.Tensor], tokens: Mapping[str, tf.Tensor]
+) -> dict[str, tf.Tensor]:
+    """Return values of the tokens of windows, [E, T] each, row by row: [B, L], padded with 0.
+
+    Each token of a row is in the result once: that of the window which answers for it.
+
+    Args:
+        values: by name.
+        tokens: `own` bool [E, T]; `row` int32 [E]; and `text` [B] (`GraphTokenizer.located`).
+    """
+    is_own = tokens["own"]
+    rows = tf.boolean_mask(tf.broadcast_to(tokens["row"][:, None], tf.shape(is_own)), is_own)
+    number = tf.shape(tokens["text"])[0]
+    return {
+        name: tf.RaggedTensor.from_value_rowids(
+            tf.boolean_mask(value, is_own), rows, number, validate=False
+        ).to_tensor()
+        for name, value in values.items()
+    }
 
 
 def decode(

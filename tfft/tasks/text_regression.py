@@ -15,6 +15,7 @@ from keras import ops
 from tfft.config import tasks as task_sections
 from tfft.data import Dataset
 from tfft.evaluation import baselines, regression_metrics
+from tfft.evaluation.records import RowLogits
 from tfft.spec import Backbone, Details, Fitted, Scatter, Section, Table, Task
 from tfft.tasks.heads import pooled_head
 
@@ -55,6 +56,7 @@ class TextRegression(Task):
     summary = "the predicted numbers"
     output = "values"
     constant = "mean"
+    features = "tfidf"
     pipeline = "text-classification"  # transformers has no pipeline of its own for regression
     answers_with = "a number for each of {count} columns"
 
@@ -95,6 +97,14 @@ class TextRegression(Task):
             "head/logits/kernel": (kernel * scale).astype(np.float32),
             "head/logits/bias": (bias * scale + mean).astype(np.float32),
         }
+
+    def records(self, split: Dataset, outputs: int, fitted: Fitted) -> RowLogits:
+        """Return what collects the numbers of each row."""
+        return RowLogits(split, outputs)
+
+    def baselines(self, train: Dataset, split: Dataset, outputs: int) -> dict[str, Any]:
+        """Return the mean and the numbers of ridge regression, by name."""
+        return baselines.constant_and_linear(self, train, split, outputs)
 
     def metrics(self, logits: np.ndarray, targets: np.ndarray, fitted: Fitted) -> dict[str, float]:
         """Compute the headline metrics."""

@@ -15,7 +15,8 @@ from keras import ops
 
 from tfft.config import tasks as task_sections
 from tfft.data import Dataset, tags
-from tfft.evaluation import entity_metrics, metrics
+from tfft.evaluation import baselines, entity_metrics, metrics
+from tfft.evaluation.records import WordLogits
 from tfft.spec import Backbone, Details, Fitted, Matrix, Section, StoredHead, Table, Task
 from tfft.tasks import entities
 from tfft.tasks.heads import token_head
@@ -55,8 +56,9 @@ class TokenClassification(Task):
     answers_with = "entities, each word with one of {count} tags"
     limits = (
         "Entities are sequences of whole words; a word belongs to one entity.",
-        "It reads a text up to its largest number of tokens; later entities are not found.",
+        "It reads a text up to its largest number of windows; later entities are not found.",
     )
+    head_kind = "tags"
     of_tokens = True
 
     def head(
@@ -73,7 +75,7 @@ class TokenClassification(Task):
         """
         labels = head.labels
         names = tags.names(label[2:] for label in labels if label[1:2] == "-")
-        if not head.of_tokens or sorted(names) != sorted(labels) or len(names) < 3:
+        if head.kind != self.head_kind or sorted(names) != sorted(labels) or len(names) < 3:
             raise UserError(
                 "model.head: the checkpoint's head needs the labels O, and B- and I- of each type; "
                 f"use head: new. Received: {', '.join(labels)[:100]}"
@@ -101,18 +103,30 @@ class TokenClassification(Task):
         The first token of a word has the tag of the word. With `label: all` the further ones have
         the tag that continues its entity.
         """
-        of_tokens, targets = split.token_words, split.targets
-        rows, words = of_tokens.row_ids, of_tokens.values
+        of_tokens, targets = split.of_tokens("token_words"), split.targets
+        rows, words = split.example_rows[of_tokens.row_ids], of_tokens.values
         values = np.full(len(words), -1, np.int32)
         has_word = words >= 0
         values[has_word] = targets.values[targets.starts[rows[has_word]] + words[has_word]]
+        # Between the tokens of a word that two windows divide there are others without a word.
+        known, rows_of_known = words[has_word], rows[has_word]
         follows = np.zeros(len(words), bool)
-        follows[1:] = has_word[1:] & (words[1:] == words[:-1]) & (rows[1:] == rows[:-1])
+        follows[np.flatnonzero(has_word)[1:]] = (known[1:] == known[:-1]) & (
+            rows_of_known[1:] == rows_of_known[:-1]
+        )
         # B-x of a word is I-x, the next id, in its further tokens.
         values = np.where(follows, tags.inside(values), values).astype(np.int32)
         if config.label == "first":
             values[follows] = -1
         return of_tokens.with_values(values)
+
+    def records(self, split: Dataset, outputs: int, fitted: Fitted) -> WordLogits:
+        """Return what collects the logits of each word."""
+        return WordLogits(split, outputs)
+
+    def baselines(self, train: Dataset, split: Dataset, outputs: int) -> dict[str, Ragged]:
+        """Return the logits of the most frequent tag and of a dictionary, by name."""
+        return baselines.constant_and_linear(self, train, split, outputs)
 
     def metrics(self, logits: Ragged, targets: Ragged, fitted: Fitted) -> dict[str, float]:
         """Compute the headline metrics of entities."""
@@ -214,15 +228,16 @@ class TokenClassification(Task):
         The score of an entity is the mean probability of the tags of its words.
         """
         probabilities = outputs["probabilities"]
+        of_windows = {
+            "tag_ids": tf.argmax(probabilities, axis=-1, output_type=tf.int32),
+            "scores": tf.reduce_max(probabilities, axis=-1),
+            **{name: tokens[name] for name in ("first", "starts", "ends")},
+        }
         return entities.decode(
-            tf.argmax(probabilities, axis=-1, output_type=tf.int32),
-            tf.reduce_max(probabilities, axis=-1),
-            tokens["first"],
-            tokens["starts"],
-            tokens["ends"],
-            tokens["text"],
-            types_of(labels),
-            int(fitted["max_entities"][0]),
+            **entities.of_rows(of_windows, tokens),
+            text=tokens["text"],
+            types=types_of(labels),
+            max_entities=int(fitted["max_entities"][0]),
         )
 
     def answer(self, outputs: Mapping[str, Any], labels: Sequence[str]) -> dict[str, Any]:
@@ -252,8 +267,12 @@ class TokenClassification(Task):
         """Return half the smallest lead of the most probable tag of a word, [B]."""
         second, first = np.moveaxis(np.sort(outputs["probabilities"], axis=-1)[..., -2:], -1, 0)
         lead = (first - second) / 2
-        is_first = np.ones(lead.shape, bool) if tokens is None else np.asarray(tokens["first"])
-        return np.where(is_first, lead, np.inf).min(axis=-1, initial=np.inf)
+        if tokens is None:
+            return lead.min(axis=-1, initial=np.inf)
+        of_windows = np.where(tokens["first"], lead, np.inf).min(axis=-1, initial=np.inf)
+        of_rows = np.full(len(tokens["text"]), np.inf)
+        np.minimum.at(of_rows, np.asarray(tokens["row"]), of_windows)
+        return of_rows
 
 
 def types_of(labels: Sequence[str]) -> tuple[str, ...]:

@@ -114,8 +114,10 @@ def finish(run: Run, pipeline: InputPipeline, state: TrainingState) -> None:
 def validation_metrics(run: Run, pipeline: InputPipeline) -> dict[str, float]:
     """Return the task's metrics on the validation split, by name."""
     split, batch_size = pipeline.data.validation, run.config.evaluate.batch_size
-    logits = evaluate.predict(run.model, split, pipeline.validation_rows, batch_size)
-    return run.task.metrics(logits, split.targets, run.fitted)
+    records = evaluate.predict(
+        run.task, run.model, split, pipeline.validation_rows, batch_size, run.fitted
+    )
+    return run.task.metrics(records, split.targets, run.fitted)
 
 
 def soup_of(run: Run) -> Soup | None:

@@ -258,7 +258,7 @@ class CyclingCache(batches.PythonRows):
 
 def size(model_split: ModelSplit, splits: Sequence[Dataset], dtype: str) -> int:
     """Return the number of bytes that the stored tensors of some splits take."""
-    rows, tokens = sum(map(len, splits)), sum(int(s.lengths.sum()) for s in splits)
+    rows, tokens = sum(len(s.examples) for s in splits), sum(int(s.lengths.sum()) for s in splits)
     counts = [
         # Ragged tensors are stored without padding: tokens of all rows, [tokens, D].
         (tokens if shape[0] is None else rows) * int(np.prod([n for n in shape if n is not None]))
@@ -312,14 +312,17 @@ def _compute(
     ragged: set[str],
 ) -> dict[str, Any]:
     """Write the values of all rows to files in a folder and return their metadata."""
-    offsets = np.concatenate([[0], np.cumsum(split.lengths)])  # [N + 1]
+    offsets = np.concatenate([[0], np.cumsum(split.lengths)])  # [E + 1]
+    examples = len(split.examples)
     file_dtype = np.uint16 if dtype == "bfloat16" else np.dtype(dtype)
     files = {
         name: np.lib.format.open_memmap(
             folder / f"{name}.npy",
             mode="w+",
             dtype=file_dtype,
-            shape=(int(offsets[-1]), shape[-1]) if name in ragged else (len(split), *shape),
+            shape=(int(offsets[-1]), shape[-1])
+            if name in ragged
+            else (len(split.examples), *shape),
         )
         for name, shape in model_split.shapes.items()
     }
@@ -351,7 +354,7 @@ def _compute(
             )
     for file in files.values():
         file.flush()
-    return {"rows": len(split), "dtype": dtype}
+    return {"rows": examples, "dtype": dtype}
 
 
 def _name(model_split: ModelSplit, split: Dataset, dtype: str, key: str) -> str:

@@ -71,7 +71,9 @@ class InputPipeline:
         epoch, index = divmod(step - 1, self.plan.per_epoch)
         # The plan is computed again: batches are a function of the step.
         positions = self.plan.epoch(self.data, self.train, epoch)[index].positions
-        numbers = sorted(int(self.data.train.rows[p]) + 1 for p in positions)  # counted from 1
+        train = self.data.train
+        rows = {int(train.rows[train.example_rows[p]]) + 1 for p in positions}  # counted from 1
+        numbers = sorted(rows)
         more = f" and {len(numbers) - 8} more" if len(numbers) > 8 else ""
         return f" (the batch: rows {', '.join(map(str, numbers[:8]))}{more} of the training data)"
 

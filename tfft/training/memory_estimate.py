@@ -107,14 +107,12 @@ def text(estimate: dict[str, int], rows: int, width: int | None = None) -> str:
 
 def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
     x = {t.name: tf.TensorSpec(_shape(t, rows, width), t.dtype) for t in model.inputs}
-    # A loss with `target_width` takes float targets of that width instead of class ids.
+    # A loss with `target_width` takes targets of that width in place of an id for each output.
     target_width = getattr(model.loss, "target_width", None)
-    targets = tf.TensorSpec([rows], tf.int32)
+    of_tokens = [width] if len(model.output_shape) == 3 and target_width is None else []
+    targets, weight = (tf.TensorSpec([rows, *of_tokens], t) for t in (tf.int32, tf.float32))
     if target_width is not None:
         targets = tf.TensorSpec([rows, target_width(model.output_shape[-1])], tf.float32)
-    weight = tf.TensorSpec([rows], tf.float32)
-    if len(model.output_shape) == 3:  # a target and a weight for each token
-        targets, weight = (tf.TensorSpec([rows, width], t) for t in (tf.int32, tf.float32))
     traced = tf.function(
         lambda x, y, w: model._gradients(x, y, w, tf.constant(float(rows))), autograph=False
     )

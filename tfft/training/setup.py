@@ -89,12 +89,14 @@ def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
         UserError: the task, the backbone and the tokenizer do not fit together, or the data have
             mistakes.
     """
-    inputs = preprocess.load(config.model, config.data, backbone.image_spec, backbone.tokenizer)
+    inputs = preprocess.load(
+        config.model, config.data, config.task, backbone.image_spec, backbone.tokenizer
+    )
     if isinstance(inputs, preprocess.TextInputs):
         check_tokens(config, backbone, inputs)
         if TASKS[config.task.name].of_tokens and config.export.enabled:
             # Now, not after the training: not every tokenizer has offsets in the graph.
-            inputs.graph().located(tf.constant([""]))
+            inputs.graph().located(*[tf.constant(["a"])] * len(inputs.columns))
     labels = backbone.head.labels if backbone.head is not None else None
     settings = dataset_builder.DatasetSettings.of(config, labels)
     return inputs, dataset_builder.build(config.data, inputs, settings)
@@ -209,7 +211,9 @@ def check_metric(config: Config, data: Datasets) -> None:
     task, metric = TASKS[config.task.name], config.train.metric
     # One row yields the names of the task's metrics before anything is trained.
     row = data.train.take(np.zeros(1, np.int64))
-    metrics = task.metrics(row.constant(np.zeros(len(data.labels), np.float32)), row.targets, {})
+    fitted = task.fit_targets(config.task, data.train.targets)
+    empty = task.records(row, len(data.labels), fitted).merged()
+    metrics = task.metrics(empty, row.targets, fitted)
     if metric not in metrics:
         raise UserError(
             f"train.metric: {config.task.name} of {len(data.labels)} {data.train.kind.noun} has "

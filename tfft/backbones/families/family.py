@@ -74,6 +74,13 @@ class ImageDefaults:
     deviation: tuple[float, float, float]
 
 
+# Kind of a head of tokens -> how the name of its class in transformers ends, and its tensors begin.
+TOKEN_HEADS = {
+    "tags": ("ForTokenClassification", "classifier"),
+    "answers": ("ForQuestionAnswering", "qa_outputs"),
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """A Hugging Face `model_type`.
@@ -96,13 +103,20 @@ class Family:
     classifier: str
     image_defaults: ImageDefaults | None = None
 
-    def token_classifier(self) -> "Family":
-        """Return the family with the head of its classifier of tokens, of one linear map."""
+    def with_head(self, kind: str) -> "Family":
+        """Return the family with a head of a kind (`StoredHead.kind`).
+
+        Those of tokens are one linear map: `tags` in XForTokenClassification, `answers` in
+        XForQuestionAnswering.
+        """
+        if kind == "rows":
+            return self
+        suffix, tensor = TOKEN_HEADS[kind]
         return replace(
             self,
             head_style=HeadStyle("tokens"),
-            head_weight_map=dense("head/logits", "classifier"),
-            classifier=self.classifier.replace("ForSequence", "ForToken"),
+            head_weight_map=dense("head/logits", tensor),
+            classifier=self.classifier.removesuffix("ForSequenceClassification") + suffix,
         )
 
 

@@ -1,71 +1,12 @@
-"""Truncate the ids of a row and join them with the special tokens."""
+"""Truncate or divide the ids of a row, and join them with the special tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import tensorflow as tf
 
-from tfft.utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class Part:
-    """One place in a template: the ids of a text, or a special token.
-
-    Attributes:
-        text: "A" or "B"; None for a special token.
-        token_id: of the special token, else -1.
-        segment: segment id of the part.
-    """
-
-    text: str | None
-    token_id: int
-    segment: int
-
-
-def templates(description: Mapping[str, Any] | None) -> tuple[list[Part], list[Part]]:
-    """Return the templates of a single row and of a pair.
-
-    Args:
-        description: the `post_processor` of a tokenizer description.
-
-    Raises:
-        UserError: the post-processor has no counterpart here.
-    """
-    a, b = Part("A", -1, 0), Part("B", -1, 0)
-    # ByteLevel changes the offsets of tokens, not their ids.
-    if description is None or description["type"] == "ByteLevel":
-        return [a], [a, Part("B", -1, 1)]
-    kind = description["type"]
-    if kind == "Sequence":
-        steps = [s for s in description["processors"] if s["type"] != "ByteLevel"]
-        if len(steps) > 1:
-            raise UserError("tokenizer: more than one post-processor has no in-graph form")
-        return templates(steps[0] if steps else None)
-    if kind == "TemplateProcessing":
-        return _parts(description, "single"), _parts(description, "pair")
-    if kind in ("BertProcessing", "RobertaProcessing"):
-        cls, sep = (Part(None, description[name][1], 0) for name in ("cls", "sep"))
-        # RoBERTa puts two separators between the texts and has one segment.
-        if kind == "RobertaProcessing":
-            return [cls, a, sep], [cls, a, sep, sep, b, sep]
-        b, end = Part("B", -1, 1), Part(None, sep.token_id, 1)
-        return [cls, a, sep], [cls, a, sep, b, end]
-    raise UserError(f"tokenizer: the post-processor {kind} has no in-graph form")
-
-
-def _parts(description: Mapping[str, Any], which: str) -> list[Part]:
-    parts = []
-    for item in description[which]:
-        # An item is {"Sequence": ...} or {"SpecialToken": ...}, which may have several ids.
-        (kind, value), *_ = item.items()
-        if kind == "Sequence":
-            parts.append(Part(value["id"], -1, value["type_id"]))
-        else:
-            ids = description["special_tokens"][value["id"]]["ids"]
-            parts += [Part(None, token, value["type_id"]) for token in ids]
-    return parts
+from tfft.preprocess.template import Part
+from tfft.preprocess.windows import Windows
 
 
 def pack(
@@ -84,22 +25,7 @@ def pack(
         max_length: the most tokens of a row, special ones included.
         pad_id: fills up shorter rows.
     """
-    texts = _truncate_texts(a, b, template, max_length)
-    rows = a.nrows()
-    ids, segments = [], []
-    for part in template:
-        part_ids = _column(rows, part.token_id) if part.text is None else texts[part.text]
-        ids.append(part_ids)
-        segments.append(
-            part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
-        )
-    joined = tf.concat(ids, axis=1)  # [B, (tokens)]
-    # `to_tensor` pads at the end, to the longest row of the batch.
-    return {
-        "token_ids": joined.to_tensor(default_value=pad_id),
-        "padding_mask": tf.ones_like(joined).to_tensor(),
-        "segment_ids": tf.concat(segments, axis=1).to_tensor(),
-    }
+    return _join(_truncate_texts(a, b, template, max_length), template, pad_id)
 
 
 def pack_offsets(
@@ -133,6 +59,124 @@ def pack_offsets(
     }
 
 
+class WindowPlan(NamedTuple):
+    """The windows of all rows, row after row.
+
+    Attributes:
+        rows: row of each window, int32 [E].
+        starts: first token of each in the text that is divided, int32 [E].
+        ends: one after its last token, int32 [E].
+        own_starts: first token that it answers for, int32 [E].
+        own_ends: one after the last of these, int32 [E].
+    """
+
+    rows: tf.Tensor
+    starts: tf.Tensor
+    ends: tf.Tensor
+    own_starts: tf.Tensor
+    own_ends: tf.Tensor
+
+
+def plan_windows(
+    lengths: tf.Tensor, first_lengths: tf.Tensor | None, windows: Windows
+) -> WindowPlan:
+    """Return the windows of texts, as `Windows.bounds` and `windows.own_tokens` divide them.
+
+    Args:
+        lengths: tokens of the texts that are divided, int32 [B].
+        first_lengths: tokens of the first texts of pairs, int32 [B]; None: single texts.
+        windows: how they are divided.
+    """
+    room = tf.fill(tf.shape(lengths), windows.size)
+    if first_lengths is not None:
+        room -= first_lengths
+    step = room - windows.stride
+    counts = 1 + tf.maximum(0, -((room - lengths) // step))
+    counts = tf.minimum(counts, windows.most)
+    rows = tf.repeat(tf.range(tf.shape(lengths)[0]), counts)
+    index = tf.ragged.range(counts).flat_values
+    starts = index * tf.gather(step, rows)
+    ends = tf.minimum(starts + tf.gather(room, rows), tf.gather(lengths, rows))
+    if first_lengths is not None:
+        return WindowPlan(rows, starts, ends, starts, ends)
+    half = windows.stride // 2
+    is_last = index == tf.gather(counts, rows) - 1
+    own_starts = tf.where(index == 0, starts, starts + windows.stride - half)
+    return WindowPlan(rows, starts, ends, own_starts, tf.where(is_last, ends, ends - half))
+
+
+def pack_windows(
+    plan: WindowPlan,
+    tokens: Mapping[str, tf.Tensor],
+    first_ids: tf.RaggedTensor | None,
+    template: Sequence[Part],
+    pad_id: int,
+) -> dict[str, tf.Tensor]:
+    """Join the tokens of each window with the special tokens.
+
+    Args:
+        plan: the windows.
+        tokens: of the texts that are divided: `ids`, and what else belongs to them, [B, L] each.
+        first_ids: ids of the first texts of pairs, ragged [B, tokens]; None: single texts.
+        template: the parts of a row.
+        pad_id: fills up shorter windows.
+
+    Returns:
+        `token_ids`, `padding_mask` and `segment_ids`, int32 [E, T]; `own` bool [E, T], the tokens
+        that a window answers for; and what else belongs to these, by name, 0 for other tokens.
+    """
+    width = tf.shape(tokens["ids"])[1]
+    position = tf.ragged.range(plan.starts, plan.ends)  # in the text, ragged [E, tokens]
+    window = position.value_rowids()
+    index = tf.gather(plan.rows, window) * width + position.flat_values
+    is_own = (position.flat_values >= tf.gather(plan.own_starts, window)) & (
+        position.flat_values < tf.gather(plan.own_ends, window)
+    )
+
+    def of_windows(values: tf.Tensor) -> tf.Tensor:
+        return tf.gather(tf.reshape(values, [-1]), index)
+
+    def joined(values: tf.Tensor) -> tf.Tensor:
+        """Return values of the divided texts with zeros for other tokens, [E, T]."""
+        text = position.with_flat_values(values)
+        zero = _column(position.nrows(), tf.zeros([], values.dtype))
+        parts = {None: zero, divided: text}
+        if first is not None:
+            parts["A"] = tf.cast(tf.zeros_like(first), values.dtype)
+        return tf.concat([parts[part.text] for part in template], axis=1).to_tensor()
+
+    first = None if first_ids is None else tf.gather(first_ids, plan.rows)
+    divided = "A" if first is None else "B"
+    texts = {"A": first, divided: position.with_flat_values(of_windows(tokens["ids"]))}
+    others = {name: of_windows(values) for name, values in tokens.items() if name != "ids"}
+    return {
+        **_join(texts, template, pad_id),
+        "own": joined(is_own),
+        **{name: joined(tf.where(is_own, v, tf.zeros_like(v))) for name, v in others.items()},
+    }
+
+
+def _join(
+    texts: Mapping[str, tf.RaggedTensor], template: Sequence[Part], pad_id: int
+) -> dict[str, tf.Tensor]:
+    """Join the ids of texts, ragged [B, tokens] each, with the special tokens."""
+    rows = next(iter(texts.values())).nrows()
+    ids, segments = [], []
+    for part in template:
+        part_ids = _column(rows, part.token_id) if part.text is None else texts[part.text]
+        ids.append(part_ids)
+        segments.append(
+            part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
+        )
+    joined = tf.concat(ids, axis=1)  # [B, (tokens)]
+    # `to_tensor` pads at the end, to the longest row of the batch.
+    return {
+        "token_ids": joined.to_tensor(default_value=pad_id),
+        "padding_mask": tf.ones_like(joined).to_tensor(),
+        "segment_ids": tf.concat(segments, axis=1).to_tensor(),
+    }
+
+
 def _truncate_texts(
     a: tf.RaggedTensor, b: tf.RaggedTensor | None, template: Sequence[Part], max_length: int
 ) -> dict[str, tf.RaggedTensor]:
@@ -144,7 +188,7 @@ def _truncate_texts(
     return {"A": _truncate(a, length_a), "B": _truncate(b, length_b)}
 
 
-def _column(rows: tf.Tensor, value: int) -> tf.RaggedTensor:
+def _column(rows: tf.Tensor, value: int | tf.Tensor) -> tf.RaggedTensor:
     """Return a value for each row, ragged [rows, 1]."""
     return tf.RaggedTensor.from_tensor(tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), value))
 

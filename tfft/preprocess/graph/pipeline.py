@@ -13,6 +13,8 @@ from tfft.preprocess.graph.aligned import AlignedText
 from tfft.preprocess.graph.bpe import ByteLevelBPE
 from tfft.preprocess.graph.unigram import Unigram
 from tfft.preprocess.graph.wordpiece import WordPiece
+from tfft.preprocess.template import templates
+from tfft.preprocess.windows import Windows
 from tfft.utils.errors import UserError
 
 MODELS = {"WordPiece": WordPiece, "BPE": ByteLevelBPE, "Unigram": Unigram}
@@ -25,19 +27,20 @@ class GraphTokenizer(tf.Module):
         spec: the description (`tokenizer.json`).
         max_length: the most tokens of a row, special ones included.
         pad_id: fills up shorter rows.
+        windows: how long rows are divided, for `located`; None: they are truncated.
 
     Raises:
         UserError: a part of the description has no counterpart in the graph.
     """
 
-    def __init__(self, spec: str, max_length: int, pad_id: int):
+    def __init__(self, spec: str, max_length: int, pad_id: int, windows: Windows | None = None):
         super().__init__()
         description = _parse_as_host(spec)
-        self._max_length, self._pad_id = max_length, pad_id
+        self._max_length, self._pad_id, self._windows = max_length, pad_id, windows
         self._normalize = normalize.Normalizer(description["normalizer"])
         self._added = _AddedTokens(description["added_tokens"])
         self._pieces = _build_model(description)
-        self._single, self._pair = pack.templates(description["post_processor"])
+        self._single, self._pair = templates(description["post_processor"])
         self._trim = offsets.Trimmer(description["post_processor"], description["model"])
 
     def __call__(self, text: tf.Tensor, text_pair: tf.Tensor | None = None) -> dict[str, tf.Tensor]:
@@ -68,24 +71,45 @@ class GraphTokenizer(tf.Module):
             **pack.pack_offsets(offsets_a, offsets_b, template, self._max_length),
         }
 
-    def located(self, text: tf.Tensor) -> dict[str, tf.Tensor]:
-        """Tokenise strings [B] and locate their tokens, as `TextInputs.located_batch` does.
+    def located(self, *columns: tf.Tensor) -> dict[str, tf.Tensor]:
+        """Tokenise the windows of rows and locate their tokens: `TextInputs.located_batch`.
+
+        Args:
+            columns: strings [B]; two columns for pairs.
 
         Returns:
-            What `__call__` returns, and four more: `starts` and `ends` int32 [B, T], `first` bool
-            [B, T], `text` string [B], each up to the end of its last token.
+            Both results of `TextInputs.located_batch` in one; `text` is cut after the last token of
+            the last window.
 
         Raises:
             UserError: a part of the tokenizer has no form with offsets.
         """
-        batch = self.with_offsets(text)
-        starts, ends, sequence = (batch.pop(name) for name in ("starts", "ends", "sequence"))
-        # Up to the last token: a long text would pad all rows of the batch to its characters.
-        size = tf.maximum(tf.reduce_max(ends, axis=1), 0)
+        *firsts, text = columns
+        ids, (starts, ends) = self._ids_and_offsets(text)
+        first_ids = self._ids(firsts[0])[:, : self._windows.first] if firsts else None
+        plan = pack.plan_windows(
+            tf.cast(ids.row_lengths(), tf.int32),
+            None if first_ids is None else tf.cast(first_ids.row_lengths(), tf.int32),
+            self._windows,
+        )
+        # Only up to the last token: a long text would pad all rows of the batch to its characters.
+        lengths = tf.math.unsorted_segment_max(plan.ends, plan.rows, tf.shape(text)[0])
+        ids, starts, ends = (
+            values.to_tensor()[:, : tf.reduce_max(lengths, keepdims=True)[0]]
+            for values in (ids, starts, ends)
+        )
+        is_token = tf.sequence_mask(lengths, tf.shape(ids)[1])
+        ends = tf.where(is_token, ends, 0)
+        size = tf.reduce_max(ends, axis=1)
         text = tf.strings.substr(text, tf.zeros_like(size), size)
+        sequence = tf.where(is_token, 0, -1)
         starts, ends = words.strip_offsets(text, starts, ends, sequence)
-        first = words.first_tokens(starts, ends, sequence, words.word_starts(text))
-        return {**batch, "starts": starts, "ends": ends, "first": first, "text": text}
+        tokens = {"ids": ids, "starts": starts, "ends": ends}
+        if not firsts:
+            tokens["first"] = words.first_tokens(starts, ends, sequence, words.word_starts(text))
+        template = self._pair if firsts else self._single
+        batch = pack.pack_windows(plan, tokens, first_ids, template, self._pad_id)
+        return {**batch, "row": plan.rows, "text": text}
 
     def _ids_and_offsets(
         self, raw: tf.Tensor
