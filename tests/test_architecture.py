@@ -34,7 +34,7 @@ def test_a_module_is_short_documented_and_free_of_flags(path):
 @pytest.mark.parametrize(
     ("package_name", "table", "helpers"),
     [
-        ("tasks", "TASKS", {"answers", "classification", "entities", "heads", "multilabel"}),
+        ("tasks", "TASKS", {"classification", "entities", "heads", "multilabel", "passages"}),
         ("methods", "METHODS", {"auto"}),
         (
             "backbones",

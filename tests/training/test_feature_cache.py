@@ -172,7 +172,8 @@ class FakeSplit:
     prepared = SimpleNamespace(folder=Path("set"))
 
     def __init__(self, wait=lambda: None):
-        self.rows, self.lengths = np.arange(300), np.full(300, 8, np.int32)
+        self.rows = self.examples = np.arange(300)
+        self.lengths = np.full(300, 8, np.int32)
         self.wait = wait
 
     def __len__(self):

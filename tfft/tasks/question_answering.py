@@ -21,7 +21,7 @@ from tfft.evaluation import answers as answer_records
 from tfft.evaluation import squad_metrics
 from tfft.evaluation.answers import AnswerRecords, Answers
 from tfft.spec import Backbone, Details, Fitted, StoredHead, Table, Task
-from tfft.tasks import answers
+from tfft.tasks import passages
 from tfft.tasks.heads import token_head
 from tfft.utils.ragged import Ragged
 
@@ -195,8 +195,8 @@ class QuestionAnswering(Task):
         labels: Sequence[str],
         fitted: Fitted,
     ) -> dict[str, tf.Tensor]:
-        """Return the answers to raw rows; see `answers.decode`."""
-        return answers.decode(
+        """Return the answers to raw rows; see `passages.decode`."""
+        return passages.decode(
             outputs["logits"],
             tokens,
             int(fitted["n_best"][0]),
