@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from tfft import backbones
 from tfft.config import ModelConfig
-from tfft.config.tasks import TextClassification, TokenClassification
+from tfft.config.tasks import QuestionAnswering, TextClassification, TokenClassification
 from tfft.model import assemble
 from tfft.spec import HeadStyle
 from tfft.tasks import TASKS
@@ -109,6 +109,30 @@ def test_saved_tagger_equals_the_loaded_one(name, tmp_path):
     settings = json.loads((tmp_path / "config.json").read_text())
     assert settings["id2label"] == {str(i): tag for i, tag in enumerate(TAGS)}
     assert settings["architectures"][0].endswith("ForTokenClassification")
+
+
+def reader(folder):
+    """Return the model of question answering in a checkpoint, and its backbone."""
+    backbone, task = load(folder, head="checkpoint"), TASKS["question_answering"]
+    backbone = replace(backbone, head=task.stored_head(backbone.head))
+    return assemble(backbone, task, QuestionAnswering(), backbone.head.labels), backbone
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "reader" in name])
+def test_a_stored_head_of_answers_is_read_and_written(name, tmp_path):
+    folder, values = GOLDEN / "encoders" / name, expected(name)
+    model, backbone = reader(folder)
+    is_token = values["padding_mask"] == 1
+    logits = np.asarray(model(inputs(values)))
+    assert np.abs(logits - values["logits"])[is_token].max() < BOUND
+    labels = backbone.head.labels
+    backbones.huggingface.save(model, backbone, labels, tmp_path, head_kind="answers")
+    original, saved = (load_file(f / "model.safetensors") for f in (folder, tmp_path))
+    assert set(saved) == set(original)
+    for tensor, value in saved.items():
+        np.testing.assert_array_equal(value, original[tensor])
+    settings = json.loads((tmp_path / "config.json").read_text())
+    assert settings["architectures"][0].endswith("ForQuestionAnswering")
 
 
 def test_heads_of_another_kind_are_refused():

@@ -1,6 +1,7 @@
 """Windows over long texts: those of the tokenizers library, equal on the host and in the graph."""
 
 import json
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ def test_windows_cover_the_text_and_share_their_stride(length):
     windows = Windows(10, 4, 1000)
     bounds = windows.bounds(length)
     assert bounds[0][0] == 0 and bounds[-1][1] == length
-    for (first, end), (next_first, next_end) in zip(bounds, bounds[1:], strict=False):
+    for (first, end), (next_first, next_end) in pairwise(bounds):
         assert end - next_first == 4 and end - first == 10 and next_end > end
     own = own_tokens(bounds, is_pair=False)
     assert [token for part in own for token in range(*part)] == list(range(length))

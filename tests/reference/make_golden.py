@@ -73,6 +73,8 @@ TAGGERS = {
     f"{name}_tagger": CASES[name][:2]
     for name in ("bert", "distilbert", "roberta", "xlm_roberta", "albert")
 }
+# Models of question answering.
+READERS = {name.replace("tagger", "reader"): case for name, case in TAGGERS.items()}
 TAGS = {0: "B-LOC", 1: "O", 2: "I-PER", 3: "I-LOC", 4: "B-PER"}
 
 
@@ -109,6 +111,14 @@ def write_tagger(name: str) -> None:
     write_model(name, hf.AutoModelForTokenClassification.from_config(config).eval())
 
 
+def write_reader(name: str) -> None:
+    """Write one model of question answering and its outputs."""
+    config_class, settings = READERS[name]
+    torch.manual_seed(200 + sorted(READERS).index(name))
+    config = config_class(**settings)
+    write_model(name, hf.AutoModelForQuestionAnswering.from_config(config).eval())
+
+
 def write_model(name: str, model: hf.PreTrainedModel) -> None:
     """Write a model with other weights, and its outputs."""
     config = model.config
@@ -127,6 +137,9 @@ def write_model(name: str, model: hf.PreTrainedModel) -> None:
     expected = {"sequence": output.hidden_states[-1].numpy()}
     if output.get("logits") is not None:
         expected["logits"] = output.logits.numpy()
+    elif output.get("start_logits") is not None:
+        logits = (output.start_logits.numpy(), output.end_logits.numpy())
+        expected["logits"] = np.stack(logits, axis=-1)
     elif output.get("pooler_output") is not None:
         expected["pooled"] = output.pooler_output.numpy()
     folder = OUT / name
@@ -167,6 +180,8 @@ if __name__ == "__main__":
         write_case(case)
     for case in TAGGERS:
         write_tagger(case)
+    for case in READERS:
+        write_reader(case)
     write_minilm()
     versions = {"torch": torch.__version__, "transformers": hf.__version__}
     (OUT.parent / "versions.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")
