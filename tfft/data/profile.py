@@ -89,11 +89,13 @@ def _length_lines(lengths_of: dict[str, dict[str, Any]]) -> list[str]:
     ]
     for name, lengths in lengths_of.items():
         values = ", ".join(str(value) for value in lengths["quantiles"])
-        lines.append(
-            f"  {name}: {values}; max_length {lengths['max_length']} cuts {lengths['cut_rows']:,} "
-            f"rows ({lengths['cut_rows_share']:.1%}) and loses {lengths['lost_tokens_share']:.2%} "
-            "of the tokens"
-        )
+        cut = f"cuts {lengths['cut_rows']:,} rows ({lengths['cut_rows_share']:.1%})"
+        if "windows" in lengths:
+            effect = f"{lengths['windows']:,} windows of {lengths['max_length']}; max_windows {cut}"
+        else:
+            lost = f"loses {lengths['lost_tokens_share']:.2%} of the tokens"
+            effect = f"max_length {lengths['max_length']} {cut} and {lost}"
+        lines.append(f"  {name}: {values}; {effect}")
     return lines
 
 
@@ -121,18 +123,25 @@ def _texts(split: Dataset) -> list[str]:
 
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
-    lengths = np.zeros(len(split), np.int64)
+    lengths, is_cut = np.zeros(len(split), np.int64), np.zeros(len(split), bool)
     # In chunks, which bounds the memory of the tokenizer's encodings.
     for start in range(0, len(split), 4096):
         rows = [split.raw_row(position) for position in range(start, min(start + 4096, len(split)))]
-        lengths[start : start + len(rows)] = inputs.lengths(*zip(*rows, strict=True))
+        columns, part = list(zip(*rows, strict=True)), slice(start, start + len(rows))
+        lengths[part] = inputs.lengths(*columns)
+        if inputs.windows is not None:
+            is_cut[part] = [windows[-1].truncated for windows in inputs.windows_of(*columns)]
     excess = np.maximum(lengths - max_length, 0)
+    effect: dict[str, int | float] = {"windows": len(split.examples)}
+    if inputs.windows is None:
+        is_cut = excess > 0
+        effect = {"lost_tokens_share": float(excess.sum() / lengths.sum())}
     return {
         "quantiles": [int(v) for v in np.percentile(lengths, QUANTILES, method="nearest")],
         "max_length": max_length,
-        "cut_rows": int((excess > 0).sum()),
-        "cut_rows_share": float((excess > 0).mean()),
-        "lost_tokens_share": float(excess.sum() / lengths.sum()),
+        "cut_rows": int(is_cut.sum()),
+        "cut_rows_share": float(is_cut.mean()),
+        **effect,
     }
 
 
