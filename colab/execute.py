@@ -26,6 +26,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "4": {"ROWS": 80, "EPOCHS": 2, "TRIALS": 2, "MINUTES": 20, "SEEDS": 1},
     "5": {"ROWS": 160},
     "6": {"ROWS": 160},
+    "7": {"ROWS": 60, "EPOCHS": 1},
 }
 CELL_TIMEOUT = 1500  # seconds per cell
 # Log lines of TensorFlow on import.
