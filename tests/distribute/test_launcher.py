@@ -87,6 +87,7 @@ def assert_close(a, b, bound):
         assert np.abs(value - b[path]).max() <= bound, path
 
 
+@pytest.mark.slow  # the next one kills a worker twice
 def test_launcher_restarts_the_workers_after_a_kill(setting, tmp_path):
     """Kill one of two workers; after the restart the result equals that of one process."""
     command = ["train", f"--config={setting}"]

@@ -112,6 +112,8 @@ def test_metrics_have_intervals_baselines_and_a_report(run):
     assert any(name.startswith("baseline/") for name in names)
     for name in ("report.html", "MODEL_CARD.md", "mask.txt", "best/model.json"):
         assert (run.workdir / name).is_file(), name
+    page = (run.workdir / "report.html").read_text()
+    assert all(f"{column}&quot;:" in page for column in run.inputs.columns)  # in a request
 
 
 def test_interrupted_run_resumes_to_the_bit(raw, run, tmp_path):

@@ -126,6 +126,7 @@ def _weights_by_path(run):
     return [(v.path, v) for v in run.model.weights]
 
 
+@pytest.mark.slow  # the contract of the tasks; tests/test_train.py resumes a run of texts
 def test_resume_is_bit_identical(vit, raw, tmp_path):
     """With augmentation, whose draws continue at the interrupted step."""
     workdir = tmp_path / "resumed"

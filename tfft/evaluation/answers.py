@@ -12,7 +12,8 @@ from tfft.data.answer_targets import token_places
 from tfft.evaluation import answer_spans, squad_metrics
 from tfft.evaluation.answer_spans import Candidates, NBest
 
-QUESTION_WORDS = 12  # first words of questions that have a row of their own in a report
+QUESTION_WORDS = 12  # first words of questions that have a row in a report, at most
+FEWEST_QUESTIONS = 5  # that begin with such a word
 _SENTENCE = re.compile(r"[^.!?\u3002\uff01\uff1f]*[.!?\u3002\uff01\uff1f]*")
 _WORD = re.compile(r"\w+")
 

@@ -1,5 +1,6 @@
 """report.html: one self-contained page with the config and the results of a run."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import singledispatch
@@ -252,10 +253,14 @@ def _data(data: Datasets, config: Config) -> str:
 
 def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
     """Return example calls in Python, on the command line and for TF Serving."""
-    is_pair, is_image = config.data.text_pair is not None, config.task.modality == "image"
-    row = '["first text", "second text"]' if is_pair else '"a text"'
-    row = '"image.jpg"' if is_image else row
+    columns = [name for name in config.task.columns if getattr(config.data, name) is not None]
+    is_image, is_pair = columns == ["image"], len(columns) == 2
+    row = '"image.jpg"' if is_image else '"a text"'
+    if is_pair:
+        row = json.dumps([f"a {name.replace('_', ' ')}" for name in columns])
     file, item = ("images.txt", "path of an image") if is_image else ("texts.txt", "text")
+    if is_pair:
+        file, item = "rows.jsonl", f"object with {' and '.join(columns)}"
     lines = [
         "# Python",
         "import tfft",
@@ -266,7 +271,7 @@ def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
         f"tfft predict --workdir={workdir} --input={file}",
     ]
     if exported is not None:
-        instance = '{"text": "first", "text_pair": "second"}' if is_pair else '{"text": "a text"}'
+        instance = json.dumps({name: f"a {name.replace('_', ' ')}" for name in columns})
         instance = '{"image": {"b64": "..."}}' if is_image else instance
         lines += [
             "",

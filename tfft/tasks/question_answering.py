@@ -281,16 +281,18 @@ def _word_table(words: Sequence[str], scores: squad_metrics.Scores) -> Table:
     """Return the metrics of the questions that begin with each of the most frequent words."""
     array = np.array(words, dtype=str)
     names, counts = np.unique(array, return_counts=True)
-    shown = names[np.argsort(-counts, kind="stable")][: answer_records.QUESTION_WORDS]
+    order = np.argsort(-counts, kind="stable")
+    order = order[counts[order] >= answer_records.FEWEST_QUESTIONS]
+    shown = names[order][: answer_records.QUESTION_WORDS]
     rows: list[list[str | int | float]] = []
     for name in [*shown, None]:
         of_word = array == name if name is not None else ~np.isin(array, shown)
         if of_word.any():
             values = [float(v[of_word].mean()) for v in (scores.f1, scores.exact)]
             rows.append(["other" if name is None else name, *values, int(of_word.sum())])
-    order = sorted(range(len(rows)), key=lambda i: rows[i][1])
+    lowest_first = sorted(range(len(rows)), key=lambda i: rows[i][1])
     header = ["first word", "f1", "exact_match", "questions"]
-    return Table("By the first word of the question", header, rows, order)
+    return Table("By the first word of the question", header, rows, lowest_first)
 
 
 TASK = QuestionAnswering()
