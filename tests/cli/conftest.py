@@ -1,8 +1,9 @@
-"""Fixtures of the commands: a folder to run them in, and a set that TFDS prepared."""
+"""Fixtures of the commands: a folder to run them in, and sets that TFDS prepared."""
 
+import numpy as np
 import pytest
 
-from tests.cli.init_command import COLORS, texts
+from tests.cli.init_command import COLORS, answer_objects, questions, texts
 
 
 @pytest.fixture
@@ -36,4 +37,32 @@ def prepared(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("tfds")
     Colors(data_dir=folder).download_and_prepare()
+    return folder
+
+
+@pytest.fixture(scope="session")
+def prepared_questions(tmp_path_factory):
+    """The folder of a set of questions that TFDS prepared offline."""
+    import tensorflow_datasets as tfds
+
+    class ColorQuestions(tfds.core.GeneratorBasedBuilder):
+        """Questions about texts of colours."""
+
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            text = tfds.features.Text()
+            answers = tfds.features.Sequence({"text": text, "answer_start": np.int32})
+            texts = dict.fromkeys(("id", "title", "question", "context"), text)
+            features = tfds.features.FeaturesDict({**texts, "answers": answers})
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, _):
+            return {"train": self._generate_examples(), "test": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from enumerate(answer_objects(questions(30)))
+
+    folder = tmp_path_factory.mktemp("tfds")
+    ColorQuestions(data_dir=folder).download_and_prepare()
     return folder

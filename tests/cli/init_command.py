@@ -1,9 +1,12 @@
 """The command `tfft init`, run in the current folder, and data for it."""
 
 import functools
+import json
+import shutil
 
 import numpy as np
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 
 from tests.conftest import WORDS
 from tests.console import run_command
@@ -64,6 +67,49 @@ def entities(tokens, tags):
         elif tag.startswith("I-"):
             spans[-1]["end"] = end
     return {"text": " ".join(tokens), "spans": spans}
+
+
+def questions(count):
+    """Return rows of questions, contexts and answers; the context of a third has none."""
+    return [
+        {
+            "id": str(n),
+            "title": "colours",
+            "question": f"which color is {n}?",
+            "context": f"the sky {text}",
+            "answers": [{"text": color, "answer_start": 8 + text.rindex(color)}] if n % 3 else [],
+        }
+        for n, (text, color) in enumerate(texts(count))
+    ]
+
+
+def write_squad(path, rows):
+    """Write rows of questions in SQuAD's nested form."""
+    paragraphs = [{"context": row["context"], "qas": [row]} for row in rows]
+    content = {"version": "v2.0", "data": [{"title": "colours", "paragraphs": paragraphs}]}
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def answer_objects(rows):
+    """Return rows whose answers are an object of lists, as in Hugging Face's data sets."""
+    keys = ("text", "answer_start")
+    return [{**row, "answers": {k: [a[k] for a in row["answers"]] for k in keys}} for row in rows]
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def with_positions(checkpoint, folder, count):
+    """Copy a BERT with more positions: a window has room for a question of 64 tokens."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": count}))
+    tensors = load_file(folder / "model.safetensors")
+    (name,) = (name for name in tensors if name.endswith("position_embeddings.weight"))
+    tensors[name] = np.resize(tensors[name], (count, tensors[name].shape[1]))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from tests.cli.init_command import (
     tagged_sentences,
     texts,
     write_conll,
+    write_jsonl,
 )
 from tests.conftest import write_csv
 from tfft.config import Fraction
@@ -21,10 +22,6 @@ from tfft.starter import choices
 pytestmark = pytest.mark.usefixtures("folder")
 
 NAMES = ["O", "B-color", "I-color", "B-thing"]
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def numbered_rows():

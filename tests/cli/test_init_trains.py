@@ -11,9 +11,12 @@ import pytest
 from tests.cli.init_command import (
     COLORS,
     init,
+    questions,
     tagged_sentences,
     texts,
+    with_positions,
     write_conll,
+    write_jsonl,
     write_table,
 )
 from tests.conftest import GOLDEN, write_csv
@@ -24,10 +27,6 @@ pytestmark = pytest.mark.slow  # minutes: nothing is shortened; test_init trains
 
 ROWS = 60
 VIT = GOLDEN / "vision" / "vit"
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def csv_with_header(folder):
@@ -152,6 +151,22 @@ def assert_trains_unchanged(data, backbone, folder):
             continue
         predicted = answer["labels"] if "labels" in answer else [answer["label"]]
         assert list(answer["probabilities"]) == labels and set(predicted) <= set(labels)
+
+
+def test_written_config_of_questions_trains_unchanged(folder, tiny):
+    rows = [
+        {("query" if key == "question" else key): value for key, value in row.items()}
+        for row in questions(ROWS)
+    ]
+    write_jsonl(folder / "train.jsonl", rows)
+    backbone = with_positions(tiny, folder / "backbone", 128)
+    _, text, *_ = init("--data=train.jsonl", "--output=c.yaml", f"--backbone=hf:{backbone}")
+    run("train", "--config=c.yaml")
+    assert (folder / "c.yaml").read_text(encoding="utf-8") == text
+    row = {"question": "which color is 7?", "context": "the sky is red 7"}
+    for model in ("--workdir=runs/c", "--export=runs/c/export"):
+        answer = json.loads(run("predict", model, stdin=f"{json.dumps(row)}\n"))
+        assert row["context"][answer["start"] : answer["end"]] == answer["answer"]
 
 
 def run(*arguments, stdin=""):

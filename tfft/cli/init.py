@@ -2,7 +2,8 @@
 
 Looks at the first 2,000 rows, or at the names of all images. They may be texts or images with
 classes, several labels or numbers, or words with tags: CoNLL files, lists of tokens and of tags, or
-texts with spans. Flags override what cannot be decided.
+texts with spans. Or they are questions about contexts: SQuAD files, or rows with answers that have
+a text and an answer_start. Flags override what cannot be decided.
 
 Example:
     tfft init --data=reviews.csv --output=reviews.yaml
@@ -27,8 +28,12 @@ flags.DEFINE_string("output", None, "file to write; default: the name of the dat
 flags.DEFINE_string("backbone", None, "model.backbone, instead of one that fits the data")
 flags.DEFINE_string("text", None, "column of the texts, a name or a number")
 flags.DEFINE_string("text_pair", None, "column of the second text of a pair")
+flags.DEFINE_string("question", None, "column of the questions about contexts")
+flags.DEFINE_string("context", None, "column of the contexts that hold the answers")
 flags.DEFINE_string("image", None, "column of the images or of their paths")
-flags.DEFINE_string("label", None, "column of the labels, of the tags of words, or of spans")
+flags.DEFINE_string(
+    "label", None, "column of the labels, of the tags of words, of spans, or of answers"
+)
 flags.DEFINE_string("encoding", "utf-8", "encoding of csv, tsv, jsonl and CoNLL files")
 
 
@@ -58,7 +63,7 @@ def run() -> None:
 def _draft(values: flags.FlagValues, output: str) -> tuple[str, tuple[str, ...], str]:
     from tfft import starter
 
-    keys = ("text", "text_pair", "image", "label")
+    keys = ("text", "text_pair", "question", "context", "image", "label")
     columns = {key: values[key].value for key in keys if values[key].value is not None}
     request = starter.Request(
         values.data, output, values.test, columns, values.backbone, values.encoding

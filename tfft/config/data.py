@@ -22,7 +22,7 @@ SUFFIXES = {
 # Columns of sources whose columns have fixed names or places: of CoNLL, tokens first, tags last.
 FORMAT_COLUMNS: Mapping[str, Mapping[str, str | int]] = {
     "conll": {"text": 0, "label": -1},
-    "squad": {"label": "answers"},
+    "squad": {"question": "question", "context": "context", "label": "answers"},
 }
 
 

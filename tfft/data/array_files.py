@@ -52,7 +52,7 @@ def parquet(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow
 
 
 def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
-    """Return the columns of parquet files, without structs and binary values, and their rows.
+    """Return the columns of parquet files, without binary values, and their rows.
 
     Args:
         source: the files; the columns are those of the first one.
@@ -62,7 +62,6 @@ def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
         Names of the columns, and the number of rows of all files.
     """
     library = require("pyarrow.parquet", "parquet")
-    types = require("pyarrow", "parquet").types
     names: list[str] = []
     rows = 0
     for number, path in enumerate(source_files(source, key)):
@@ -70,12 +69,8 @@ def parquet_columns(source: Source, key: str) -> tuple[list[str], int]:
             file = library.ParquetFile(path)
             rows += file.metadata.num_rows
             if number == 0:
-                # The reader refuses structs and binary values, which may be large.
-                names = [
-                    field.name
-                    for field in file.schema_arrow
-                    if not types.is_struct(field.type) and "binary" not in str(field.type)
-                ]
+                # The reader refuses binary values, which may be large; a struct may hold them too.
+                names = [f.name for f in file.schema_arrow if "binary" not in str(f.type)]
     return names, rows
 
 
@@ -198,7 +193,16 @@ _TFDS_MODULES = "tensorflow_datasets."
 _PATCH_LOCK = threading.Lock()
 
 
+def are_answers(feature: Any) -> bool:
+    """Return whether a feature of TFDS holds answers: lists of texts and of their starts."""
+    shape = getattr(feature, "shape", None)
+    return isinstance(shape, dict) and shape.keys() >= {"text", "answer_start"}
+
+
 def _tfds_cell(feature: Any, value: Any) -> Any:
+    if are_answers(feature):
+        starts = [int(start) for start in value["answer_start"]]
+        return {"text": [_tfds_cell(None, t) for t in value["text"]], "answer_start": starts}
     if getattr(value, "ndim", 0) == 1:  # a sequence
         item = getattr(feature, "feature", None)
         return [_tfds_cell(item, part) for part in value]

@@ -2,9 +2,10 @@
 
 Loads TensorFlow for TFDS alone.
 
-`head` reads the rows, `roles` decides which column is which, `tagged` recognises words with tags,
-`splits` finds the other splits, `choices` chooses the backbone and the training, and `draft` writes
-the YAML: `data_section` the section `data`, and `page` the comments.
+`head` reads the rows, `roles` decides which column is which, `tagged` recognises words with tags
+and `questions` those about contexts, `splits` finds the other splits, `choices` chooses the
+backbone and the training, and `draft` writes the YAML: `data_section` the section `data`, and
+`page` the comments.
 """
 
 from tfft.starter.draft import Draft, draft

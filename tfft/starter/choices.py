@@ -30,6 +30,9 @@ _SMALL_BACKBONE = 50  # million parameters; smaller ones take higher rates
 
 SMALL, MEDIUM, LARGE = 1_000, 20_000, 500_000  # rows
 LENGTHS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)  # of which max_length is one
+_WINDOW = 384  # of long contexts, as in the code of Devlin et al. 2019 for SQuAD
+_LONG = 192  # tokens of a context that is long
+_SHORTEST_WINDOW = 96  # holds a question of 64 tokens, the default of task.max_question_length
 PERCENTILE = 95  # of the rows fit in max_length
 _CHARACTERS_PER_TOKEN = 4  # of English in the vocabularies of BERT and XLM-RoBERTa
 _TOKENS_PER_WORD = 1.25
@@ -80,6 +83,18 @@ def max_length(rows: Sequence[str]) -> int:
     tokens = sorted(map(_estimated_tokens, rows))
     percentile = tokens[math.ceil(PERCENTILE / 100 * len(tokens)) - 1]
     return next((length for length in LENGTHS if length >= percentile), LENGTHS[-1])
+
+
+def window_length(contexts: Sequence[str], rows: Sequence[str]) -> int:
+    """Return the tokens of a window: 384 for long contexts, or so that 95 % of the rows fit.
+
+    Args:
+        contexts: the context of each row; none if they are not known yet.
+        rows: the question and the context of each row together.
+    """
+    if not contexts or max_length(contexts) > _LONG:
+        return _WINDOW
+    return max(_SHORTEST_WINDOW, max_length(rows))
 
 
 def _estimated_tokens(text: str) -> float:

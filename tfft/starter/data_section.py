@@ -1,12 +1,14 @@
 """The section `data` of a first config: its keys with their reasons."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from tfft.config import Source
 from tfft.config.data import FORMAT_COLUMNS, format_label, look_alike
 from tfft.data.records import LABEL_SEPARATOR
-from tfft.starter import choices, splits
+from tfft.starter import choices, questions, splits
 from tfft.starter.facts import Facts
+from tfft.starter.head import Name
 from tfft.starter.page import MAX_PATH, Entry, name
 from tfft.starter.request import source_of
 from tfft.starter.roles import listed
@@ -43,6 +45,8 @@ def _train_comment(data: Facts) -> str:
         candidates = data.roles.others["label"]
         other = f"; columns with tags too, from 0: {listed(candidates)}" if candidates else ""
         return f"CoNLL: a token and its tag on a line, a blank line after each sentence{other}"
+    if head.source.source == "squad":
+        return "SQuAD: questions about contexts with their answers; or a list of paths, or a glob"
     if head.source.source == "images":
         return "a folder for each class"
     if head.source.source == "tfds":
@@ -97,8 +101,13 @@ def _split(data: Facts, role: str) -> Entry:
 def _column_entries(data: Facts) -> list[Entry]:
     roles = data.roles
     entries = []
-    if data.is_text:
-        entries.append(Entry("text", roles.text, _text_comment(data), roles.doubts.get("text")))
+    if roles.targets == "answers":
+        for key, column in (("question", roles.question), ("context", roles.context)):
+            comment = _text_comment(_texts(data, column), f"the column of {key}s")
+            entries.append(Entry(key, column, comment, roles.doubts.get(key)))
+    elif data.is_text:
+        comment = _text_comment(data.texts, "the column of texts")
+        entries.append(Entry("text", roles.text, comment, roles.doubts.get("text")))
         if roles.text_pair is not None:
             comment = "the second text of a row, which is a pair; null: texts alone"
             entries.append(Entry("text_pair", roles.text_pair, comment))
@@ -124,10 +133,16 @@ def _is_default(data: Facts, entry: Entry) -> bool:
     return entry.key in fixed and fixed[entry.key] == entry.value and entry.doubt is None
 
 
-def _text_comment(data: Facts) -> str:
-    texts = data.texts
+def _texts(data: Facts, column: Name | None) -> list[str]:
+    """Return the texts of a column; none without the column."""
+    cells = data.head.column(column) if column is not None else None
+    return [] if cells is None else cells.texts
+
+
+def _text_comment(texts: Sequence[str], unread: str) -> str:
+    """Return the average length of texts; `unread` if there are none yet."""
     if not texts:
-        return "the column of texts"
+        return unread
     words = sum(len(text.split()) for text in texts) / len(texts)
     characters = sum(map(len, texts)) / len(texts)
     count = f"{words:.0f} words or " if words >= 2 else ""
@@ -140,6 +155,8 @@ def _label_comment(data: Facts) -> str:
         return _number_comment(data)
     alternatives = data.roles.others["label"]
     other = f"; other candidates: {listed(alternatives)}" if alternatives else ""
+    if data.roles.targets == "answers":
+        return f"passages of the context, each with its start{other}"
     if data.roles.targets == "tags":
         text = data.head.column(data.roles.text) if data.roles.text is not None else None
         has_tokens = text is not None and bool(text.lists)
@@ -181,11 +198,17 @@ def _label_doubt(data: Facts) -> str | None:
         return f"{first} and {second} differ in spaces or normalization alone: write both the same"
     if data.roles.targets == "tags" and not data.counts:
         return f"the first {data.head.rows:,} rows hold no entity"
+    if data.roles.targets == "answers" and data.head.rows and not data.counts[questions.ANSWER]:
+        return f"the first {data.head.rows:,} rows hold no answer"
     return data.roles.doubts.get("label")
 
 
 def _max_length(data: Facts) -> Entry:
     texts = data.texts
+    if data.roles.targets == "answers":
+        length = choices.window_length(_texts(data, data.roles.context), texts)
+        comment = "tokens of a window, with the question; longer contexts are divided into windows"
+        return Entry("max_length", length, comment)
     if not texts:
         return Entry("max_length", 128, "tokens; tfft profile shows how many rows are cut")
     comment = (

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfft.config import parse, plain_yaml
-from tfft.starter import choices, data_section
+from tfft.starter import choices, data_section, questions
 from tfft.starter.facts import Facts, look
 from tfft.starter.page import MAX_PATH, Entry, name, write
 from tfft.starter.request import Request
@@ -52,6 +52,11 @@ def _task_comment(data: Facts) -> str:
     if data.roles.targets == "tags":
         noun = "type of entities" if len(data.counts) == 1 else "types of entities"
         return data_section.counted(data, noun)
+    if data.roles.targets == "answers" and (rows := data.counts.total()):
+        extent = "" if data.head.complete else " among these rows"
+        share = data.counts[questions.NO_ANSWER] / rows
+        detail = f"{100 * share:.0f} % without an answer" if share else "each with an answer"
+        return f"{rows:,} questions{extent}, {detail}"
     return _TASKS[data.roles.targets]
 
 
@@ -59,6 +64,7 @@ _TASKS = {
     "class": "one class a row; a _multilabel task has several",
     "labels": "several labels a row; _classification has exactly one",
     "numbers": "a number a row; _classification has classes",
+    "answers": "a passage of the context answers a question, or none does",
 }
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from tfft.config import TASK_SECTIONS
 from tfft.starter import head as heads
-from tfft.starter import splits, tagged
+from tfft.starter import questions, splits, tagged
 from tfft.starter.head import Head
 from tfft.starter.request import Request, source_of
 from tfft.starter.roles import Roles, decide, listed
@@ -21,8 +21,8 @@ class Facts:
         head: the first rows of the training data.
         roles: their columns.
         counts: their classes with the number of rows of each, or types of entities with the number
-            of entities; empty for numbers.
-        texts: the texts of each row, those of a pair joined.
+            of entities, or the rows with and without an answer; empty for numbers.
+        texts: the texts of each row, those of a pair or of a question and its context joined.
     """
 
     request: Request
@@ -70,10 +70,10 @@ def look(request: Request) -> Facts:
 
 
 def _texts(head: Head, roles: Roles) -> list[str]:
-    """Return the texts of each row, those of a pair joined; tokens as the text they become."""
+    """Return the texts of each row, several joined; tokens as the text they become."""
     if roles.targets == "tags":
         return [row.values[0] for row in tagged.read(head.source, roles.columns, "data.train")]
-    parts = [head.column(name) for name in (roles.text, roles.text_pair) if name is not None]
+    parts = [head.column(name) for name in roles.texts]
     rows = zip(*(column.values for column in parts if column is not None), strict=True)
     return [" ".join(text for text in row if text) for row in rows if any(row)]
 
@@ -82,7 +82,8 @@ def _counts(head: Head, roles: Roles) -> Counter[str]:
     """Return the rows of each class, or the entities of each type; see `splits.count`.
 
     Raises:
-        UserError: all rows are of one class, or no word belongs to an entity.
+        UserError: all rows are of one class, no word belongs to an entity, or no question has an
+            answer.
     """
     counts = splits.count(head.source, head, roles, "data.train")
     if roles.targets == "tags" and head.complete and not counts:
@@ -90,6 +91,8 @@ def _counts(head: Head, roles: Roles) -> Counter[str]:
             f"{head.source.path}: no entity in column {listed([roles.label])}; --label= names "
             "another column"
         )
+    if roles.targets == "answers" and head.complete and not counts[questions.ANSWER]:
+        raise UserError(f"{head.source.path}: no question has an answer")
     if roles.targets in ("class", "labels") and head.complete and len(counts) < 2:
         column = head.column(roles.label)
         classes = listed(list(counts))

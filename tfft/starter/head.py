@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfft.config import Source
-from tfft.data import array_files, conll, text_files
+from tfft.data import array_files, conll, squad, text_files
 from tfft.data.records import BadRow, Row, row_from_mapping, source_files, with_texts
 from tfft.starter import header
 from tfft.utils.errors import UserError
@@ -33,6 +33,8 @@ class Column:
         problem: why the first of the values that training cannot use is one, or None.
         lists: the list of each row, None where a row has none; empty if no row has one.
         item_names: names that the source declares for the numbers in the lists.
+        objects: the object of each row, None where a row has none; empty if no row has one.
+        is_answers: whether the source declares answers, texts with their starts.
     """
 
     name: Name
@@ -42,11 +44,18 @@ class Column:
     problem: str | None = None
     lists: Sequence[Sequence[Any] | None] = ()
     item_names: Sequence[str] = ()
+    objects: Sequence[Mapping[str, Any] | None] = ()
+    is_answers: bool = False
 
     @property
     def texts(self) -> list[str]:
         """The values that are not blank."""
         return [value for value in self.values if value and value.strip()]
+
+    @property
+    def nested(self) -> Sequence[Any]:
+        """The lists, or the objects."""
+        return self.lists or self.objects
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,13 @@ def read(
     elif source.source == "npz":
         head = _npz(source, key, image)
     else:
-        readers = {"jsonl": _jsonl, "parquet": _parquet, "images": _images, "conll": _conll}
+        readers = {
+            "jsonl": _jsonl,
+            "parquet": _parquet,
+            "images": _images,
+            "conll": _conll,
+            "squad": _squad,
+        }
         head = readers.get(source.source, _tfds)(source, key)
     if head.rows == 0 and source.source != "tfds":  # which may not be downloaded yet
         raise UserError(f"{key}: {source.path} holds no row that can be read{_reason(source, key)}")
@@ -113,6 +128,8 @@ def _reason(source: Source, key: str) -> str:
         rows = text_files.delimited(source, (0,), key)
     elif source.source == "conll":
         rows = conll.conll(source, conll.TOKEN_AND_TAG, key)
+    elif source.source == "squad":
+        rows = squad.read(source, key)
     bad = next((row for row in rows if isinstance(row, BadRow)), None)
     return "" if bad is None else f": {bad.place}: {bad.reason}"
 
@@ -170,6 +187,20 @@ def _conll(source: Source, key: str) -> Head:
     ]
     total = len(rows) if complete else _estimated_rows(source, key, items[-1].place, len(items))
     return Head(source, columns, len(rows), total, complete)
+
+
+def _squad(source: Source, key: str) -> Head:
+    names = ("id", "question", "context", "answers")
+    rows = squad.rows(source, names, key)
+    items, complete = _start(rows, ROWS)
+    # All are counted: a JSON file is parsed at once. `_start` has drawn one of the others.
+    total = len(items) if complete else len(items) + 1 + sum(1 for _ in rows)
+    good = [item for item in items if isinstance(item, Row)]
+    columns = [
+        _column(name, [Row(row.place, (row.values[index],)) for row in good])
+        for index, name in enumerate(names)
+    ]
+    return Head(source, columns, len(good), total, complete)
 
 
 def _npz(source: Source, key: str, image: Name | None) -> Head:
@@ -234,7 +265,8 @@ def _tfds(source: Source, key: str) -> Head:
     features = builder.info.features or {}
     classes = {name: list(getattr(f, "names", None) or ()) for name, f in features.items()}
     images = {name for name, f in features.items() if type(f).__name__ == "Image"}
-    names = [name for name, f in features.items() if name not in images and f.shape == ()]
+    answers = {name for name, f in features.items() if array_files.are_answers(f)}
+    names = [n for n, f in features.items() if n in answers or (n not in images and f.shape == ())]
     rows: list[tuple[Any, ...]] = []
     total = None
     if builder.is_prepared():
@@ -245,7 +277,11 @@ def _tfds(source: Source, key: str) -> Head:
             rows = [_cells(item) for item in items if isinstance(item, Row)]
     columns = [Column(name, is_image=True) for name in sorted(images)]
     for index, name in enumerate(names):
-        columns.append(Column(name, [row[index] for row in rows], classes=classes[name]))
+        values = [row[index] for row in rows]
+        if name in answers:
+            columns.append(Column(name, objects=values, is_answers=True))
+        else:
+            columns.append(Column(name, values, classes=classes[name]))
     return Head(source, columns, len(rows), total, total is not None and total <= ROWS)
 
 
@@ -271,10 +307,15 @@ def _column(name: Name, items: Sequence[Row | BadRow], item_names: Sequence[str]
     values = [_cells(item)[0] if isinstance(item, Row) else None for item in texts]
     problem = next((item.reason for item in texts if isinstance(item, BadRow)), None)
     cells = [item.values[0] if isinstance(item, Row) else None for item in items]
-    lists = [cell if isinstance(cell, list | tuple) else None for cell in cells]
-    if all(cell is None for cell in lists):
-        lists = []
-    return Column(name, values, problem=problem, lists=lists, item_names=item_names)
+    lists = _of_type(cells, list | tuple)
+    objects = _of_type(cells, Mapping)
+    return Column(name, values, False, (), problem, lists, item_names, objects)
+
+
+def _of_type(cells: Sequence[Any], kind: Any) -> list[Any]:
+    """Return the cells of a type, None for the others; nothing if there are only others."""
+    chosen = [cell if isinstance(cell, kind) else None for cell in cells]
+    return [] if all(cell is None for cell in chosen) else chosen
 
 
 def _estimated_rows(source: Source, key: str, last: str, rows: int) -> int:

@@ -1,6 +1,7 @@
 """Names of columns that are common in public data sets, the most telling first."""
 
 import re
+from collections.abc import Sequence
 
 CERTAIN_LABELS = ("label", "labels", "class", "category")  # the others may be a further property
 LABELS = (
@@ -99,6 +100,10 @@ TAGS = (
     "xpos",
     "pos",
 )
+# Questions about contexts.
+QUESTIONS = ("question", "questiontext", "query")
+CONTEXTS = ("context", "passage", "paragraph", "document", "article", "text")
+ANSWERS = ("answers", "answer")
 IDENTIFIERS = re.compile(
     r"(.*[\W_])?(id|idx|index|uuid|guid|key|date|time|timestamp|url)|unnamed: \d+"
 )
@@ -107,6 +112,12 @@ IDENTIFIERS = re.compile(
 def normalized(name: str | int) -> str:
     """Return the letters and digits of a name in lower case: `Review_Text` -> `reviewtext`."""
     return re.sub(r"[\W_]+", "", str(name).casefold())
+
+
+def position(common: Sequence[str], name: str | int) -> int:
+    """Return the position of a name among common ones, after the last one if it is not there."""
+    plain = normalized(name)
+    return common.index(plain) if plain in common else len(common)
 
 
 def is_role(name: str) -> bool:

@@ -24,7 +24,8 @@ class Request:
         data: a file, a glob, a folder of images, `tfds:NAME` or the folder of a prepared TFDS set.
         output: the file to write, which the comments name.
         test: data of the test split, None to look for it beside `data`.
-        columns: overrides by key of the config: `text`, `text_pair`, `image`, `label`.
+        columns: overrides by key of the config: `text`, `text_pair`, `question`, `context`,
+            `image`, `label`.
         backbone: overrides `model.backbone`.
         encoding: encoding of csv, tsv, jsonl and CoNLL files.
     """

@@ -7,7 +7,7 @@ from typing import Literal
 
 from tfft.data.array_files import IMAGE_SUFFIXES
 from tfft.data.records import LABEL_SEPARATOR, check_column_indices, column_indices
-from tfft.starter import labels, names, tagged
+from tfft.starter import labels, names, questions, tagged
 from tfft.starter.head import Column, Head, Name
 from tfft.utils.errors import UserError
 
@@ -26,6 +26,8 @@ class Roles:
         label: column of the label.
         text: column of the text, None for images.
         text_pair: column of the second text of a pair, or None.
+        question: column of the question, None without contexts.
+        context: column of the text that answers it, or None.
         image: column of the image, None for texts.
         separator: separates the labels of a row; None if it has exactly one.
         targets: the kind of targets, as in `config.tasks.TaskSection`.
@@ -37,9 +39,11 @@ class Roles:
     label: Name
     text: Name | None = None
     text_pair: Name | None = None
+    question: Name | None = None
+    context: Name | None = None
     image: Name | None = None
     separator: str | None = None
-    targets: Literal["class", "labels", "numbers", "tags"] = "class"
+    targets: Literal["class", "labels", "numbers", "tags", "answers"] = "class"
     labels: tuple[str, ...] = ()
     others: Mapping[str, Sequence[Name]] = field(default_factory=dict)
     doubts: Mapping[str, str] = field(default_factory=dict)
@@ -47,8 +51,14 @@ class Roles:
     @property
     def columns(self) -> list[Name]:
         """The columns in the order of a reader's request: the label last."""
-        inputs = (self.image,) if self.image is not None else (self.text, self.text_pair)
-        return [*(name for name in inputs if name is not None), self.label]
+        inputs = (self.image,) if self.image is not None else self.texts
+        return [*inputs, self.label]
+
+    @property
+    def texts(self) -> list[Name]:
+        """The columns of texts that the model reads."""
+        columns = (self.text, self.text_pair, self.question, self.context)
+        return [name for name in columns if name is not None]
 
 
 def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
@@ -63,6 +73,9 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     """
     _check_flags(overrides)
     fixed = {key: _resolve(head, value) for key, value in overrides.items()}
+    question_columns = questions.columns(head, fixed)
+    if question_columns is not None:
+        return _of_questions(head, fixed, question_columns)
     tag_columns = tagged.columns(head, fixed)
     if tag_columns is not None:
         return _of_tags(head, fixed, tag_columns)
@@ -98,6 +111,22 @@ def decide(head: Head, overrides: Mapping[str, str]) -> Roles:
     )
 
 
+def _of_questions(
+    head: Head, fixed: Mapping[str, Name], columns: questions.QuestionColumns
+) -> Roles:
+    """Return the roles in rows of questions about contexts."""
+    is_certain = "label" in fixed or not columns.others["label"]
+    is_certain = is_certain or names.normalized(columns.label) in names.ANSWERS
+    return Roles(
+        label=columns.label,
+        question=columns.question,
+        context=columns.context,
+        targets="answers",
+        others=columns.others,
+        doubts=_doubts(head, columns.others, is_certain),
+    )
+
+
 def _of_tags(head: Head, fixed: Mapping[str, Name], columns: tagged.TaggedColumns) -> Roles:
     """Return the roles in rows whose words have tags."""
     others: dict[str, Sequence[Name]] = {"label": columns.others, "text": ()}
@@ -129,6 +158,10 @@ def _check_flags(overrides: Mapping[str, str]) -> None:
         UserError: one would.
     """
     texts = [f"--{key}" for key in ("text", "text_pair") if key in overrides]
+    others = [*texts, *(["--image"] if "image" in overrides else [])]
+    for key in ("question", "context"):
+        if key in overrides and others:
+            raise UserError(f"--{key}: cannot be given with {others[0]}: they are of other tasks")
     if texts and "image" in overrides:
         raise UserError(f"{texts[0]}: cannot be given with --image: rows are texts or images")
     if texts == ["--text_pair"]:
@@ -314,8 +347,9 @@ def _doubts(
     doubts = {}
     if not is_certain and (doubt := _other_labels(head, others["label"])):
         doubts["label"] = doubt
-    if others.get("text"):
-        doubts["text"] = f"{listed(others['text'])} could be the text too; --text= chooses"
+    for key in ("text", "question"):
+        if others.get(key):
+            doubts[key] = f"{listed(others[key])} could be the {key} too; --{key}= chooses"
     return doubts
 
 

@@ -12,7 +12,7 @@ from tfft.data import array_files, sources
 from tfft.data.kinds import KINDS
 from tfft.data.records import BadRow, Row
 from tfft.starter import head as heads
-from tfft.starter import labels, tagged
+from tfft.starter import labels, questions, tagged
 from tfft.starter.head import Head
 from tfft.starter.roles import Roles, listed, shown_name
 from tfft.utils.errors import UserError
@@ -90,6 +90,9 @@ def mismatch(
     missing = [name for name in roles.columns if other.column(name) is None]
     if missing:
         return f"it has no column {listed(missing)}"
+    if roles.targets == "answers":
+        has_answer = other.total is None or count(source, other, roles, key)[questions.ANSWER]
+        return None if has_answer else "it has no answers"
     column = other.column(roles.label)
     is_read = column is not None and (column.lists if roles.targets == "tags" else column.texts)
     if column is None or not (is_read or column.classes):
@@ -107,9 +110,9 @@ def mismatch(
 
 
 def count(source: Source, head: Head, roles: Roles, key: str) -> Counter[str]:
-    """Return the rows of each class, or the entities of each type; nothing for numbers.
+    """Return the rows of each class, the entities of each type, or the rows with an answer.
 
-    Classes that the source declares are among them without rows.
+    Numbers are not counted. Classes that the source declares are among them without rows.
 
     Args:
         source: of the rows.
@@ -124,6 +127,8 @@ def count(source: Source, head: Head, roles: Roles, key: str) -> Counter[str]:
         return Counter()
     if roles.targets == "tags":
         return tagged.count_types(tagged.read(source, roles.columns, key), roles.labels)
+    if roles.targets == "answers" and roles.context is not None:
+        return questions.count(head, roles.context, roles.label)
     column = head.column(roles.label)
     counts = labels.count(column.texts if column else [], roles.separator)
     for label in column.classes if column else ():

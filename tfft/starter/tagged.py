@@ -146,7 +146,7 @@ def _of_spans(head: Head, fixed: Mapping[str, Name]) -> TaggedColumns | None:
     is_classified = any(names.normalized(c.name) in names.CERTAIN_LABELS for c in classes)
     if not spans or ("label" not in fixed and is_classified):
         return None
-    label = min(spans, key=lambda c: _position(names.TAGS, c))
+    label = min(spans, key=lambda c: names.position(names.TAGS, c.name))
     others = [c.name for c in (*spans, *classes) if c is not label]
     return TaggedColumns(label.name, others=others)
 
@@ -221,12 +221,8 @@ def _are_named(text: Column, label: Column) -> bool:
 
 def _rank(pair: tuple[Column, Column]) -> tuple[int, int]:
     """Return how telling the names of a pair are; less is more."""
-    return _position(names.TOKENS, pair[0]), _position(names.TAGS, pair[1])
-
-
-def _position(common: Sequence[str], column: Column) -> int:
-    plain = names.normalized(column.name)
-    return common.index(plain) if plain in common else len(common)
+    text, label = pair
+    return names.position(names.TOKENS, text.name), names.position(names.TAGS, label.name)
 
 
 def _are_spans(column: Column) -> bool:
