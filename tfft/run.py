@@ -24,7 +24,7 @@ from tfft.methods import METHODS
 from tfft.model import Model, assemble, stages, weight_file
 from tfft.preprocess import Inputs
 from tfft.spec import Backbone, Fitted, Task
-from tfft.tasks import TASKS, answers, decode_rows, prepare_rows
+from tfft.tasks import TASKS, answers, decode_rows, predict_logits, prepare_rows
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import remove_abandoned, write_atomic
@@ -118,7 +118,7 @@ class Run:
             indices = order[start : start + batch_size]
             columns = zip(*(rows[i] for i in indices), strict=True)
             batch, tokens = prepare_rows(self.task, inputs, columns)
-            yield indices, self.model.predict_on_batch(batch), tokens
+            yield indices, predict_logits(self.model, batch, batch_size), tokens
 
     def predict(self, rows: Iterable[Any], batch_size: int = 64) -> list[dict[str, Any]]:
         """Predict the answers to raw rows.
@@ -460,6 +460,8 @@ def build_on_backbone(
     # The method injects its layers again; `load_weights` then gives them the trained values.
     METHODS[config.method.name].apply(model, model_stages, config.method)
     inputs = preprocess.restore(workdir / "best")
+    if task.of_tokens and getattr(inputs, "windows", None) is None:
+        raise UserError(f"{workdir}: was trained by a version of tfft without windows; train again")
     run = Run(workdir, config, model, backbone, inputs, labels, description["trained"])
     run.fitted = description["fitted"]
     run.load_weights()

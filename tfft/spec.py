@@ -229,7 +229,7 @@ class Task:
 
     A task computes logits [N, C] for N rows, C of them for each row, named by the labels: classes,
     or the columns of the targets. `targets` are what the task predicts, [N, ...]. A task of tokens
-    reads the windows of texts and computes logits [E, T, C] for them.
+    reads windows, all of each row's in order, and computes logits [E, T, C] for them.
 
     It is evaluated on its `records`: what is kept of the logits of each row, or they themselves.
 

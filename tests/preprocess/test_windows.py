@@ -56,10 +56,13 @@ def test_windows_without_room_are_refused(settings, message):
 
 def test_settings_are_those_of_the_task():
     assert WindowSettings.of(TextClassification()) is None
-    assert WindowSettings.of(TokenClassification(max_windows=7)) == (None, 7, 0)
-    assert WindowSettings.of(QuestionAnswering(doc_stride=9)) == (9, 32, 64)
-    assert Windows.create(380, WindowSettings(None, 32, 64)).stride == 79
+    assert WindowSettings.of(TokenClassification(max_windows=7)) == (None, 7, 0, 1)
+    assert WindowSettings.of(QuestionAnswering(doc_stride=9)) == (9, 32, 64, 30)
+    assert Windows.create(380, WindowSettings(None, 32, 64, 30)).stride == 79
     assert Windows.create(4000, WindowSettings()).stride == 128
+    # Room for the longest answer, but not more than half of a window.
+    assert Windows.create(125, WindowSettings(None, 32, 64, 30)).stride == 30
+    assert Windows.create(64 + 20, WindowSettings(None, 32, 64, 30)).stride == 10
 
 
 def inputs_of(spec, is_pair, stride=STRIDE):

@@ -22,6 +22,15 @@ from tfft.utils.errors import Interrupted, UserError
 pytestmark = pytest.mark.slow
 
 BOUND = 1e-5  # largest difference of a probability
+# The names of the baselines, where they are not those of texts with classes.
+BASELINES = {
+    "image_classification": {"majority", "tiny"},
+    "image_multilabel": {"majority", "tiny"},
+    "text_regression": {"mean", "tfidf"},
+    "token_classification": {"majority", "dictionary"},
+    "question_answering": {"no_answer", "sentence"},
+    "text_count": {"mean", "tfidf"},  # of test_new_task.py
+}
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 
@@ -109,7 +118,8 @@ def test_metrics_have_intervals_baselines_and_a_report(run):
     metrics = set(task.metrics) - {"top_5_accuracy"}  # of more than five classes only
     assert metrics <= names and f"{run.config.train.metric}/low" in names
     assert run.config.train.metric == next(iter(task.metrics))
-    assert any(name.startswith("baseline/") for name in names)
+    listed = {name.split("/")[1] for name in names if name.startswith("baseline/")}
+    assert listed == BASELINES.get(task.name, {"majority", "tfidf"})
     for name in ("report.html", "MODEL_CARD.md", "mask.txt", "best/model.json"):
         assert (run.workdir / name).is_file(), name
 
@@ -144,6 +154,19 @@ def test_loaded_evaluated_exported_and_predicted_alike(run, tmp_path):
             actual = json.loads(line)
             for name, value in answer.items():
                 assert_close(actual[name], value)
+
+
+def test_cached_features_train_the_same_head(raw, tmp_path):
+    config = {**raw, "method": {"name": "head"}}
+    config["data"] = {**raw["data"], "cache_dir": str(tmp_path / "cache")}
+    runs = [
+        tfft.train(
+            {**config, "train": {**raw["train"], "cache_features": cached}}, tmp_path / str(cached)
+        )
+        for cached in (False, True)
+    ]
+    assert list((tmp_path / "cache" / "prefix").iterdir())
+    assert_same_weights(*runs, 1e-3)
 
 
 def test_two_replicas_train_the_same_model(raw, run, tmp_path):

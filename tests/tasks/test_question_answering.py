@@ -128,8 +128,8 @@ def test_evaluated_answers_are_those_that_are_served(has_null, split_and_inputs)
         assert context[answer["start"] : answer["end"]] == answer["answer"]
         encoded = context.encode()[answer["start_byte"] : answer["end_byte"]]
         assert encoded.decode() == answer["answer"]
-        if not no:
-            assert answer["score"] == pytest.approx(merged.confidence[row], rel=1e-5)
+        confidence = (merged.null_confidence if no else merged.confidence)[row]
+        assert answer["score"] == pytest.approx(confidence, rel=1e-5)
 
 
 def test_a_small_change_of_the_logits_changes_no_answer(split_and_inputs):
@@ -240,9 +240,39 @@ def test_lost_answers_are_counted(tiny, tmp_path, capfd):
     rows = [("the sky", context, far), ("the sky", "is red", [])]
     split, _ = build(tiny, rows, tmp_path, task={"max_windows": 2})
     log = capfd.readouterr().err
-    assert "the answers to 1 questions lie in no window" in log
-    assert "1 of 2 rows (50.0%) are cut at max_windows" in log
+    assert "in train, 1 answers lie in no window" in log
+    assert "1 of 2 rows (50.0%) are cut at max_windows or max_question_length" in log
     assert len(split.examples) == 3
+
+
+def test_white_space_of_answers_is_left_out(tiny, tmp_path):
+    rows = [("q", "the sky is red x", answer(text, 11 - shift)) for text, shift in SPACED.items()]
+    split, _ = build(tiny, rows, tmp_path)
+    assert [true_texts(split, row) for row in range(3)] == [["red"]] * 3
+
+
+def test_a_cut_question_is_counted(tiny, tmp_path, capfd):
+    build(tiny, [("red blue sky the x", "is red", []), ("q", "is red", [])], tmp_path)
+    assert "1 of 2 rows (50.0%) are cut at" in capfd.readouterr().err
+
+
+def test_short_windows_are_verified_too():
+    """Where a window has fewer tokens than the n best, all of them are considered."""
+    logits = np.full((1, 8, 2), -1e9, np.float32)
+    logits[0, :3] = [[0, 0], [5, 1], [1, 6]]
+    tokens = {
+        "own": np.array([[False, True, True, *[False] * 5]]),
+        "starts": np.arange(8)[None],
+        "ends": np.arange(1, 9)[None],
+        "row": np.zeros(1, int),
+    }
+    fitted = {"n_best": np.array([5.0]), "max_answer_length": np.array([6.0])}
+    margin = TASK.margin({"logits": logits}, fitted, tokens)
+    # 5 + 6 against 1 + 6, in the unit 6.
+    assert margin == pytest.approx([4 / 4 / 6])
+
+
+SPACED = {"red": 0, " red": 1, "red ": 0}
 
 
 def answer(text, start):
@@ -261,7 +291,7 @@ def answer(text, start):
         (("q", "a red sky", [{"answer_start": 2}]), "answer 1: no key 'text'"),
         (("q", "a red sky", answer("red", "2")), "'answer_start' must be a whole number"),
         (("q", "a red sky", answer(5, 2)), "'text' must be text"),
-        (("q", "a red sky", "red"), "'answers' must be a list"),
+        (("q", "a red sky", "red"), "'answers' must be a list of answers; csv cannot hold them"),
         (("q", "a red sky", ["red"]), "must be an object"),
         (("q", "a red sky", {"text": ["red"], "answer_start": [2, 3]}), "1 texts and 2 starts"),
         (("q", "a red sky", {"text": ["red"]}), "no key 'answer_start'"),

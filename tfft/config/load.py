@@ -116,6 +116,11 @@ class Config(Section):
                     f"data: source {source.source} is for images; task is {task.name} "
                     "(task: {name: image_classification} classifies images)"
                 )
+            if source.source == "squad" and task.targets != "answers":
+                raise ValueError(
+                    f"data: source squad (.json) is for question_answering; task is {task.name} "
+                    "(name a file with one object a line .jsonl)"
+                )
         return self
 
 

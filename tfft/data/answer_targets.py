@@ -43,9 +43,15 @@ class AnswerTargets:
                 kind = type(text).__name__
                 return BadRow(row.place, f"column {column!r} must be a text. Received: {kind}")
         context = texts[-1]
+        if isinstance(answers, str):
+            reason = f"column {columns[-1]!r} must be a list of answers; csv cannot hold them"
+            return BadRow(row.place, f"{reason}, jsonl can. Received: text")
         try:
+            # Tokens are located without white space, so answers are too.
             spans = [
-                answer_positions.byte_span(context, text, start)
+                answer_positions.byte_span(
+                    context, text.strip(), start + len(text) - len(text.lstrip())
+                )
                 for text, start in squad.answers_of(answers, context)
             ]
         except UnicodeEncodeError:
@@ -82,8 +88,8 @@ class AnswerTargets:
         if not lost:
             return None
         return (
-            f"the answers to {lost:,} questions lie in no window: they are longer than a window's "
-            "doc_stride, or beyond max_windows"
+            f"{lost:,} answers lie in no window: they are longer than doc_stride, beyond "
+            "max_windows, or of characters that the tokenizer drops"
         )
 
     def names(

@@ -224,8 +224,11 @@ def _log_summary(datasets: Datasets) -> None:
                 f"data: {prepared.bad} bad rows skipped, the first: {prepared.bad_listed[0]}"
             )
         if prepared.cut:
+            limit = "max_length"
+            if prepared.window_ends is not None:
+                is_pair = prepared.columns == 2
+                limit = "max_windows or max_question_length" if is_pair else "max_windows"
             console.log(
                 f"data: {prepared.cut:,} of {prepared.rows:,} rows "
-                f"({prepared.cut / prepared.rows:.1%}) are cut at "
-                f"{'max_length' if prepared.window_ends is None else 'max_windows'}"
+                f"({prepared.cut / prepared.rows:.1%}) are cut at {limit}"
             )

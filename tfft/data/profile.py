@@ -91,7 +91,8 @@ def _length_lines(lengths_of: dict[str, dict[str, Any]]) -> list[str]:
         values = ", ".join(str(value) for value in lengths["quantiles"])
         cut = f"cuts {lengths['cut_rows']:,} rows ({lengths['cut_rows_share']:.1%})"
         if "windows" in lengths:
-            effect = f"{lengths['windows']:,} windows of {lengths['max_length']}; max_windows {cut}"
+            windows = f"{lengths['windows']:,} windows of {lengths['max_length']}"
+            effect = f"{windows}; their largest number {cut}"
         else:
             lost = f"loses {lengths['lost_tokens_share']:.2%} of the tokens"
             effect = f"max_length {lengths['max_length']} {cut} and {lost}"

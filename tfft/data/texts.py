@@ -174,7 +174,8 @@ class _TokenWriter(Writer):
                 self._targets.write_windows(self, row, windows)
             self.put_ends("window", list(map(len, rows)))
             examples = [window for windows in rows for window in windows]
-            encoded = [(window.ids, window.segments, window.truncated) for window in examples]
+            encoded = [(window.ids, window.segments, False) for window in examples]
+            self.cut += sum(windows[-1].truncated for windows in rows)
         else:
             encoded = self._tokenizer.encode(*columns)
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)

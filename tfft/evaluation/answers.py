@@ -20,19 +20,21 @@ _WORD = re.compile(r"\w+")
 
 @dataclass(frozen=True)
 class Answers:
-    """The best answer to each row that is not empty.
+    """The best answer to each row, no answer left aside.
 
     Attributes:
         texts: of the answers, [N]; "" where there is no candidate.
         scores: of the answers against the true ones.
         margins: score of no answer less that of the answer, [N].
         confidence: probability of the answer among the n best, [N].
+        null_confidence: probability of no answer among them, [N].
     """
 
     texts: list[str]
     scores: squad_metrics.Scores
     margins: np.ndarray
     confidence: np.ndarray
+    null_confidence: np.ndarray
 
     @classmethod
     def of_texts(cls, split: Dataset, texts: Sequence[str]) -> "Answers":
@@ -42,6 +44,7 @@ class Answers:
             _scores(split, texts),
             np.full(len(texts), -np.inf),
             np.ones(len(texts)),
+            np.zeros(len(texts)),
         )
 
 
@@ -97,8 +100,14 @@ class AnswerRecords:
         spans = np.where(best[:, None] >= 0, n_best.spans[index, best], 0)
         contexts = [self._split.raw_row(i)[-1] for i in range(len(best))]
         texts = answer_spans.texts(contexts, spans, in_bytes=True)
-        confidence = np.where(best >= 0, n_best.probabilities()[index, best], 0.0)
-        return Answers(texts, _scores(self._split, texts), n_best.margins(), confidence)
+        probabilities = n_best.probabilities()
+        return Answers(
+            texts,
+            _scores(self._split, texts),
+            n_best.margins(),
+            np.where(best >= 0, probabilities[index, best], 0.0),
+            (probabilities * n_best.is_null).sum(axis=1),
+        )
 
 
 def best_answers(

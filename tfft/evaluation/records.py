@@ -98,7 +98,7 @@ def bridge_entities(logits: np.ndarray, has_no_token: np.ndarray, rows: np.ndarr
 
     Args:
         logits: of the words, [W, C]; changed in place.
-        has_no_token: whether the logits of a word are not the model's, bool [W].
+        has_no_token: whether a word has no token, nor is joined to another word, bool [W].
         rows: row of each word, ascending, int [W].
     """
     index, size = np.arange(len(rows)), len(rows)

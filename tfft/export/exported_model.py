@@ -111,7 +111,7 @@ class ExportedModel:
 
     Attributes:
         labels: names of the outputs: classes, or columns of predicted numbers.
-        columns: names of the raw inputs: `text`, `text` and `text_pair`, or `image`.
+        columns: names of the raw inputs, such as `text`, `question` and `context`, or `image`.
         task: name of its task.
 
     Raises:

@@ -22,7 +22,7 @@ from tfft.export.verify import plain
 from tfft.export.verify_process import Verifier
 from tfft.export.weight_storage import StoredWeight
 from tfft.preprocess import Inputs
-from tfft.tasks import prepare_rows
+from tfft.tasks import predict_logits, prepare_rows
 from tfft.utils import console
 from tfft.utils.errors import UserError
 from tfft.utils.files import temporary_folder
@@ -31,6 +31,7 @@ from tfft.utils.files import temporary_folder
 BOUNDS = {"float32": 1e-5, "mixed_bfloat16": 2e-2, "mixed_float16": 5e-3}
 PARITY_ROWS = 1000  # rows whose preprocessing in the graph is compared with the host's
 PARITY_BATCH = 128  # rows of one comparison, which bounds the memory of decoded images
+VERIFY_BATCH = 64  # examples that the live model computes at once
 _VERIFIER = Verifier()
 
 
@@ -188,7 +189,7 @@ def _verify(
     bound = BOUNDS[precision]
     columns = list(zip(*rows, strict=True))
     batch, tokens = prepare_rows(task, inputs, columns)
-    logits = tf.constant(model.predict_on_batch(batch), tf.float32)
+    logits = tf.constant(predict_logits(model, batch, VERIFY_BATCH), tf.float32)
     live = task.decode(logits, servable.labels, servable.fitted)
     margins = task.margin({k: v.numpy() for k, v in live.items()}, servable.fitted, tokens)
     of_rows = task.locate(live, tokens, servable.labels, servable.fitted)

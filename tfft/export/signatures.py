@@ -49,6 +49,7 @@ METHODS = {
     "classify": "tensorflow/serving/classify",
     "regress": "tensorflow/serving/regress",
 }
+WINDOWS_AT_ONCE = 32  # windows that a served model computes at once, whatever their rows
 Outputs = Mapping[str, tf.Tensor]
 
 
@@ -79,7 +80,7 @@ class Servable:
     """A trained model with its preprocessing and the decoding of its outputs.
 
     Attributes:
-        model: maps prepared inputs to logits, [B, C].
+        model: maps prepared inputs to logits, [B, C], or [B, T, C] of windows.
         inputs: prepares raw rows.
         task: decodes the logits.
         labels: class names, in the order of the outputs.
@@ -142,7 +143,11 @@ class Signatures(tf.Module):
 
         def predict_raw(*columns: tf.Tensor) -> dict[str, tf.Tensor]:
             batch = prepare(*columns)
-            outputs = model_function(*(batch[name] for name in input_specs))
+            inputs_of_model = [batch[name] for name in input_specs]
+            if task.of_tokens:
+                outputs = {task.output: _in_slices(model_function, inputs_of_model, task.output)}
+            else:
+                outputs = model_function(*inputs_of_model)
             outputs = task.locate(outputs, batch, labels, servable.fitted)
             if STATUS not in batch:
                 return outputs
@@ -194,6 +199,29 @@ class Signatures(tf.Module):
         tf.get_logger().setLevel("ERROR")  # it logs the folder, which is a temporary one
         updater.save()
         tf.get_logger().setLevel(level)
+
+
+def _in_slices(
+    function: Callable[..., Outputs], tensors: Sequence[tf.Tensor], output: str
+) -> tf.Tensor:
+    """Return an output of a function of windows, [E, T, C], computed `WINDOWS_AT_ONCE` at a time.
+
+    A request of a few rows may be thousands of windows.
+    """
+    total = tf.shape(tensors[0])[0]
+    count = tf.maximum(1, -(-total // WINDOWS_AT_ONCE))
+    results = tf.TensorArray(tf.float32, count, infer_shape=False)
+
+    def compute(index: tf.Tensor, results: tf.TensorArray) -> tuple[tf.Tensor, tf.TensorArray]:
+        start = index * WINDOWS_AT_ONCE
+        part = function(*(tensor[start : start + WINDOWS_AT_ONCE] for tensor in tensors))
+        return index + 1, results.write(index, part[output])
+
+    _, results = tf.while_loop(
+        lambda index, _: index < count, compute, (0, results), parallel_iterations=1
+    )
+    outputs = function.get_concrete_function().structured_outputs
+    return tf.ensure_shape(results.concat(), outputs[output].shape)
 
 
 def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:

@@ -167,7 +167,7 @@ class TextInputs:
             return [self._divide([], *located[text]) for text in texts]
         encodings = self._untruncated.encode_batch(list(firsts[0]), add_special_tokens=False)
         return [
-            self._divide(encoding.ids[: self.windows.first], *located[text])
+            self._divide(encoding.ids, *located[text])
             for encoding, text in zip(encodings, texts, strict=True)
         ]
 
@@ -182,12 +182,15 @@ class TextInputs:
             starts: first byte of each of its tokens, int32 [L].
             ends: one after its last byte, int32 [L].
         """
+        is_cut = len(first_ids) > self.windows.first
+        first_ids = first_ids[: self.windows.first]
         bounds = self.windows.bounds(len(ids), len(first_ids))
         result = []
         for (first, end), (own_first, own_end) in zip(
             bounds, own_tokens(bounds, self.pair), strict=True
         ):
-            window = Window([], [], [], [], [], end == bounds[-1][1] < len(ids))
+            is_last_cut = end == bounds[-1][1] < len(ids)
+            window = Window([], [], [], [], [], is_cut or is_last_cut)
             for part in self._template:
                 if part.text == ("B" if self.pair else "A"):
                     positions = range(own_first - first, own_end - first)

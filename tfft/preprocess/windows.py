@@ -23,11 +23,13 @@ class WindowSettings(NamedTuple):
         stride: tokens that two neighbouring windows share; None: chosen by their size.
         most: the most windows of a row.
         first: the most tokens of the first text of a pair; 0: single texts.
+        least: least stride that is chosen, if half of a window has so many tokens.
     """
 
     stride: int | None = None
     most: int = 32
     first: int = 0
+    least: int = 1
 
     @classmethod
     def of(cls, task: TaskSection) -> "WindowSettings | None":
@@ -39,6 +41,7 @@ class WindowSettings(NamedTuple):
             None if stride == "auto" else stride,
             task.max_windows,
             getattr(task, "max_question_length", 0),
+            getattr(task, "max_answer_length", 1),
         )
 
 
@@ -66,14 +69,20 @@ class Windows:
         Raises:
             UserError: a window has no room for more than the first text and the stride.
         """
-        stride, most, first = settings
+        stride, most, first, least = settings
         room = size - first
         if first and room < 2:
             raise UserError(
                 f"task.max_question_length: must leave room for the context; a window has {size} "
                 f"tokens beside the special ones (data.max_length). Received: {first}"
             )
-        chosen = max(1, min(LONGEST_STRIDE, room // 4)) if stride is None else stride
+        if room < 2:
+            raise UserError(
+                "data.max_length: a window needs two tokens beside the special ones. Received: "
+                f"room for {room}"
+            )
+        chosen = max(min(LONGEST_STRIDE, room // 4), min(least, room // 2))
+        chosen = chosen if stride is None else stride
         if chosen >= room:
             raise UserError(
                 f"task.doc_stride: must be below the {room} tokens of a window's text "
@@ -109,7 +118,8 @@ class Window(NamedTuple):
         starts: first byte of the tokens that the window answers for, in the text; 0 for others.
         ends: one after their last byte; 0 for others.
         is_own: whether the window answers for a token.
-        truncated: whether the text goes on after this window, the last one of its row.
+        truncated: whether the text goes on after this window, the last one of its row, or the
+            first text of a pair was cut.
     """
 
     ids: list[int]

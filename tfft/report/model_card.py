@@ -215,7 +215,7 @@ def _limitations(
                 f"Its confidence is off by {error:.3f} on average on {split} (expected calibration "
                 "error)."
             )
-    if config.task.modality == "text":
+    if config.task.modality == "text" and not TASKS[config.task.name].of_tokens:
         lines.append(f"Texts longer than {config.data.max_length} tokens are truncated.")
     if "test" not in evaluations:
         lines.append(

@@ -47,6 +47,25 @@ def prepare_rows(
     return inputs.batch(*columns), {}
 
 
+def predict_logits(model: Any, batch: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
+    """Return the logits of a prepared batch, [E, ...], at most `batch_size` examples at once.
+
+    A batch of rows may be many windows.
+
+    Args:
+        model: the model, a `keras.Model`.
+        batch: inputs by name, [E, ...] each; at least one example.
+        batch_size: examples at once.
+    """
+    examples = len(next(iter(batch.values())))
+    return np.concatenate(
+        [
+            model.predict_on_batch({k: v[start : start + batch_size] for k, v in batch.items()})
+            for start in range(0, examples, batch_size)
+        ]
+    )
+
+
 def decode_rows(
     task: Task, logits: Any, tokens: Mapping[str, Any], labels: Sequence[str], fitted: Fitted
 ) -> dict[str, Any]:

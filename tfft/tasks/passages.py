@@ -103,7 +103,9 @@ def _by_row(values: tf.Tensor, rows: tf.Tensor, number: tf.Tensor, default: floa
     """Return what belongs to windows, [E, n], side by side for each row: [B, windows * n]."""
     ragged = tf.RaggedTensor.from_value_rowids(values, rows, number, validate=False)
     dense = ragged.to_tensor(default_value=tf.cast(default, values.dtype))  # [B, windows, n]
-    return tf.reshape(dense, [number, tf.shape(dense)[1] * tf.shape(values)[1]])
+    flat = tf.reshape(dense, [number, tf.shape(dense)[1] * tf.shape(values)[1]])
+    # One more, so that there is one where there is no row.
+    return tf.pad(flat, [[0, 0], [0, 1]], constant_values=tf.cast(default, values.dtype))
 
 
 def _probability(score: tf.Tensor, scores: tf.Tensor) -> tf.Tensor:

@@ -25,7 +25,7 @@ from tfft.tasks import passages
 from tfft.tasks.heads import token_head
 from tfft.utils.ragged import Ragged
 
-PADDING_LOGIT = -1e9  # of tokens that are padding: no probability, and finite in all formats
+PADDING_LOGIT = -1e9  # of padding: no probability. Finite, as heads compute in float32
 
 
 class SpanCrossEntropy(keras.losses.Loss):
@@ -54,7 +54,7 @@ class QuestionAnswering(Task):
     output = "logits"
     unfitted = "task: no validation rows; the threshold of no answer stays 0"
     pipeline = "question-answering"
-    answers_with = "a passage of the context, by {count} logits of each token"
+    answers_with = "a passage of the context, from {count} logits of each token"
     limits = (
         "An answer is a passage of the context, in its words.",
         "It reads the context up to its largest number of windows; later answers are not found.",
@@ -153,23 +153,21 @@ class QuestionAnswering(Task):
         The loss is 1 - F1, times the confidence: confident wrong answers come first.
         """
         scores = _final_scores(records, fitted)
-        predicted = records.texts
-        if (threshold := _threshold(fitted)) is not None:
-            is_null = records.margins > threshold
-            predicted = ["" if no else text for no, text in zip(is_null, predicted, strict=True)]
+        is_null = _is_null(records, fitted)
+        confidence = np.where(is_null, records.null_confidence, records.confidence)
 
         def describe(position: int) -> dict[str, Any]:
             texts = dict.fromkeys(answer_records.true_texts(split, position))
             return {
                 "label": " | ".join(texts) or "no answer",
-                "predicted": predicted[position] or "no answer",
-                "confidence": float(records.confidence[position]),
+                "predicted": (not is_null[position] and records.texts[position]) or "no answer",
+                "confidence": float(confidence[position]),
             }
 
         words = [split.raw_row(i)[0].split()[0].lower() for i in range(len(split))]
         return Details(
             sections=(_word_table(words, scores),),
-            losses=(1 - scores.f1) * records.confidence,
+            losses=(1 - scores.f1) * confidence,
             wrong=scores.exact < 1,
             describe=describe,
         )
@@ -249,7 +247,9 @@ class QuestionAnswering(Task):
         of_rows = lead / 4
         by_size = np.sort(logits, axis=1)[:, ::-1]
         if (count := int(fitted["n_best"][0])) < logits.shape[1]:
-            gap = (by_size[:, count - 1] - by_size[:, count]).min(axis=-1)  # [E]
+            gap = by_size[:, count - 1] - by_size[:, count]  # [E, 2]
+            # A window of fewer tokens has them all.
+            gap = np.where(by_size[:, count] > PADDING_LOGIT / 2, gap, np.inf).min(axis=-1)
             np.minimum.at(of_rows, np.asarray(tokens["row"]), gap / 2)
         return of_rows / self.unit(logits, fitted)
 
@@ -257,6 +257,12 @@ class QuestionAnswering(Task):
 def _threshold(fitted: Fitted) -> float | None:
     """Return the threshold of no answer; None: every row has an answer."""
     return float(fitted["null_threshold"][0]) if "null_threshold" in fitted else None
+
+
+def _is_null(records: Answers, fitted: Fitted) -> np.ndarray:
+    """Return the rows that are answered with no answer, bool [N]."""
+    threshold = _threshold(fitted)
+    return records.margins > (np.inf if threshold is None else threshold)
 
 
 def _final_scores(records: Answers, fitted: Fitted) -> squad_metrics.Scores:

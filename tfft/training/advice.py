@@ -72,14 +72,17 @@ def measure(config: Config) -> auto.Facts:
         device=tf.config.list_logical_devices()[-1].device_type,
         # `available` reads the memory of the machine, not that of an accelerator.
         free_memory=None if strategies.accelerated() else memory.available(),
-        seconds_per_row=time_forward_pass(backbone, data.train, rows),
+        # A row is all of its windows.
+        seconds_per_row=time_forward_pass(backbone, data.train, rows)
+        * len(data.train.examples)
+        / len(data.train),
         time_limit=config.method.time.seconds if config.method.time is not None else None,
         probe_accuracy=(probe.accuracy, probe.chance) if probe is not None else None,
     )
 
 
 def time_forward_pass(backbone: Backbone, split: Dataset, rows: batches.Rows) -> float:
-    """Return the seconds that a forward pass of the backbone takes per row of median length.
+    """Return the seconds that a forward pass of the backbone takes per example of median length.
 
     Args:
         backbone: of which the whole model runs.

@@ -54,7 +54,8 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     )
     # The features depend on more than the weights below: the description holds what is a constant
     # in the graph (scaling, mean, epsilon).
-    constants = [dict(run.backbone.description), run.backbone.fingerprint, config.task.pooling]
+    pooling = getattr(config.task, "pooling", None)  # tasks of tokens have none
+    constants = [dict(run.backbone.description), run.backbone.fingerprint, pooling]
     key = f"{config.distribute.precision} {json.dumps(constants, sort_keys=True, default=str)}"
     # Augmented images differ from epoch to epoch: a fixed number of variants is stored.
     if isinstance(pipeline.train_rows, model_inputs.AugmentedPixels):

@@ -320,9 +320,7 @@ def _compute(
             folder / f"{name}.npy",
             mode="w+",
             dtype=file_dtype,
-            shape=(int(offsets[-1]), shape[-1])
-            if name in ragged
-            else (len(split.examples), *shape),
+            shape=(int(offsets[-1]), shape[-1]) if name in ragged else (examples, *shape),
         )
         for name, shape in model_split.shapes.items()
     }
