@@ -1,8 +1,8 @@
 """Predict raw rows: one text per line, or jsonl objects, in; jsonl on standard output.
 
 An image is given as the path of its file. A jsonl object holds the columns of the config (or `text`
-and `text_pair`, `question` and `context`, or `image`). Rows of two texts must be jsonl. The model is
-a run directory or an exported SavedModel (which needs no file of the run).
+and `text_pair`, `question` and `context`, or `image`). Rows of two texts must be jsonl. The model
+is a run directory or an exported SavedModel (which needs no file of the run).
 
 Example:
     tfft predict --workdir=runs/reviews --input=texts.txt > answers.jsonl
