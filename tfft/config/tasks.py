@@ -297,7 +297,12 @@ class QuestionAnswering(TaskSection):
     problem_type = None
 
     name: Literal["question_answering"] = "question_answering"
-    dropout: float = DROPOUT
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="dropout rate before the logits; heads of transformers have none",
+    )
     max_question_length: int = Field(
         64, ge=1, le=4096, description="tokens of a question; longer ones are cut"
     )
