@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 
 import keras
 import numpy as np
@@ -249,6 +250,17 @@ def test_white_space_of_answers_is_left_out(tiny, tmp_path):
     rows = [("q", "the sky is red x", answer(text, 11 - shift)) for text, shift in SPACED.items()]
     split, _ = build(tiny, rows, tmp_path)
     assert [true_texts(split, row) for row in range(3)] == [["red"]] * 3
+
+
+def test_questions_of_a_context_are_held_out_together(tiny, tmp_path, capfd):
+    contexts = [f"the sky {word} is red" for word in WORDS[:5]]
+    rows = [("q", context, answer("red", context.index("red"))) for context in contexts * 4]
+    train, _ = build(tiny, rows, tmp_path, validation={"fraction": 0.2})
+    assert sorted(Counter(train.raw_row(i)[1] for i in range(len(train))).values()) == [4] * 4
+    build(tiny, rows[:1] * 3, tmp_path, validation={"fraction": 0.2})
+    assert (
+        "data.validation: there is one context, so none can be held out" in capfd.readouterr().err
+    )
 
 
 def test_a_cut_question_is_counted(tiny, tmp_path, capfd):

@@ -116,6 +116,12 @@ class AnswerTargets:
         """Return whether each row has an answer."""
         return (targets.lengths > 0).astype(np.int64)
 
+    def units(self, prepared: Any) -> np.ndarray:
+        """Return the number of each row's context: its questions are held out together."""
+        numbers: dict[str, int] = {}
+        contexts = (prepared.raw_row(row)[-1] for row in range(prepared.rows))
+        return np.array([numbers.setdefault(context, len(numbers)) for context in contexts])
+
     def text(self, target: np.ndarray, names: Sequence[str]) -> str:
         """Return the places of the answers in bytes."""
         return ", ".join(f"{start} to {end}" for start, end in target) or "no answer"

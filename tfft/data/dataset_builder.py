@@ -9,7 +9,7 @@ from tfft.config import Config, DataConfig, Fraction, Source
 from tfft.data import images, sources, texts
 from tfft.data.kinds import KINDS
 from tfft.data.prepared import Request, default_cache
-from tfft.data.splits import Dataset, stratified
+from tfft.data.splits import Dataset, stratified, together
 from tfft.data.targets import Targets
 from tfft.preprocess import ImageInputs, Inputs
 from tfft.utils import console
@@ -93,13 +93,18 @@ def build(config: DataConfig, inputs: Inputs, settings: DatasetSettings) -> Data
             )
         elif isinstance(split_config, Fraction):
             seed = settings.seed if split_config.seed is None else split_config.seed
-            groups = builder.targets.groups(train.targets)
-            train_positions, held_out = stratified(groups, split_config.fraction, seed)
+            units = builder.targets.units(prepared)
+            if units is None:
+                groups = builder.targets.groups(train.targets)
+                train_positions, held_out = stratified(groups, split_config.fraction, seed)
+            else:
+                train_positions, held_out = together(units[train.rows], split_config.fraction, seed)
             splits[key] = None
             if len(held_out):
                 splits[key], train = train.take(held_out), train.take(train_positions)
             else:
-                console.log(f"data.{key}: no class has two rows, so none can be held out")
+                unit = "no class has two rows" if units is None else "there is one context"
+                console.log(f"data.{key}: {unit}, so none can be held out")
         else:
             splits[key] = None
     result = Datasets(train, splits["validation"], splits["test"], names)

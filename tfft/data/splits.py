@@ -130,3 +130,27 @@ def stratified(groups: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarr
     held_out = np.sort(np.concatenate(held_by_group))
     remaining = np.setdiff1d(np.arange(len(groups)), held_out, assume_unique=True)
     return remaining, held_out
+
+
+def together(units: np.ndarray, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Split positions into kept and held-out ones, all rows of a unit on one side; both sorted.
+
+    At least one unit is kept, and one held out if there are two.
+
+    Args:
+        units: unit of each row, [N], such as its context.
+        fraction: share of the rows to hold out, about.
+        seed: of the split.
+
+    Returns:
+        Positions kept and positions held out.
+    """
+    generator = np.random.default_rng([seed, round(fraction * 1e6)])
+    names, counts = np.unique(units, return_counts=True)
+    order = generator.permutation(len(names))
+    # As many of the drawn units as come nearest to the share.
+    ends = np.cumsum(counts[order])
+    number = 1 + int(np.abs(ends - fraction * len(units)).argmin())
+    held_units = names[order[: min(number, len(names) - 1)]]
+    is_held = np.isin(units, held_units)
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)

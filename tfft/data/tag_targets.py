@@ -191,6 +191,10 @@ class TagTargets:
         groups[rows[order]] = types[order]
         return groups
 
+    def units(self, prepared: Any) -> None:
+        """Return None: each row is held out by itself."""
+        return None
+
     def text(self, target: np.ndarray, names: Sequence[str]) -> str:
         """Return the tags, separated by spaces."""
         return " ".join(names[i] for i in target)

@@ -102,6 +102,12 @@ class Targets(Protocol):
     def groups(self, targets: Any) -> np.ndarray:
         """Return an integer for each row, [N]: splits hold out the same share of each."""
 
+    def units(self, prepared: Any) -> np.ndarray | None:
+        """Return an integer for each row, [rows]: those with equal ones are held out together.
+
+        None: each row is held out by itself.
+        """
+
     def text(self, target: Any, names: Sequence[str]) -> str:
         """Return the target of one row as text."""
 
@@ -196,6 +202,10 @@ class ClassTargets:
     def groups(self, targets: np.ndarray) -> np.ndarray:
         """Return the class ids."""
         return targets
+
+    def units(self, prepared: Any) -> None:
+        """Return None: each row is held out by itself."""
+        return None
 
     def text(self, target: np.ndarray, names: Sequence[str]) -> str:
         """Return the name of the class."""
@@ -343,6 +353,10 @@ class NumberTargets:
         count = max(1, min(QUANTILE_GROUPS, len(targets) // 10))
         limits = np.quantile(score, np.arange(1, count) / count)
         return np.searchsorted(limits, score, side="right")
+
+    def units(self, prepared: Any) -> None:
+        """Return None: each row is held out by itself."""
+        return None
 
     def text(self, target: np.ndarray, names: Sequence[str]) -> str:
         """Return the numbers of a row, separated by commas."""
