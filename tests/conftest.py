@@ -38,7 +38,15 @@ GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
 
-FIRST = ("test_killed.py", "test_matrix.py", "test_launcher.py")
+FIRST = (
+    "test_killed.py",
+    "test_matrix.py",
+    "test_launcher.py",
+    "test_image_runs.py",
+    "test_search.py",
+    "test_train.py",
+    "test_loop.py",
+)
 SLOW_TIMEOUT = 1800  # seconds
 
 
