@@ -196,3 +196,17 @@ def test_sigterm_leaves_no_files(exported, tmp_path):
 
 def set_verifier_script(script):
     saved_model._VERIFIER = Verifier(script)
+
+
+def test_rows_that_are_divided_differently_are_found():
+    host = {
+        "token_ids": np.arange(12).reshape(4, 3),
+        "padding_mask": np.ones((4, 3), int),
+        "row": np.array([0, 1, 1, 2]),
+    }
+    assert saved_model._different_row(host, dict(host), 3) is None
+    # As many windows in all, and the first one is equal.
+    graph = {**host, "row": np.array([0, 1, 2, 2])}
+    assert saved_model._different_row(host, graph, 3) == 1
+    graph = {**host, "token_ids": host["token_ids"] + (np.arange(4) == 3)[:, None]}
+    assert saved_model._different_row(host, graph, 3) == 2

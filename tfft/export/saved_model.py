@@ -137,20 +137,36 @@ def _check_preprocessing(
         host = {**host, **{name: value for name, value in tokens.items() if name != "text"}}
         in_graph = graph(*(tf.constant(column) for column in columns))
         in_graph = {name: value.numpy() for name, value in in_graph.items()}
-        # Of a task of tokens, one row may be several windows.
-        row_of = tokens.get("row", np.arange(len(rows)))
-        if not np.array_equal(row_of, in_graph.get("row", row_of)):
-            row_of = np.zeros(
-                1, np.int64
-            )  # the rows are divided differently, so all of them differ
-        for index, row in enumerate(row_of):
-            if not _examples_equal(host, in_graph, index):
-                raw = rows[int(row)]
-                described = raw if isinstance(raw[0], str) else f"row {start + int(row) + 1}"
-                raise UserError(
-                    f"export: host and graph prepare {described!r} differently. Not published "
-                    "(export: {enabled: false} trains without an export)"
-                )
+        if (row := _different_row(host, in_graph, len(rows))) is not None:
+            described = rows[row] if isinstance(rows[row][0], str) else f"row {start + row + 1}"
+            raise UserError(
+                f"export: host and graph prepare {described!r} differently. Not published "
+                "(export: {enabled: false} trains without an export)"
+            )
+
+
+def _different_row(
+    host: dict[str, np.ndarray], prepared: dict[str, np.ndarray], rows: int
+) -> int | None:
+    """Return the first row that differs in two prepared batches; None if all are equal.
+
+    Args:
+        host: by name; with `row`, the row of each window, where rows are divided into windows.
+        prepared: the same, prepared in the graph.
+        rows: number of rows.
+    """
+    row_of = host.get("row", np.arange(rows))
+    counts = (np.bincount(batch.get("row", row_of), minlength=rows) for batch in (host, prepared))
+    if len(divided := np.flatnonzero(np.not_equal(*counts))):
+        return int(divided[0])
+    return next(
+        (
+            int(row)
+            for index, row in enumerate(row_of)
+            if not _examples_equal(host, prepared, index)
+        ),
+        None,
+    )
 
 
 def _examples_equal(
