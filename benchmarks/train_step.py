@@ -56,7 +56,7 @@ def main() -> None:
     models = {"tfft": tfft_model(folder), "keras-hub": kerashub_model(folder)}
     if flags.xla:
         models["tfft, XLA"] = tfft_model(folder)
-        models["tfft, XLA"].xla = True
+        models["tfft, XLA"].configure(jit_compile=True)
     times: dict[str, list[float]] = {name: [] for name in models}
     for turn in range(flags.rounds + 1):
         for name, model in models.items():

@@ -59,6 +59,28 @@ def test_a_table_lists_all_modules_of_its_package(package_name, table, helpers):
     assert modules == entries
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_private_names_of_libraries_are_in_one_module(path):
+    if path.name == "keras_internals.py":
+        return
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    imported = {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+    imported |= {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    assert not {n for n in imported if n.startswith(("keras.src", "tensorflow.python"))}
+    private = [n for n in nodes if isinstance(n, ast.Attribute) and n.attr.startswith("_")]
+    private = [n for n in private if not n.attr.startswith("__")]
+    # Its own: what `self` or a class has, and what the module defines or assigns.
+    defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef)} | {"_exit", "_replace"}
+    defined |= {n.attr for n in private if isinstance(n.ctx, ast.Store)}
+    read = {
+        n.attr
+        for n in private
+        if not (isinstance(n.value, ast.Name) and n.value.id in ("self", "cls"))
+    }
+    assert not read - defined
+
+
 def test_config_and_tables_agree():
     from typing import get_args
 

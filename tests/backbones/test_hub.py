@@ -18,6 +18,7 @@ from tfft import backbones
 from tfft.config import ModelConfig, parse
 from tfft.export import ExportedModel
 from tfft.preprocess import ImageInputs
+from tfft.spec import Feature
 from tfft.utils import pretrained
 from tfft.utils.errors import UserError
 
@@ -293,7 +294,7 @@ def test_a_handle_is_downloaded_once(folder, tmp_path, monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Archive) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         handle = f"http://127.0.0.1:{server.server_port}/model/1"
-        assert load(handle).features == load(handle).features == {"pooled": 16}
+        assert load(handle).features == load(handle).features == {"pooled": Feature(16, "BD")}
         assert Archive.requests == ["/model/1?tf-hub-format=compressed"]
         name = hashlib.sha1(handle.encode()).hexdigest()
         assert (tmp_path / name / "saved_model.pb").is_file()
@@ -301,7 +302,7 @@ def test_a_handle_is_downloaded_once(folder, tmp_path, monkeypatch):
             load(f"http://127.0.0.1:{server.server_port}/other")
         pretrained._download_archive(handle, tmp_path / name)  # as a concurrent process does
         (tmp_path / name / "saved_model.pb").unlink()
-        assert load(handle).features == {"pooled": 16}
+        assert load(handle).features == {"pooled": Feature(16, "BD")}
         server.shutdown()
     assert sorted(p.name for p in tmp_path.iterdir()) == [name]
 

@@ -43,7 +43,13 @@ def test_features_equal_the_original(name):
     backbone = load(name)
     assert backbone.image_spec.size == (size, size)
     actual = backbone.model({"image": values["image"]})
-    assert {key: value.shape[-1] for key, value in actual.items()} == dict(backbone.features)
+    features = backbone.features
+    assert {key: value.shape[-1] for key, value in actual.items()} == {
+        name: feature.width for name, feature in features.items()
+    }
+    assert (features["pooled"].axes, features["map"].axes) == ("BD", "BhwD")
+    places = zip(backbone.image_spec.size, features["map"].stride, strict=True)
+    assert [size / stride for size, stride in places] == list(actual["map"].shape[1:3])
     last_hidden = values["last"]
     if "sequence" in actual:
         assert difference(actual["sequence"], last_hidden) < BOUND

@@ -103,7 +103,7 @@ def build(checkpoint: str, setting: Setting) -> keras.Model:
     optimizer = optimizers.build(optimizer_config, single(mask, 20), 10, setting.precision)
     options = {"jit_compile": False, **setting.compile}
     model.compile(optimizer, task.loss(config), metrics=["accuracy"], **options)
-    model.xla = setting.xla
+    model.configure(jit_compile=setting.xla)
     return model
 
 

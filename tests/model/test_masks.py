@@ -85,6 +85,20 @@ def test_methods_train_the_expected_variables(method, expected):
     assert trainable_paths(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
 
 
+@pytest.mark.parametrize("method", ["full", "head", "top"])
+def test_a_head_without_variables_is_still_the_last_stage(method):
+    (phase,) = METHODS[method].apply(None, STAGES, Config())
+    variables = VARIABLES[:-1]
+    if method == "head":
+        with pytest.raises(UserError, match="leave at least one trainable"):
+            masks.decide(variables, STAGES, phase.rules)
+        return
+    trained = trainable_paths(masks.decide(variables, STAGES, phase.rules))
+    assert {"block_1/kernel", "pooler/kernel"} <= trained
+    with pytest.raises(UserError, match="must match a stage or a variable. Received: 'head'"):
+        masks.decide(variables, STAGES, (Rule("head", True), Rule("*", True)))
+
+
 def test_more_stages_than_blocks_is_an_error():
     config = Config()
     config.stages = 3

@@ -290,3 +290,21 @@ def test_keras_tuner_can_search_over_the_model(tmp_path):
     x, y, _ = data()
     tuner.search(x, y, epochs=1, batch_size=16, verbose=0)
     assert len(tuner.oracle.get_best_trials(2)) == 2
+
+
+def test_options_discard_only_what_was_traced_with_others():
+    x = keras.Input([2])
+    model = Model(x, keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse", micro_batch=4)
+    first = model.make_train_function()
+    model.configure(micro_batch=2)  # a tensor of the function
+    assert model.make_train_function() is first
+    model.configure(micro_batch=None)  # no loop over micro-batches
+    second = model.make_train_function()
+    assert second is not first
+    model.configure(jit_compile=False)  # as it was
+    assert model.make_train_function() is second
+    model.configure(penalties=(lambda path, value: None,))
+    assert model.make_train_function() is not second
+    with pytest.raises(TypeError, match="xla"):
+        model.configure(xla=True)

@@ -42,7 +42,7 @@ def batch(rows=4):
 
 
 def model_gradients(model, x, y, weight):
-    loss, gradients = model._gradients(x, y, weight, tf.constant(float(len(y))))
+    loss, gradients = model.gradients(model.options, x, y, weight, tf.constant(float(len(y))))
     return float(loss), [np.asarray(g) for g in gradients]
 
 
@@ -75,7 +75,7 @@ def test_r_drop_is_the_mean_loss_plus_divergence():
     model = small_model(0.5)
     x, y, _ = batch()
     weight = tf.constant([1.0, 2.0, 0.5, 1.0])
-    model.consistency = r_drop.RDrop(alpha=3.0)
+    model.configure(consistency=r_drop.RDrop(alpha=3.0))
     outputs = []
     call = Model.__call__
 
@@ -85,7 +85,7 @@ def test_r_drop_is_the_mean_loss_plus_divergence():
             return outputs[-1]
 
     model.__class__ = Recorded
-    loss, out = model.consistency.loss(model, x, y, weight, tf.constant(4.0))
+    loss, out = model.options.consistency.loss(model, x, y, weight, tf.constant(4.0))
     first, second = np.split(outputs[0], 2)
     assert np.abs(first - second).max() > 0.01  # different dropout masks
     np.testing.assert_array_equal(out, first)
@@ -98,7 +98,7 @@ def test_r_drop_is_the_mean_loss_plus_divergence():
 
 def test_r_drop_without_dropout_is_the_plain_loss():
     plain, model = small_model(), small_model()
-    model.consistency = r_drop.RDrop(1.0)
+    model.configure(consistency=r_drop.RDrop(1.0))
     expected, actual = model_gradients(plain, *batch()), model_gradients(model, *batch())
     assert expected[0] == pytest.approx(actual[0], abs=1e-6)
     for a, b in zip(expected[1], actual[1], strict=True):
@@ -111,7 +111,7 @@ def test_fgm_sums_a_clean_and_a_shifted_pass():
     zero = tf.zeros([4, 5, 4])
     expected_loss, clean = reference_gradients(model, x, y, zero)
     _, shifted = reference_gradients(model, x, y, tf.constant(0.3 * normalize(clean[3])))
-    model.adversary = adversarial.build(model, Fgm(name="fgm", epsilon=0.3, weight=2.0))
+    model.configure(adversary=adversarial.build(model, Fgm(name="fgm", epsilon=0.3, weight=2.0)))
     loss, gradients = model_gradients(model, x, y, weight)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
     for a, b, c in zip(gradients, clean, shifted, strict=False):
@@ -122,8 +122,8 @@ def test_freelb_averages_gradients_of_bounded_offsets():
     model = small_model()
     x, y, weight = batch()
     config = FreeLb(name="freelb", steps=3, step_size=0.2, epsilon=0.25)
-    model.adversary = adversarial.build(model, config)
-    offset = np.asarray(model.adversary._initial_offset(tf.zeros([4, 5, 4])))
+    model.configure(adversary=adversarial.build(model, config))
+    offset = np.asarray(model.options.adversary._initial_offset(tf.zeros([4, 5, 4])))
     assert 0 < np.sqrt((offset**2).sum((1, 2))).max() <= 0.25
     sums = [0.0, 0.0, 0.0]
     for _ in range(3):
@@ -139,11 +139,13 @@ def test_freelb_averages_gradients_of_bounded_offsets():
 
 def test_freelb_draws_new_noise_in_each_step():
     model = small_model()
-    model.adversary = adversarial.build(model, FreeLb(name="freelb"))
-    first = np.asarray(model.adversary._initial_offset(tf.zeros([4, 5, 4])))
-    np.testing.assert_array_equal(first, model.adversary._initial_offset(tf.zeros([4, 5, 4])))
+    model.configure(adversary=adversarial.build(model, FreeLb(name="freelb")))
+    first = np.asarray(model.options.adversary._initial_offset(tf.zeros([4, 5, 4])))
+    np.testing.assert_array_equal(
+        first, model.options.adversary._initial_offset(tf.zeros([4, 5, 4]))
+    )
     model.optimizer.iterations.assign(1)
-    assert np.abs(first - model.adversary._initial_offset(tf.zeros([4, 5, 4]))).max() > 0.01
+    assert np.abs(first - model.options.adversary._initial_offset(tf.zeros([4, 5, 4]))).max() > 0.01
 
 
 def test_adversary_needs_token_embeddings():
@@ -171,7 +173,7 @@ def test_penalties_are_added_to_the_gradients_once():
     for m in (plain, model):
         for variable in m.weights:
             variable.assign(variable + 0.5)
-    model.penalties = penalties.build(model, trainable_mask(model), new, config)
+    model.configure(penalties=penalties.build(model, trainable_mask(model), new, config))
     reference = {v.path: v.numpy().copy() for v in model.weights}
     for variable in model.weights:  # L2-SP starts from the values when the penalty was built
         variable.assign(variable + 0.25)
@@ -300,4 +302,8 @@ def test_mixout_needs_a_trainable_kernel(config, tmp_path):
 def test_attach_without_regularization_changes_nothing():
     model = small_model()
     attach(model, trainable_mask(model), (), RegularizationConfig())
-    assert model.consistency is None and model.adversary is None and model.penalties == []
+    assert (
+        model.options.consistency is None
+        and model.options.adversary is None
+        and model.options.penalties == ()
+    )

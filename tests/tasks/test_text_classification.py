@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from tfft.config.tasks import TextClassification
 from tfft.evaluation.metrics import softmax
-from tfft.spec import Backbone, HeadStyle
+from tfft.spec import Backbone, Feature, HeadStyle
 from tfft.tasks import TASKS
 from tfft.tasks.classification import CrossEntropy
 from tfft.tasks.heads import ClassificationHead, Pooling
@@ -92,7 +92,10 @@ def test_pooling_ignores_padding(pooling):
 
 
 def test_missing_feature_is_an_error():
-    backbone = Backbone(None, (), {"sequence": 4}, HeadStyle("first"), "", {})
+    tokens = keras.Input([None, 4])
+    model = keras.Model(tokens, {"sequence": tokens})
+    backbone = Backbone(model, (), HeadStyle("first"), "", {})
+    assert backbone.features == {"sequence": Feature(4, "BTD")}
     with pytest.raises(UserError, match="no 'pooled' feature"):
         TASK.head(backbone, TextClassification(pooling="pooled"), ["a", "b"])
 

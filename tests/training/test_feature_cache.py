@@ -61,7 +61,7 @@ def test_the_two_parts_compute_the_model(tiny_two_blocks, trainable, pooling, sh
     assert list(split.shapes.values()) == [shape]
     assert set(split.upper_part.input) == {"below_0"} | inputs_above
     stored = split.lower_part(inputs(), training=True)  # frozen layers have no dropout in training
-    model.set_upper_part(split.upper_part)
+    model.configure(upper_part=split.upper_part)
     features = {"padding_mask": inputs()["padding_mask"]}
     features |= {name: np.asarray(value) for name, value in stored.items()}
     np.testing.assert_allclose(model(features, training=False), expected, atol=1e-6)

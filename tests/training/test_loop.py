@@ -165,7 +165,7 @@ def test_steps_per_execution_changes_no_step(plain, plain_config, tmp_path):
 
 def test_micro_batches_train_the_same_model(plain, plain_config, tmp_path):
     micro = run(plain_config, tmp_path / "micro", train={"micro_batch": 7})
-    assert micro.model.micro_batch == 7
+    assert micro.model.options.micro_batch == 7
     assert largest_difference(plain, micro) < 1e-5
 
 
@@ -183,7 +183,7 @@ def test_auto_finds_the_micro_batch_that_fits(config, tmp_path, monkeypatch, cap
     monkeypatch.setattr(memory, "available", lambda: 300)
     result = run(config, tmp_path / "run", train={"batch_size": "auto"}, data={"validation": None})
     assert result.config.train.batch_size == 32  # the default: `auto` sets the micro-batch alone
-    assert result.model.micro_batch == 4  # 100 + 50 * (4 - 2) <= 240 < 100 + 50 * (8 - 2)
+    assert result.model.options.micro_batch == 4  # 100 + 50 * (4 - 2) <= 240 < 100 + 50 * (8 - 2)
     assert "micro-batch: 4 of 32 rows" in capfd.readouterr().err
 
 
@@ -255,10 +255,10 @@ def test_a_failed_dry_run_does_not_break_the_next(config, tmp_path, monkeypatch)
     def failing(model, pipeline):
         """Fail as TensorFlow does while temporary variables of a failed graph still exist."""
         if not failures:
-            failures.append(model.failed_attempts)
+            failures.append(model.options.failed_attempts)
             raise tf.errors.ResourceExhaustedError(None, None, "OOM")
-        if model.failed_attempts == 0:
-            failures.append(model.failed_attempts)
+        if model.options.failed_attempts == 0:
+            failures.append(model.options.failed_attempts)
             raise tf.errors.AlreadyExistsError(None, None, "tmp_var")
         original(model, pipeline)
 
@@ -355,7 +355,7 @@ def test_remat_and_xla_from_the_config(with_dropout, config, tmp_path, capfd):
     assert "remat: embeddings, block_0" in capfd.readouterr().err
     assert largest_difference(with_dropout, remat) < 1e-5
     xla = run(config, tmp_path / "xla", train={"jit_compile": True})
-    assert xla.model.xla
+    assert xla.model.options.jit_compile
     assert largest_difference(with_dropout, xla) < 1e-4
     with pytest.raises(UserError, match=r"train\.remat: no stage 'block_7'; did you mean 'block_"):
         run(config, tmp_path / "typo", train={"remat": ["block_7"]})

@@ -19,7 +19,7 @@ from keras import ops
 from tfft.backbones import blocks, pixels
 from tfft.config import ModelConfig
 from tfft.spec import Backbone, HeadStyle, ImageSpec, Stage
-from tfft.utils import console
+from tfft.utils import console, keras_internals
 from tfft.utils.errors import UserError, nearest
 from tfft.utils.pretrained import WEIGHTS_LIMIT
 from tfft.utils.reading import expanded, regular_file
@@ -196,11 +196,9 @@ def _build(description: Mapping[str, Any], precision: str, weights: str | None) 
         if renamed := _new_names(groups):
             inner, groups = _renamed(inner, groups, renamed)
         model = _encoder(inner, family)
-    width = int(inner.outputs[0].shape[-1])
     return Backbone(
         model=model,
         stages=tuple(_stage(inner, n, layers) for n, layers in groups.items() if layers),
-        features={"pooled": width, "map": width},
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),
@@ -296,7 +294,7 @@ def _groups(model: keras.Model, family: Family) -> dict[str, list[str]]:
 def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
     """Return the block of each layer: the first end that depends on it, or `stem` or `top`."""
     # `model.layers` is in topological order, bottom to top.
-    order = [layer for layer in model.layers if layer._inbound_nodes]
+    order = [layer for layer in model.layers if keras_internals.inbound_nodes(layer)]
     ends = [layer for layer in order if re.fullmatch(family.ends, layer.name)]
     below = order[: order.index(ends[0])]
     stem = [layer for layer in below if re.fullmatch(family.stem, layer.name)][-1]
@@ -310,8 +308,8 @@ def _blocks_by_ends(model: keras.Model, family: Family) -> dict[str, str]:
             if layer.name not in keys:
                 keys[layer.name] = key
                 pending += [
-                    tensor._keras_history.operation
-                    for tensor in layer._inbound_nodes[0].input_tensors
+                    keras_internals.producer(tensor)
+                    for tensor in keras_internals.inbound_nodes(layer)[0].input_tensors
                 ]
     return {layer.name: keys.get(layer.name, "top") for layer in order}
 

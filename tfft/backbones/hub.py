@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfft.backbones import hub_text, pixels, saved_graph
 from tfft.config import ModelConfig
 from tfft.spec import Backbone, HeadStyle, ImageSpec, Stage
-from tfft.utils import pretrained
+from tfft.utils import keras_internals, pretrained
 from tfft.utils.errors import UserError
 from tfft.utils.reading import library_errors
 
@@ -65,7 +65,7 @@ class HubLayer(keras.layers.Layer):
                 name=name.replace("/", "."),
             )
             # Keras refuses a slash in `name`, but masks match the original path.
-            keras_variable._path = f"{self.name}/{name}"
+            keras_internals.set_path(keras_variable, f"{self.name}/{name}")
             self._track_variable(keras_variable)
         self._takes_training = _takes_training(saved)
         self.built = True
@@ -203,11 +203,9 @@ def _wrap(saved: Any, description: Mapping[str, Any], precision: str) -> Backbon
             outputs = layer(x)
     model = _features(image, outputs, where)
     stages = _stages([v.path for v in layer.weights], description["stages"], where)
-    features = {name: int(t.shape[-1]) for name, t in model.output.items()}
     return Backbone(
         model=model,
         stages=stages,
-        features=features,
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),

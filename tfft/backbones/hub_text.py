@@ -87,7 +87,6 @@ def build(layer: keras.layers.Layer, kind: str, description: Mapping[str, Any]) 
     return Backbone(
         model=keras.Model(inputs, features, name="encoder"),
         stages=blocks.stages_by_block(paths, _BLOCK, "embeddings", "pooler"),
-        features={name: int(t.shape[-1]) for name, t in features.items()},
         head_style=HeadStyle("pooled" if "pooled" in features else "first"),
         fingerprint="",
         description=dict(description),

@@ -120,7 +120,6 @@ def _backbone(
     return Backbone(
         model=model,
         stages=a.stages(),
-        features=a.features(),
         head_style=style,
         fingerprint="",
         description=description,
@@ -317,7 +316,7 @@ def _head(
         raise UserError(
             f"model.head: checkpoint: {tensors.path} holds no classification head; use head: new"
         )
-    width = backbone.features.get("pooled") or backbone.features["sequence"]
+    width = (backbone.features.get("pooled") or backbone.features["sequence"]).width
     # From the tensor, because config.json may lack id2label.
     classes = math.prod(tensors.shape(family.head_weight_map["head/logits/bias"].tensors[0]))
     shapes = {

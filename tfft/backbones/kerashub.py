@@ -142,7 +142,6 @@ def _wrap(inner: keras.Model) -> Backbone:
     return Backbone(
         model=keras.Model(inputs, outputs, name="encoder"),
         stages=_stages(inner, blocks),
-        features={key: value.shape[-1] for key, value in outputs.items()},
         head_style=HeadStyle("pooled" if "pooled" in outputs else "first"),
         fingerprint="",
         description={"provider": "kerashub", "class": type(inner).__name__, "config": settings},

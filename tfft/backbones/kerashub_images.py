@@ -85,7 +85,6 @@ def wrap(
     return Backbone(
         model=model,
         stages=blocks.stages_by_block([v.path for v in model.weights], _BLOCK, "stem", "top"),
-        features={name: int(t.shape[-1]) for name, t in model.output.items()},
         head_style=HeadStyle("pooled"),
         fingerprint="",
         description=dict(description),

@@ -16,9 +16,7 @@ from tensorflow.core.framework.op_def_pb2 import OpDef
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow.core.protobuf.meta_graph_pb2 import MetaGraphDef
 
-# The registry of operations has no public name. It is the only source of which are stateful.
-from tensorflow.python.framework import op_def_registry
-
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 from tfft.utils.reading import regular_file
 
@@ -124,7 +122,7 @@ def _check_files(folder: Path, graph: MetaGraphDef, where: str) -> None:
 def _check_operations(graph: MetaGraphDef, where: str) -> None:
     saver_functions = _saver_functions(graph)
     operations = {node.op for _, node in _nodes(graph)}
-    refused = {op for op in operations if not is_allowed(op_def_registry.get(op))}
+    refused = {op for op in operations if not is_allowed(keras_internals.op_definition(op))}
     for name, node in _nodes(graph):
         if node.op in refused and not (node.op in _SAVER_OPERATIONS and name in saver_functions):
             raise UserError(

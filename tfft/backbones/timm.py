@@ -82,7 +82,7 @@ def load(config: ModelConfig, precision: str) -> Backbone:
     }
     backbone = _wrap(inner, description)
     with Tensors(files, ("",)) as tensors:
-        width, head = backbone.features["pooled"], None
+        width, head = backbone.features["pooled"].width, None
         if config.head == "checkpoint":
             head = _head(settings, architecture, tensors, width)
         return replace(backbone, fingerprint=tensors.fingerprint(settings), head=head)

@@ -15,6 +15,7 @@ from tfft.config import AugmentationConfig
 from tfft.config.augmentation import Crop
 from tfft.preprocess.graph import image_ops
 from tfft.spec import ImageSpec
+from tfft.utils import keras_internals
 
 
 class Augmentation:
@@ -141,7 +142,7 @@ class _SeedStream(keras.random.SeedGenerator):
 
 def _with_seeds(layer: keras.layers.Layer, stream: _SeedStream) -> keras.layers.Layer:
     """Make a layer, and the layers that it consists of, draw from the stream."""
-    for sublayer in layer._flatten_layers():
+    for sublayer in keras_internals.flat_layers(layer):
         # Keras' image layers draw from the seed generator in their attribute `generator`.
         sublayer.generator = stream
     return layer

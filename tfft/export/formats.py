@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import keras
 import numpy as np
@@ -181,8 +180,11 @@ def _plain_gelu() -> Iterator[None]:
         return half * features * (1 + tf.math.erf(features * tf.cast(0.5**0.5, features.dtype)))
 
     original = tf.nn.gelu
-    with mock.patch.object(tf.nn, "gelu", gelu):
+    tf.nn.gelu = gelu  # Keras looks it up at each call
+    try:
         yield
+    finally:
+        tf.nn.gelu = original
 
 
 def _write_litert(servable: Servable, path: Path) -> None:

@@ -41,6 +41,7 @@ from tfft.preprocess.graph.image_ops import OK
 from tfft.preprocess.image import STATUS
 from tfft.preprocess.text import empty_batch
 from tfft.spec import Backbone, Fitted, Task
+from tfft.utils import keras_internals
 
 RAW = "serving_default"
 PREDICT = (RAW, "tensors", "serialized")  # the signatures that every export has
@@ -123,7 +124,7 @@ class Signatures(tf.Module):
         self._weights = [v.value for v in model.weights if id(v) not in replaced]
         self._stored = [weight.parts for weight in stored]
         # Tracks the functions and tables of a SavedModel inside the model, not only its weights.
-        self._parts = [x.saved for x in model._flatten_layers() if hasattr(x, "saved")]
+        self._parts = [x.saved for x in keras_internals.flat_layers(model) if hasattr(x, "saved")]
         features = {name: tf.io.FixedLenFeature([], tf.string) for name in inputs.columns}
         input_specs = inputs.input_specs()
 

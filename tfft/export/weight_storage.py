@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 MIN_ELEMENTS = 1024  # smaller weights stay float32: they save little and are often sensitive
@@ -61,7 +62,7 @@ def rounded_weights(model: keras.Model, kind: str) -> Iterator[list[StoredWeight
     if kind not in _ENCODERS:
         valid = ", ".join(("float32", *_ENCODERS))
         raise UserError(f"export.weight_dtype: must be one of {valid}. Received: {kind!r}")
-    if any(hasattr(layer, "saved") for layer in model._flatten_layers()):
+    if any(hasattr(layer, "saved") for layer in keras_internals.flat_layers(model)):
         raise UserError(
             f"export.weight_dtype: must be float32 with a hub: backbone. Received: {kind}"
         )

@@ -11,6 +11,7 @@ from tfft.backbones.families.layers import SelfAttention
 from tfft.config.methods import PrefixMethod
 from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 
@@ -66,7 +67,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PrefixMethod) -
         UserError: the model has no attention layer of tfft's own architectures.
     """
     # Only tfft's own attention reads the attribute `prefix`.
-    attentions = [x for x in model._flatten_layers() if isinstance(x, SelfAttention)]
+    attentions = [x for x in keras_internals.flat_layers(model) if isinstance(x, SelfAttention)]
     if not attentions:
         raise UserError("method: prefix needs a transformer loaded with hf:")
     for attention in attentions:

@@ -13,6 +13,7 @@ from tfft.backbones.families.layers import Embeddings
 from tfft.config.methods import PromptMethod
 from tfft.model import injection, masks
 from tfft.spec import Method, Phase, Stage
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 
@@ -44,7 +45,7 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
     Raises:
         UserError: the model has no embeddings of tfft's own architectures.
     """
-    layers = list(model._flatten_layers())
+    layers = keras_internals.flat_layers(model)
     embedding_layers = [x for x in layers if isinstance(x, Embeddings)]
     if not embedding_layers:
         raise UserError("method: prompt needs a text backbone loaded with hf:")

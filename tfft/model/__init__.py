@@ -2,6 +2,7 @@
 
 from tfft.model.assembly import assemble, stages
 from tfft.model.remat import rematerialise
-from tfft.model.train_step import Model, StepReport
+from tfft.model.step_options import StepOptions, StepReport
+from tfft.model.train_step import Model
 
-__all__ = ["Model", "StepReport", "assemble", "rematerialise", "stages"]
+__all__ = ["Model", "StepOptions", "StepReport", "assemble", "rematerialise", "stages"]

@@ -36,7 +36,10 @@ def assemble(backbone: Backbone, task: Task, config: TaskConfig, labels: Sequenc
 
 
 def stages(backbone: Backbone, model: keras.Model) -> tuple[Stage, ...]:
-    """Return the stages of a model, bottom to top: those of the backbone in use, then the head."""
-    candidates = (*backbone.stages, Stage("head", "head/"))
+    """Return the stages of a model, bottom to top: those of the backbone in use, then the head.
+
+    The head is a stage also where it has no variable.
+    """
     paths = [variable.path for variable in model.weights]
-    return tuple(s for s in candidates if any(re.match(s.pattern, path) for path in paths))
+    used = [s for s in backbone.stages if any(re.match(s.pattern, path) for path in paths)]
+    return (*used, Stage("head", "head/"))

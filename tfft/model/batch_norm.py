@@ -13,13 +13,15 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfft.model.wrapping import Call, Order, wrap_call
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 
 def layers(model: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Return all BatchNorm layers of a model."""
     layer_type = keras.layers.BatchNormalization
-    return [layer for layer in model._flatten_layers() if isinstance(layer, layer_type)]
+    return [x for x in keras_internals.flat_layers(model) if isinstance(x, layer_type)]
 
 
 def freeze(model: keras.Model) -> None:
@@ -28,19 +30,18 @@ def freeze(model: keras.Model) -> None:
     Gamma and beta stay as trainable as the mask makes them.
     """
     for layer in layers(model):
-        # Replace `call`, not `trainable`: a BatchNorm layer with `trainable = False` would freeze
-        # gamma and beta too. Keras' `__call__` looks `call` up at each call.
-        original = layer.call
-
-        # `original` is a default argument, because the closure would see the last layer of the
-        # loop.
-        def call(inputs: Any, training: Any = None, mask: Any = None, original=original) -> Any:
-            return original(inputs, training=False, mask=mask)
-
-        layer.call = call
-    for layer in model._flatten_layers():
+        # Not `trainable`: a BatchNorm layer with `trainable = False` would freeze gamma and beta.
+        wrap_call(layer, _in_inference, Order.FROZEN)
+    for layer in keras_internals.flat_layers(model):
         if hasattr(layer, "frozen_statistics"):  # a SavedModel layer has its BatchNorm inside
             layer.frozen_statistics = True
+
+
+def _in_inference(inner: Call) -> Call:
+    def call(inputs: Any, training: Any = None, mask: Any = None) -> Any:
+        return inner(inputs, training=False, mask=mask)
+
+    return call
 
 
 def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
@@ -72,12 +73,16 @@ def adapt(model: keras.Model, batches: Iterable[Any]) -> None:
 
 
 class _MomentRecorder:
-    """Replacement for a layer's `call` that sums its inputs and their squares by channel."""
+    """Wrapper around a layer's `call` that sums its inputs and their squares by channel."""
 
     def __init__(self, layer: keras.layers.BatchNormalization):
         self._layer, self._original_call = layer, layer.call
         self._count, self._sum, self._squares = 0, 0.0, 0.0
-        layer.call = self
+        self._remove = wrap_call(layer, self._wrap, Order.RECORD)
+
+    def _wrap(self, inner: Call) -> Call:
+        self._original_call = inner
+        return self
 
     def __call__(self, inputs: Any, training: Any = None, mask: Any = None) -> Any:
         # float64, since the variance below is a difference of large sums.
@@ -89,9 +94,9 @@ class _MomentRecorder:
         return self._original_call(inputs, training=training, mask=mask)
 
     def assign(self) -> None:
-        """Restore the layer's `call`, and assign statistics, gamma and beta."""
+        """Stop recording, and assign statistics, gamma and beta."""
         layer = self._layer
-        layer.call = self._original_call
+        self._remove()
         if not self._count:
             return
         mean = self._sum / self._count

@@ -16,6 +16,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from tfft.model.wrapping import Call, Order, wrap_call
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 
@@ -94,7 +96,7 @@ def linear_targets(model: keras.Model) -> list[LinearTarget]:
     index = {variable.path: i for i, variable in enumerate(model.weights)}
     layers = [
         layer
-        for layer in model._flatten_layers(include_self=False)
+        for layer in keras_internals.flat_layers(model, include_self=False)
         if isinstance(layer, keras.layers.Dense | keras.layers.EinsumDense) and layer.built
     ]
     # The order of `weights` is that of the graph, bottom to top.
@@ -173,7 +175,7 @@ def detach(model: keras.Model) -> "Record":
         hook.track()
     installed = []
     # `pop`: `reattach` installs the attributes again, and records the original values anew.
-    for layer in model._flatten_layers(include_self=False):
+    for layer in keras_internals.flat_layers(model, include_self=False):
         for attribute, (original, value) in layer.__dict__.pop("_tfft_installed", {}).items():
             installed.append((layer, attribute, value))
             _set_attribute(layer, attribute, original)
@@ -194,9 +196,9 @@ def _set_attribute(layer: keras.layers.Layer, attribute: str, value: Any) -> Non
     """Set an attribute; a layer as its value is tracked, and the previous one no longer is."""
     previous = getattr(layer, attribute)
     if isinstance(previous, keras.layers.Layer):
-        layer._layers.remove(previous)
+        keras_internals.untrack_layer(layer, previous)
     if isinstance(value, keras.layers.Layer):
-        layer._layers.append(value)
+        keras_internals.track_layer(layer, value)
     # Keras refuses new layers and variables through `setattr` once a layer is built.
     layer.__dict__[attribute] = value
 
@@ -245,9 +247,7 @@ def replace_kernel(
         hook.replace_matmul(
             make_replacement(np.array(ops.convert_to_numpy(hook.kernel()), np.float32))
         )
-    layer._untrack_variable(layer._kernel)
-    layer._delete_tracking("_kernel")  # TensorFlow tracks it separately and would keep its memory
-    layer._kernel = None
+    keras_internals.delete_kernel(layer)
 
 
 def replace_matmul(
@@ -268,7 +268,7 @@ def replace_matmul(
 
 
 class LinearHook:
-    """Replacement for the `call` of a Dense or EinsumDense layer that has adapters.
+    """Wrapper around the `call` of a Dense or EinsumDense layer that has adapters.
 
     The original call computes the product and the bias. The activation is applied here, after the
     adapters.
@@ -279,14 +279,17 @@ class LinearHook:
         self.inputs, self.outputs = _widths(layer)
         self.adapters: list[tuple[LinearTarget, Adapter]] = []
         self._replacement: Any = None  # layer that computes the product instead
-        self._original_call = layer.call
+        self._original_call: Call = layer.call
         self.activation = layer.activation
         layer.activation = keras.activations.linear
-        layer.call = self
-        # In the dictionary too, since remat may replace `call` once more. Not through `setattr`:
-        # Keras would track the hook.
+        wrap_call(layer, self._wrap, Order.LINEAR)
+        # In the dictionary: Keras would track the hook as an attribute.
         layer.__dict__["_tfft_hook"] = self
         self._tracked: list[Adapter] = []
+
+    def _wrap(self, call: Call) -> Call:
+        self._original_call = call
+        return self
 
     def __call__(self, inputs: Any, training: Any = None) -> Any:
         """Compute the layer's output with its adapters; same shapes as the original call."""
@@ -314,8 +317,7 @@ class LinearHook:
 
     def replace_matmul(self, replacement: Any) -> None:
         """Use `replacement.product` for the product, and track the replacement layer."""
-        # `_layers` directly: `setattr` refuses new layers once the owner is built.
-        self.layer._layers.append(replacement)
+        keras_internals.track_layer(self.layer, replacement)
         self._replacement = replacement
 
     def _product(self, inputs: Any, training: bool) -> Any:
@@ -342,14 +344,15 @@ class LinearHook:
     def track(self) -> None:
         """Make the layer track exactly the adapters that are attached now."""
         for adapter in self._tracked:
-            self.layer._layers.remove(adapter)
+            keras_internals.untrack_layer(self.layer, adapter)
         self._tracked = [adapter for _, adapter in self.adapters]
-        self.layer._layers.extend(self._tracked)
+        for adapter in self._tracked:
+            keras_internals.track_layer(self.layer, adapter)
 
     def merged_values(self) -> tuple[np.ndarray, np.ndarray | None] | None:
         """Return kernel and bias with all adapters merged; None if an adapter cannot be merged."""
         # `replace_kernel` deleted the kernel (qlora): there is nothing to merge into.
-        if self.layer._kernel is None:
+        if not keras_internals.has_kernel(self.layer):
             return None
         kernel = np.array(ops.convert_to_numpy(self.kernel()), np.float32)
         layer_bias = self.layer.bias
@@ -447,7 +450,7 @@ def _hook(layer: keras.layers.Layer) -> LinearHook:
 
 
 def _hooks(model: keras.Model) -> list[LinearHook]:
-    layers = model._flatten_layers(include_self=False)
+    layers = keras_internals.flat_layers(model, include_self=False)
     return [h for layer in layers if (h := layer.__dict__.get("_tfft_hook")) is not None]
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import keras
 
+from tfft.model.wrapping import Call, Order, wrap_call
 from tfft.spec import Mask, MaskEntry, Phase, Rule, Stage
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError, nearest
 
 
@@ -50,8 +52,8 @@ def statistics(model: keras.Model) -> frozenset[str]:
     """
     # The private list holds what was created with `trainable=False`. The public property also
     # returns what a mask has frozen, and no later phase could train it again.
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.Layer)]
-    return frozenset(v.path for layer in layers for v in layer._non_trainable_variables)
+    layers = [x for x in keras_internals.flat_layers(model) if isinstance(x, keras.layers.Layer)]
+    return frozenset(v.path for x in layers for v in keras_internals.fixed_variables(x))
 
 
 def set_trainable(model: keras.Model, mask: Mask) -> None:
@@ -277,10 +279,13 @@ def _audit(
     stages: Sequence[Stage],
 ) -> None:
     """Raise one error that names every dead rule and every variable without a rule."""
-    names = [*(stage.name for stage in stages), *owner]
+    stage_names = [stage.name for stage in stages]
+    names = [*stage_names, *owner]
     errors = []
     for rule in rules:
-        if not matched[id(rule)]:
+        # A method may name a stage without variables, such as a head that has none.
+        is_stage_of_method = rule.origin != "mask" and rule.match in stage_names
+        if not matched[id(rule)] and not is_stage_of_method:
             errors.append(
                 f"{rule.origin}: must match a stage or a variable. Received: {rule.match!r}"
                 f"{nearest(rule.match, names)}"
@@ -300,8 +305,8 @@ def _audit(
 
 def _set_layers(parent: keras.layers.Layer, trainable: set[str]) -> None:
     """Set `trainable` from parents to leaves; a layer without weights follows its parent."""
-    # Not `_flatten_layers`: a layer without weights needs its parent.
-    for layer in parent._layers:
+    # Level by level: a layer without weights needs its parent.
+    for layer in keras_internals.sublayers(parent):
         if layer.weights:
             # Layers of a frozen stage run in inference mode (BatchNorm, dropout). One trainable
             # variable keeps the layer trainable; its other variables are frozen one by one
@@ -311,7 +316,7 @@ def _set_layers(parent: keras.layers.Layer, trainable: set[str]) -> None:
             layer.trainable = parent.trainable
         if isinstance(layer, keras.layers.Dropout) or (
             # Keras' other random layers (GaussianNoise, AlphaDropout) have no common base class.
-            layer._seed_generators and _is_like_dropout(layer)
+            keras_internals.seed_generators(layer) and _is_like_dropout(layer)
         ):
             _disable_when_frozen(layer)
         _set_layers(layer, trainable)
@@ -319,7 +324,8 @@ def _set_layers(parent: keras.layers.Layer, trainable: set[str]) -> None:
 
 def _is_like_dropout(layer: keras.layers.Layer) -> bool:
     """Return whether a layer has no weights, no sublayers, and a `training` argument."""
-    return not layer.weights and not layer._layers and layer._call_has_training_arg
+    parts = layer.weights or keras_internals.sublayers(layer)
+    return not parts and keras_internals.calls_with_training(layer)
 
 
 def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
@@ -330,11 +336,13 @@ def _disable_when_frozen(dropout: keras.layers.Layer) -> None:
     # Once: masks are set in every phase, and each wrapper would call the one before.
     if "disabled_when_frozen" in dropout.__dict__:
         return
-    original_call = dropout.call
 
-    def call(inputs: Any, training: bool = False) -> Any:
-        # Read while the step is traced; each phase traces again.
-        return original_call(inputs, training=training and dropout.trainable)
+    def wrap(inner: Call) -> Call:
+        def call(inputs: Any, training: bool = False) -> Any:
+            # Read while the step is traced; each phase traces again.
+            return inner(inputs, training=training and dropout.trainable)
 
-    dropout.call = call
+        return call
+
+    wrap_call(dropout, wrap, Order.FROZEN)
     dropout.__dict__["disabled_when_frozen"] = True

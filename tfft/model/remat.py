@@ -7,6 +7,7 @@ another mask when recomputed. Here the seeds are drawn once and passed to both c
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import keras
@@ -14,7 +15,9 @@ import tensorflow as tf
 from keras import tree
 
 from tfft.model import seeds
+from tfft.model.wrapping import Call, Order, wrap_call
 from tfft.spec import Stage
+from tfft.utils import keras_internals
 
 
 def rematerialise(model: keras.Model, stages: Sequence[Stage]) -> list[str]:
@@ -27,14 +30,14 @@ def rematerialise(model: keras.Model, stages: Sequence[Stage]) -> list[str]:
     """
     names: list[str] = []
     for layer in _outermost_layers(model, [re.compile(stage.pattern) for stage in stages]):
-        layer.call = _rematerialised_call(layer)
+        wrap_call(layer, partial(_rematerialised_call, layer), Order.REMAT)
         names.append(layer.name)
     return names
 
 
 def _outermost_layers(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]) -> list[Any]:
     layers = []
-    for child in parent._layers:
+    for child in keras_internals.sublayers(parent):
         paths = [v.path for v in child.weights]
         # A layer without variables has no stage: its output is stored.
         if paths and any(all(p.match(path) for path in paths) for p in patterns):
@@ -44,9 +47,8 @@ def _outermost_layers(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]
     return layers
 
 
-def _rematerialised_call(layer: keras.layers.Layer) -> Any:
-    """Return the layer's `call` with its activations recomputed in the backward pass."""
-    original_call = layer.call
+def _rematerialised_call(layer: keras.layers.Layer, original_call: Call) -> Call:
+    """Return a layer's `call` with its activations recomputed in the backward pass."""
 
     def call(*args: Any, training: bool = False, **kwargs: Any) -> Any:
         if not training:

@@ -10,37 +10,18 @@ the optimizer then update each copy in its replica in the same way, without a me
 import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import MethodType
 from typing import Any
 
 import keras
 import tensorflow as tf
-from keras.src.optimizers.base_optimizer import BaseOptimizer
 
-# Methods for which Keras' TensorFlow optimizer calls `merge_call`, and its base class does not.
-_BACKEND_INDEPENDENT = (
-    "_apply_weight_decay",
-    "_backend_update_step",
-    "_backend_increment_gradient_accumulators",
-    "_overwrite_model_variables_with_average_value",
-)
+from tfft.utils import keras_internals
 
 
 def make_local(optimizer: keras.optimizers.Optimizer) -> None:
     """Make an optimizer, and those that it wraps, update the copies of the current replica only."""
     for opt in _with_inner(optimizer):
-        for name in _BACKEND_INDEPENDENT:
-            # Overrides in a subclass are kept.
-            if getattr(type(opt), name) is getattr(keras.optimizers.Optimizer, name):
-                setattr(opt, name, MethodType(getattr(BaseOptimizer, name), opt))
-        opt._clip_gradients = MethodType(_clip_gradients, opt)
-        if isinstance(opt, keras.optimizers.LossScaleOptimizer):
-            # `_tf_apply` wraps the `cond` over finite gradients in a `merge_call`.
-            opt._tf_apply = opt._common_apply
-        value = opt._iterations.value
-        if isinstance(value, tf.distribute.DistributedValues):
-            # ONLY_FIRST_REPLICA needs a merge call; each replica counts its iterations instead.
-            value._aggregation = tf.VariableAggregation.NONE
+        keras_internals.update_without_merging(opt, _clip_gradients)
 
 
 def _with_inner(optimizer: keras.optimizers.Optimizer) -> Iterator[Any]:
@@ -56,7 +37,7 @@ def _clip_gradients(self: Any, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
     """Clip like Keras, with the global norm of `global_norm`."""
     # Keras' precedence: `clipnorm` wins over `global_clipnorm`.
     if not self.global_clipnorm or self.clipnorm:
-        return type(self)._clip_gradients(self, gradients)
+        return keras_internals.clip_like_keras(self, gradients)
     # min(1, clipnorm / norm), without a division by a norm of 0.
     scale = self.global_clipnorm / tf.maximum(_get_norm(self, gradients), self.global_clipnorm)
     return [None if g is None else g * tf.cast(scale, g.dtype) for g in gradients]

@@ -11,12 +11,14 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from tfft.utils import keras_internals
+
 
 def generators(layer: keras.layers.Layer) -> list[keras.random.SeedGenerator]:
     """Return the seed generators of a layer and its sublayers, each once, in a fixed order."""
     unique: dict[int, keras.random.SeedGenerator] = {}
-    for inner in layer._flatten_layers():
-        for generator in getattr(inner, "_seed_generators", ()):
+    for inner in keras_internals.flat_layers(layer):
+        for generator in keras_internals.seed_generators(inner):
             # Sublayers that share a generator must get one replacement, not two.
             unique.setdefault(id(generator), generator)
     return list(unique.values())

@@ -12,9 +12,10 @@ The public methods of `keras.Model` work as usual: `fit`, `evaluate`, `predict`,
 every Keras optimizer.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -24,70 +25,43 @@ import tensorflow as tf
 from keras import tree
 
 from tfft.model import graph_loop, injection, replica_optimizer, seeds
-
-
-@dataclass
-class StepReport:
-    """Result of one call of the train function.
-
-    Attributes:
-        steps: number of steps, skipped ones included.
-        loss: loss of the last batch, over all replicas.
-        skipped: number of steps that changed nothing, since loss or gradients were not finite.
-        wait: estimated seconds in which the steps waited for input.
-    """
-
-    steps: int = 0
-    loss: float = 0.0
-    skipped: int = 0
-    wait: float = 0.0
+from tfft.model.step_options import StepOptions, StepReport
+from tfft.utils import keras_internals
 
 
 class Model(keras.Model):
     """A `keras.Model` with tfft's train step.
 
     Attributes:
-        micro_batch: rows per micro-batch of a replica. A larger batch is split, and the gradients
-            of its micro-batches are summed. None: batches are not split. The number may change
-            between steps; after a change from or to None call `make_train_function(force=True)`.
-        xla: whether XLA compiles the gradient computation. Keras' `jit_compile` does too, but
-            fails under op determinism.
-        failed_attempts: number of failed attempts at a step. Their graphs leave state behind under
-            their names, so the loop of a function built later takes another name.
-        dry_run: whether steps compute everything but update no weight and no optimizer variable.
+        options: the `StepOptions` of the train step; `configure` changes them.
         report: result of the last call of the train function.
-        upper_part: trainable part of the model above the cached features
-            (`feature_cache.ModelSplit`), or None. With it, every method that takes inputs also
-            takes the cached features in place of the model's inputs.
-        consistency: computes the loss of a batch in place of the plain loss
-            (`regularizers.r_drop`), or None.
-        adversary: computes the gradients in several passes (`regularizers.adversarial`), or None.
-        penalties: functions whose values are added to the gradients (`regularizers.penalties`).
-
-    `xla`, `failed_attempts`, `upper_part`, `consistency`, `adversary` and `penalties` are read
-    while a function is traced, not in each step; so is whether `micro_batch` is None.
     """
 
-    micro_batch: int | None = None
-    xla: bool = False
-    failed_attempts: int = 0
-    dry_run: bool = False
-    consistency: Any = None
-    adversary: Any = None
+    options: StepOptions
     _batch_share: Any = 1.0  # share of the current rows in the global batch, while tracing
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.report = StepReport()
         # Past Keras' attribute tracking: this model already has the layers of `upper_part`.
-        self.__dict__["upper_part"] = None
-        self.__dict__["penalties"] = []
+        self.__dict__["options"] = StepOptions()
         self.__dict__["_forward"] = {}  # input names -> forward function of `predict_on_batch`
+
+    def configure(self, **changes: Any) -> None:
+        """Change options of the train step; what was traced with others is discarded.
+
+        Args:
+            **changes: attributes of `StepOptions`.
+        """
+        options = replace(self.options, **changes)
+        if not options.traces_like(self.options):
+            self.reset_functions()
+        self.__dict__["options"] = options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model like `keras.Model`; the inputs may be those of `upper_part`."""
         inputs = args[0] if args else None
-        upper = self.upper_part
+        upper = self.options.upper_part
         if upper is not None and isinstance(inputs, dict) and set(inputs) >= set(upper.input):
             return upper({name: inputs[name] for name in upper.input}, *args[1:], **kwargs)
         return super().__call__(*args, **kwargs)
@@ -101,14 +75,9 @@ class Model(keras.Model):
             **kwargs: as of `keras.Model.compile`.
         """
         super().compile(*args, **kwargs)
-        self.micro_batch = micro_batch
+        self.configure(micro_batch=micro_batch)
         if self.optimizer is not None:
             replica_optimizer.make_local(self.optimizer)
-
-    def set_upper_part(self, upper_part: keras.Model | None) -> None:
-        """Accept the inputs of `upper_part` from now on; with None only those of the full model."""
-        self.__dict__["upper_part"] = upper_part
-        self.reset_functions()
 
     def reset_functions(self) -> None:
         """Discard the traced functions, after a change of what the layers compute."""
@@ -136,11 +105,12 @@ class Model(keras.Model):
     # --- the step, in a replica ---
 
     def _replica_step(
-        self, data: Any, dry_run: tf.Tensor, micro_batch: tf.Tensor
+        self, options: StepOptions, data: Any, dry_run: tf.Tensor, micro_batch: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Run one optimizer step in a replica.
 
         Args:
+            options: those of the trace.
             data: one batch: inputs, targets and perhaps sample weights.
             dry_run: whether to leave weights and optimizer unchanged, bool [].
             micro_batch: rows per micro-batch, int32 [].
@@ -153,11 +123,17 @@ class Model(keras.Model):
         # Reduced before the forward pass, since each micro-batch needs its share of the total.
         total_weight = self._all_reduce([self._loss_weight(x, weight)])[0]
         with seeds.fold_in_replica(self):
-            loss, gradients = self._micro_batches(x, y, weight, total_weight, micro_batch)
+            compute = self._gradient_function(options)
+            if options.micro_batch is None:
+                loss, gradients = compute(x, y, weight, total_weight)
+            else:
+                loss, gradients = self._micro_batches(
+                    compute, x, y, weight, total_weight, micro_batch
+                )
         # One collective for all: every replica now holds the gradient of the global batch.
         loss, *gradients = self._all_reduce([loss, *gradients])
         # After the sum: a penalty depends on the weights alone and counts once, not per replica.
-        gradients = self._add_penalties(gradients)
+        gradients = self._add_penalties(options.penalties, gradients)
         norm, finite = replica_optimizer.global_norm(gradients), tf.math.is_finite(loss)
         if not isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
             # A loss scaler must see gradients that are not finite: it skips the step and lowers
@@ -173,12 +149,15 @@ class Model(keras.Model):
         return tf.constant(True)
 
     def _micro_batches(
-        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor, size: tf.Tensor
+        self,
+        compute: Callable[..., tuple[tf.Tensor, list[tf.Tensor]]],
+        x: Any,
+        y: Any,
+        weight: Any,
+        total_weight: tf.Tensor,
+        size: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return this replica's share of loss and gradients, summed over micro-batches."""
-        compute = self._gradient_function()
-        if self.micro_batch is None:
-            return compute(x, y, weight, total_weight)
         num_rows = _num_rows(x)
 
         def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
@@ -202,26 +181,38 @@ class Model(keras.Model):
         )
         return loss, gradients
 
-    def _gradient_function(self) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+    def _gradient_function(
+        self, options: StepOptions
+    ) -> Callable[..., tuple[tf.Tensor, list[tf.Tensor]]]:
+        compute = partial(self.gradients, options)
         # One function per replica: compiled code holds the variables of the replica in which it
         # was traced.
-        if self.run_eagerly or not (self.jit_compile or self.xla):
-            return self._gradients
-        return tf.function(
-            self._gradients, jit_compile=True, reduce_retracing=True, autograph=False
-        )
+        if self.run_eagerly or not (self.jit_compile or options.jit_compile):
+            return compute
+        return tf.function(compute, jit_compile=True, reduce_retracing=True, autograph=False)
 
-    def _gradients(
-        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
+    def gradients(
+        self, options: StepOptions, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Return the share of these rows in the loss and in the gradients, as dense tensors."""
+        """Return the share of some rows in the loss and in the gradients, as dense tensors.
+
+        Args:
+            options: those of the trace.
+            x: inputs of the rows.
+            y: targets of the rows.
+            weight: sample weights of the rows, or None.
+            total_weight: denominator of the mean loss over the global batch, float32 [].
+        """
         variables = [v.value for v in self.trainable_variables]
 
         def compute_loss() -> tuple[tf.Tensor, tf.Tensor]:
-            return self._loss_and_output(x, y, weight, total_weight)
+            if options.consistency is not None:
+                return options.consistency.loss(self, x, y, weight, total_weight)
+            y_pred = self(x, training=True)
+            return self.loss_share(x, y, y_pred, weight, total_weight), y_pred
 
-        if self.adversary is not None:
-            loss, gradients, y_pred = self.adversary.gradients(self, compute_loss, variables)
+        if options.adversary is not None:
+            loss, gradients, y_pred = options.adversary.gradients(self, compute_loss, variables)
         else:
             # With only trainable variables watched, the backward pass ends at the lowest of them.
             with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -238,25 +229,20 @@ class Model(keras.Model):
         # second moment of its Adam would treat them as two gradients, so they are summed here.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
 
-    def _loss_and_output(
-        self, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        """Return the share of these rows in the loss, and the model's output for them."""
-        if self.consistency is not None:
-            return self.consistency.loss(self, x, y, weight, total_weight)
-        y_pred = self(x, training=True)
-        return self._loss_share(x, y, y_pred, weight, total_weight), y_pred
-
-    def _add_penalties(self, gradients: list[tf.Tensor]) -> list[tf.Tensor]:
+    def _add_penalties(
+        self,
+        penalties: Sequence[Callable[[str, tf.Tensor], Any]],
+        gradients: list[tf.Tensor],
+    ) -> list[tf.Tensor]:
         """Add the gradients of the penalties, multiplied by the loss scale like the others."""
-        for penalty in self.penalties:
+        for penalty in penalties:
             for i, variable in enumerate(self.trainable_variables):
                 term = penalty(variable.path, tf.convert_to_tensor(variable.value))
                 if term is not None:
                     gradients[i] = gradients[i] + self.optimizer.scale_loss(term)
         return gradients
 
-    def _loss_share(
+    def loss_share(
         self,
         x: Any,
         y: Any,
@@ -325,7 +311,7 @@ class Model(keras.Model):
         y_pred = self(x, training=False)
         # Of this replica alone, without a collective: the metrics are summed over replicas later.
         loss_weight = self._loss_weight(x, weight)
-        loss = self._loss_share(x, y, y_pred, weight, loss_weight, training=False)
+        loss = self.loss_share(x, y, y_pred, weight, loss_weight, training=False)
         self._update_metrics(x, y, y_pred, weight, loss, loss_weight)
         return loss, tf.constant(True)
 
@@ -338,7 +324,7 @@ class Model(keras.Model):
                 with self.distribute_strategy.scope():
                     # Built while tracing, ScheduleFreeAdamW would reset its z in every step.
                     self.optimizer.build(self.trainable_variables)
-            self.train_function = self._loop(self._replica_step)
+            self.train_function = self._loop(partial(self._replica_step, self.options))
         return self.train_function
 
     def make_test_function(self, force: bool = False) -> Any:
@@ -353,9 +339,7 @@ class Model(keras.Model):
         if self._distribute_strategy is None:
             return
         if iterator is not None:
-            data_batch = tree.map_structure(
-                _replica_spec, iterator._distributed_dataset.element_spec
-            )
+            data_batch = keras_internals.replica_specs(iterator)
         with self.distribute_strategy.scope():
             self._symbolic_build(data_batch=data_batch)
 
@@ -387,7 +371,7 @@ class Model(keras.Model):
 
     def _predict_on_one_replica(self, x: Any) -> Any:
         """Predict on one replica, with one trace for all batch sizes and sequence lengths."""
-        models = [model for model in (self.upper_part, self) if _accepts(model, x)]
+        models = [model for model in (self.options.upper_part, self) if _accepts(model, x)]
         if not models or self.run_eagerly or self.jit_compile:
             return super().predict_on_batch(x)
         inputs = models[0].input
@@ -404,8 +388,9 @@ class Model(keras.Model):
     def _loop(self, replica_function: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
         """Build the function that runs `replica_function` on every replica, batch after batch.
 
-        The result takes an iterator and at most how many of its batches to consume, and returns
-        the metrics. It sets `report`.
+        The result takes an iterator, at most how many of its batches to consume, and whether the
+        steps compute everything but update no weight and no optimizer variable (`dry_run`). It
+        returns the metrics, and sets `report`.
         """
         strategy = self.distribute_strategy
 
@@ -415,17 +400,20 @@ class Model(keras.Model):
             local_results = strategy.experimental_local_results
             return local_results(loss)[0], local_results(finite)[0]
 
-        name = f"retry_{self.failed_attempts}" if self.failed_attempts else None
+        attempts = self.options.failed_attempts
+        name = f"retry_{attempts}" if attempts else None
         run_batches = graph_loop.loop_in_graph(run_batch, self.get_metrics_result, name)
         run_one = graph_loop.with_metrics(run_batch, self.get_metrics_result)
         if not self.run_eagerly:
             run_batches = tf.function(run_batches, reduce_retracing=True, autograph=False)
             run_one = tf.function(run_one, reduce_retracing=True, autograph=False)
 
-        def function(iterator: Any, limit: int | None = None) -> dict[str, Any]:
+        def function(
+            iterator: Any, limit: int | None = None, dry_run: bool = False
+        ) -> dict[str, Any]:
             limit = self.steps_per_execution if limit is None else limit
             # Tensors: each Python value would be traced on its own.
-            flags = tf.constant(self.dry_run), tf.constant(self.micro_batch or 0)
+            flags = tf.constant(dry_run), tf.constant(self.options.micro_batch or 0)
             # 1. Iterators of `tf.data` and of strategies: all steps in one graph call.
             if hasattr(iterator, "get_next_as_optional"):
                 steps, _, loss, skipped, wait, logs = run_batches(
@@ -481,8 +469,3 @@ def _without_optionals(data: Any) -> Any:
     return tree.map_structure(
         lambda t: None if isinstance(t, tf.experimental.Optional) else t, data
     )
-
-
-def _replica_spec(spec: Any) -> Any:
-    """Return the spec of the first replica's values, of a spec for all replicas."""
-    return getattr(spec, "_value_specs", (spec,))[0]

@@ -1,8 +1,8 @@
 """Regularizers of the config section `regularization`, one file each.
 
 `attach` adds the configured ones to a compiled model. They change the train step in one of four
-ways: its loss (`Model.consistency`), its forward and backward passes (`Model.adversary`), its
-gradients (`Model.penalties`), or the kernels of the model (mixout).
+ways: its loss, its forward and backward passes, its gradients (`consistency`, `adversary` and
+`penalties` of `model.StepOptions`), or the kernels of the model (mixout).
 """
 
 from collections.abc import Collection
@@ -36,7 +36,7 @@ def attach(
     if config.mixout:
         mixout.attach(model, mask, config.mixout)
     if config.r_drop is not None:
-        model.consistency = r_drop.RDrop(config.r_drop.alpha)
+        model.configure(consistency=r_drop.RDrop(config.r_drop.alpha))
     if config.adversarial is not None:
-        model.adversary = adversarial.build(model, config.adversarial)
-    model.penalties = penalties.build(model, mask, changed, config)
+        model.configure(adversary=adversarial.build(model, config.adversarial))
+    model.configure(penalties=penalties.build(model, mask, changed, config))

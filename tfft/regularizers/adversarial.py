@@ -15,6 +15,8 @@ from keras import ops
 
 from tfft.config.regularization import Fgm, FreeLb
 from tfft.model import seeds
+from tfft.model.wrapping import Call, Order, wrap_call
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError
 
 
@@ -24,7 +26,9 @@ def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
     Raises:
         UserError: the model has no token embeddings.
     """
-    tables = [x for x in model._flatten_layers() if isinstance(x, keras.layers.Embedding)]
+    tables = [
+        x for x in keras_internals.flat_layers(model) if isinstance(x, keras.layers.Embedding)
+    ]
     if not tables:
         raise UserError(
             "regularization.adversarial: needs a text backbone; this model has no token embeddings"
@@ -37,7 +41,7 @@ def build(model: keras.Model, config: Fgm | FreeLb) -> "Adversary":
 
 
 class EmbeddingHook:
-    """Replacement for the `call` of an embedding layer that adds an offset to its output.
+    """Wrapper around the `call` of an embedding layer that adds an offset to its output.
 
     Attributes:
         offset: the offset of the last call within a context, watched by the tape.
@@ -48,7 +52,11 @@ class EmbeddingHook:
         self._tape: tf.GradientTape | None = None
         self._make_offset: Any = None
         self.offset: Any = None
-        layer.call = self
+        wrap_call(layer, self._wrap, Order.OFFSET)
+
+    def _wrap(self, inner: Call) -> Call:
+        self._original_call = inner
+        return self
 
     def __call__(self, inputs: Any) -> Any:
         """Return the embeddings, with the offset within a context of `add_offset`."""
@@ -81,7 +89,7 @@ class EmbeddingHook:
 
 
 class Adversary:
-    """Base class of what computes gradients in several passes, for `Model.adversary`."""
+    """Base class of what computes gradients in several passes, for `StepOptions.adversary`."""
 
     def __init__(self, hook: EmbeddingHook):
         self._hook = hook

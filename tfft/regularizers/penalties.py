@@ -22,7 +22,7 @@ def build(
     mask: Mask,
     changed: Collection[str],
     config: RegularizationConfig,
-) -> list[Penalty]:
+) -> tuple[Penalty, ...]:
     """Build the penalties of the config.
 
     Args:
@@ -49,4 +49,4 @@ def build(
         alpha, beta = config.l2_sp.alpha, config.l2_sp.beta
         # Everything without a pretrained value (head, adapters) is pulled towards 0 with beta.
         penalties.append(lambda path, w: alpha * (w - start[path]) if path in start else beta * w)
-    return penalties
+    return tuple(penalties)

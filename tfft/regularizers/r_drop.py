@@ -12,7 +12,7 @@ from keras import ops, tree
 
 
 class RDrop:
-    """Loss of a batch with R-Drop, for `Model.consistency`.
+    """Loss of a batch with R-Drop, for `StepOptions.consistency`.
 
     Args:
         alpha: weight of the divergence.
@@ -36,7 +36,7 @@ class RDrop:
         doubled = tree.map_structure(lambda t: ops.concatenate([t, t], axis=0), x)  # [2B, ...]
         first, second = ops.split(model(doubled, training=True), 2, axis=0)
         # Each holds the layers' regularisation losses once, and so does their mean.
-        losses = [model._loss_share(x, y, out, weight, total_weight) for out in (first, second)]
+        losses = [model.loss_share(x, y, out, weight, total_weight) for out in (first, second)]
         divergences = divergence(first, second)
         if weight is not None:
             divergences = divergences * ops.cast(weight, divergences.dtype)

@@ -72,7 +72,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
             pipeline.data.validation, pipeline.validation_rows, key=key
         )
     # 3. From here on the model takes the features in place of its inputs.
-    model.set_upper_part(split.upper_part)
+    model.configure(upper_part=split.upper_part)
 
 
 def _obstacle(

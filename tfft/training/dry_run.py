@@ -38,26 +38,25 @@ def prepare(run: Run, pipeline: InputPipeline) -> None:
     model, train = run.model, pipeline.train
     # On a CPU XLA is not worth its compile time.
     automatic = strategies.accelerated() and not train.deterministic
-    model.xla = automatic if train.jit_compile == "auto" else train.jit_compile
+    model.configure(jit_compile=automatic if train.jit_compile == "auto" else train.jit_compile)
     rows = -(-train.batch_size // pipeline.replicas)  # of one replica, rounded up
     if train.micro_batch == "auto":
-        model.micro_batch = _largest_micro_batch(model, pipeline, rows)
+        model.configure(micro_batch=_largest_micro_batch(model, pipeline, rows))
     elif train.micro_batch is not None and train.micro_batch < rows:
-        model.micro_batch = train.micro_batch
-    # Traced with these settings; the function stays the one of the training.
+        model.configure(micro_batch=train.micro_batch)
+    # Traced with these options and the mask; the function stays the one of the training.
     model.make_train_function(force=True)
     try:
         with memory_errors(pipeline, None):
             _dry_step(model, pipeline)
     except _NOT_COMPILED as error:
-        if not model.xla or isinstance(error, tf.errors.ResourceExhaustedError):
+        if not model.options.jit_compile or isinstance(error, tf.errors.ResourceExhaustedError):
             raise
         reason = " ".join(str(error.message).split())[:160]
         if train.jit_compile is True:
             raise UserError(f"train.jit_compile: XLA cannot compile this model: {reason}") from None
         console.log(f"jit: XLA cannot compile this model, continuing without it: {reason}")
-        model.xla = False
-        model.make_train_function(force=True)
+        model.configure(jit_compile=False)
         _dry_step(model, pipeline)
 
 
@@ -80,7 +79,7 @@ def memory_errors(pipeline: InputPipeline, step: int | None) -> Iterator[None]:
             batch = next(pipeline.plan.after(pipeline.data, pipeline.train, step))
         model = pipeline.model
         rows = -(-len(batch.positions) // pipeline.replicas)
-        rows = min(rows, model.micro_batch or rows)
+        rows = min(rows, model.options.micro_batch or rows)
         # A smaller size is tried by all workers together, and the others wait in the failed step.
         alone = strategies.workers().count == 1
         advice = _smaller_micro_batch(model, pipeline, rows) if alone else "lower train.micro_batch"
@@ -92,17 +91,15 @@ def memory_errors(pipeline: InputPipeline, step: int | None) -> Iterator[None]:
 
 def _dry_step(model: Model, pipeline: InputPipeline) -> None:
     """Run a step that computes all and changes no weight, optimizer state, seed or metric."""
-    # The step itself leaves the trainable variables alone (`dry_run`); forward passes still advance
+    # `dry_run` leaves the trainable variables alone; forward passes still advance
     # seeds, metrics and BatchNorm statistics, which are copied and restored.
     trainable = {id(v) for v in model.trainable_variables}
     others = [v for v in [*model.variables, *model.metrics_variables] if id(v) not in trainable]
     values = [np.array(keras.ops.convert_to_numpy(v)) for v in others]
-    model.dry_run = True
     try:
         _, iterator = pipeline.widest()
-        model.make_train_function()(iterator, 1)
+        model.make_train_function()(iterator, 1, dry_run=True)
     finally:
-        model.dry_run = False
         for variable, value in zip(others, values, strict=True):
             variable.assign(value)
 
@@ -119,8 +116,7 @@ def _fits(model: Model, pipeline: InputPipeline) -> bool:
         except tf.errors.AlreadyExistsError:
             # A step that ran out of memory can leave temporary variables behind, which TensorFlow
             # takes for those of the next one, as they have the same names.
-            model.failed_attempts += 1
-            model.make_train_function(force=True)
+            model.configure(failed_attempts=model.options.failed_attempts + 1)
     return False
 
 
@@ -128,10 +124,11 @@ def _largest_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> in
     """Return the largest micro-batch that fits, None where that is all of a replica's rows."""
 
     def fits(size: int) -> bool:
-        model.micro_batch = size
+        model.configure(micro_batch=size)
         return _fits(model, pipeline)
 
-    model.micro_batch = rows
+    # The mask of this phase may differ from the one that the last function was traced with.
+    model.configure(micro_batch=rows)
     model.make_train_function(force=True)
     workers = strategies.workers()
     if not strategies.accelerated():
@@ -154,10 +151,10 @@ def _largest_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> in
 
 def _smaller_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> str:
     """Return the advice that follows from halving the micro-batch until it fits."""
-    model.micro_batch = size = rows
-    model.make_train_function(force=True)
+    size = rows
     while size > 1:
-        model.micro_batch = size = size // 2
+        size //= 2
+        model.configure(micro_batch=size)
         if _fits(model, pipeline):
             return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
     setting = {"text": "data.max_length", "image": "model.image_size"}[pipeline.modality]

@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from tfft.data import Dataset, batches
 from tfft.data.prepared import write_once
-from tfft.utils import console
+from tfft.utils import console, keras_internals
 
 BATCH_SIZE = 64  # rows of a batch while the features are computed
 NUM_THREADS = 2  # while one batch waits for a core, the other computes
@@ -76,7 +76,7 @@ def split_model(model: keras.Model) -> ModelSplit | str:
     lowest = ""
     reason = "the lowest stage is trainable"
     # 1. Divide the tensors: each takes the highest side of its inputs and its operation.
-    for node in _nodes_in_order(model):
+    for node in keras_internals.nodes_bottom_up(model):
         arguments = node.arguments.keras_tensors
         input_sides = {sides.get(id(t), "raw") for t in arguments}
         side, obstacle = _side(node.operation, input_sides) if arguments else ("raw", "")
@@ -143,22 +143,15 @@ def _deterministic(operation: Any) -> bool:
     """Return whether an operation gives the same output for the same input in every step."""
     if not isinstance(operation, keras.layers.Layer):
         return True
-    for layer in operation._flatten_layers():
+    for layer in keras_internals.flat_layers(operation):
         # Dropout with this attribute is off in a frozen layer, also in training.
         disabled = not layer.trainable and hasattr(layer, "disabled_when_frozen")
-        if getattr(layer, "_seed_generators", ()) and not disabled:
+        if keras_internals.seed_generators(layer) and not disabled:
             return False
         # Its statistics change in every step.
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable:
             return False
     return True
-
-
-def _nodes_in_order(model: keras.Model) -> list[Any]:
-    """Return the nodes of a functional model's graph, inputs first."""
-    # Keras counts depth from the outputs.
-    depths = sorted(model._nodes_by_depth, reverse=True)
-    return [node for depth in depths for node in model._nodes_by_depth[depth]]
 
 
 def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
@@ -167,12 +160,14 @@ def _inputs_above(model: keras.Model, sides: dict[int, str]) -> list[Any]:
     A padding mask is one: it is computed from the inputs alone, so it is not stored.
     """
     pending: list[Any] = []
-    for node in _nodes_in_order(model):
+    for node in keras_internals.nodes_bottom_up(model):
         arguments = node.arguments.keras_tensors
         if any(sides[id(t)] == "above" for t in node.outputs):
             pending += [t for t in arguments if sides[id(t)] == "raw"]
     inputs = {id(t): t for t in model.inputs}
-    producers = {id(t): node for node in _nodes_in_order(model) for t in node.outputs}
+    producers = {
+        id(t): node for node in keras_internals.nodes_bottom_up(model) for t in node.outputs
+    }
     inputs_above: dict[int, Any] = {}
     while pending:
         tensor = pending.pop()

@@ -149,7 +149,7 @@ def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, 
         console.log(f"from step {step + 1:,} on {trainable:,} parameters are trainable")
     # 2. Back to the model's inputs: the cache of the last phase ends at another layer.
     pipeline.read_rows()
-    model.set_upper_part(None)
+    model.configure(upper_part=None)
     cache_policy.apply(run, pipeline, schedule, step)
     # 3. Trace, with all of the above settled.
     dry_run.prepare(run, pipeline)
@@ -181,9 +181,10 @@ def _short_steps(model: Model) -> int:
     There a step takes less time than what Python does between two calls. A multiple of LOG_EVERY or
     a divisor of it.
     """
-    if model.upper_part is None:
+    upper_part = model.options.upper_part
+    if upper_part is None:
         return 1
-    vectors = all(len(tensor.shape) == 2 for tensor in model.upper_part.inputs)
+    vectors = all(len(tensor.shape) == 2 for tensor in upper_part.inputs)
     return 5 * LOG_EVERY if vectors else LOG_EVERY
 
 

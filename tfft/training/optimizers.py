@@ -12,6 +12,7 @@ from keras import ops
 
 from tfft.config import OptimizerConfig
 from tfft.training.phases import TrainingSchedule
+from tfft.utils import keras_internals
 from tfft.utils.errors import UserError, nearest
 
 
@@ -295,7 +296,7 @@ def averaged(model: keras.Model) -> Iterator[None]:
     optimizer = inner(model.optimizer)
     # Before the first step the moving averages are zeros, not weights.
     averages = {} if ops.convert_to_numpy(optimizer.iterations) == 0 else _averages(optimizer)
-    variables = optimizer._trainable_variables
+    variables = keras_internals.trained_by(optimizer)
     # A copy: on a CPU the array may share the variable's memory.
     originals = {i: ops.convert_to_numpy(variables[i]).copy() for i in averages}
     for i, value in averages.items():
@@ -310,13 +311,17 @@ def averaged(model: keras.Model) -> Iterator[None]:
 def _averages(optimizer: Any) -> dict[int, np.ndarray]:
     """Return the averaged value of each variable, by its index in the optimizer."""
     if optimizer.use_ema:
-        averages = enumerate(optimizer._model_variables_moving_average)
+        averages = enumerate(keras_internals.weight_averages(optimizer))
         return {i: ops.convert_to_numpy(average) for i, average in averages}
     if isinstance(optimizer, keras.optimizers.ScheduleFreeAdamW):
         # The variables hold the points at which gradients are computed, y = (1 - beta) z + beta x;
         # the average is x (Defazio et al. 2024, "The Road Less Scheduled", equations 3 to 5).
         beta = optimizer.beta_1
-        pairs = zip(optimizer._trainable_variables, optimizer._momentums, strict=True)
+        points, momentums = (
+            keras_internals.trained_by(optimizer),
+            keras_internals.momentums(optimizer),
+        )
+        pairs = zip(points, momentums, strict=True)
         pairs = [(ops.convert_to_numpy(y), ops.convert_to_numpy(z)) for y, z in pairs]
         return {i: (y - (1 - beta) * z) / beta for i, (y, z) in enumerate(pairs)}
     return {}

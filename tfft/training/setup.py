@@ -137,7 +137,8 @@ def build_model(
     loss = task.loss(config.task)
     if (section := config.regularization.distillation) is not None:
         loss = distillation.DistillationLoss(loss, section.temperature, section.weight)
-    # XLA is `Model.xla`, chosen in the dry run: Keras' `jit_compile` fails under op determinism.
+    # XLA is an option of the train step, chosen in the dry run. Keras' `jit_compile` fails under
+    # op determinism.
     model.compile(optimizer, loss, jit_compile=False)
     # Before `restore`, which assigns the slots by their order.
     optimizer.build(model.trainable_variables)

@@ -84,10 +84,6 @@ class Architecture(VisionArchitecture):
             stages.append(Stage(name, f"(?:{name}{down})/"))
         return (*stages, Stage("top", "norm/"))
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        return {"pooled": self.widths[-1], "map": self.widths[-1]}
-
 
 class Block(keras.layers.Layer):
     """Block of a depthwise convolution, a norm and two dense layers over the channels."""

@@ -1,6 +1,6 @@
 """The encoder of all BERT-like families, which differ only in the values of `Architecture`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import keras
@@ -135,12 +135,6 @@ class Architecture:
         remaining = [name for name in self.blocks if name not in self.dropped]
         names = ["embeddings", *remaining, *(["pooler"] if self.pooler is not None else [])]
         return tuple(Stage(name, f"{name}/") for name in names)
-
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        return {"sequence": self.width} | (
-            {"pooled": self.width} if self.pooler is not None else {}
-        )
 
     def with_dropout(self, rate: float) -> "Architecture":
         """Return a copy with this dropout rate everywhere."""

@@ -40,9 +40,6 @@ class Architecture(Protocol):
     def stages(self) -> tuple[Stage, ...]:
         """Return the stages, bottom to top."""
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-
     def with_dropout(self, rate: float) -> "Architecture":
         """Return a copy with this dropout rate everywhere.
 

@@ -85,10 +85,6 @@ class Architecture(VisionArchitecture):
         """Return the stages, bottom to top."""
         return tuple(Stage(name, f"{name}/") for name in ("stem", *self.blocks, "top"))
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        return {"pooled": self.top, "map": self.top}
-
 
 class Block(keras.layers.Layer):
     """Inverted residual block: expansion, depthwise convolution, projection.

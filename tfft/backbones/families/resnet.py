@@ -100,10 +100,6 @@ class Architecture(VisionArchitecture):
         """Return the stages, bottom to top."""
         return tuple(Stage(name, f"{name}/") for name in ("stem", *self.blocks))
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        return {"pooled": self.widths[-1], "map": self.widths[-1]}
-
 
 class Block(keras.layers.Layer):
     """Residual block of two or three convolutions."""

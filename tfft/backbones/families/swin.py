@@ -113,11 +113,6 @@ class Architecture(VisionArchitecture):
             stages.append(Stage(name, f"(?:{name}{merge})/"))
         return (*stages, Stage("top", "norm/"))
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        width = self.width * 2 ** (len(self.depths) - 1)
-        return {"pooled": width, "map": width}
-
     def with_dropout(self, rate: float) -> "Architecture":
         """Return a copy with this dropout rate everywhere."""
         return replace(self, dropout=rate, attention_dropout=rate)

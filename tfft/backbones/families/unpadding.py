@@ -20,6 +20,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from tfft.utils import keras_internals
+
 
 @dataclass(frozen=True)
 class TokenLayout:
@@ -94,7 +96,7 @@ class Repad(keras.layers.Layer):
 @contextmanager
 def without_padding(model: keras.Model) -> Iterator[None]:
     """Enable the model's `Unpad` layers within the context, to trace a graph for dynamic shapes."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, Unpad)]
+    layers = [x for x in keras_internals.flat_layers(model) if isinstance(x, Unpad)]
     for layer in layers:
         layer.enabled = True
     try:

@@ -104,11 +104,6 @@ class Architecture(VisionArchitecture):
             Stage("top", "norm/"),
         )
 
-    def features(self) -> Mapping[str, int]:
-        """Return the width of each output by name."""
-        pooled = self.width * (1 if self.pooled == "first" else 2)
-        return {"sequence": self.width, "pooled": pooled, "map": self.width}
-
     def with_dropout(self, rate: float) -> "Architecture":
         """Return a copy with this dropout rate everywhere."""
         return replace(self, dropout=rate, attention_dropout=rate)
