@@ -95,7 +95,7 @@ def test_a_head_without_variables_is_still_the_last_stage(method):
         return
     trained = trainable_paths(masks.decide(variables, STAGES, phase.rules))
     assert {"block_1/kernel", "pooler/kernel"} <= trained
-    with pytest.raises(UserError, match="must match a stage or a variable. Received: 'head'"):
+    with pytest.raises(UserError, match=r"must match a stage or a variable\. Received: 'head'"):
         masks.decide(variables, STAGES, (Rule("head", True), Rule("*", True)))
 
 
