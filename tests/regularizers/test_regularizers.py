@@ -42,7 +42,9 @@ def batch(rows=4):
 
 
 def model_gradients(model, x, y, weight):
-    loss, gradients = model.gradients(model.options, x, y, weight, tf.constant(float(len(y))))
+    loss, gradients = model.gradients(
+        model.options, x, y, weight, {"loss": tf.constant(float(len(y)))}
+    )
     return float(loss), [np.asarray(g) for g in gradients]
 
 
@@ -85,7 +87,7 @@ def test_r_drop_is_the_mean_loss_plus_divergence():
             return outputs[-1]
 
     model.__class__ = Recorded
-    loss, out = model.options.consistency.loss(model, x, y, weight, tf.constant(4.0))
+    loss, out = model.options.consistency.loss(model, x, y, weight, {"loss": tf.constant(4.0)})
     first, second = np.split(outputs[0], 2)
     assert np.abs(first - second).max() > 0.01  # different dropout masks
     np.testing.assert_array_equal(out, first)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 TIMING_INTERVAL = 8  # steps between two whose wait for input is timed, at most
@@ -86,5 +87,10 @@ def loop_in_graph(
 
 def _now() -> tf.Tensor:
     """Return the seconds of the clock when the graph runs this op, float64 []."""
+
+    def clock() -> np.float64:
+        # Eager TensorFlow would make a float32 of a Python float, exact to some milliseconds only.
+        return np.float64(time.perf_counter())
+
     # `tf.timestamp` raises under op determinism.
-    return tf.ensure_shape(tf.numpy_function(time.perf_counter, [], tf.float64), [])
+    return tf.ensure_shape(tf.numpy_function(clock, [], tf.float64), [])

@@ -2,11 +2,11 @@
 
     micro-batches -> all-reduce -> clip -> apply -> average
 
-A loss is weighted by what it averages over: the number of examples, or the sum of sample weights
-where it divides by that. The weights count all replicas and micro-batches, so partial and uneven
-batches give the same mean as one device would. Gradients are summed over the replicas before the
-optimizer sees them; each replica then applies the same update to its copy of the variables
-(`replica_optimizer`). Metrics are summed over replicas and workers.
+A loss is a sum divided by a count: of examples, of tokens, or a sum of sample weights (`losses`).
+The counts are those of all replicas and micro-batches, so partial and uneven batches give the same
+mean as one device would. Gradients are summed over the replicas before the optimizer sees them;
+each replica then applies the same update to its copy of the variables (`replica_optimizer`).
+Metrics are summed over replicas and workers.
 
 The public methods of `keras.Model` work as usual: `fit`, `evaluate`, `predict`, callbacks, and
 every Keras optimizer.
@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfft.model import graph_loop, injection, replica_optimizer, seeds
+from tfft.model import graph_loop, injection, losses, replica_optimizer, seeds
 from tfft.model.step_options import StepOptions, StepReport
 from tfft.utils import keras_internals
 
@@ -34,11 +34,12 @@ class Model(keras.Model):
 
     Attributes:
         options: the `StepOptions` of the train step; `configure` changes them.
+        step_loss: the loss as sums and counts; None before `compile`.
         report: result of the last call of the train function.
     """
 
     options: StepOptions
-    _batch_share: Any = 1.0  # share of the current rows in the global batch, while tracing
+    step_loss: losses.StepLoss | None = None
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -66,15 +67,28 @@ class Model(keras.Model):
             return upper({name: inputs[name] for name in upper.input}, *args[1:], **kwargs)
         return super().__call__(*args, **kwargs)
 
-    def compile(self, *args: Any, micro_batch: int | None = None, **kwargs: Any) -> None:
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *args: Any,
+        micro_batch: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Compile like `keras.Model.compile`.
 
         Args:
+            optimizer: as of `keras.Model.compile`.
+            loss: as of `keras.Model.compile`, or a `losses.Loss`.
             *args: as of `keras.Model.compile`.
             micro_batch: rows per micro-batch of a replica; None does not split batches.
             **kwargs: as of `keras.Model.compile`.
         """
-        super().compile(*args, **kwargs)
+        has_terms = isinstance(loss, losses.Loss)
+        super().compile(optimizer, None if has_terms else loss, *args, **kwargs)
+        self.loss = loss
+        step_loss = losses.TermLoss if has_terms else losses.CompiledLoss
+        self.__dict__["step_loss"] = step_loss(self, self._loss_tracker)
         self.configure(micro_batch=micro_batch)
         if self.optimizer is not None:
             replica_optimizer.make_local(self.optimizer)
@@ -121,15 +135,14 @@ class Model(keras.Model):
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         # Reduced before the forward pass, since each micro-batch needs its share of the total.
-        total_weight = self._all_reduce([self._loss_weight(x, weight)])[0]
+        counts = self.step_loss.counts(x, y, weight)
+        totals = dict(zip(counts, self._all_reduce(list(counts.values())), strict=True))
         with seeds.fold_in_replica(self):
             compute = self._gradient_function(options)
             if options.micro_batch is None:
-                loss, gradients = compute(x, y, weight, total_weight)
+                loss, gradients = compute(x, y, weight, totals)
             else:
-                loss, gradients = self._micro_batches(
-                    compute, x, y, weight, total_weight, micro_batch
-                )
+                loss, gradients = self._micro_batches(compute, x, y, weight, totals, micro_batch)
         # One collective for all: every replica now holds the gradient of the global batch.
         loss, *gradients = self._all_reduce([loss, *gradients])
         # After the sum: a penalty depends on the weights alone and counts once, not per replica.
@@ -154,17 +167,19 @@ class Model(keras.Model):
         x: Any,
         y: Any,
         weight: Any,
-        total_weight: tf.Tensor,
+        totals: losses.Totals,
         size: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return this replica's share of loss and gradients, summed over micro-batches."""
-        num_rows = _num_rows(x)
+        if getattr(self.loss, "scope", "row") == "batch":
+            raise ValueError("A loss over the whole batch cannot be split into micro-batches")
+        num_rows = tf.cast(losses.num_rows(x), tf.int32)
 
         def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
             micro_batch = tree.map_structure(
                 lambda t: None if t is None else t[start : start + size], (x, y, weight)
             )
-            loss_part, gradient_parts = compute(*micro_batch, total_weight)
+            loss_part, gradient_parts = compute(*micro_batch, totals)
             sums = [a + b for a, b in zip(gradients, gradient_parts, strict=True)]
             return start + size, loss + loss_part, sums
 
@@ -189,10 +204,12 @@ class Model(keras.Model):
         # was traced.
         if self.run_eagerly or not (self.jit_compile or options.jit_compile):
             return compute
+        if self.step_loss.gathers:  # XLA compiles no collective of `tf.distribute`
+            return compute
         return tf.function(compute, jit_compile=True, reduce_retracing=True, autograph=False)
 
     def gradients(
-        self, options: StepOptions, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
+        self, options: StepOptions, x: Any, y: Any, weight: Any, totals: losses.Totals
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return the share of some rows in the loss and in the gradients, as dense tensors.
 
@@ -201,15 +218,15 @@ class Model(keras.Model):
             x: inputs of the rows.
             y: targets of the rows.
             weight: sample weights of the rows, or None.
-            total_weight: denominator of the mean loss over the global batch, float32 [].
+            totals: counts of the global batch (`StepLoss.counts`).
         """
         variables = [v.value for v in self.trainable_variables]
 
         def compute_loss() -> tuple[tf.Tensor, tf.Tensor]:
             if options.consistency is not None:
-                return options.consistency.loss(self, x, y, weight, total_weight)
+                return options.consistency.loss(self, x, y, weight, totals)
             y_pred = self(x, training=True)
-            return self.loss_share(x, y, y_pred, weight, total_weight), y_pred
+            return self.loss_share(x, y, y_pred, weight, totals), y_pred
 
         if options.adversary is not None:
             loss, gradients, y_pred = options.adversary.gradients(self, compute_loss, variables)
@@ -224,7 +241,7 @@ class Model(keras.Model):
                 scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
         if self.metrics:
-            self._update_metrics(x, y, y_pred, weight, loss, total_weight)
+            self._update_metrics(x, y, y_pred, weight, loss, totals)
         # A sparse gradient holds a token that occurs twice as two rows. Keras' clipping and the
         # second moment of its Adam would treat them as two gradients, so they are summed here.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
@@ -248,7 +265,7 @@ class Model(keras.Model):
         y: Any,
         y_pred: Any,
         weight: Any,
-        total_weight: tf.Tensor,
+        totals: losses.Totals,
         training: bool = True,
     ) -> tf.Tensor:
         """Return the summand that these rows contribute to the loss of the global batch.
@@ -258,45 +275,26 @@ class Model(keras.Model):
             y: targets of the rows.
             y_pred: outputs of the rows.
             weight: sample weights of the rows, or None.
-            total_weight: `_loss_weight` of the global batch, float32 [].
+            totals: counts of the global batch.
             training: whether losses of layers are those of training mode.
         """
-        share = tf.math.divide_no_nan(self._loss_weight(x, weight), total_weight)
-        # An attribute, since Keras' `_compute_loss` calls `_aggregate_additional_loss` without it.
-        self._batch_share = share
-        loss = self._compute_loss(x, y, y_pred, weight, training=training)
-        if self._is_sum_loss():
-            return loss
-        # Keras divides the mean by the number of replicas; the share replaces that.
-        return _zero_without_rows(loss * _num_replicas() * share, share)
+        return self.step_loss.share(x, y, y_pred, weight, totals, training)
 
     def _aggregate_additional_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        # Keras divides regularisation losses by the number of replicas, like every mean. With a
-        # sum as the loss nothing is divided, so each share of the batch adds its share of them.
-        if self._is_sum_loss():
-            return tf.reduce_sum(loss) * self._batch_share
-        return super()._aggregate_additional_loss(loss)
-
-    def _loss_weight(self, x: Any, weight: Any) -> tf.Tensor:
-        """Return the denominator of the mean loss: sum of sample weights, or number of rows."""
-        if weight is not None and _reductions(self.loss) == {"mean_with_sample_weight"}:
-            # Any shape: with one weight a token this is the number of tokens that count.
-            return tf.reduce_sum(tf.cast(weight, tf.float32))
-        return tf.cast(_num_rows(x), tf.float32)
-
-    def _is_sum_loss(self) -> bool:
-        return _reductions(self.loss) == {"sum"}
+        additional = self.step_loss.additional(loss)
+        return super()._aggregate_additional_loss(loss) if additional is None else additional
 
     def _update_metrics(
-        self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, total_weight: tf.Tensor
+        self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, totals: losses.Totals
     ) -> None:
-        share = self._batch_share
-        # Undo the share: the tracker averages means, weighted by what each is a mean over.
-        mean = loss if self._is_sum_loss() else tf.math.divide_no_nan(loss, share)
-        finite = tf.math.is_finite(mean)  # a skipped step must not spoil the mean loss either
-        loss_weight = tf.where(finite, share * total_weight, 0.0)
-        self._loss_tracker.update_state(tf.where(finite, mean, 0.0), sample_weight=loss_weight)
+        self.step_loss.track(x, y, y_pred, weight, loss, totals)
         self.compute_metrics(x, y, y_pred, weight)
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """Metrics of Keras' `compile`, and the mean of each term of the loss."""
+        terms = self.step_loss.trackers.values() if self.step_loss is not None else ()
+        return [*super().metrics, *terms]
 
     def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
@@ -309,10 +307,12 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
-        # Of this replica alone, without a collective: the metrics are summed over replicas later.
-        loss_weight = self._loss_weight(x, weight)
-        loss = self.loss_share(x, y, y_pred, weight, loss_weight, training=False)
-        self._update_metrics(x, y, y_pred, weight, loss, loss_weight)
+        totals = self.step_loss.counts(x, y, weight)
+        # Else of this replica alone: the metrics are summed over replicas later.
+        if self.step_loss.reduces_in_evaluation:
+            totals = dict(zip(totals, self._all_reduce(list(totals.values())), strict=True))
+        loss = self.loss_share(x, y, y_pred, weight, totals, training=False)
+        self._update_metrics(x, y, y_pred, weight, loss, totals)
         return loss, tf.constant(True)
 
     # --- what Keras' loops call ---
@@ -441,27 +441,6 @@ def _accepts(model: Any, x: Any) -> bool:
     """Return whether the input names of a model are those of a batch."""
     inputs = getattr(model, "input", None)
     return isinstance(x, dict) and isinstance(inputs, dict) and set(x) == set(inputs)
-
-
-def _num_rows(x: Any) -> tf.Tensor:
-    return tf.shape(next(t for t in tree.flatten(x) if t is not None))[0]
-
-
-def _num_replicas() -> int:
-    context = tf.distribute.get_replica_context()
-    return context.num_replicas_in_sync if context else 1
-
-
-def _reductions(loss: Any) -> set[str]:
-    """Return the reductions of the losses given to `compile`; a loss by name has Keras' default."""
-    # A set: `sum` and `mean_with_sample_weight` count only where all losses agree.
-    return {getattr(fn, "reduction", "sum_over_batch_size") for fn in tree.flatten(loss)}
-
-
-def _zero_without_rows(loss: tf.Tensor, share: tf.Tensor) -> tf.Tensor:
-    """Return 0 without a gradient for a replica without rows, whose mean loss is NaN."""
-    # Not a product with 0, which would leave the NaN.
-    return tf.where(share > 0, loss, tf.zeros_like(loss))
 
 
 def _without_optionals(data: Any) -> Any:

@@ -22,7 +22,7 @@ class RDrop:
         self.alpha = alpha
 
     def loss(
-        self, model: Any, x: Any, y: Any, weight: Any, total_weight: tf.Tensor
+        self, model: Any, x: Any, y: Any, weight: Any, totals: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """Compute the share of these rows in the loss, and the output of the first pass.
 
@@ -31,17 +31,17 @@ class RDrop:
             x: inputs of the rows.
             y: targets of the rows.
             weight: sample weights [B], or None.
-            total_weight: denominator of the mean loss over the global batch, float32 [].
+            totals: counts of the global batch by term of the loss, float32 [] each.
         """
         doubled = tree.map_structure(lambda t: ops.concatenate([t, t], axis=0), x)  # [2B, ...]
         first, second = ops.split(model(doubled, training=True), 2, axis=0)
         # Each holds the layers' regularisation losses once, and so does their mean.
-        losses = [model.loss_share(x, y, out, weight, total_weight) for out in (first, second)]
+        losses = [model.loss_share(x, y, out, weight, totals) for out in (first, second)]
         divergences = divergence(first, second)
         if weight is not None:
             divergences = divergences * ops.cast(weight, divergences.dtype)
         # Over the global batch, like the loss: the shares of replicas and micro-batches add up.
-        mean_divergence = tf.math.divide_no_nan(ops.sum(divergences), total_weight)
+        mean_divergence = tf.math.divide_no_nan(ops.sum(divergences), next(iter(totals.values())))
         return 0.5 * (losses[0] + losses[1]) + self.alpha * mean_divergence, first
 
 

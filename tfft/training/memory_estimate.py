@@ -114,7 +114,8 @@ def _gradient_peak(model: Model, rows: int, width: int | None) -> int:
     if target_width is not None:
         targets = tf.TensorSpec([rows, target_width(model.output_shape[-1])], tf.float32)
     traced = tf.function(
-        lambda *xyw: model.gradients(model.options, *xyw, tf.constant(float(rows))), autograph=False
+        lambda *xyw: model.gradients(model.options, *xyw, model.step_loss.counts(*xyw)),
+        autograph=False,
     )
     return peak(traced.get_concrete_function(x, targets, weight).graph)
 

@@ -18,7 +18,6 @@ INHERITED: Mapping[str, tuple[str, ...]] = {
     # Regularisation losses in shares, building without a batch, the mean of the loss.
     "keras.Model": (
         "_aggregate_additional_loss",
-        "_compute_loss",
         "_distribute_strategy",
         "_loss_tracker",
         "_maybe_symbolic_build",
@@ -122,6 +121,13 @@ def inbound_nodes(layer: keras.layers.Layer) -> list[Any]:
 def producer(tensor: keras.KerasTensor) -> Any:
     """Return the layer or operation whose output a symbolic tensor is."""
     return tensor._keras_history.operation
+
+
+def compute_loss(
+    model: keras.Model, x: Any, y: Any, y_pred: Any, weight: Any, training: bool
+) -> tf.Tensor:
+    """Return the loss of `compile` for some rows, with the regularisation losses of the layers."""
+    return model._compute_loss(x, y, y_pred, weight, training=training)
 
 
 # --- variables ---
