@@ -14,6 +14,7 @@ from tfft.config import parse
 from tfft.config.tasks import QuestionAnswering
 from tfft.data import dataset_builder
 from tfft.data.answer_targets import token_places
+from tfft.evaluation import answers
 from tfft.evaluation.answers import nearest_sentence, true_texts
 from tfft.spec import StoredHead
 from tfft.tasks import TASKS, passages, prepare_rows
@@ -179,7 +180,29 @@ def test_metrics_of_questions_with_and_without_an_answer(split_and_inputs):
     assert draws.min() <= best <= draws.max()
     details = TASK.details(merged, split, LABELS, tuned)
     assert len(details.losses) == len(split) and details.sections[0].rows
-    assert set(details.describe(0)) == {"label", "predicted", "confidence"}
+    assert set(details.describe(0)) == {"text", "label", "predicted", "confidence"}
+
+
+class OneQuestion:
+    """A split of a question about a context of 900 characters."""
+
+    context = "é" * 440 + "answer" + "x" * 454
+
+    def __init__(self, *spans):
+        self.targets = [np.array(spans, np.int32).reshape(-1, 2)]
+
+    def raw_row(self, position):
+        return "where?", self.context
+
+
+def test_the_report_shows_the_passage_around_the_answer():
+    first = len(("é" * 440).encode())
+    shown = answers.passage(OneQuestion((first, first + 6)), 0)
+    assert shown == f"where? | … {'é' * 100}answer{'x' * 194} …"
+    assert answers.passage(OneQuestion(), 0) == f"where? | {'é' * 300} …"
+    at_the_end = answers.passage(OneQuestion((first + 450, first + 460)), 0)
+    assert at_the_end == f"where? | … {'x' * 300}"
+    assert answers.passage(OneQuestion((0, 2)), 0, 900) == f"where? | {OneQuestion.context}"
 
 
 def test_without_questions_that_have_no_answer_there_is_no_threshold(tiny, tmp_path):

@@ -145,6 +145,24 @@ def true_texts(split: Dataset, position: int) -> list[str]:
     return [span_text(context, *span, in_bytes=True) for span in split.targets[position].tolist()]
 
 
+def passage(split: Dataset, position: int, size: int = 300) -> str:
+    """Return the question and what surrounds the first true answer in its context.
+
+    Args:
+        split: the questions.
+        position: of the row.
+        size: characters of the context, at most; its beginning where there is no answer.
+    """
+    question, context = split.raw_row(position)
+    spans = split.targets[position].tolist()
+    text = context.encode("utf-8", "surrogatepass")
+    before_answer = text[: spans[0][0]].decode("utf-8", "replace") if spans else ""
+    start = max(0, min(len(before_answer) - size // 3, len(context) - size))
+    end = start + size
+    before, after = "… " if start else "", " …" if end < len(context) else ""
+    return f"{question} | {before}{context[start:end]}{after}"
+
+
 def nearest_sentence(question: str, context: str) -> str:
     """Return the sentence of a context that has most words of a question; the first of several."""
     words = set(_WORD.findall(question.lower()))

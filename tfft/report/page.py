@@ -198,8 +198,9 @@ def _details_section(name: str, evaluation: Evaluation, images: "PageImages") ->
 
 
 def _worst_rows(worst: Sequence[Mapping[str, Any]]) -> str:
-    names = [name for name in worst[0] if name not in ("row", "about", "loss")]
-    rows = [[" | ".join(w["row"])[:400], *(w[name] for name in names)] for w in worst]
+    names = [name for name in worst[0] if name not in ("row", "about", "loss", "text")]
+    texts = [w.get("text") or " | ".join(w["row"])[:400] for w in worst]
+    rows = [[text, *(w[name] for name in names)] for text, w in zip(texts, worst, strict=True)]
     return _table(["text", *names], rows, texts=True)
 
 

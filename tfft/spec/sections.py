@@ -82,7 +82,8 @@ class Details:
         losses: loss of each row, [N].
         wrong: whether the prediction of a row is wrong, bool [N].
         describe: row -> its target and prediction as named cells, such as `label`, `predicted` and
-            `confidence`; and with images `about`, the class that the report explains.
+            `confidence`; with images `about`, the class that the report explains; and perhaps
+            `text`, what the report shows of the row in place of its beginning.
     """
 
     sections: Sequence[Section]

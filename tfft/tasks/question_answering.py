@@ -159,6 +159,7 @@ class QuestionAnswering(Task):
         def describe(position: int) -> dict[str, Any]:
             texts = dict.fromkeys(answer_records.true_texts(split, position))
             return {
+                "text": answer_records.passage(split, position),
                 "label": " | ".join(texts) or "no answer",
                 "predicted": (not is_null[position] and records.texts[position]) or "no answer",
                 "confidence": float(confidence[position]),
