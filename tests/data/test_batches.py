@@ -46,6 +46,24 @@ def test_plan_covers_every_row_once():
     )
 
 
+def test_rows_of_one_unit_are_spread_over_the_batches_of_their_width():
+    # 40 contexts with five questions each, which have the lengths of their contexts.
+    units = np.repeat(np.arange(40), 5)
+    lengths = np.repeat(np.random.default_rng(0).integers(20, 200, 40), 5)
+    widths = batches.choose_bucket_lengths(lengths, 4)
+    shared = {}
+    for name, known in (("independent", None), ("spread", units)):
+        plan = batches.plan(lengths, 8, widths, 1, 2, known)
+        assert sorted(np.concatenate([b.positions for b in plan])) == list(range(200))
+        assert all((lengths[b.positions] <= b.width).all() for b in plan)
+        shared[name] = sum(len(b.positions) - len(set(units[b.positions])) for b in plan)
+    assert shared["spread"] < shared["independent"] / 3
+    # Every row may come first, and another epoch has other batches.
+    orders = [batches.plan(lengths, 8, widths, 1, epoch, units) for epoch in (2, 3)]
+    first, second = ([tuple(b.positions) for b in plan] for plan in orders)
+    assert not set(first) & set(second)
+
+
 def test_padding_share():
     lengths = np.array([8, 8, 4])
     plan = batches.plan_sorted(lengths, 3)

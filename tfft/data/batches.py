@@ -74,7 +74,12 @@ class Batch:
 
 
 def plan(
-    lengths: np.ndarray, batch_size: int, bucket_lengths: Sequence[int], seed: int, epoch: int
+    lengths: np.ndarray,
+    batch_size: int,
+    bucket_lengths: Sequence[int],
+    seed: int,
+    epoch: int,
+    units: np.ndarray | None = None,
 ) -> list[Batch]:
     """Return the batches of one epoch: each position once, shuffled, one width in each batch.
 
@@ -87,6 +92,8 @@ def plan(
         bucket_lengths: lengths that rows are padded to, ascending; the last one holds the longest.
         seed: of the run.
         epoch: counts from 0.
+        units: unit of each row, [N], such as its context: rows of one unit are spread over the
+            batches of their width. None: all rows are independent.
     """
     # Seeded by the epoch, so that the plan of an epoch needs none of those before it.
     generator = np.random.default_rng([seed, epoch])
@@ -96,6 +103,8 @@ def plan(
     batches, remainder = [], np.zeros(0, np.int64)
     for index, width in enumerate(bucket_lengths):
         members = generator.permutation(np.concatenate([remainder, order[bucket_of == index]]))
+        if units is not None:
+            members = _spread(members, units[members], generator)
         num_full = len(members) // batch_size * batch_size
         batches += [
             Batch(members[start : start + batch_size], width)
@@ -108,6 +117,21 @@ def plan(
     # Number of the epoch's first batch in the whole training: all epochs have equally many.
     first = epoch * len(batches)
     return [replace(batches[i], draw=first + number) for number, i in enumerate(order)]
+
+
+def _spread(members: np.ndarray, units: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Return shuffled rows in an order in which those of each unit have equal distances.
+
+    Questions about one context have similar lengths: without it they would share batches, whose
+    gradients would be those of few contexts.
+    """
+    _, index, counts = np.unique(units, return_inverse=True, return_counts=True)
+    by_unit = np.argsort(index, kind="stable")
+    first = np.cumsum(counts) - counts
+    occurrence = np.empty(len(members), np.int64)
+    occurrence[by_unit] = np.arange(len(members)) - np.repeat(first, counts)
+    offsets = generator.random(len(counts))
+    return members[np.argsort((occurrence + offsets[index]) / counts[index], kind="stable")]
 
 
 def plan_sorted(lengths: np.ndarray, batch_size: int) -> list[Batch]:

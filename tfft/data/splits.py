@@ -52,6 +52,15 @@ class Dataset:
         """Number of tokens of each example, [E]; the same for all of them if they are images."""
         return self.prepared.lengths[self.examples]
 
+    @cached_property
+    def units(self) -> np.ndarray | None:
+        """Unit of each example, int [E], such as its context; None: all are independent."""
+        units = self.kind.units(self.prepared)
+        if units is not None:
+            return units[self.rows][self.example_rows]
+        # Windows of one text.
+        return None if len(self.examples) == len(self) else self.example_rows
+
     def of_tokens(self, name: str) -> Ragged:
         """Return an int32 of each token of each example, as the targets have stored it."""
         return self._examples_of(self.prepared.of_tokens(name))

@@ -41,7 +41,7 @@ class BatchPlan:
         )
         # The number of batches does not depend on the epoch, so the first one stands for all.
         first_epoch = batches.plan(
-            data.train.lengths, train.batch_size, bucket_lengths, train.seed, 0
+            data.train.lengths, train.batch_size, bucket_lengths, train.seed, 0, data.train.units
         )
         widths = ""
         if config.task.modality == "text":
@@ -52,8 +52,10 @@ class BatchPlan:
 
     def epoch(self, data: Datasets, train: TrainConfig, epoch: int) -> list[batches.Batch]:
         """Return the batches of an epoch, counted from 0, in order."""
-        lengths = data.train.lengths
-        return batches.plan(lengths, train.batch_size, self.bucket_lengths, train.seed, epoch)
+        split, buckets = data.train, self.bucket_lengths
+        return batches.plan(
+            split.lengths, train.batch_size, buckets, train.seed, epoch, split.units
+        )
 
     def after(self, data: Datasets, train: TrainConfig, step: int) -> Iterator[batches.Batch]:
         """Iterate over the batches that follow the first `step` steps, up to the last of all."""
