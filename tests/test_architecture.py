@@ -72,12 +72,15 @@ def test_private_names_of_libraries_are_in_one_module(path):
     private = [n for n in private if not n.attr.startswith("__")]
     # Its own: what `self` or a class has, and what the module defines or assigns.
     defined = {n.name for n in nodes if isinstance(n, ast.FunctionDef)} | {"_exit", "_replace"}
-    defined |= {n.attr for n in private if isinstance(n.ctx, ast.Store)}
-    read = {
-        n.attr
-        for n in private
-        if not (isinstance(n.value, ast.Name) and n.value.id in ("self", "cls"))
-    }
+    of_self = [
+        n for n in private if isinstance(n.value, ast.Name) and n.value.id in ("self", "cls")
+    ]
+    defined |= {n.attr for n in of_self if isinstance(n.ctx, ast.Store)}
+    read = {n.attr for n in private if n not in of_self}
+    calls = [n for n in nodes if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+    by_name = [n for n in calls if n.func.id in ("getattr", "hasattr", "setattr", "delattr")]
+    names = [n.args[1].value for n in by_name if isinstance(n.args[1], ast.Constant)]
+    read |= {n for n in names if n.startswith("_") and not n.startswith("__")}
     assert not read - defined
 
 

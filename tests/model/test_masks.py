@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tfft.methods import METHODS
-from tfft.model import masks
-from tfft.spec import Rule, Stage
+from tfft.model import masks, stages
+from tfft.spec import Backbone, HeadStyle, Rule, Stage
 from tfft.utils.errors import UserError
 
 STAGES = (
@@ -85,17 +85,28 @@ def test_methods_train_the_expected_variables(method, expected):
     assert trainable_paths(masks.decide(VARIABLES, STAGES, phase.rules)) == expected
 
 
-@pytest.mark.parametrize("method", ["full", "head", "top"])
-def test_a_head_without_variables_is_still_the_last_stage(method):
+def test_a_head_without_variables_is_still_the_last_stage():
+    inputs = keras.Input([2])
+    vectors = keras.layers.Dense(3, name="block_0")(inputs)
+    encoder = keras.Model(inputs, {"pooled": vectors})
+    backbone = Backbone(encoder, STAGES[:-1], HeadStyle("pooled"), "", {})
+    cosine = keras.Model(inputs, keras.layers.UnitNormalization(name="head")(vectors))
+    assert [stage.name for stage in stages(backbone, cosine)] == ["block_0", "head"]
+
+
+@pytest.mark.parametrize("method", ["full", "top"])
+def test_methods_train_below_a_head_without_variables(method):
     (phase,) = METHODS[method].apply(None, STAGES, Config())
-    variables = VARIABLES[:-1]
-    if method == "head":
-        with pytest.raises(UserError, match="leave at least one trainable"):
-            masks.decide(variables, STAGES, phase.rules)
-        return
-    trained = trainable_paths(masks.decide(variables, STAGES, phase.rules))
+    trained = trainable_paths(masks.decide(VARIABLES[:-1], STAGES, phase.rules))
     assert {"block_1/kernel", "pooler/kernel"} <= trained
-    with pytest.raises(UserError, match=r"must match a stage or a variable\. Received: 'head'"):
+
+
+def test_a_head_without_variables_cannot_be_trained_alone():
+    (phase,) = METHODS["head"].apply(None, STAGES, Config())
+    variables = VARIABLES[:-1]
+    with pytest.raises(UserError, match="leave at least one trainable"):
+        masks.decide(variables, STAGES, phase.rules)
+    with pytest.raises(UserError, match=r"the stage has no variables\. Received: 'head'"):
         masks.decide(variables, STAGES, (Rule("head", True), Rule("*", True)))
 
 

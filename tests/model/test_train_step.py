@@ -293,9 +293,9 @@ def test_keras_tuner_can_search_over_the_model(tmp_path):
 
 
 def test_options_discard_only_what_was_traced_with_others():
-    x = keras.Input([2])
-    model = Model(x, keras.layers.Dense(1)(x))
-    model.compile("sgd", "mse", micro_batch=4)
+    x = keras.Input([2], name="x")
+    model = Model({"x": x}, keras.layers.Dense(1)(x))
+    model.compile("sgd", "mse", micro_batch=4, jit_compile=False)
     first = model.make_train_function()
     model.configure(micro_batch=2)  # a tensor of the function
     assert model.make_train_function() is first
@@ -304,7 +304,12 @@ def test_options_discard_only_what_was_traced_with_others():
     assert second is not first
     model.configure(jit_compile=False)  # as it was
     assert model.make_train_function() is second
+    model.predict_on_batch({"x": np.zeros([2, 2], np.float32)})
+    predictions = dict(model._forward)
     model.configure(penalties=(lambda path, value: None,))
     assert model.make_train_function() is not second
+    assert predictions and model._forward == predictions  # predictions do not read it
+    model.configure(upper_part=model)
+    assert not model._forward
     with pytest.raises(TypeError, match="xla"):
         model.configure(xla=True)

@@ -221,17 +221,17 @@ def test_by_trying_halves_until_it_fits():
 
 @pytest.mark.slow
 def test_out_of_memory_error_names_the_largest_size_that_fits(config, tmp_path, monkeypatch):
-    original = Model._gradients
+    original = Model.gradients
 
-    def allocating(self, x, y, weight, total):
+    def allocating(self, options, x, y, weight, totals):
         """Allocate more than the memory for more than 5 rows."""
         rows = tf.shape(y)[0]
         size = tf.where(rows > 5, 1 << 46, 1)
         allocated = tf.reduce_sum(tf.random.stateless_uniform([size], [1, 2]))
-        loss, gradients = original(self, x, y, weight, total)
+        loss, gradients = original(self, options, x, y, weight, totals)
         return loss + tf.minimum(allocated, 0.0), gradients
 
-    monkeypatch.setattr(Model, "_gradients", allocating)
+    monkeypatch.setattr(Model, "gradients", allocating)
     with pytest.raises(UserError) as error:
         run(config, tmp_path / "run")
     text = str(error.value)

@@ -18,13 +18,14 @@ from tfft.utils import keras_internals
 
 def instance(name: str):
     """Return an instance of a class of `INHERITED`; some names are attributes of instances."""
-    if name == "keras_tuner.Oracle":
-        return keras_tuner.oracles.RandomSearchOracle(keras_tuner.Objective("loss", "min"))
+    if name.startswith("keras_tuner."):
+        cls = keras_tuner.oracles.RandomSearchOracle if name.endswith(".Oracle") else resolve(name)
+        return cls(keras_tuner.Objective("loss", "min"))
     if name == "keras.Model":
         model = small_model()
         model.compile("sgd", "mse")
         return model
-    if name == "keras.optimizers.Optimizer":
+    if name.startswith("keras.optimizers."):
         optimizer = keras.optimizers.Adam(use_ema=True)
         optimizer.build([keras.Variable([1.0])])
         return optimizer

@@ -369,7 +369,7 @@ def dataset(
             lambda: iter(source_ref()), output_signature=spec
         )
         result = generated.prefetch(4)
-    generated._source = source
+    generated.owned_source = source
     if rows.parallel_batches:
         result = result.map(
             lambda raw, y, weight: (*rows.finish(raw, y), weight),

@@ -76,7 +76,7 @@ class _MomentRecorder:
     """Wrapper around a layer's `call` that sums its inputs and their squares by channel."""
 
     def __init__(self, layer: keras.layers.BatchNormalization):
-        self._layer, self._original_call = layer, layer.call
+        self._layer = layer
         self._count, self._sum, self._squares = 0, 0.0, 0.0
         self._remove = wrap_call(layer, self._wrap, Order.RECORD)
 

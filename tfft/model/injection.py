@@ -279,7 +279,6 @@ class LinearHook:
         self.inputs, self.outputs = _widths(layer)
         self.adapters: list[tuple[LinearTarget, Adapter]] = []
         self._replacement: Any = None  # layer that computes the product instead
-        self._original_call: Call = layer.call
         self.activation = layer.activation
         layer.activation = keras.activations.linear
         wrap_call(layer, self._wrap, Order.LINEAR)

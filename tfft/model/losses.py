@@ -1,12 +1,11 @@
 """Losses as sums and counts, so that parts of a batch add up to the mean of the whole.
 
 The step divides the sum of a term by its count over all replicas and micro-batches. A `Loss` gives
-both by itself, for several named terms; `CompiledLoss` derives them from what Keras' `compile` was
-given.
+both for several named terms; `CompiledLoss` derives them from what Keras' `compile` was given.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import keras
 import tensorflow as tf
@@ -23,27 +22,23 @@ class Loss:
     """A loss of named terms: the sum over the terms of weight * sum / count.
 
     Give an instance to `Model.compile` in place of a Keras loss. Shapes are those of a part of the
-    batch: rows of one replica, or of one micro-batch.
+    batch: the rows of one replica, or of one micro-batch.
 
     Attributes:
-        weights: factor of each term.
-        scope: `row` where the sums of parts of a batch add up to that of the batch. `batch` where
-            the loss of a row depends on the other rows, such as in-batch negatives: `sums` then
-            gets the rows of all replicas, and micro-batches are refused.
+        weights: factor of each term. The terms are in the logs by their names.
     """
 
     weights: Mapping[str, float]
-    scope: Literal["row", "batch"] = "row"
 
     def counts(self, y: Any, weight: Any) -> dict[str, tf.Tensor]:
-        """Return what each term is a mean over, such as a number of tokens; float32 [] each.
+        """Return what each term is a mean over, such as a number of tokens, [] each.
 
         Known before the forward pass: it depends on targets and sample weights alone.
         """
         raise NotImplementedError
 
     def sums(self, y: Any, y_pred: Any, weight: Any) -> dict[str, tf.Tensor]:
-        """Return the sum of each term, float32 [] each."""
+        """Return the sum of each term, [] each."""
         raise NotImplementedError
 
 
@@ -51,14 +46,12 @@ class StepLoss(Protocol):
     """A loss as the train step uses it.
 
     Attributes:
-        gathers: whether it needs the rows of all replicas, by a collective in the forward pass.
-        reduces_in_evaluation: whether its mean needs the counts of all replicas in evaluation too.
-        trackers: metrics of the single terms, by name.
+        per_row: the count for what has a value for each row, such as a divergence.
+        metrics: what the logs show of it; the first one is `loss`.
     """
 
-    gathers: bool
-    reduces_in_evaluation: bool
-    trackers: Mapping[str, keras.metrics.Metric]
+    per_row: str
+    metrics: list[keras.metrics.Metric]
 
     def counts(self, x: Any, y: Any, weight: Any) -> Totals:
         """Return the counts of these rows."""
@@ -80,12 +73,10 @@ class CompiledLoss:
         tracker: the metric of the mean loss.
     """
 
-    gathers = False
-    reduces_in_evaluation = False
-    trackers: Mapping[str, keras.metrics.Metric] = {}
+    per_row = "loss"
 
     def __init__(self, model: Any, tracker: keras.metrics.Metric):
-        self._model, self._tracker = model, tracker
+        self._model, self._tracker, self.metrics = model, tracker, [tracker]
         # A set: `sum` and `mean_with_sample_weight` count only where all losses agree. A loss by
         # name has Keras' default.
         default = "sum_over_batch_size"
@@ -115,9 +106,9 @@ class CompiledLoss:
 
     def track(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: Any, totals: Totals) -> None:
         """Update the mean loss of the epoch."""
-        # Undo the share: the tracker averages means, weighted by what each is a mean over.
-        mean = loss if self._is_sum else tf.math.divide_no_nan(loss, self._share)
-        _update(self._tracker, mean, self._share * totals["loss"])
+        # Undo the share: the tracker averages losses of whole batches, weighted by their counts.
+        whole = tf.math.divide_no_nan(loss, self._share)
+        _update(self._tracker, whole, self._share * totals["loss"])
 
     def additional(self, loss: tf.Tensor) -> tf.Tensor | None:
         """Return the share of a layer's regularisation loss; None: what Keras makes of it.
@@ -137,85 +128,93 @@ class TermLoss:
 
     Args:
         model: the compiled model; regularisation losses of its layers are added.
-        tracker: the metric of the mean loss.
+        loss: the terms.
+
+    Raises:
+        ValueError: a term has a reserved name.
     """
 
-    # The loss of a batch is a sum of means with counts of their own.
-    reduces_in_evaluation = True
+    per_row = ROWS
 
-    def __init__(self, model: Any, tracker: keras.metrics.Metric):
-        loss: Loss = model.loss
-        if ROWS in loss.weights:
-            raise ValueError(f"A term must not be named {ROWS!r}. Received: {list(loss.weights)}")
-        self._model, self._tracker, self._loss = model, tracker, loss
-        names = list(loss.weights) if len(loss.weights) > 1 else []
-        # One term alone is the mean loss.
-        self.trackers = {name: keras.metrics.Mean(name=name) for name in names}
+    def __init__(self, model: Any, loss: Loss):
+        if reserved := {"loss", ROWS} & set(loss.weights):
+            raise ValueError(f"A term must not be named {' or '.join(reserved)}")
+        self._model, self._loss = model, loss
+        self._terms = {name: keras.metrics.Mean(name=name) for name in loss.weights}
+        self._layers = keras.metrics.Mean(name="layers")
+        total = _Total(loss.weights, self._terms, self._layers)
+        self.metrics = [total, *self._terms.values()]
 
     def counts(self, x: Any, y: Any, weight: Any) -> Totals:
         """Return the counts of these rows."""
-        return {**self._loss.counts(y, weight), ROWS: num_rows(x)}
+        return {**self._checked(self._loss.counts(y, weight)), ROWS: num_rows(x)}
 
     def share(
         self, x: Any, y: Any, y_pred: Any, weight: Any, totals: Totals, training: bool
     ) -> tf.Tensor:
         """Return the summand that these rows contribute to the loss of the global batch."""
         means = self._means(y, y_pred, weight, totals)
+        loss = tf.add_n([self._loss.weights[name] * mean for name, mean in means.items()])
         share = tf.math.divide_no_nan(num_rows(x), totals[ROWS])
-        # Inside of the model: what its layers add to the loss while they are called.
-        return self._total(means) + sum(
-            tf.reduce_sum(extra) * share for extra in self._model.losses
-        )
+        return loss + tf.where(share > 0, self._layer_losses() * share, 0.0)
 
     def track(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: Any, totals: Totals) -> None:
-        """Update the mean of the loss over batches, and that of each term over what it counts."""
+        """Update the mean of each term over what it counts."""
         counts = self.counts(x, y, weight)
-        count = next(iter(self._loss.weights)) if len(self._loss.weights) == 1 else ROWS
-        # The parts of a batch add up to its loss, however it is divided.
-        part = tf.math.divide_no_nan(counts[count], totals[count])
-        _update(self._tracker, tf.math.divide_no_nan(loss, part), counts[count])
-        if not self.trackers:
-            return
-        if self.gathers:
-            # Each replica has the sums of the whole batch, so it counts for its part of it.
-            counts = {name: total / _num_replicas() for name, total in totals.items()}
-        means = self._means(y, y_pred, weight, counts)
-        for name, tracker in self.trackers.items():
-            _update(tracker, means[name], counts[name])
+        for name, mean in self._means(y, y_pred, weight, counts).items():
+            _update(self._terms[name], mean, counts[name])
+        _update(self._layers, self._layer_losses(), counts[ROWS])
 
     def _means(self, y: Any, y_pred: Any, weight: Any, counts: Totals) -> dict[str, tf.Tensor]:
-        part = 1.0
-        if self.gathers:
-            y, y_pred, weight = _gather((y, y_pred, weight))
-            # Each replica computes the sums of the whole batch, so it counts for its part of it.
-            part = 1.0 / _num_replicas()
-        sums = self._loss.sums(y, y_pred, weight)
+        sums = self._checked(self._loss.sums(y, y_pred, weight))
+        # Without rows a sum may be NaN, and there is nothing that it could add.
         return {
-            name: part * tf.math.divide_no_nan(tf.cast(sums[name], tf.float32), counts[name])
-            for name in self._loss.weights
+            name: tf.where(counts[name] > 0, tf.math.divide_no_nan(value, counts[name]), 0.0)
+            for name, value in sums.items()
         }
 
-    def _total(self, means: Mapping[str, tf.Tensor]) -> tf.Tensor:
-        return tf.add_n([self._loss.weights[name] * mean for name, mean in means.items()])
+    def _layer_losses(self) -> tf.Tensor:
+        """Return the sum of weight regularisers and of losses that layers add when called."""
+        return tf.add_n([tf.zeros([]), *(tf.reduce_sum(loss) for loss in self._model.losses)])
 
-    @property
-    def gathers(self) -> bool:
-        """Whether the loss needs the rows of other replicas."""
-        return self._loss.scope == "batch" and _num_replicas() > 1
+    def _checked(self, values: Mapping[str, Any]) -> dict[str, tf.Tensor]:
+        if set(values) != set(self._loss.weights):
+            terms = sorted(self._loss.weights)
+            raise ValueError(f"Must have the terms {terms}. Received: {sorted(values)}")
+        return {name: tf.cast(values[name], tf.float32) for name in self._loss.weights}
+
+
+class _Total(keras.metrics.Metric):
+    """The weighted sum of the means of all terms, and of the losses of the layers."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, float],
+        terms: Mapping[str, keras.metrics.Metric],
+        layers: keras.metrics.Metric,
+    ):
+        super().__init__(name="loss")
+        self._weights, self._layers = weights, layers
+        # Past Keras' tracking: the terms are metrics of the model themselves.
+        self.__dict__["_terms"] = terms
+
+    def update_state(self, *args: Any, **kwargs: Any) -> None:
+        """Do nothing: the terms are updated."""
+
+    def reset_state(self) -> None:
+        """Forget the losses of the layers; the terms are reset themselves."""
+        self._layers.reset_state()
+
+    def result(self) -> tf.Tensor:
+        """Return the mean loss."""
+        means = [weight * self._terms[name].result() for name, weight in self._weights.items()]
+        return tf.add_n([*means, self._layers.result()])
 
 
 def num_rows(x: Any) -> tf.Tensor:
     """Return the number of rows of the inputs, float32 []."""
     rows = tf.shape(next(t for t in tree.flatten(x) if t is not None))[0]
     return tf.cast(rows, tf.float32)
-
-
-def _gather(values: Any) -> Any:
-    """Return the rows of all replicas; gradients flow back to the replica of each row."""
-    context = tf.distribute.get_replica_context()
-    return tree.map_structure(
-        lambda t: None if t is None else context.all_gather(t, axis=0), values
-    )
 
 
 def _update(tracker: keras.metrics.Metric, mean: tf.Tensor, count: tf.Tensor) -> None:

@@ -133,7 +133,9 @@ def decide(
         if (rule := owner[path]) is not None
     )
     if not any(entry.trainable for entry in entries):
-        raise UserError("mask: the rules freeze every variable; leave at least one trainable")
+        raise UserError(
+            "mask: the rules of method and mask freeze every variable; leave at least one trainable"
+        )
     return Mask(entries, _rates(entries))
 
 
@@ -285,7 +287,9 @@ def _audit(
     for rule in rules:
         # A method may name a stage without variables, such as a head that has none.
         is_stage_of_method = rule.origin != "mask" and rule.match in stage_names
-        if not matched[id(rule)] and not is_stage_of_method:
+        if not matched[id(rule)] and rule.match in stage_names and not is_stage_of_method:
+            errors.append(f"{rule.origin}: the stage has no variables. Received: {rule.match!r}")
+        elif not matched[id(rule)] and not is_stage_of_method:
             errors.append(
                 f"{rule.origin}: must match a stage or a variable. Received: {rule.match!r}"
                 f"{nearest(rule.match, names)}"

@@ -60,7 +60,7 @@ def known_norm(optimizer: Any, gradients: list[tf.Tensor], norm: tf.Tensor) -> I
 
 
 def _get_norm(optimizer: Any, gradients: list[tf.Tensor]) -> tf.Tensor:
-    known, norm = getattr(optimizer, "_known_norm", None) or ((), None)
+    known, norm = optimizer.__dict__.get("_known_norm") or ((), None)
     # If the optimizer unscaled or accumulated the gradients first, the norm is not theirs.
     is_known = len(known) == len(gradients) and all(map(operator.is_, known, gradients))
     return norm if is_known else global_norm(gradients)

@@ -27,7 +27,7 @@ class StepReport:
 
 @dataclass(frozen=True)
 class StepOptions:
-    """How a train step computes. A function is traced with one value of it.
+    """How a train step computes. A train function is traced with one value of it.
 
     Attributes:
         micro_batch: rows per micro-batch of a replica. A larger batch is split, and the gradients

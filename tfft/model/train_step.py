@@ -49,14 +49,16 @@ class Model(keras.Model):
         self.__dict__["_forward"] = {}  # input names -> forward function of `predict_on_batch`
 
     def configure(self, **changes: Any) -> None:
-        """Change options of the train step; what was traced with others is discarded.
+        """Change options of the train step; functions that were traced with others are discarded.
 
         Args:
             **changes: attributes of `StepOptions`.
         """
         options = replace(self.options, **changes)
-        if not options.traces_like(self.options):
+        if options.upper_part is not self.options.upper_part:
             self.reset_functions()
+        elif not options.traces_like(self.options):
+            self.train_function = None
         self.__dict__["options"] = options
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -83,12 +85,20 @@ class Model(keras.Model):
             *args: as of `keras.Model.compile`.
             micro_batch: rows per micro-batch of a replica; None does not split batches.
             **kwargs: as of `keras.Model.compile`.
+
+        Raises:
+            ValueError: `loss_weights` beside a `losses.Loss`, which has weights of its own.
         """
-        has_terms = isinstance(loss, losses.Loss)
-        super().compile(optimizer, None if has_terms else loss, *args, **kwargs)
-        self.loss = loss
-        step_loss = losses.TermLoss if has_terms else losses.CompiledLoss
-        self.__dict__["step_loss"] = step_loss(self, self._loss_tracker)
+        if isinstance(loss, losses.Loss):
+            if args or kwargs.get("loss_weights") is not None:
+                raise ValueError("Give weights in the attribute `weights` of the `Loss`")
+            super().compile(optimizer, None, **kwargs)
+            keras_internals.forget_loss(self)  # of an earlier `compile`
+            self.loss, step_loss = loss, losses.TermLoss(self, loss)
+        else:
+            super().compile(optimizer, loss, *args, **kwargs)
+            step_loss = losses.CompiledLoss(self, self._loss_tracker)
+        self.__dict__["step_loss"] = step_loss
         self.configure(micro_batch=micro_batch)
         if self.optimizer is not None:
             replica_optimizer.make_local(self.optimizer)
@@ -171,8 +181,6 @@ class Model(keras.Model):
         size: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """Return this replica's share of loss and gradients, summed over micro-batches."""
-        if getattr(self.loss, "scope", "row") == "batch":
-            raise ValueError("A loss over the whole batch cannot be split into micro-batches")
         num_rows = tf.cast(losses.num_rows(x), tf.int32)
 
         def body(start: tf.Tensor, loss: tf.Tensor, gradients: list[tf.Tensor]) -> Any:
@@ -203,8 +211,6 @@ class Model(keras.Model):
         # One function per replica: compiled code holds the variables of the replica in which it
         # was traced.
         if self.run_eagerly or not (self.jit_compile or options.jit_compile):
-            return compute
-        if self.step_loss.gathers:  # XLA compiles no collective of `tf.distribute`
             return compute
         return tf.function(compute, jit_compile=True, reduce_retracing=True, autograph=False)
 
@@ -281,7 +287,9 @@ class Model(keras.Model):
         return self.step_loss.share(x, y, y_pred, weight, totals, training)
 
     def _aggregate_additional_loss(self, loss: tf.Tensor) -> tf.Tensor:
-        additional = self.step_loss.additional(loss)
+        step_loss, additional = self.step_loss, None
+        if isinstance(step_loss, losses.CompiledLoss):
+            additional = step_loss.additional(loss)
         return super()._aggregate_additional_loss(loss) if additional is None else additional
 
     def _update_metrics(
@@ -292,9 +300,11 @@ class Model(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Metrics of Keras' `compile`, and the mean of each term of the loss."""
-        terms = self.step_loss.trackers.values() if self.step_loss is not None else ()
-        return [*super().metrics, *terms]
+        """The mean loss, that of each of its terms, and the metrics of `compile`."""
+        metrics = super().metrics
+        if not isinstance(self.step_loss, losses.TermLoss):
+            return metrics
+        return [*self.step_loss.metrics, *(m for m in metrics if m is not self._loss_tracker)]
 
     def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
@@ -307,10 +317,8 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
+        # Of this replica alone, without a collective: the metrics are summed over replicas later.
         totals = self.step_loss.counts(x, y, weight)
-        # Else of this replica alone: the metrics are summed over replicas later.
-        if self.step_loss.reduces_in_evaluation:
-            totals = dict(zip(totals, self._all_reduce(list(totals.values())), strict=True))
         loss = self.loss_share(x, y, y_pred, weight, totals, training=False)
         self._update_metrics(x, y, y_pred, weight, loss, totals)
         return loss, tf.constant(True)

@@ -48,7 +48,6 @@ class EmbeddingHook:
     """
 
     def __init__(self, layer: keras.layers.Embedding):
-        self._original_call = layer.call
         self._tape: tf.GradientTape | None = None
         self._make_offset: Any = None
         self.offset: Any = None

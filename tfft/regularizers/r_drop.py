@@ -41,7 +41,9 @@ class RDrop:
         if weight is not None:
             divergences = divergences * ops.cast(weight, divergences.dtype)
         # Over the global batch, like the loss: the shares of replicas and micro-batches add up.
-        mean_divergence = tf.math.divide_no_nan(ops.sum(divergences), next(iter(totals.values())))
+        mean_divergence = tf.math.divide_no_nan(
+            ops.sum(divergences), totals[model.step_loss.per_row]
+        )
         return 0.5 * (losses[0] + losses[1]) + self.alpha * mean_divergence, first
 
 

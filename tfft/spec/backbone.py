@@ -79,7 +79,7 @@ class Feature:
         width: D.
         axes: a letter for each axis: `BD`, `BTD` or `BhwD`, of B rows, T tokens, and h x w places.
         stride: pixels of the image from one place to the next, down and across; None without
-            places.
+            places, or where their number is not known.
     """
 
     width: int
@@ -125,8 +125,9 @@ class Backbone:
         width, axes = int(shape[-1]), {2: "BD", 3: "BTD", 4: "BhwD"}[len(shape)]
         if axes != "BhwD":
             return Feature(width, axes)
-        height, across = self.image_spec.size
-        return Feature(width, axes, (height / shape[1], across / shape[2]))
+        sizes = tuple(zip(self.image_spec.size, shape[1:3], strict=True))
+        known = all(places for _, places in sizes)
+        return Feature(width, axes, tuple(size / n for size, n in sizes) if known else None)
 
     @property
     def modality(self) -> str:

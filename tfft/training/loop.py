@@ -150,6 +150,7 @@ def _enter_phase(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, 
     # 2. Back to the model's inputs: the cache of the last phase ends at another layer.
     pipeline.read_rows()
     model.configure(upper_part=None)
+    model.test_function = None  # regularisation losses of layers depend on the mask
     cache_policy.apply(run, pipeline, schedule, step)
     # 3. Trace, with all of the above settled.
     dry_run.prepare(run, pipeline)

@@ -1,4 +1,4 @@
-"""The private names of Keras and TensorFlow that tfft reads, each with its reason.
+"""The private names of Keras and TensorFlow that tfft reads.
 
 Other modules do not read them; subclasses use those in `INHERITED`. When a release changes one,
 tests/utils/test_keras_internals.py fails first.
@@ -24,7 +24,11 @@ INHERITED: Mapping[str, tuple[str, ...]] = {
         "_symbolic_build",
     ),
     # Variables of a SavedModel, which were created before the layer.
-    "keras.layers.Layer": ("_track_variable",),
+    "keras.layers.Layer": (
+        "_non_trainable_variables",
+        "_track_variable",
+        "_trainable_variables",
+    ),
     # Values that are computed once a step, decay and rates by variable, averages of the weights.
     "keras.optimizers.Optimizer": (
         "_apply_weight_decay",
@@ -36,13 +40,22 @@ INHERITED: Mapping[str, tuple[str, ...]] = {
         "_update_model_variables_moving_average",
         "_use_weight_decay",
     ),
+    # The moments of optimizers that read and write them.
+    "keras.optimizers.Adam": ("_momentums", "_velocities"),
     # The first trial is the default, the journal replaces KerasTuner's files.
     "keras_tuner.Oracle": (
         "_check_consecutive_failures",
         "_compute_values_hash",
+        "_display",
+        "_duplicate",
         "_random_values",
+        "_record_values",
+        "_retry_queue",
         "_save_trial",
+        "_tried_so_far",
     ),
+    "keras_tuner.oracles.BayesianOptimizationOracle": ("_random_populate_space",),
+    "keras_tuner.oracles.HyperbandOracle": ("_brackets", "_get_size"),
 }
 
 # Methods for which Keras' TensorFlow optimizer calls `merge_call`, and its base class does not.
@@ -128,6 +141,11 @@ def compute_loss(
 ) -> tf.Tensor:
     """Return the loss of `compile` for some rows, with the regularisation losses of the layers."""
     return model._compute_loss(x, y, y_pred, weight, training=training)
+
+
+def forget_loss(model: keras.Model) -> None:
+    """Remove the loss of an earlier `compile`, which one without a loss keeps."""
+    model._compile_loss = None
 
 
 # --- variables ---
