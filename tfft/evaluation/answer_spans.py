@@ -14,7 +14,6 @@ an empty text, not by the word "empty".
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -161,24 +160,6 @@ def _pairs(
     )
 
 
-def join(parts: Sequence[Candidates]) -> Candidates:
-    """Return the candidates of several batches together; their n must be equal.
-
-    T below n gives fewer than n candidates, so the parts are padded to the widest.
-    """
-    width = max(part.spans.shape[1] for part in parts)
-
-    def widened(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, 0), (0, width - array.shape[1]), (0, 0)])
-
-    return Candidates(
-        np.concatenate([widened(part.spans) for part in parts]),
-        np.concatenate([widened(part.logits) for part in parts]),
-        np.concatenate([part.counts for part in parts]),
-        np.concatenate([part.null_logits for part in parts]),
-    )
-
-
 @dataclass(frozen=True)
 class NBest:
     """The best answers of each row, the best first; entries beyond `counts` are 0.
@@ -296,52 +277,7 @@ def _starts(sorted_keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(sorted_keys, prepend=-1))
 
 
-def select(n_best: NBest, threshold: float | None = None) -> np.ndarray:
-    """Return the span of each row's answer, int64 [R, 2]; (0, 0): no answer.
-
-    Args:
-        n_best: of the rows; with null entries if there is a threshold.
-        threshold: a larger null margin means no answer (`null_score_diff_threshold`); None: every
-            row has an answer, the best entry, as in SQuAD 1.1.
-    """
-    if threshold is None:
-        return n_best.spans[:, 0]
-    best = n_best.best()
-    is_null = (best < 0) | (n_best.margins() > threshold)
-    return np.where(is_null[:, None], 0, n_best.spans[np.arange(len(best)), best])
-
-
 def texts(contexts: Sequence[str], spans: np.ndarray, in_bytes: bool = False) -> list[str]:
     """Return the text of a span [R, 2] of each context; see `span_text`."""
     pairs = zip(contexts, spans.tolist(), strict=True)
     return [span_text(context, start, end, in_bytes) for context, (start, end) in pairs]
-
-
-def records(
-    n_best: NBest, contexts: Sequence[str], in_bytes: bool = False
-) -> list[list[dict[str, Any]]]:
-    """Return the entries of each row, as `nbest_predictions.json` of transformers has them.
-
-    Returns:
-        For each row its entries, each with the keys text, start, end (in the unit of the spans),
-        start_logit, end_logit and probability.
-    """
-    probabilities = n_best.probabilities()
-    rows = []
-    for row, context in enumerate(contexts):
-        entries = []
-        for index in range(n_best.counts[row]):
-            start, end = n_best.spans[row, index].tolist()
-            start_logit, end_logit = n_best.logits[row, index].tolist()
-            entries.append(
-                {
-                    "text": span_text(context, start, end, in_bytes),
-                    "start": start,
-                    "end": end,
-                    "start_logit": start_logit,
-                    "end_logit": end_logit,
-                    "probability": float(probabilities[row, index]),
-                }
-            )
-        rows.append(entries)
-    return rows
