@@ -6,10 +6,9 @@ pairs of its n best starts and n best ends, not the n best of all pairs: the two
 pair has an end below the n best.
 
 W windows of T tokens; R rows; n answers of a row. `window_candidates` reduces a batch of logits to
-what `merge` needs, so that the logits of a data set are never held together; candidates may be
-merged in any order. Two differences from the original: equal logits are ordered by position,
-the lower first (there the order is numpy's choice), and a row without a candidate is answered by
-an empty text, not by the word "empty".
+what `merge` needs, so that the logits of a data set are never held together. Two differences from
+the original: equal logits are ordered by position, the lower first (there the order is numpy's
+choice), and a row without a candidate is answered by an empty text, not by the word "empty".
 """
 
 from collections.abc import Sequence
@@ -212,17 +211,15 @@ class NBest:
 def merge(
     candidates: Candidates,
     rows: np.ndarray,
-    windows: np.ndarray | None = None,
     n_best: int = N_BEST,
     with_null: bool = False,
 ) -> NBest:
     """Return the best answers of each row over its windows.
 
     Args:
-        candidates: of all windows of the rows, with the same `n_best`.
+        candidates: of all windows of the rows, with the same `n_best`; equal scores are ordered as
+            the windows are.
         rows: row of each window, int [W]; R is the largest + 1.
-        windows: number of each window in the data set, int [W], by which equal scores are ordered;
-            None: their order here.
         n_best: number of answers of a row.
         with_null: whether no answer is one of the entries; if it is not among the best, it is
             appended to them.
@@ -235,9 +232,8 @@ def merge(
     missing = np.flatnonzero(np.bincount(rows, minlength=total) == 0)
     if len(missing):
         raise ValueError(f"each row needs a window. Received: none of row {missing[0]}")
-    windows = np.arange(len(rows)) if windows is None else np.asarray(windows, np.int64)
     # 1. The window of each row with the smallest null score; the first of equal ones.
-    order = np.lexsort((windows, candidates.null_logits.sum(axis=1), rows))
+    order = np.lexsort((candidates.null_logits.sum(axis=1), rows))
     null_logits = candidates.null_logits[order[_starts(rows[order])]]  # [R, 2]
     # 2. The candidates of all windows in a list, and after them a null entry of each row.
     window, rank = np.nonzero(
@@ -248,10 +244,8 @@ def merge(
     spans = np.concatenate([candidates.spans[window, rank], np.zeros((nulls, 2), np.int64)])
     logits = np.concatenate([candidates.logits[window, rank], null_logits[:nulls]])
     is_null = np.repeat([False, True], [len(window), nulls])
-    last = windows.max(initial=0) + 1
-    keys = [np.concatenate([x, np.full(nulls, last)]) for x in (rank, windows[window])]
-    # 3. Sort by row and score; keep the n best of each row.
-    order = np.lexsort((*keys, -logits.sum(axis=1), entry_rows))
+    # 3. Sort by row and score, which is stable; keep the n best of each row.
+    order = np.lexsort((-logits.sum(axis=1), entry_rows))
     entry_rows, spans, logits, is_null = (x[order] for x in (entry_rows, spans, logits, is_null))
     position = np.arange(len(order)) - np.searchsorted(entry_rows, entry_rows)  # within the row
     is_best = position < n_best
