@@ -29,11 +29,11 @@ def document(*questions, context=CONTEXT):
     return {"version": "v2.0", "data": [{"title": "Barns", "paragraphs": [paragraph]}]}
 
 
-def read(folder, content, name="t.json", **options):
+def read(folder, content, name="t.json"):
     path = folder / name
     text = content if isinstance(content, str) else json.dumps(content)
     path.write_text(text, encoding="utf-8")
-    return list(squad.read(Source(source="jsonl", path=str(path)), "data.train", **options))
+    return list(squad.read(Source(source="jsonl", path=str(path)), "data.train"))
 
 
 def reason(folder, **changes):
@@ -96,6 +96,7 @@ def test_a_misplaced_answer_says_where_its_text_is(tmp_path):
     ("changes", "message"),
     [
         ({"question": None}, "no key 'question'"),
+        ({"answers": None}, "no key 'answers'"),
         ({"answers": None, "answer": []}, "no key 'answers'; did you mean 'answer'?"),
         ({"id": None}, "no key 'id'"),
         ({"id": True}, "'id' must be text. Received: true or false"),
@@ -154,13 +155,6 @@ def test_ids_are_unique_in_a_file(tmp_path):
         (tmp_path / name).write_text(json.dumps(document(ANSWERABLE)))
     source = Source(source="jsonl", path=str(tmp_path / "[ab].json"))
     assert [type(r) for r in squad.read(source, "data.train")] == [Question] * 2
-
-
-def test_answers_are_optional_where_they_are_not_needed(tmp_path):
-    content = document({"id": "q1", "question": "Who?"})
-    assert isinstance(read(tmp_path, content)[0], BadRow)
-    (row,) = read(tmp_path, content, need_answers=False)
-    assert row.answers == ()
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
-"""The n best answers against transformers' `utils_qa.py` (tests/golden/squad.json)."""
+"""The best answers against transformers' `utils_qa.py` (tests/golden/squad.json)."""
 
 import dataclasses
 import json
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from tests.conftest import GOLDEN
 from tests.data.test_answer_positions import byte_offsets
 from tfft.evaluation import answer_spans, metrics
+from tfft.evaluation.answer_spans import Candidates
+from tfft.evaluation.answers import AnswerRecords
+from tfft.tasks import passages
+from tfft.utils.ragged import Ragged
 
 GOLDEN_SQUAD = json.loads((GOLDEN / "squad.json").read_text(encoding="utf-8"))
 WINDOWS = GOLDEN_SQUAD["windows"]
@@ -16,62 +21,125 @@ ROWS = np.array(WINDOWS["rows"])
 OFFSETS = np.array(WINDOWS["offsets"])
 IS_CONTEXT = np.array(WINDOWS["is_context"], bool)
 LOGITS = [np.array(x, np.float32) for x in WINDOWS["logits"]]
-NAMES = {"version_2_with_negative": "with_null", "n_best_size": "n_best"}
 
 
-def n_best_of(settings, offsets=OFFSETS, order=None):
-    """Return the n best answers with the settings of run_qa, and the threshold."""
-    order = np.arange(len(ROWS)) if order is None else order
-    settings = {NAMES.get(name, name): value for name, value in settings.items()}
-    size = {"n_best": settings.get("n_best", 20)}
-    length = {k: v for k, v in settings.items() if k == "max_answer_length"}
-    # In two batches.
-    parts = [
-        answer_spans.window_candidates(
-            *(x[part] for x in (*LOGITS, offsets, IS_CONTEXT)), **size, **length
-        )
-        for part in (order[:3], order[3:])
-    ]
-    with_null = settings.get("with_null", False)
-    n_best = answer_spans.merge(
-        answer_spans.join(parts), ROWS[order], order, with_null=with_null, **size
+class Split:
+    """Windows as a split of questions: what `AnswerRecords` reads of a `Dataset`."""
+
+    def __init__(self, offsets, is_context=IS_CONTEXT, rows=ROWS, contexts=WINDOWS["contexts"]):
+        windows, length = is_context.shape
+        self.examples, self.example_rows = np.arange(windows), np.asarray(rows, np.int64)
+        self.lengths = np.full(windows, length)
+        self.token_offsets = [
+            Ragged(np.where(is_context, side, -1).ravel(), np.cumsum(self.lengths))
+            for side in np.moveaxis(offsets, 2, 0)
+        ]
+        self.targets = Ragged(np.zeros((0, 2), np.int32), np.zeros(len(contexts), np.int64))
+        self.contexts = contexts
+
+    def __len__(self):
+        return len(self.contexts)
+
+    def raw_row(self, position):
+        return "", self.contexts[position]
+
+
+def arguments_of(settings):
+    """Return n_best, max_answer_length, with_null of settings of run_qa, and the threshold.
+
+    The threshold is infinite where every row has an answer.
+    """
+    with_null = settings.get("version_2_with_negative", False)
+    threshold = settings.get("null_score_diff_threshold", 0.0) if with_null else np.inf
+    sizes = settings.get("n_best_size", 20), settings.get("max_answer_length", 30)
+    return (*sizes, with_null), threshold
+
+
+def records_of(settings, offsets, order):
+    """Return the records of the golden windows, in two batches, and the n best answers."""
+    arguments, _ = arguments_of(settings)
+    records = AnswerRecords(Split(offsets), *arguments)
+    for part in (order[:3], order[3:]):
+        records.put(part, np.stack(LOGITS, axis=2)[part])
+    n_best, _, with_null = arguments
+    return records, answer_spans.merge(
+        Candidates(**records.arrays), ROWS, n_best=n_best, with_null=with_null
     )
-    return n_best, settings.get("null_score_diff_threshold", 0.0) if with_null else None
+
+
+def served(offsets, is_context, rows, contexts, logits, arguments, threshold):
+    """Return the answers of the model that is served, by name."""
+    starts, ends = np.where(is_context[..., None], offsets, 0).astype(np.int32).transpose(2, 0, 1)
+    tokens = {"own": is_context, "starts": starts, "ends": ends}
+    tokens |= {"row": np.asarray(rows, np.int32), "text": contexts}
+    tokens = {name: tf.constant(values) for name, values in tokens.items()}
+    n_best, max_answer_length, _ = arguments
+    outputs = passages.decode(tf.constant(logits), tokens, n_best, max_answer_length, threshold)
+    return {name: values.numpy() for name, values in outputs.items()}
 
 
 @pytest.mark.parametrize("case", GOLDEN_SQUAD["answers"], ids=lambda c: str(c["settings"]))
 @pytest.mark.parametrize("in_bytes", [False, True])
 def test_answers_equal_transformers(case, in_bytes):
-    n_best, threshold = n_best_of(case["settings"], byte_offsets() if in_bytes else OFFSETS)
+    offsets, contexts = byte_offsets() if in_bytes else OFFSETS, WINDOWS["contexts"]
+    _, n_best = records_of(case["settings"], offsets, np.arange(len(ROWS)))
     assert n_best.spans.dtype == np.int64 and n_best.logits.dtype == np.float32
-    records = answer_spans.records(n_best, WINDOWS["contexts"], in_bytes)
-    for entries, expected in zip(records, case["n_best"], strict=True):
+    for row, (context, expected) in enumerate(zip(contexts, case["n_best"], strict=True)):
         # "empty" stands for an answer in a row that has none.
         has_placeholder = expected[0][0] == "empty"
         expected = expected[1:] if has_placeholder else expected
-        actual = [[e["text"], e["start_logit"], e["end_logit"]] for e in entries]
-        assert actual == [entry[:3] for entry in expected]
+        count = n_best.counts[row]
+        texts = answer_spans.texts([context] * count, n_best.spans[row, :count], in_bytes)
+        actual = zip(texts, *n_best.logits[row, :count].T.tolist(), strict=True)
+        assert list(map(list, actual)) == [entry[:3] for entry in expected]
         if not has_placeholder:
-            probabilities = [entry["probability"] for entry in entries]
+            probabilities = n_best.probabilities()[row, :count]
             np.testing.assert_allclose(probabilities, [e[3] for e in expected], rtol=2e-6)
-    spans = answer_spans.select(n_best, threshold)
-    texts = answer_spans.texts(WINDOWS["contexts"], spans, in_bytes)
-    assert texts == [text.replace("empty", "") for text in case["answers"]]
-    if threshold is not None:
+    _, threshold = arguments_of(case["settings"])
+    if threshold < np.inf:
         assert n_best.margins().tolist() == case["margins"]
-    best_spans = [tuple(span) for span in spans.tolist()]
-    assert all(s == (0, 0) for s, t in zip(best_spans, texts, strict=True) if not t)
+    is_null = (n_best.best() < 0) | (n_best.margins() > threshold)
+    spans = np.where(is_null[:, None], 0, n_best.spans[np.arange(len(is_null)), n_best.best()])
+    texts = answer_spans.texts(contexts, spans, in_bytes)
+    assert texts == [text.replace("empty", "") for text in case["answers"]]
+
+
+@pytest.mark.parametrize("case", GOLDEN_SQUAD["answers"], ids=lambda c: str(c["settings"]))
+def test_evaluated_and_served_answers_equal_transformers(case):
+    offsets, contexts = byte_offsets(), WINDOWS["contexts"]
+    answers = [text.replace("empty", "") for text in case["answers"]]
+    arguments, threshold = arguments_of(case["settings"])
+    records, _ = records_of(case["settings"], offsets, np.arange(len(ROWS)))
+    merged = records.merged()
+    if threshold < np.inf:
+        assert merged.margins.tolist() == case["margins"]
+    texts = np.where(merged.margins > threshold, "", merged.texts)
+    assert texts.tolist() == answers
+
+    logits = np.stack(LOGITS, axis=2)
+    threshold = threshold if threshold < np.inf else None
+    outputs = served(offsets, IS_CONTEXT, ROWS, contexts, logits, arguments, threshold)
+    assert [text.decode() for text in outputs["answer"]] == answers
+    for unit, texts in (("", contexts), ("_byte", [c.encode() for c in contexts])):
+        places = zip(outputs[f"start{unit}"], outputs[f"end{unit}"], strict=True)
+        for context, (start, end), answer in zip(texts, places, answers, strict=True):
+            assert context[start:end] in (answer, answer.encode())
+            assert answer or (start, end) == (0, 0)
 
 
 def test_the_order_of_batches_changes_nothing():
     for case in GOLDEN_SQUAD["answers"]:
-        expected, _ = n_best_of(case["settings"])
+        records, expected = records_of(case["settings"], byte_offsets(), np.arange(len(ROWS)))
         order = np.random.default_rng(1).permutation(len(ROWS))
-        actual, _ = n_best_of(case["settings"], order=order)
+        permuted_records, actual = records_of(case["settings"], byte_offsets(), order)
         for field in dataclasses.fields(expected):
             np.testing.assert_array_equal(
                 getattr(actual, field.name), getattr(expected, field.name), field.name
             )
+        expected, actual = records.merged(), permuted_records.merged()
+        assert actual.texts == expected.texts
+        for name in ("margins", "confidence", "null_confidence"):
+            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name), name)
 
 
 def test_small_chunks_change_nothing(monkeypatch):
@@ -152,19 +220,36 @@ def test_cls_positions_and_the_smallest_null_score():
     assert n_best.counts.tolist() == [1, 1] and n_best.is_null[:, 0].all()
     assert n_best.margins().tolist() == [1.0, 14.0] and n_best.best().tolist() == [-1, -1]
     assert n_best.probabilities()[:, 0].tolist() == [1.0, 1.0]
-    for threshold in (None, 0.0, 20.0):
-        assert answer_spans.select(n_best, threshold).tolist() == [[0, 0], [0, 0]]
+    assert n_best.spans[:, 0].tolist() == [[0, 0], [0, 0]]
     without_null = answer_spans.merge(candidates, [0, 0, 1])
     assert without_null.counts.tolist() == [0, 0]
     assert not without_null.probabilities().any()
-    assert answer_spans.texts(["a", "b"], answer_spans.select(without_null)) == ["", ""]
+    assert answer_spans.texts(["a", "b"], without_null.spans[:, 0]) == ["", ""]
+
+
+def test_rows_without_candidates_have_no_answer():
+    arguments = np.zeros((3, 4, 2), int), np.zeros((3, 4), bool), [0, 0, 1], ["a", "b"]
+    logits = np.random.default_rng(0).normal(size=(3, 4, 2)).astype(np.float32)
+    for with_null in (False, True):
+        records = AnswerRecords(Split(*arguments), 20, 30, with_null)
+        records.put(np.arange(3), logits)
+        merged = records.merged()
+        assert merged.texts == ["", ""] and not merged.confidence.any()
+        assert merged.null_confidence.tolist() == [with_null, with_null]
+    for threshold in (None, -20.0, 0.0, 20.0):
+        outputs = served(*arguments, logits, (20, 30, True), threshold)
+        assert outputs["answer"].tolist() == [b"", b""]
+        for name in ("start", "end", "start_byte", "end_byte"):
+            assert not outputs[name].any()
 
 
 def test_no_windows_and_wrong_shapes():
     arrays = [np.zeros((0, 6)), np.zeros((0, 6)), np.zeros((0, 6, 2), int), np.zeros((0, 6), bool)]
     n_best = answer_spans.merge(answer_spans.window_candidates(*arrays), [], with_null=True)
-    assert len(n_best.counts) == 0 and answer_spans.records(n_best, []) == []
-    assert answer_spans.select(n_best, 0.0).shape == (0, 2)
+    assert len(n_best.counts) == 0 and n_best.probabilities().shape == (0, 21)
+    assert n_best.best().shape == (0,) and n_best.spans.shape == (0, 21, 2)
+    records = AnswerRecords(Split(*arrays[2:], rows=[], contexts=[]), 20, 30, True)
+    assert records.merged().texts == []
     with pytest.raises(ValueError, match=r"each row needs a window\. Received: none of row 1"):
         candidates = answer_spans.window_candidates(*LOGITS, OFFSETS, IS_CONTEXT)
         answer_spans.merge(candidates, np.where(ROWS == 1, 0, ROWS))

@@ -5,6 +5,7 @@ import json
 import random
 import unicodedata
 
+import numpy as np
 import pytest
 import tensorflow as tf
 from tokenizers import (
@@ -25,9 +26,10 @@ from tests.preprocess.test_parity import (
     real_specs,
     trained,
 )
-from tfft.preprocess import TextInputs, offsets
+from tfft.preprocess import TextInputs, offsets, words
 from tfft.preprocess.graph import offsets as graph_offsets
 from tfft.preprocess.graph.codepoints import NUL, SEPARATOR
+from tfft.preprocess.windows import WindowSettings, own_tokens
 from tfft.utils.errors import UserError
 
 TEXTS = [
@@ -41,35 +43,129 @@ TEXTS = [
     "[SEP] x [SEP]y</s><s> <mask> z[MASK]",
     "\u03a3\u039f\u03a6\u039f\u03a3 \u0130stanbul STRASSE stra\u00dfe \u1e9e",
 ]
-FIELDS = ("token_ids", "segment_ids", "starts", "ends", "sequence")
+
+
+def inputs_of(spec, max_length, is_pair=False):
+    """Return a tokenizer that divides a text into 8 windows at most."""
+    settings = WindowSettings(most=8, first=max_length // 4 if is_pair else 0)
+    return TextInputs(spec, max_length, is_pair, windows=settings)
+
+
+def library_tokens(spec, *columns):
+    """Return ids, starts and ends in bytes of all tokens of the last text of each row.
+
+    They are those of the tokenizers library, and of the raw text: white space is not stripped.
+    """
+    tokenizer = Tokenizer.from_str(spec)
+    tokenizer.no_truncation()
+    rows = list(zip(*columns, strict=True))
+    encodings = tokenizer.encode_batch(rows if len(columns) > 1 else columns[0])
+    result = []
+    for row, encoding in zip(rows, encodings, strict=True):
+        # The library counts characters.
+        bounds = offsets.byte_bounds(row[-1])
+        tokens = [i for i, n in enumerate(encoding.sequence_ids) if n == len(row) - 1]
+        starts, ends = ([bounds[encoding.offsets[i][side]] for i in tokens] for side in (0, 1))
+        result.append(([encoding.ids[i] for i in tokens], starts, ends))
+    return result
+
+
+def located_and_raw(inputs):
+    """Return a function of texts in the graph: what `located` returns, and ids and raw offsets.
+
+    The raw offsets are those that `located` strips of white space, which could hide a difference.
+    """
+    graph, tokens = inputs.graph(), []
+    compute = graph._ids_and_offsets
+
+    def recorded(text):
+        tokens.append(compute(text))
+        return tokens[-1]
+
+    graph._ids_and_offsets = recorded
+    return tf.function(
+        lambda *columns: (graph.located(*columns), tokens[-1]),
+        [tf.TensorSpec([None], tf.string)] * len(inputs.columns),
+    )
+
+
+def assert_windows_equal(inputs, row, windows, tokens, first_length, encoded):
+    """Assert that the windows of a row are the tokens of the library, without white space.
+
+    Args:
+        inputs: the tokenizer.
+        row: the texts.
+        windows: of the row.
+        tokens: ids, starts and ends of its last text, untruncated.
+        first_length: tokens of the first text of a pair.
+        encoded: what `inputs.encode` returns of the row.
+    """
+    ids, starts, ends = tokens
+    starts, ends = words.strip_offsets(row[-1], starts, ends, np.zeros(len(ids)))
+    bounds = inputs.windows.bounds(len(ids), min(first_length, inputs.windows.first))
+    spans = own_tokens(bounds, inputs.pair)
+    for window, (first, end) in zip(windows, spans, strict=True):
+        is_own = np.array(window.is_own, bool)
+        for values, expected in (
+            (window.ids, ids),
+            (window.starts, starts.tolist()),
+            (window.ends, ends.tolist()),
+        ):
+            assert np.array(values)[is_own].tolist() == expected[first:end], ascii(row)
+        # Special tokens, and what a neighbour answers for.
+        assert not np.array([window.starts, window.ends])[:, ~is_own].any(), ascii(row)
+    is_first_cut, is_last_cut = first_length > inputs.windows.first, bounds[-1][1] < len(ids)
+    flags = [is_first_cut] * (len(windows) - 1) + [is_first_cut or is_last_cut]
+    assert [window.truncated for window in windows] == flags, ascii(row)
+    is_cut = len(windows) > 1 or windows[0].truncated
+    assert is_cut >= encoded[2], ascii(row)
+    if not (inputs.pair and is_cut):
+        assert (windows[0].ids, windows[0].segments, is_cut) == encoded, ascii(row)
 
 
 def assert_equal(spec, max_length, texts, pairs=None):
-    """Assert that host and graph give equal tokens and offsets, row for row.
+    """Assert that host, graph and tokenizers library give equal tokens and offsets, row for row.
 
     The first texts are a batch by themselves: all words of a batch take as many rounds as the
     longest.
     """
-    inputs = TextInputs(spec, max_length, pair=pairs is not None)
+    inputs = inputs_of(spec, max_length, pairs is not None)
     columns = [c for c in (texts, pairs) if c is not None]
-    run = tf.function(
-        inputs.graph().with_offsets, [tf.TensorSpec([None], tf.string)] * len(columns)
-    )
+    run = located_and_raw(inputs)
     bounds = sorted({0, *range(len(TEXTS), len(texts), 500), len(texts)})
     for start, end in itertools.pairwise(bounds):
         rows = [column[start:end] for column in columns]
-        graph = {name: t.numpy() for name, t in run(*(tf.constant(row) for row in rows)).items()}
-        lengths = graph["padding_mask"].sum(axis=1)
-        encoded = inputs.encode(*rows)
-        for index, host in enumerate(inputs.encode_with_offsets(*rows)):
-            row, length = ascii([column[index] for column in rows]), lengths[index]
-            assert tuple(host[:3]) == encoded[index], row
-            expected = (host.ids, host.segments, host.starts, host.ends, host.sequence)
-            for name, values in zip(FIELDS, expected, strict=True):
-                assert graph[name][index, :length].tolist() == values, (name, row)
-            assert not graph["starts"][index, length:].any()
-            assert not graph["ends"][index, length:].any()
-            assert (graph["sequence"][index, length:] == -1).all()
+        graph, (ids, raw) = run(*map(tf.constant, rows))
+        graph = {name: t.numpy() for name, t in graph.items()}
+        tokens = library_tokens(spec, *rows)
+        in_graph = zip(*(values.to_list() for values in (ids, *raw)), strict=True)
+        for row, expected, actual in zip(zip(*rows, strict=True), tokens, in_graph, strict=True):
+            assert actual == expected, ascii(row)
+
+        all_windows = inputs.windows_of(*rows)
+        first_lengths = [0] * len(tokens)
+        if pairs is not None:
+            first_lengths = [len(ids) for ids, _, _ in library_tokens(spec, rows[0])]
+        arguments = (all_windows, tokens, first_lengths, inputs.encode(*rows))
+        for row, *others in zip(zip(*rows, strict=True), *arguments, strict=True):
+            assert_windows_equal(inputs, row, *others)
+
+        batch, located = inputs.located_batch(*rows)
+        # The graph cuts a text after its last token.
+        window_ends = [
+            inputs.windows.bounds(len(t[0]), min(n, inputs.windows.first))[-1][1]
+            for t, n in zip(tokens, first_lengths, strict=True)
+        ]
+        sizes = [max(t[2][:n], default=0) for t, n in zip(tokens, window_ends, strict=True)]
+        cut = [text[:size] for text, size in zip(located.pop("text"), sizes, strict=True)]
+        assert graph.pop("text").tolist() == cut
+        host = {**batch, **located}
+        assert host.keys() == graph.keys()
+        for name, values in host.items():  # padding included
+            assert values.shape == graph[name].shape, name
+            differs = (values != graph[name]).reshape(len(values), -1).any(axis=1)
+            wrong = located["row"][differs]
+            assert not differs.any(), (name, ascii([column[wrong[0]] for column in rows]))
 
 
 def unicode_texts(count: int, seed: int, unicode=unicodedata) -> list[str]:
@@ -167,9 +263,9 @@ def test_spaces_are_trimmed_as_on_the_host(kind, adds_space):
 def test_a_vocabulary_without_all_bytes_has_no_offsets():
     spec = json.loads(character_tokenizer(normalizers.NFD()))
     spec["model"]["vocab"].pop("a")
-    graph = TextInputs(json.dumps(spec), 24).graph()
+    graph = inputs_of(json.dumps(spec), 24).graph()
     with pytest.raises(UserError, match="all 256 bytes"):
-        graph.with_offsets(tf.constant(["a"]))
+        graph.located(tf.constant(["a"]))
 
 
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
@@ -180,21 +276,28 @@ def test_offsets_into_any_bytes_are_ordered_and_inside(kind):
     pool += [SEPARATOR.encode(), NUL.encode()]
     texts = [b"\xff\xfe red", b"sky\xe4\xb8", b"caf\xc3\xa9 \xf0\x9f\x98"]
     texts += [b"".join(generator.choices(pool, k=generator.randint(0, 12))) for _ in range(200)]
-    outputs = TextInputs(trained(kind), 64).graph().with_offsets(tf.constant(texts))
-    fields = (outputs[name].numpy() for name in ("starts", "ends", "sequence"))
-    for text, *columns in zip(texts, *fields, strict=True):
-        spans = [(s, e) for s, e, i in zip(*columns, strict=True) if i == 0]
-        assert all(0 <= s <= e <= len(text) for s, e in spans), text
-        for axis in (0, 1):
-            assert [span[axis] for span in spans] == sorted(span[axis] for span in spans), text
+    outputs, (_, raw) = located_and_raw(inputs_of(trained(kind), 128))(tf.constant(texts))
+    assert outputs["row"].numpy().tolist() == list(range(len(texts)))  # a window each
+    fields = (outputs[name].numpy() for name in ("starts", "ends", "own"))
+    columns = zip(texts, *fields, *(values.to_list() for values in raw), strict=True)
+    for text, starts, ends, is_own, raw_starts, raw_ends in columns:
+        assert is_own.sum() == len(raw_starts)
+        for bounds in ((starts[is_own], ends[is_own]), (raw_starts, raw_ends)):
+            spans = list(zip(*bounds, strict=True))
+            assert all(0 <= s <= e <= len(text) for s, e in spans), text
+            for axis in (0, 1):
+                assert [span[axis] for span in spans] == sorted(span[axis] for span in spans), text
 
 
 def test_bytes_that_are_not_utf8_have_places():
     spec = character_tokenizer(None, add_prefix_space=False)
-    outputs = TextInputs(spec, 24).graph().with_offsets(tf.constant([b"a\xff b"]))
+    outputs, (_, raw) = located_and_raw(inputs_of(spec, 24))(tf.constant([b"a\xff b"]))
     # U+FFFD is three tokens.
-    assert outputs["starts"].numpy().tolist() == [[0, 1, 1, 1, 2, 3]]
-    assert outputs["ends"].numpy().tolist() == [[1, 2, 2, 2, 3, 4]]
+    starts, ends = [[0, 1, 1, 1, 2, 3]], [[1, 2, 2, 2, 3, 4]]
+    assert [values.to_list() for values in raw] == [starts, ends]
+    # Of the space remains an empty range before the b.
+    starts[0][4] = 3
+    assert [outputs[name].numpy().tolist() for name in ("starts", "ends")] == [starts, ends]
 
 
 def test_bytes_to_characters():
@@ -212,8 +315,8 @@ def test_bytes_to_characters():
     assert graph.numpy().tolist() == [[0, 1, 2, 3]]
 
 
-def offsets_of(graph):
-    return lambda text: graph.with_offsets(text)
+def locate_by(graph):
+    return lambda text: graph.located(text)
 
 
 @pytest.mark.parametrize(
@@ -225,15 +328,17 @@ def offsets_of(graph):
     ],
 )
 def test_offsets_survive_a_saved_model(kind, tmp_path):
-    inputs = TextInputs(trained(kind), 24)
+    inputs = inputs_of(trained(kind), 24)
     module = tf.Module()
     module.graph = inputs.graph()
     signature = [tf.TensorSpec([None], tf.string)]
-    module.run = tf.function(offsets_of(module.graph), input_signature=signature)
+    module.run = tf.function(locate_by(module.graph), input_signature=signature)
     tf.saved_model.save(module, str(tmp_path / kind))
     outputs = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(TEXTS))
-    for index, host in enumerate(inputs.encode_with_offsets(TEXTS)):
-        assert outputs["ends"].numpy()[index, : len(host.ids)].tolist() == host.ends
+    batch, located = inputs.located_batch(TEXTS)
+    located.pop("text")  # which the graph cuts
+    for name, values in {**batch, **located}.items():
+        np.testing.assert_array_equal(outputs[name], values, name)
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from tests.preprocess.test_offsets import TEXTS, unicode_texts
+from tests.preprocess.test_offsets import TEXTS, inputs_of, library_tokens, unicode_texts
 from tests.preprocess.test_parity import random_texts, real_lines, real_specs, trained
-from tfft.preprocess import TextInputs, words
+from tfft.preprocess import words
 from tfft.preprocess.graph import words as graph_words
 from tfft.preprocess.tokenizer import byte_alphabet
 
@@ -160,8 +160,9 @@ def test_rows_without_words_have_no_first_token():
     assert not graph_words.first_tokens(zeros, zeros + 1, zeros, starts).numpy().any()
     assert not words.first_tokens([0, 1], [1, 2], [0, 0], []).any()
     for shape in ((0, 3), (0, 0)):  # no row
-        none = tf.zeros(shape, tf.int32)
-        outputs = first_of_texts(tf.constant([], tf.string), none, none, none)
+        none, text = tf.zeros(shape, tf.int32), tf.constant([], tf.string)
+        outputs = graph_words.strip_offsets(text, none, none, none)
+        outputs += (graph_words.first_tokens(*outputs, none, graph_words.word_starts(text)),)
         assert [output.shape for output in outputs] == [shape] * 3
 
 
@@ -187,40 +188,42 @@ def test_white_space_is_stripped():
         np.testing.assert_array_equal(host, [x[row] for x in graph])
 
 
-def first_of_texts(text, starts, ends, sequence):
-    """Return the offsets without white space, and the first tokens, as TensorFlow ops."""
-    starts, ends = graph_words.strip_offsets(text, starts, ends, sequence)
-    return (
-        starts,
-        ends,
-        graph_words.first_tokens(starts, ends, sequence, graph_words.word_starts(text)),
-    )
+def library_words(spec, texts):
+    """Return the tokens of the tokenizers library without white space, for each text.
+
+    Returns:
+        The first byte of each token, one after its last, and which tokens begin a word.
+    """
+    result = []
+    for text, (_, starts, ends) in zip(texts, library_tokens(spec, texts), strict=True):
+        zeros = np.zeros(len(starts))
+        begin, end = words.strip_offsets(text, starts, ends, zeros)
+        first = words.first_tokens(begin, end, zeros, words.word_starts(text))
+        result.append((begin, end, first))
+    return result
 
 
 def assert_equal(inputs, run, texts):
-    """Assert that a function of texts in the graph equals the host, row by row."""
-    starts, ends, first = (t.numpy() for t in run(tf.constant(texts)))
-    for row, (text, tokens) in enumerate(
-        zip(texts, inputs.encode_with_offsets(texts), strict=True)
-    ):
-        begin, end = words.strip_offsets(text, tokens.starts, tokens.ends, tokens.sequence)
-        expected = words.first_tokens(begin, end, tokens.sequence, words.word_starts(text))
-        length = len(tokens.ids)
-        np.testing.assert_array_equal(first[row, :length], expected, ascii(text))
-        np.testing.assert_array_equal(starts[row, :length], begin, ascii(text))
-        np.testing.assert_array_equal(ends[row, :length], end, ascii(text))
-        assert not first[row, length:].any()
+    """Assert that `located` in the graph equals the host and the library, row by row."""
+    graph = {name: t.numpy() for name, t in run(tf.constant(texts)).items()}
+    _, host = inputs.located_batch(texts)
+    for name in ("row", "own", "starts", "ends", "first"):
+        np.testing.assert_array_equal(graph[name], host[name], name)
+    assert not graph["first"][~graph["own"]].any()
+    all_windows = inputs.windows_of(texts)
+    expected = library_words(inputs.spec, texts)
+    for row, (text, windows) in enumerate(zip(texts, all_windows, strict=True)):
+        # The tokens of all windows, each in the window that answers for it.
+        is_own = graph["own"] & (graph["row"] == row)[:, None]
+        length = is_own.sum()
+        assert length == len(expected[row][0]) or windows[-1].truncated, ascii(text)
+        for name, values in zip(("starts", "ends", "first"), expected[row], strict=True):
+            np.testing.assert_array_equal(graph[name][is_own], values[:length], ascii(text))
 
 
-def in_graph(inputs):
+def in_graph(graph):
     """Return what locates the first tokens of texts, tokenizer included."""
-    graph = inputs.graph()
-
-    def run(text):
-        tokens = graph.with_offsets(text)
-        return first_of_texts(text, *(tokens[name] for name in ("starts", "ends", "sequence")))
-
-    return tf.function(run, [tf.TensorSpec([None], tf.string)])
+    return tf.function(lambda text: graph.located(text), [tf.TensorSpec([None], tf.string)])
 
 
 def spaced() -> str:
@@ -236,29 +239,27 @@ def spaced() -> str:
 
 def test_tokens_with_spaces_begin_words_also_in_a_saved_model(tmp_path):
     text = "  red sky,\tis\u3000it "
-    (tokens,) = TextInputs(spaced(), 64).encode_with_offsets([text])
-    assert " s" in [text[start:end] for start, end in zip(tokens[3], tokens[4], strict=True)]
-    begin, end = words.strip_offsets(text, tokens.starts, tokens.ends, tokens.sequence)
+    ((_, raw_starts, raw_ends),) = library_tokens(spaced(), [text])
+    assert " s" in [text[start:end] for start, end in zip(raw_starts, raw_ends, strict=True)]
+    ((begin, end, first),) = library_words(spaced(), [text])
     starts = words.word_starts(text)
-    first = words.first_tokens(begin, end, tokens.sequence, starts)
     assert begin[first].tolist() == starts  # each word has one
 
-    module, specs = tf.Module(), [tf.TensorSpec([None, None], tf.int32)] * 3
-    module.run = tf.function(first_of_texts, [tf.TensorSpec([None], tf.string), *specs])
+    inputs, module = inputs_of(spaced(), 64), tf.Module()
+    module.graph = inputs.graph()
+    module.run = in_graph(module.graph)
     tf.saved_model.save(module, str(tmp_path / "words"))
-    loaded = tf.saved_model.load(str(tmp_path / "words"))
-    offsets = [tf.constant([x]) for x in (tokens.starts, tokens.ends, tokens.sequence)]
-    outputs = loaded.run(tf.constant([text]), *offsets)
-    for actual, expected in zip(outputs, (begin, end, first), strict=True):
-        np.testing.assert_array_equal(actual[0], expected)
+    assert_equal(inputs, tf.saved_model.load(str(tmp_path / "words")).run, [text])
+    ((window,),) = inputs.windows_of([text])
+    assert (window.starts, window.ends) == (begin.tolist(), end.tolist())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["wordpiece", "bpe_prefix", "spaced", "unigram", "unigram_spaces"])
 def test_first_tokens_of_tokenizers_in_the_graph(kind):
-    inputs = TextInputs(spaced() if kind == "spaced" else trained(kind), 64)
+    inputs = inputs_of(spaced() if kind == "spaced" else trained(kind), 64)
     texts = [*TEXTS, *random_texts(200, 6), *unicode_texts(200, 7, unicodedata.ucd_3_2_0)]
-    assert_equal(inputs, in_graph(inputs), texts)
+    assert_equal(inputs, in_graph(inputs.graph()), texts)
 
 
 @pytest.mark.slow
@@ -276,7 +277,7 @@ def test_words_of_all_lines_of_real_data(real_data):
 @pytest.mark.parametrize("name", ["bert", "gpt2", "t5"])
 def test_first_tokens_of_real_data(name, real_data, vocabularies, tmp_path):
     """Check every 97th line of all text files."""
-    inputs = TextInputs(real_specs(vocabularies, tmp_path)[name], 128)
-    lines, run = real_lines(real_data)[::97], in_graph(inputs)
+    inputs = inputs_of(real_specs(vocabularies, tmp_path)[name], 128)
+    lines, run = real_lines(real_data)[::97], in_graph(inputs.graph())
     for start in range(0, len(lines), 500):
         assert_equal(inputs, run, lines[start : start + 500])

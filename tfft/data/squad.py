@@ -67,14 +67,12 @@ def rows(source: Source, columns: Columns, key: str) -> Iterator[Row | BadRow]:
         yield row_from_mapping(record, columns, question.place)
 
 
-def read(source: Source, key: str, need_answers: bool = True) -> Iterator[Question | BadRow]:
+def read(source: Source, key: str) -> Iterator[Question | BadRow]:
     """Yield the questions of a source; those that cannot be used become a `BadRow`.
 
     Args:
         source: the files; `.json` files hold one JSON object, all others one object a line.
         key: the source's key in the config, for errors.
-        need_answers: whether a question without the key `answers` is a bad row; if not, it has no
-            answers.
 
     Raises:
         UserError: a file cannot be read, or is not JSON with a list `data`.
@@ -83,7 +81,7 @@ def read(source: Source, key: str, need_answers: bool = True) -> Iterator[Questi
         records = _json_file(path) if path.suffix.lower() == ".json" else _lines(source, path, key)
         places: dict[str, str] = {}  # the place of each id in this file
         for place, record in records:
-            question = record if isinstance(record, BadRow) else _parse(place, record, need_answers)
+            question = record if isinstance(record, BadRow) else _parse(place, record)
             if isinstance(question, Question):
                 # Only within a file: translations of a data set have the ids of the original.
                 first = places.setdefault(question.id, place)
@@ -149,7 +147,7 @@ def _article(article: Any, place: str) -> Iterator[tuple[str, Any]]:
             yield question_place, {**question, "context": context} if is_object else question
 
 
-def _parse(place: str, record: Any, need_answers: bool) -> Question | BadRow:
+def _parse(place: str, record: Any) -> Question | BadRow:
     """Return the question of a flat record, or a bad row with the first thing that is wrong."""
     try:
         if not isinstance(record, Mapping):
@@ -159,7 +157,7 @@ def _parse(place: str, record: Any, need_answers: bool) -> Question | BadRow:
             _identifier(record),
             _text(record, "question"),
             _text(record, "context"),
-            _answers(record) if need_answers or "answers" in record else (),
+            _answers(record),
         )
     except _Invalid as error:
         return BadRow(place, str(error))

@@ -6,15 +6,13 @@ pairs of its n best starts and n best ends, not the n best of all pairs: the two
 pair has an end below the n best.
 
 W windows of T tokens; R rows; n answers of a row. `window_candidates` reduces a batch of logits to
-what `merge` needs, so that the logits of a data set are never held together; candidates may be
-merged in any order. Two differences from the original: equal logits are ordered by position,
-the lower first (there the order is numpy's choice), and a row without a candidate is answered by
-an empty text, not by the word "empty".
+what `merge` needs, so that the logits of a data set are never held together. Two differences from
+the original: equal logits are ordered by position, the lower first (there the order is numpy's
+choice), and a row without a candidate is answered by an empty text, not by the word "empty".
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -161,24 +159,6 @@ def _pairs(
     )
 
 
-def join(parts: Sequence[Candidates]) -> Candidates:
-    """Return the candidates of several batches together; their n must be equal.
-
-    T below n gives fewer than n candidates, so the parts are padded to the widest.
-    """
-    width = max(part.spans.shape[1] for part in parts)
-
-    def widened(array: np.ndarray) -> np.ndarray:
-        return np.pad(array, [(0, 0), (0, width - array.shape[1]), (0, 0)])
-
-    return Candidates(
-        np.concatenate([widened(part.spans) for part in parts]),
-        np.concatenate([widened(part.logits) for part in parts]),
-        np.concatenate([part.counts for part in parts]),
-        np.concatenate([part.null_logits for part in parts]),
-    )
-
-
 @dataclass(frozen=True)
 class NBest:
     """The best answers of each row, the best first; entries beyond `counts` are 0.
@@ -231,17 +211,15 @@ class NBest:
 def merge(
     candidates: Candidates,
     rows: np.ndarray,
-    windows: np.ndarray | None = None,
     n_best: int = N_BEST,
     with_null: bool = False,
 ) -> NBest:
     """Return the best answers of each row over its windows.
 
     Args:
-        candidates: of all windows of the rows, with the same `n_best`.
+        candidates: of all windows of the rows, with the same `n_best`; equal scores are ordered as
+            the windows are.
         rows: row of each window, int [W]; R is the largest + 1.
-        windows: number of each window in the data set, int [W], by which equal scores are ordered;
-            None: their order here.
         n_best: number of answers of a row.
         with_null: whether no answer is one of the entries; if it is not among the best, it is
             appended to them.
@@ -254,9 +232,8 @@ def merge(
     missing = np.flatnonzero(np.bincount(rows, minlength=total) == 0)
     if len(missing):
         raise ValueError(f"each row needs a window. Received: none of row {missing[0]}")
-    windows = np.arange(len(rows)) if windows is None else np.asarray(windows, np.int64)
     # 1. The window of each row with the smallest null score; the first of equal ones.
-    order = np.lexsort((windows, candidates.null_logits.sum(axis=1), rows))
+    order = np.lexsort((candidates.null_logits.sum(axis=1), rows))
     null_logits = candidates.null_logits[order[_starts(rows[order])]]  # [R, 2]
     # 2. The candidates of all windows in a list, and after them a null entry of each row.
     window, rank = np.nonzero(
@@ -267,10 +244,8 @@ def merge(
     spans = np.concatenate([candidates.spans[window, rank], np.zeros((nulls, 2), np.int64)])
     logits = np.concatenate([candidates.logits[window, rank], null_logits[:nulls]])
     is_null = np.repeat([False, True], [len(window), nulls])
-    last = windows.max(initial=0) + 1
-    keys = [np.concatenate([x, np.full(nulls, last)]) for x in (rank, windows[window])]
-    # 3. Sort by row and score; keep the n best of each row.
-    order = np.lexsort((*keys, -logits.sum(axis=1), entry_rows))
+    # 3. Sort by row and score, which is stable; keep the n best of each row.
+    order = np.lexsort((-logits.sum(axis=1), entry_rows))
     entry_rows, spans, logits, is_null = (x[order] for x in (entry_rows, spans, logits, is_null))
     position = np.arange(len(order)) - np.searchsorted(entry_rows, entry_rows)  # within the row
     is_best = position < n_best
@@ -296,52 +271,7 @@ def _starts(sorted_keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(sorted_keys, prepend=-1))
 
 
-def select(n_best: NBest, threshold: float | None = None) -> np.ndarray:
-    """Return the span of each row's answer, int64 [R, 2]; (0, 0): no answer.
-
-    Args:
-        n_best: of the rows; with null entries if there is a threshold.
-        threshold: a larger null margin means no answer (`null_score_diff_threshold`); None: every
-            row has an answer, the best entry, as in SQuAD 1.1.
-    """
-    if threshold is None:
-        return n_best.spans[:, 0]
-    best = n_best.best()
-    is_null = (best < 0) | (n_best.margins() > threshold)
-    return np.where(is_null[:, None], 0, n_best.spans[np.arange(len(best)), best])
-
-
 def texts(contexts: Sequence[str], spans: np.ndarray, in_bytes: bool = False) -> list[str]:
     """Return the text of a span [R, 2] of each context; see `span_text`."""
     pairs = zip(contexts, spans.tolist(), strict=True)
     return [span_text(context, start, end, in_bytes) for context, (start, end) in pairs]
-
-
-def records(
-    n_best: NBest, contexts: Sequence[str], in_bytes: bool = False
-) -> list[list[dict[str, Any]]]:
-    """Return the entries of each row, as `nbest_predictions.json` of transformers has them.
-
-    Returns:
-        For each row its entries, each with the keys text, start, end (in the unit of the spans),
-        start_logit, end_logit and probability.
-    """
-    probabilities = n_best.probabilities()
-    rows = []
-    for row, context in enumerate(contexts):
-        entries = []
-        for index in range(n_best.counts[row]):
-            start, end = n_best.spans[row, index].tolist()
-            start_logit, end_logit = n_best.logits[row, index].tolist()
-            entries.append(
-                {
-                    "text": span_text(context, start, end, in_bytes),
-                    "start": start,
-                    "end": end,
-                    "start_logit": start_logit,
-                    "end_logit": end_logit,
-                    "probability": float(probabilities[row, index]),
-                }
-            )
-        rows.append(entries)
-    return rows

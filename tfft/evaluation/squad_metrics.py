@@ -156,52 +156,25 @@ def bootstrap(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def best_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> tuple[float, float]:
-    """Return the best mean over all thresholds of the null margin, and its threshold.
-
-    Equals `find_best_thresh` of the script for version 2.0, in its three oddities: the threshold
-    is 0.0 if no answer in any row is best, a threshold may separate rows of equal margins, and any
-    text is wrong for a row without an answer, also one that `score` takes for none, as "the".
-    `fit_threshold` has none of them.
-
-    Args:
-        values: `scores.exact` or `scores.f1`, [N].
-        margins: null margin of each row, [N]; see `apply_threshold`.
-        scores: of the best answers, without a threshold.
-    """
-    # One without a true answer had 1 and loses it, unless the predicted answer is empty as well.
-    gains = np.where(scores.has_answer, values, -scores.is_answered.astype(np.float64))
-    order, sums = _sums_by_threshold(gains, margins, scores.has_answer)
-    best = int(sums.argmax())
-    threshold = float(margins[order[best - 1]]) if best else 0.0
-    return float(sums[best]) / len(values), threshold
-
-
-def best_thresholds(scores: Scores, margins: np.ndarray) -> dict[str, float]:
-    """Return `best_exact`, `best_exact_thresh`, `best_f1`, `best_f1_thresh`; see `best_threshold`.
-
-    Equals `find_all_best_thresh` of the script for version 2.0.
-    """
-    results = {}
-    for name in ("exact", "f1"):
-        best, threshold = best_threshold(getattr(scores, name), margins, scores)
-        results |= {f"best_{name}": best, f"best_{name}_thresh": threshold}
-    return results
-
-
 def fit_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> float:
     """Return the threshold with the best mean, for `apply_threshold`.
 
     It is the midpoint between two margins, so that a rounding error of a margin changes no answer;
     1 beyond the extreme margin if all rows or none are answered. The lowest of equally good ones.
+    It differs from `find_best_thresh` of the script for version 2.0 where that returns 0.0 if no
+    answer in any row is best, separates rows of equal margins, or takes any text for wrong in a row
+    without an answer, also one that `score` takes for none, as "the".
 
     Args:
         values: `scores.exact` or `scores.f1`, [N]; N > 0.
         margins: null margin of each row, [N]; see `apply_threshold`.
         scores: of the best answers, without a threshold.
     """
-    gains = values - ~scores.has_answer
-    order, sums = _sums_by_threshold(gains, margins, scores.has_answer)
+    gains = values - ~scores.has_answer  # what the answer of a row adds to the sum of scores
+    order = np.argsort(margins, kind="stable")
+    none_answered = float(np.count_nonzero(~scores.has_answer))
+    # Of scores where the first k rows are answered, k = 0 to N.
+    sums = np.cumsum(np.concatenate([[none_answered], gains[order]]))
     ranked = np.asarray(margins, np.float64)[order]
     # No threshold lies between equal margins.
     sums[1:-1][ranked[1:] == ranked[:-1]] = -np.inf
@@ -211,20 +184,3 @@ def fit_threshold(values: np.ndarray, margins: np.ndarray, scores: Scores) -> fl
     if best == len(ranked):
         return float(ranked[-1]) + 1.0
     return float(ranked[best - 1] + ranked[best]) / 2
-
-
-def _sums_by_threshold(
-    gains: np.ndarray, margins: np.ndarray, has_answer: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return rows by rising margin, int64 [N], and the sum of scores that answers the first k.
-
-    The sums are float64 [N + 1], for k = 0 to N.
-
-    Args:
-        gains: what the predicted answer of a row adds to the sum, [N].
-        margins: null margins, [N].
-        has_answer: whether a row has a true answer; no answer is right if not, [N].
-    """
-    order = np.argsort(margins, kind="stable")
-    start = float(np.count_nonzero(~has_answer))
-    return order, np.cumsum(np.concatenate([[start], gains[order]]))

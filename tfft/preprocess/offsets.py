@@ -7,27 +7,6 @@ both.
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
-
-
-class LocatedTokens(NamedTuple):
-    """The tokens of a row, and where in its raw texts each begins and ends.
-
-    Attributes:
-        ids: token ids, special tokens included.
-        segments: segment ids.
-        truncated: whether tokens were cut off.
-        starts: the first byte of each token in its text; 0 for special tokens.
-        ends: the byte after its last; 0 for special tokens.
-        sequence: 0 for a token of the first text, 1 for one of the second, -1 for special tokens.
-    """
-
-    ids: list[int]
-    segments: list[int]
-    truncated: bool
-    starts: list[int]
-    ends: list[int]
-    sequence: list[int]
 
 
 def byte_bounds(text: str) -> Sequence[int]:

@@ -11,7 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tfft.preprocess import template, words
-from tfft.preprocess.offsets import LocatedTokens, byte_bounds
+from tfft.preprocess.offsets import byte_bounds
 from tfft.preprocess.tokenizer import load_tokenizer
 from tfft.preprocess.windows import Window, Windows, WindowSettings, own_tokens
 from tfft.utils.errors import UserError
@@ -123,32 +123,10 @@ class TextInputs:
         # `overflowing` holds what truncation cut off.
         return [(e.ids, e.type_ids, bool(e.overflowing)) for e in self._host.encode_batch(rows)]
 
-    def encode_with_offsets(
-        self, texts: Sequence[str], pairs: Sequence[str] | None = None
-    ) -> list[LocatedTokens]:
-        """Return what `encode` returns, and the offsets of each token, for each row.
-
-        A token of a part of a character (byte-level BPE) has the offsets of the character.
-        """
-        rows = [(t,) for t in texts] if pairs is None else list(zip(texts, pairs, strict=True))
-        encodings = self._host.encode_batch([row[0] if pairs is None else row for row in rows])
-        result = []
-        for row, encoding in zip(rows, encodings, strict=True):
-            # The host counts characters.
-            bounds = [byte_bounds(text) for text in row]
-            sequence = [-1 if i is None else i for i in encoding.sequence_ids]
-            located = list(zip(encoding.offsets, sequence, strict=True))
-            starts, ends = (
-                [0 if i < 0 else bounds[i][span[side]] for span, i in located] for side in (0, 1)
-            )
-            truncated = bool(encoding.overflowing)
-            result.append(
-                LocatedTokens(encoding.ids, encoding.type_ids, truncated, starts, ends, sequence)
-            )
-        return result
-
     def windows_of(self, *columns: Sequence[str]) -> list[list[Window]]:
         """Return the windows of each row.
+
+        A token of a part of a character (byte-level BPE) has the bytes of the character.
 
         Args:
             columns: the texts of the rows, [B] each; two columns for pairs.

@@ -28,37 +28,6 @@ def pack(
     return _join(_truncate_texts(a, b, template, max_length), template, pad_id)
 
 
-def pack_offsets(
-    a: tuple[tf.RaggedTensor, tf.RaggedTensor],
-    b: tuple[tf.RaggedTensor, tf.RaggedTensor] | None,
-    template: Sequence[Part],
-    max_length: int,
-) -> dict[str, tf.Tensor]:
-    """Join the offsets of each row as `pack` joins ids: `{starts, ends, sequence}`, int32 [B, T].
-
-    Args:
-        a: starts and ends of the tokens of the first texts, ragged int32 [B, tokens].
-        b: those of the second texts, or None.
-        template: the parts of a row.
-        max_length: the most tokens of a row, special ones included.
-    """
-    rows = a[0].nrows()
-    values = {}
-    for index, name in enumerate(("starts", "ends")):
-        texts = _truncate_texts(a[index], b and b[index], template, max_length)
-        values[name] = [
-            _column(rows, 0) if part.text is None else texts[part.text] for part in template
-        ]
-    sequence = [
-        tf.ones_like(offsets) * (-1 if part.text is None else "AB".index(part.text))
-        for part, offsets in zip(template, values["starts"], strict=True)
-    ]
-    return {
-        **{name: tf.concat(parts, axis=1).to_tensor() for name, parts in values.items()},
-        "sequence": tf.concat(sequence, axis=1).to_tensor(default_value=-1),
-    }
-
-
 class WindowPlan(NamedTuple):
     """The windows of all rows, row after row.
 

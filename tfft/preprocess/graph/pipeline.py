@@ -50,27 +50,6 @@ class GraphTokenizer(tf.Module):
         template = self._single if b is None else self._pair
         return pack.pack(a, b, template, self._max_length, self._pad_id)
 
-    def with_offsets(
-        self, text: tf.Tensor, text_pair: tf.Tensor | None = None
-    ) -> dict[str, tf.Tensor]:
-        """Tokenise strings [B] and locate each token in its raw text.
-
-        Returns:
-            What `__call__` returns, and three more, int32 [B, T]: `sequence` is 0 for a token of
-            `text`, 1 for one of `text_pair`, -1 for special tokens and padding; `starts` and `ends`
-            are offsets into the raw text in bytes, the end exclusive, 0 where `sequence` is -1.
-
-        Raises:
-            UserError: a part of the tokenizer has no form with offsets.
-        """
-        a, offsets_a = self._ids_and_offsets(text)
-        b, offsets_b = (None, None) if text_pair is None else self._ids_and_offsets(text_pair)
-        template = self._single if b is None else self._pair
-        return {
-            **pack.pack(a, b, template, self._max_length, self._pad_id),
-            **pack.pack_offsets(offsets_a, offsets_b, template, self._max_length),
-        }
-
     def located(self, *columns: tf.Tensor) -> dict[str, tf.Tensor]:
         """Tokenise the windows of rows and locate their tokens: `TextInputs.located_batch`.
 
