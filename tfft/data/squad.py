@@ -36,7 +36,7 @@ class Question:
         question: the text of the question.
         context: the text that holds the answers.
         answers: (text, start in characters) of each answer; `context[start:start + len(text)]` is
-            the text. None: the context does not answer the question.
+            the text. Empty: the context does not answer the question.
     """
 
     place: str
