@@ -133,6 +133,15 @@ def pages(tiny, tmp_path_factory):
     return {"run": run.workdir / "report.html", **paths}
 
 
+def test_the_most_wrong_rows_show_their_passage_or_their_beginning():
+    cells = {"label": "yes", "predicted": "no", "loss": 1.0}
+    html = report_page._worst_rows([{"row": ("where?", "a" * 900), "text": "a passage", **cells}])
+    assert "a passage" in html and "aaa" not in html
+    assert all(f">{name}<" in html for name in ("text", "label", "predicted"))
+    html = report_page._worst_rows([{"row": ("where?", "a" * 900), **cells}])
+    assert f">where? | {'a' * 391}<" in html
+
+
 @pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("dark", 400)])
 @pytest.mark.parametrize("name", ["run", "search", "plots"])
 def test_page_is_self_contained_and_readable(browser, pages, tmp_path, name, scheme, width):
