@@ -18,11 +18,12 @@ CONFIG = parse(
 )
 
 
-@pytest.fixture
-def data():
+@pytest.fixture(params=[None, 5], ids=["independent rows", "units"])
+def data(request):
     """Training rows of different lengths, so that there are several widths."""
     lengths = np.random.default_rng(0).integers(3, 30, ROWS)
-    return SimpleNamespace(train=SimpleNamespace(lengths=lengths))
+    units = None if request.param is None else np.arange(ROWS) % request.param
+    return SimpleNamespace(train=SimpleNamespace(lengths=lengths, units=units))
 
 
 @pytest.fixture
