@@ -218,12 +218,9 @@ def test_without_questions_that_have_no_answer_there_is_no_threshold(tiny, tmp_p
 
 
 def test_padding_is_no_answer():
-    class Backbone:
-        features = {"sequence": 8}  # noqa: RUF012
-
     features = {"sequence": keras.Input((None, 8))}
     mask = keras.Input((None,), dtype="int32")
-    logits = TASK.head(Backbone, QuestionAnswering(dropout=0.0), LABELS)(features, mask)
+    logits = TASK.head(None, QuestionAnswering(dropout=0.0), LABELS)(features, mask)
     model = keras.Model([features["sequence"], mask], logits)
     x = np.random.default_rng(0).normal(size=(1, 5, 8))
     values = model.predict_on_batch([x, np.array([[1, 1, 1, 0, 0]])])
