@@ -118,8 +118,8 @@ def predict_by_grpc(server, columns, rows, folder):
         stub = prediction_service_pb2_grpc.PredictionServiceStub(channel)
         outputs = stub.Predict(request, timeout=30).outputs
     arrays = {name: tf.make_ndarray(output) for name, output in outputs.items()}
-    if "label" in arrays:
-        arrays["label"] = [label.decode() for label in arrays["label"]]
+    for name in {"label", "answer"} & set(arrays):
+        arrays[name] = [text.decode() for text in arrays[name]]
     if "entity" in arrays:
         arrays["entity"] = [[text.decode() for text in row] for row in arrays["entity"]]
     return arrays
