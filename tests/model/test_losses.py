@@ -231,7 +231,10 @@ def test_mistakes_are_errors():
         loss.weights = {name: 1.0}
         with pytest.raises(ValueError, match=f"must not be named {name}"):
             build().compile("sgd", loss)
-    loss.weights = {"tags": 1.0}
+    loss.scope = "bach"
+    with pytest.raises(ValueError, match=r"must be rows or batch\. Received: 'bach'"):
+        build().compile("sgd", loss)
+    loss.scope, loss.weights = "rows", {"tags": 1.0}
     model = build()
     model.compile("sgd", loss, jit_compile=False)
     with pytest.raises(ValueError, match=r"terms \['tags'\]. Received: \['numbers', 'tags'\]"):

@@ -5,7 +5,7 @@ both for several named terms; `CompiledLoss` derives them from what Keras' `comp
 """
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import keras
 import tensorflow as tf
@@ -26,9 +26,12 @@ class Loss:
 
     Attributes:
         weights: factor of each term. The terms are in the logs by their names.
+        scope: `rows`: a sum over the batch is the sum of those over its parts. `batch`: it is not,
+            such as with in-batch negatives; then the methods take all rows of the global batch.
     """
 
     weights: Mapping[str, float]
+    scope: Literal["rows", "batch"] = "rows"
 
     def counts(self, y: Any, weight: Any) -> dict[str, tf.Tensor]:
         """Return what each term is a mean over, such as a number of tokens, [] each.
@@ -108,7 +111,7 @@ class CompiledLoss:
         """Update the mean loss of the epoch."""
         # Undo the share: the tracker averages losses of whole batches, weighted by their counts.
         whole = tf.math.divide_no_nan(loss, self._share)
-        _update(self._tracker, whole, self._share * totals["loss"])
+        update(self._tracker, whole, self._share * totals["loss"])
 
     def additional(self, loss: tf.Tensor) -> tf.Tensor | None:
         """Return the share of a layer's regularisation loss; None: what Keras makes of it.
@@ -154,16 +157,20 @@ class TermLoss:
     ) -> tf.Tensor:
         """Return the summand that these rows contribute to the loss of the global batch."""
         means = self._means(y, y_pred, weight, totals)
-        loss = tf.add_n([self._loss.weights[name] * mean for name, mean in means.items()])
+        return self._weighted(means) + self.layer_share(x, totals)
+
+    def layer_share(self, x: Any, totals: Totals) -> tf.Tensor:
+        """Return the share of these rows in the losses of layers."""
         share = tf.math.divide_no_nan(num_rows(x), totals[ROWS])
-        return loss + tf.where(share > 0, self._layer_losses() * share, 0.0)
+        # Without rows a mean of them is NaN.
+        return tf.where(share > 0, self._layer_losses() * share, 0.0)
 
     def track(self, x: Any, y: Any, y_pred: Any, weight: Any, loss: Any, totals: Totals) -> None:
         """Update the mean of each term over what it counts."""
         counts = self.counts(x, y, weight)
         for name, mean in self._means(y, y_pred, weight, counts).items():
-            _update(self._terms[name], mean, counts[name])
-        _update(self._layers, self._layer_losses(), counts[ROWS])
+            update(self._terms[name], mean, counts[name])
+        update(self._layers, self._layer_losses(), counts[ROWS])
 
     def _means(self, y: Any, y_pred: Any, weight: Any, counts: Totals) -> dict[str, tf.Tensor]:
         sums = self._checked(self._loss.sums(y, y_pred, weight))
@@ -172,6 +179,9 @@ class TermLoss:
             name: tf.where(counts[name] > 0, tf.math.divide_no_nan(value, counts[name]), 0.0)
             for name, value in sums.items()
         }
+
+    def _weighted(self, means: Mapping[str, tf.Tensor]) -> tf.Tensor:
+        return tf.add_n([self._loss.weights[name] * mean for name, mean in means.items()])
 
     def _layer_losses(self) -> tf.Tensor:
         """Return the sum of weight regularisers and of losses that layers add when called."""
@@ -217,7 +227,8 @@ def num_rows(x: Any) -> tf.Tensor:
     return tf.cast(rows, tf.float32)
 
 
-def _update(tracker: keras.metrics.Metric, mean: tf.Tensor, count: tf.Tensor) -> None:
+def update(tracker: keras.metrics.Metric, mean: tf.Tensor, count: tf.Tensor) -> None:
+    """Add a mean over some rows to that of an epoch."""
     finite = tf.math.is_finite(mean)  # a skipped step must not spoil the mean either
     tracker.update_state(tf.where(finite, mean, 0.0), sample_weight=tf.where(finite, count, 0.0))
 

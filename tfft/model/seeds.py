@@ -39,10 +39,8 @@ def fold_in_replica(model: keras.Model) -> Iterator[None]:
 
     def fold(seed: Any) -> tf.Tensor:
         replica_context = tf.distribute.get_replica_context()
-        replica = tf.cast(replica_context.replica_id_in_sync_group, tf.int32)
-        folded = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), replica)
         # The state itself advances equally in all replicas, so its copies stay equal.
-        return tf.where(replica == 0, seed, tf.cast(folded, seed.dtype))
+        return fold_in(seed, tf.cast(replica_context.replica_id_in_sync_group, tf.int32))
 
     all_generators = generators(model)
     with _replace_next(all_generators, [_compose(g.next, fold) for g in all_generators]):
@@ -52,6 +50,12 @@ def fold_in_replica(model: keras.Model) -> Iterator[None]:
 def draw(layer: keras.layers.Layer) -> list[tf.Tensor]:
     """Draw one seed from each generator of a layer, for `use`."""
     return [generator.next() for generator in generators(layer)]
+
+
+def fold_in(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
+    """Return a seed of a part of the work: that of the first part is `seed` itself."""
+    folded = tf.random.experimental.stateless_fold_in(tf.cast(seed, tf.int32), index)
+    return tf.where(index == 0, seed, tf.cast(folded, seed.dtype))
 
 
 @contextmanager

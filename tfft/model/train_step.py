@@ -24,9 +24,11 @@ import numpy as np
 import tensorflow as tf
 from keras import tree
 
-from tfft.model import graph_loop, injection, losses, replica_optimizer, seeds
+from tfft.model import gathered, graph_loop, injection, losses, replica_optimizer, seeds
 from tfft.model.step_options import StepOptions, StepReport
 from tfft.utils import keras_internals
+
+STEP_LOSSES = {"rows": losses.TermLoss, "batch": gathered.GatheredLoss}  # by `Loss.scope`
 
 
 class Model(keras.Model):
@@ -87,14 +89,18 @@ class Model(keras.Model):
             **kwargs: as of `keras.Model.compile`.
 
         Raises:
-            ValueError: `loss_weights` beside a `losses.Loss`, which has weights of its own.
+            ValueError: `loss_weights` beside a `losses.Loss`, which has weights of its own, or a
+                `Loss` of an unknown scope.
         """
         if isinstance(loss, losses.Loss):
             if args or kwargs.get("loss_weights") is not None:
                 raise ValueError("Give weights in the attribute `weights` of the `Loss`")
             super().compile(optimizer, None, **kwargs)
             keras_internals.forget_loss(self)  # of an earlier `compile`
-            self.loss, step_loss = loss, losses.TermLoss(self, loss)
+            if loss.scope not in STEP_LOSSES:
+                raise ValueError(f"`scope` must be rows or batch. Received: {loss.scope!r}")
+            self.loss = loss
+            step_loss = STEP_LOSSES[loss.scope](self, loss)
         else:
             super().compile(optimizer, loss, *args, **kwargs)
             step_loss = losses.CompiledLoss(self, self._loss_tracker)
@@ -147,12 +153,10 @@ class Model(keras.Model):
         # Reduced before the forward pass, since each micro-batch needs its share of the total.
         counts = self.step_loss.counts(x, y, weight)
         totals = dict(zip(counts, self._all_reduce(list(counts.values())), strict=True))
-        with seeds.fold_in_replica(self):
-            compute = self._gradient_function(options)
-            if options.micro_batch is None:
-                loss, gradients = compute(x, y, weight, totals)
-            else:
-                loss, gradients = self._micro_batches(compute, x, y, weight, totals, micro_batch)
+        if isinstance(self.step_loss, gathered.GatheredLoss):
+            loss, gradients = gathered.gradients(self, options, x, y, weight, totals, micro_batch)
+        else:
+            loss, gradients = self._summed_gradients(options, x, y, weight, totals, micro_batch)
         # One collective for all: every replica now holds the gradient of the global batch.
         loss, *gradients = self._all_reduce([loss, *gradients])
         # After the sum: a penalty depends on the weights alone and counts once, not per replica.
@@ -170,6 +174,22 @@ class Model(keras.Model):
         with replica_optimizer.known_norm(self.optimizer, gradients, norm):
             self.optimizer.apply(gradients, self.trainable_variables)
         return tf.constant(True)
+
+    def _summed_gradients(
+        self,
+        options: StepOptions,
+        x: Any,
+        y: Any,
+        weight: Any,
+        totals: losses.Totals,
+        micro_batch: tf.Tensor,
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """Return this replica's share of loss and gradients."""
+        with seeds.fold_in_replica(self):
+            compute = self._gradient_function(options)
+            if options.micro_batch is None:
+                return compute(x, y, weight, totals)
+            return self._micro_batches(compute, x, y, weight, totals, micro_batch)
 
     def _micro_batches(
         self,
@@ -246,8 +266,7 @@ class Model(keras.Model):
             gradients = tape.gradient(
                 scaled, variables, unconnected_gradients=tf.UnconnectedGradients.ZERO
             )
-        if self.metrics:
-            self._update_metrics(x, y, y_pred, weight, loss, totals)
+        self.update_metrics(x, y, y_pred, weight, loss, totals)
         # A sparse gradient holds a token that occurs twice as two rows. Keras' clipping and the
         # second moment of its Adam would treat them as two gradients, so they are summed here.
         return loss, [tf.convert_to_tensor(g) for g in gradients]
@@ -292,9 +311,10 @@ class Model(keras.Model):
             additional = step_loss.additional(loss)
         return super()._aggregate_additional_loss(loss) if additional is None else additional
 
-    def _update_metrics(
+    def update_metrics(
         self, x: Any, y: Any, y_pred: Any, weight: Any, loss: tf.Tensor, totals: losses.Totals
     ) -> None:
+        """Update the metrics with some rows; the arguments are those of `loss_share`."""
         self.step_loss.track(x, y, y_pred, weight, loss, totals)
         self.compute_metrics(x, y, y_pred, weight)
 
@@ -317,10 +337,10 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
-        # Of this replica alone, without a collective: the metrics are summed over replicas later.
+        # Of this replica alone: the metrics are summed over replicas later.
         totals = self.step_loss.counts(x, y, weight)
         loss = self.loss_share(x, y, y_pred, weight, totals, training=False)
-        self._update_metrics(x, y, y_pred, weight, loss, totals)
+        self.update_metrics(x, y, y_pred, weight, loss, totals)
         return loss, tf.constant(True)
 
     # --- what Keras' loops call ---
