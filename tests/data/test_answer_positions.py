@@ -26,9 +26,9 @@ def byte_offsets():
     return offsets
 
 
-@pytest.mark.parametrize("in_bytes", [False, True])
-def test_targets_equal_run_qa(in_bytes):
-    offsets = byte_offsets() if in_bytes else OFFSETS
+@pytest.mark.parametrize("unit", ["characters", "bytes"])
+def test_targets_equal_run_qa(unit):
+    offsets = byte_offsets() if unit == "bytes" else OFFSETS
     in_last_token = 0
     for (row, text, start), expected in zip(
         GOLDEN_SQUAD["spans"], GOLDEN_SQUAD["targets"], strict=True
@@ -36,7 +36,7 @@ def test_targets_equal_run_qa(in_bytes):
         windows = row == ROWS
         context = WINDOWS["contexts"][row]
         span = (start, start + len(text)) if text else answer_positions.NO_ANSWER
-        if in_bytes and text:
+        if unit == "bytes" and text:
             span = answer_positions.byte_span(context, text, start)
         first, last = answer_positions.token_targets(
             [span] * windows.sum(), offsets[windows], IS_CONTEXT[windows]
@@ -55,34 +55,35 @@ def test_targets_equal_run_qa(in_bytes):
 
 def test_targets_cover_the_answer():
     """Every answer inside of a window is the text of its tokens, in one window at least."""
+    offsets = byte_offsets()
     for row, text, start in GOLDEN_SQUAD["spans"]:
         windows = np.flatnonzero(row == ROWS)
+        answer = answer_positions.byte_span(WINDOWS["contexts"][row], text, start)
         first, last = answer_positions.token_targets(
-            [(start, start + len(text))] * len(windows), OFFSETS[windows], IS_CONTEXT[windows]
+            [answer] * len(windows), offsets[windows], IS_CONTEXT[windows]
         )
         for window, i, j in zip(windows, first, last, strict=True):
             if i and text:
-                span = OFFSETS[window, i, 0], OFFSETS[window, j, 1]
+                span = offsets[window, i, 0], offsets[window, j, 1]
                 assert answer_positions.span_text(WINDOWS["contexts"][row], *span) == text
 
 
-def test_cls_position_padding_and_answers_within_tokens():
-    # [CLS] question [SEP] "red" "barns" [SEP] [PAD] in two windows; CLS elsewhere in the second.
+def test_padding_and_answers_within_tokens():
+    # [CLS] question [SEP] "red" "barns" [SEP] [PAD] in two windows; "barns" alone in the second.
     offsets = np.array([[[0, 0], [0, 4], [0, 0], [0, 3], [4, 9], [0, 0], [0, 0]]] * 2)
     is_context = np.zeros((2, 7), bool)
     is_context[:, 3:5] = True
     is_context[1, 3] = False
-    cls_positions = np.array([0, 6])
 
     def targets(*spans):
-        first, last = answer_positions.token_targets(spans, offsets, is_context, cls_positions)
+        first, last = answer_positions.token_targets(spans, offsets, is_context)
         return first.tolist(), last.tolist()
 
-    assert targets((0, 3), (0, 3)) == ([3, 6], [3, 6])
+    assert targets((0, 3), (0, 3)) == ([3, 0], [3, 0])
     assert targets((4, 8), (5, 9)) == ([4, 4], [4, 4])  # "barn", "arns"
-    assert targets((2, 5), (3, 5)) == ([3, 6], [4, 6])  # "d b"; " b" begins before the window
-    assert targets((0, 0), answer_positions.NO_ANSWER) == ([3, 6], [3, 6])
-    assert targets((4, 10), (4, 10)) == ([0, 6], [0, 6])
+    assert targets((2, 5), (3, 5)) == ([3, 0], [4, 0])  # "d b"; " b" begins before the window
+    assert targets((0, 0), answer_positions.NO_ANSWER) == ([3, 0], [3, 0])
+    assert targets((4, 10), (4, 10)) == ([0, 0], [0, 0])
     empty = answer_positions.token_targets([], np.zeros((0, 5, 2)), np.zeros((0, 5), bool))
     assert [x.shape for x in empty] == [(0,), (0,)]
     no_tokens = answer_positions.token_targets(
@@ -90,8 +91,8 @@ def test_cls_position_padding_and_answers_within_tokens():
     )
     assert [x.tolist() for x in no_tokens] == [[0], [0]]
     no_context = np.zeros_like(is_context)
-    first, _ = answer_positions.token_targets([(0, 3)] * 2, offsets, no_context, 5)
-    assert first.tolist() == [5, 5]
+    first, _ = answer_positions.token_targets([(0, 3)] * 2, offsets, no_context)
+    assert first.tolist() == [0, 0]
     with pytest.raises(ValueError, match=r"must be \[2, 2\].*Received: \[1, 2\], \[2, 7, 2\]"):
         targets((0, 3))
 
@@ -102,11 +103,10 @@ def test_spans_in_bytes_are_whole_characters():
         start = context.index(text)
         span = answer_positions.byte_span(context, text, start)
         assert context.encode()[slice(*span)].decode() == text
-        assert answer_positions.span_text(context, *span, in_bytes=True) == text
-        assert answer_positions.span_text(context, start, start + len(text)) == text
+        assert answer_positions.span_text(context, *span) == text
     start, end = answer_positions.byte_span(context, "小山", 4)
     # Within the first and the last character, as tokens of byte-level BPE are.
-    assert answer_positions.span_text(context, start + 1, end - 1, in_bytes=True) == "小山"
-    assert answer_positions.span_text(context, start + 2, start + 3, in_bytes=True) == "小"
-    assert answer_positions.span_text(context, 0, 0, in_bytes=True) == ""
-    assert answer_positions.span_text(context, 0, 99, in_bytes=True) == context
+    assert answer_positions.span_text(context, start + 1, end - 1) == "小山"
+    assert answer_positions.span_text(context, start + 2, start + 3) == "小"
+    assert answer_positions.span_text(context, 0, 0) == ""
+    assert answer_positions.span_text(context, 0, 99) == context

@@ -79,9 +79,8 @@ def served(offsets, is_context, rows, contexts, logits, arguments, threshold):
 
 
 @pytest.mark.parametrize("case", GOLDEN_SQUAD["answers"], ids=lambda c: str(c["settings"]))
-@pytest.mark.parametrize("in_bytes", [False, True])
-def test_answers_equal_transformers(case, in_bytes):
-    offsets, contexts = byte_offsets() if in_bytes else OFFSETS, WINDOWS["contexts"]
+def test_answers_equal_transformers(case):
+    offsets, contexts = byte_offsets(), WINDOWS["contexts"]
     _, n_best = records_of(case["settings"], offsets, np.arange(len(ROWS)))
     assert n_best.spans.dtype == np.int64 and n_best.logits.dtype == np.float32
     for row, (context, expected) in enumerate(zip(contexts, case["n_best"], strict=True)):
@@ -89,7 +88,7 @@ def test_answers_equal_transformers(case, in_bytes):
         has_placeholder = expected[0][0] == "empty"
         expected = expected[1:] if has_placeholder else expected
         count = n_best.counts[row]
-        texts = answer_spans.texts([context] * count, n_best.spans[row, :count], in_bytes)
+        texts = answer_spans.texts([context] * count, n_best.spans[row, :count])
         actual = zip(texts, *n_best.logits[row, :count].T.tolist(), strict=True)
         assert list(map(list, actual)) == [entry[:3] for entry in expected]
         if not has_placeholder:
@@ -100,7 +99,7 @@ def test_answers_equal_transformers(case, in_bytes):
         assert n_best.margins().tolist() == case["margins"]
     is_null = (n_best.best() < 0) | (n_best.margins() > threshold)
     spans = np.where(is_null[:, None], 0, n_best.spans[np.arange(len(is_null)), n_best.best()])
-    texts = answer_spans.texts(contexts, spans, in_bytes)
+    texts = answer_spans.texts(contexts, spans)
     assert texts == [text.replace("empty", "") for text in case["answers"]]
 
 
@@ -202,17 +201,13 @@ def test_candidates_equal_a_search_of_all_pairs(n_best, longest, length):
         assert not candidates.spans[window, count:].any()
 
 
-def test_cls_positions_and_the_smallest_null_score():
+def test_the_smallest_null_score_of_a_row():
     zeros = np.zeros((3, 4), np.float32)
     start_logits, end_logits = zeros.copy(), zeros.copy()
-    start_logits[[0, 1, 2], [3, 0, 1]] = [5.0, -2.0, 7.0]
-    end_logits[[0, 1, 2], [3, 0, 1]] = [1.0, 3.0, 7.0]
+    start_logits[:, 0] = [5.0, -2.0, 7.0]
+    end_logits[:, 0] = [1.0, 3.0, 7.0]
     candidates = answer_spans.window_candidates(
-        start_logits,
-        end_logits,
-        np.zeros((3, 4, 2), int),
-        np.zeros((3, 4), bool),
-        cls_positions=np.array([3, 0, 1]),
+        start_logits, end_logits, np.zeros((3, 4, 2), int), np.zeros((3, 4), bool)
     )
     assert candidates.null_logits.tolist() == [[5.0, 1.0], [-2.0, 3.0], [7.0, 7.0]]
     n_best = answer_spans.merge(candidates, [0, 0, 1], with_null=True)

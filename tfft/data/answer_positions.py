@@ -1,4 +1,4 @@
-"""Positions of answers: characters, UTF-8 bytes, and the tokens of windows over a context.
+"""Positions of answers: UTF-8 bytes, and the tokens of windows over a context.
 
 A long context is divided into overlapping windows (BERT's `doc_stride`; Devlin et al. 2019, section
 4.2). W windows of T tokens, special tokens and padding included.
@@ -20,17 +20,16 @@ def byte_span(context: str, text: str, start: int) -> tuple[int, int]:
     return first, first + len(text.encode())
 
 
-def span_text(context: str, start: int, end: int, in_bytes: bool = False) -> str:
+def span_text(context: str, start: int, end: int) -> str:
     """Return the text of a span of a context.
+
+    One that begins or ends within a character, as byte-level tokens may, is extended to the whole
+    character.
 
     Args:
         context: the text.
-        start, end: the span, end excluded.
-        in_bytes: whether the span is in UTF-8 bytes, else in characters. One that begins or ends
-            within a character, as byte-level tokens may, is extended to the whole character.
+        start, end: the span in UTF-8 bytes, end excluded.
     """
-    if not in_bytes:
-        return context[start:end]
     if end <= start:
         return ""
     encoded = context.encode()
@@ -46,14 +45,13 @@ def token_targets(
     spans: np.ndarray | Sequence[tuple[int, int]],
     offsets: np.ndarray,
     is_context: np.ndarray,
-    cls_positions: np.ndarray | int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and the last token of each window's answer, both int64 [W].
 
-    They are the position of the CLS token where the answer is not wholly inside of the window, or
-    there is none. As in `prepare_train_features` of transformers' run_qa.py, with one difference:
-    for an answer in the last token of a context, run_qa counts on through the special tokens and
-    the padding, and returns the end of the window as the first token.
+    They are 0, the position of the CLS token, where the answer is not wholly inside of the window,
+    or there is none. As in `prepare_train_features` of transformers' run_qa.py, with one
+    difference: for an answer in the last token of a context, run_qa counts on through the special
+    tokens and the padding, and returns the end of the window as the first token.
 
     Args:
         spans: the answer of each window's row in its context, end excluded, [W, 2]; in the unit of
@@ -61,7 +59,6 @@ def token_targets(
         offsets: start and end of each token in the context, [W, T, 2], end excluded; those of the
             context's tokens do not decrease.
         is_context: whether a token is one of the context, bool [W, T].
-        cls_positions: of each window, [W] or one for all.
 
     Raises:
         ValueError: the arrays do not have these shapes.
@@ -73,9 +70,8 @@ def token_targets(
             f"spans must be [{windows}, 2] and offsets [{windows}, {length}, 2], as is_context is "
             f"{list(is_context.shape)}. Received: {list(answers.shape)}, {list(offsets.shape)}"
         )
-    cls_positions = np.broadcast_to(np.asarray(cls_positions, np.int64), windows)
     if not length:
-        return cls_positions.copy(), cls_positions.copy()
+        return np.zeros(windows, np.int64), np.zeros(windows, np.int64)
     start, end = answers[:, :1], answers[:, 1:]  # [W, 1]
     begins_before = is_context & (offsets[..., 0] <= start)  # [W, T]
     reaches_end = is_context & (offsets[..., 1] >= end)
@@ -85,4 +81,4 @@ def token_targets(
     # No context token begins before the answer, or none reaches its end.
     is_inside = begins_before.any(axis=1) & reaches_end.any(axis=1)
     is_inside &= answers[:, 0] >= 0
-    return np.where(is_inside, first, cls_positions), np.where(is_inside, last, cls_positions)
+    return np.where(is_inside, first, 0), np.where(is_inside, last, 0)

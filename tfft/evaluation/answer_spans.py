@@ -46,7 +46,6 @@ def window_candidates(
     offsets: np.ndarray,
     is_context: np.ndarray,
     is_token: np.ndarray | None = None,
-    cls_positions: np.ndarray | int = 0,
     n_best: int = N_BEST,
     max_answer_length: int = MAX_ANSWER_LENGTH,
 ) -> Candidates:
@@ -60,7 +59,6 @@ def window_candidates(
             are those of all positions, and the ones outside of the context are dropped after that;
             without this mask they depend on the padding. None: the original's behaviour for
             windows that are padded before the model.
-        cls_positions: of each window, [W] or one for all.
         n_best: number of starts, of ends and of candidates.
         max_answer_length: of a candidate, in tokens.
 
@@ -91,8 +89,7 @@ def window_candidates(
                 max_answer_length,
             )
         )
-    windows = np.arange(len(start_logits))
-    null_logits = [x[windows, cls_positions] for x in (start_logits, end_logits)]
+    null_logits = [x[:, 0] for x in (start_logits, end_logits)]  # of the CLS token
     spans, logits, counts = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
     return Candidates(spans, logits, counts, np.stack(null_logits, axis=1))
 
@@ -271,7 +268,7 @@ def _starts(sorted_keys: np.ndarray) -> np.ndarray:
     return np.flatnonzero(np.diff(sorted_keys, prepend=-1))
 
 
-def texts(contexts: Sequence[str], spans: np.ndarray, in_bytes: bool = False) -> list[str]:
+def texts(contexts: Sequence[str], spans: np.ndarray) -> list[str]:
     """Return the text of a span [R, 2] of each context; see `span_text`."""
     pairs = zip(contexts, spans.tolist(), strict=True)
-    return [span_text(context, start, end, in_bytes) for context, (start, end) in pairs]
+    return [span_text(context, start, end) for context, (start, end) in pairs]

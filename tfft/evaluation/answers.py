@@ -99,7 +99,7 @@ class AnswerRecords:
         index = np.arange(len(best))
         spans = np.where(best[:, None] >= 0, n_best.spans[index, best], 0)
         contexts = [self._split.raw_row(i)[-1] for i in range(len(best))]
-        texts = answer_spans.texts(contexts, spans, in_bytes=True)
+        texts = answer_spans.texts(contexts, spans)
         probabilities = n_best.probabilities()
         return Answers(
             texts,
@@ -142,7 +142,7 @@ def best_answers(
 def true_texts(split: Dataset, position: int) -> list[str]:
     """Return the texts of the true answers to the row at a position."""
     context = split.raw_row(position)[-1]
-    return [span_text(context, *span, in_bytes=True) for span in split.targets[position].tolist()]
+    return [span_text(context, *span) for span in split.targets[position].tolist()]
 
 
 def passage(split: Dataset, position: int, size: int = 300) -> str:
