@@ -16,6 +16,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.processes import LIMIT, Command
+from tests.tasks import samples
 from tfft.distribute.launcher import find_free_ports
 
 EPOCHS = 20
@@ -107,6 +108,32 @@ def test_launcher_restarts_the_workers_after_a_kill(setting, tmp_path):
     assert two["test/accuracy"] == one["test/accuracy"]
     if one["best_step"] == two["best_step"]:
         assert_close(tmp_path / "one", workdir, 1e-3)  # after 120 steps of 1e-3, not 20 of 5e-5
+
+
+@pytest.mark.slow  # tests/tasks/test_contract.py trains each task on two replicas
+@pytest.mark.parametrize("task", ["text_regression", "token_classification", "question_answering"])
+def test_two_workers_equal_one_process(task, tiny, tmp_path):
+    data, backbone, *section = samples.SAMPLES[task](tiny, tmp_path)
+    config = {
+        "data": {**data, "validation": {"fraction": 0.25}},
+        "model": {"backbone": backbone, "dropout": 0.0},
+        "task": {"name": task, "dropout": 0.0, **dict(*section)},
+        "optimizer": {"learning_rate": 1e-3},
+        "train": {"epochs": 2, "batch_size": 8},
+        "evaluate": {"bootstrap": 0, "baselines": False},
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = ["train", f"--config={path}"]
+    launcher = Command("launch", "--workers=2", *command, f"--workdir={tmp_path / 'two'}")
+    code, text = launcher.wait()
+    assert code == 0, text
+    assert Command(*command, f"--workdir={tmp_path / 'one'}").wait()[0] == 0
+    one, two = (json.loads((tmp_path / n / "metrics.json").read_text()) for n in ("one", "two"))
+    assert one["best_step"] == two["best_step"]
+    for name in (name for name in one if name.startswith("validation/")):
+        assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-4), name
+    assert_close(tmp_path / "one", tmp_path / "two", 1e-4)
 
 
 @pytest.mark.slow

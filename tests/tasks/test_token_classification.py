@@ -149,9 +149,9 @@ def test_entities_go_on_behind_words_without_a_token():
     tag_ids, no = np.array([1, 0, 0, 2, 0, 0, 3, 0, 2, 1, 0]), [1, 2, 4, 5, 7, 10]
     logits = np.eye(5)[tag_ids]
     rows = np.array([0] * 7 + [0, 0] + [1, 1])
-    bridge_entities(logits, np.isin(np.arange(11), no), rows)
+    logits = bridge_entities(logits, np.isin(np.arange(11), no), rows)
     assert logits.argmax(axis=1).tolist() == [1, 2, 2, 2, 0, 0, 3, 0, 2, 1, 0]
-    bridge_entities(logits, np.ones(11, bool), rows)  # nothing is known: nothing changes
+    logits = bridge_entities(logits, np.ones(11, bool), rows)  # nothing is known: nothing changes
     assert logits.argmax(axis=1).tolist() == [1, 2, 2, 2, 0, 0, 3, 0, 2, 1, 0]
 
 
@@ -174,7 +174,7 @@ def test_evaluated_entities_are_those_that_are_served(kind):
         indices = first_window + np.repeat(np.arange(len(windows)), counts)
         first_window += len(windows)
         of_words = word_logits(logits, indices, word_tokens)
-        bridge_entities(of_words, word_tokens == -1, np.zeros(len(starts)))
+        of_words = bridge_entities(of_words, word_tokens == -1, np.zeros(len(starts)))
         names = [LABELS[i] for i in of_words.argmax(axis=-1)]
         expected = [(span.type, starts[span.start]) for span in tags.spans(names)]
         count = int(served["count"][row])

@@ -70,9 +70,10 @@ class WordLogits:
     def merged(self) -> Any:
         """Return the logits of the words of each row."""
         # The windows of a row hold its words in order.
-        words = self._split.targets.with_values(self.arrays["logits"])
-        bridge_entities(words.values, self._tokens.values == -1, words.row_ids)
-        return words
+        targets = self._split.targets
+        return targets.with_values(
+            bridge_entities(self.arrays["logits"], self._tokens.values == -1, targets.row_ids)
+        )
 
 
 def word_logits(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -91,13 +92,13 @@ def word_logits(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.
     return of_words
 
 
-def bridge_entities(logits: np.ndarray, has_no_token: np.ndarray, rows: np.ndarray) -> None:
-    """Give words without a token the tag of the entity that goes on behind them.
+def bridge_entities(logits: np.ndarray, has_no_token: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return logits that give words without a token the tag of the entity that goes on behind them.
 
     The served graph does not see such words, so they do not end an entity there.
 
     Args:
-        logits: of the words, [W, C]; changed in place.
+        logits: of the words, [W, C].
         has_no_token: whether a word has no token, nor is joined to another word, bool [W].
         rows: row of each word, ascending, int [W].
     """
@@ -109,4 +110,6 @@ def bridge_entities(logits: np.ndarray, has_no_token: np.ndarray, rows: np.ndarr
     first, second = (logits[neighbours[words]].argmax(axis=1) for neighbours in (before, after))
     # I-x, an even id, behind B-x or I-x.
     goes_on = (second > 0) & (second % 2 == 0) & ((first + 1) // 2 == (second + 1) // 2)
-    logits[words[goes_on]] = CERTAIN * np.eye(logits.shape[1])[second[goes_on]]
+    result = logits.copy()
+    result[words[goes_on]] = CERTAIN * np.eye(logits.shape[1])[second[goes_on]]
+    return result
