@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import gc
 import os
+from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
@@ -23,7 +24,7 @@ from tfft import backbones
 from tfft.config import DistributeConfig, ModelConfig, OptimizerConfig
 from tfft.config.tasks import TextClassification
 from tfft.distribute import strategies
-from tfft.model import assemble, masks, rematerialise, stages
+from tfft.model import Loss, assemble, masks, rematerialise, stages
 from tfft.spec import Rule
 from tfft.tasks import TASKS
 from tfft.training import optimizers
@@ -43,8 +44,23 @@ class Setting:
     lora: bool = False
     remat: bool = False
     xla: bool = False
+    loss: Any = None  # default: that of the task
     precision: str = "float32"
     dropout: float = 0.0
+
+
+class Repulsion(Loss):
+    """Each row against all others of the global batch, by their logits."""
+
+    scope, weights = "batch", {"repulsion": 1.0}
+
+    def counts(self, y, weight):
+        return {"repulsion": tf.shape(y)[0]}
+
+    def sums(self, y, y_pred, weight):
+        same = y[:, None] == y[None]
+        scores = tf.nn.log_softmax(tf.matmul(y_pred, y_pred, transpose_b=True))
+        return {"repulsion": -tf.reduce_sum(tf.where(same, scores, 0.0))}
 
 
 SETTINGS = {
@@ -55,6 +71,10 @@ SETTINGS = {
     "ema": Setting({"ema": 0.9}),
     "steps_per_execution": Setting(compile={"steps_per_execution": 8}),
     "partial": Setting(rows=5),
+    "batch": Setting({"name": "sgd", "learning_rate": 0.01}, rows=5, loss=Repulsion),
+    "batch_accumulation": Setting(
+        {"name": "sgd", "learning_rate": 0.01}, {"micro_batch": 4}, rows=5, loss=Repulsion
+    ),
     "layer_wise": Setting(
         rules=(
             Rule("embeddings", False),
@@ -102,7 +122,8 @@ def build(checkpoint: str, setting: Setting) -> keras.Model:
     optimizer_config = OptimizerConfig(**{"learning_rate": 5e-5, **setting.optimizer})
     optimizer = optimizers.build(optimizer_config, single(mask, 20), 10, setting.precision)
     options = {"jit_compile": False, **setting.compile}
-    model.compile(optimizer, task.loss(config), metrics=["accuracy"], **options)
+    loss = task.loss(config) if setting.loss is None else setting.loss()
+    model.compile(optimizer, loss, metrics=["accuracy"], **options)
     model.configure(jit_compile=setting.xla)
     return model
 

@@ -92,7 +92,7 @@ def by_definition(weighted):
     model, optimizer = build(), keras.optimizers.SGD(0.1)
     history = {"loss": [], "contrast": [], "norm": []}
     for _ in range(EPOCHS):
-        sums = np.zeros(3)
+        sums = np.zeros(4)
         for start in range(0, ROWS, BATCH):
             rows = np.arange(ROWS)[start : start + BATCH]
             with tf.GradientTape() as tape:
@@ -103,13 +103,16 @@ def by_definition(weighted):
                     rivals = [j for j, other in enumerate(rows) if j == i or y[other] != y[row]]
                     nll = tf.reduce_logsumexp(tf.gather(scores, rivals)) - scores[i]
                     total += nll * (weight[row] if weighted else 1.0)
-                contrast = total / float(weight[rows].sum() if weighted else len(rows))
+                count = float(weight[rows].sum() if weighted else len(rows))
                 norm = tf.reduce_mean(tf.reduce_sum(output["query"] ** 2, 1))
-                loss = contrast + 0.1 * norm + sum(model.losses)
+                layers = sum(model.losses)
+                loss = total / count + 0.1 * norm + layers
             values = [v.value for v in model.trainable_variables]
             optimizer.apply(tape.gradient(loss, values), model.trainable_variables)
-            sums += len(rows) * np.array([float(loss), float(contrast), float(norm)])
-        for name, value in zip(history, sums / ROWS, strict=True):
+            sums += [float(total), count, len(rows) * float(norm), len(rows) * float(layers)]
+        contrast, norm = sums[0] / sums[1], sums[2] / ROWS
+        means = contrast + 0.1 * norm + sums[3] / ROWS, contrast, norm
+        for name, value in zip(history, means, strict=True):
             history[name].append(value)
     return {v.path: np.array(v.numpy()) for v in model.weights}, history
 
@@ -148,36 +151,53 @@ def test_both_passes_draw_the_same_dropout(mirrored):
         # One micro-batch: the first has the seeds of a batch that is not divided.
         recorded, cached = (train(strategy, model=model, micro_batch=m) for m in (None, BATCH))
         assert_equal(cached, recorded)
-    # With other masks in the second pass, the gradients would not be those of the loss: a step
-    # along them would change the loss by another amount than they say.
+
+
+def test_gradients_are_those_of_the_loss_with_its_dropout():
+    """A small step changes the loss by what the gradients say, if both passes drop the same."""
+    rate = 1e-3
+    compiled = {"loss": InBatchNegatives(), "jit_compile": False, "micro_batch": 3}
     x, y, _ = data()
-    values = []
-    for rate in (0.0, 1e-3):
-        network = build(**model)
-        network.compile(
-            keras.optimizers.SGD(rate), InBatchNegatives(), jit_compile=False, micro_batch=3
-        )
-        before = [np.array(v.numpy()) for v in network.weights]
-        network.train_on_batch(x, y)
-        loss = network.report.loss
-        if rate:
-            gradients = [
-                (b - v.numpy()) / rate
-                for b, v in zip(before, network.weights, strict=True)
-                if "seed" not in v.path
-            ]
-            values.append(sum((g**2).sum() for g in gradients) * rate)
-            # The same draw again: a model with the seeds of the first step and the new weights.
-            again = build(**model)
-            again.compile(
-                keras.optimizers.SGD(0.0), InBatchNegatives(), jit_compile=False, micro_batch=3
-            )
-            for old, new in zip(again.weights, network.weights, strict=True):
-                if "seed" not in old.path:
-                    old.assign(new)
-            again.train_on_batch(x, y)
-            values.append(loss - again.report.loss)
-    assert values[1] == pytest.approx(values[0], rel=0.02)
+    models = [build(dropout=0.5) for _ in range(2)]  # both draw the same masks in their first step
+    models[0].compile(keras.optimizers.SGD(rate), **compiled)
+    before = [np.array(v.numpy()) for v in models[0].trainable_variables]
+    models[0].train_on_batch(x, y)
+    for new, old in zip(models[0].trainable_variables, models[1].trainable_variables, strict=True):
+        old.assign(new)
+    models[1].compile(keras.optimizers.SGD(0.0), **compiled)
+    models[1].train_on_batch(x, y)
+    gradients = [
+        (b - v.numpy()) / rate for b, v in zip(before, models[0].trainable_variables, strict=True)
+    ]
+    expected = rate * sum((gradient**2).sum() for gradient in gradients)
+    assert models[0].report.loss - models[1].report.loss == pytest.approx(expected, rel=0.02)
+
+
+class Recorder(keras.layers.Layer):
+    """Appends what passes through it in training to `seen`."""
+
+    def __init__(self, seen):
+        super().__init__()
+        self.append = seen.append
+
+    def call(self, x, training=None):
+        if training:
+            tf.numpy_function(self.append, [x], [])
+        return x
+
+
+def test_all_parts_of_a_batch_draw_other_masks(mirrored):
+    seen = []
+    with mirrored.scope():
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input([64])
+        hidden = Recorder(seen)(keras.layers.Dropout(0.5)(inputs))
+        model = Model(inputs, {n: keras.layers.Dense(2)(hidden) for n in ("query", "document")})
+        model.compile("sgd", InBatchNegatives(), jit_compile=False, micro_batch=2)
+    model.fit(np.ones((8, 64), np.float32), np.arange(8), batch_size=8, verbose=0)
+    masks, counts = np.unique([v > 0 for v in seen], axis=0, return_counts=True)
+    # Two replicas of two micro-batches, each in two passes.
+    assert len(masks) == 4 and counts.tolist() == [2, 2, 2, 2]
 
 
 def test_moving_statistics_are_updated_once():
@@ -185,6 +205,70 @@ def test_moving_statistics_are_updated_once():
     recorded, cached = (train(model=model, micro_batch=m) for m in (None, BATCH))
     assert_equal(cached, recorded)
     assert not np.allclose(recorded[0]["norm/moving_mean"], 0)
+
+
+class Selected(Loss):
+    """Reads some rows of an output that has two names, where targets of a small type say so."""
+
+    scope, weights = "batch", {"errors": 1.0}
+
+    def counts(self, y, weight):
+        return {"errors": tf.math.count_nonzero(y)}
+
+    def sums(self, y, y_pred, weight):
+        rows = tf.where(y)[:, 0]
+        errors = tf.gather(y_pred["query"], rows) - tf.gather(y_pred["document"][::-1], rows)
+        return {"errors": tf.reduce_sum(tf.square(tf.cast(errors, tf.float32) - 1))}
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8])
+def test_types_that_collectives_do_not_take_and_an_output_with_two_names(mirrored, dtype):
+    x, y, _ = data()
+    results = []
+    for strategy, micro_batch in ((tf.distribute.get_strategy(), None), (mirrored, 2)):
+        with strategy.scope():
+            keras.utils.set_random_seed(0)
+            inputs = keras.Input([WIDTH])
+            policy = "mixed_bfloat16" if dtype == np.int8 else "float32"
+            hidden = keras.layers.Dense(3, dtype=policy)(inputs)
+            model = Model(inputs, {"query": hidden, "document": hidden})
+            model.compile(
+                keras.optimizers.SGD(0.1), Selected(), jit_compile=False, micro_batch=micro_batch
+            )
+        fit = {"batch_size": BATCH, "shuffle": False, "verbose": 0}
+        history = model.fit(x, (y % 2).astype(dtype), **fit).history
+        weights = [np.array(v.numpy()) for v in model.weights]
+        results.append([np.array(history["loss"]), *weights])
+    tolerance = 2e-2 if dtype == np.int8 else 2e-5  # bfloat16 has 8 bits
+    for actual, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance / 20)
+
+
+class MeanActivity(keras.layers.Layer):
+    """Adds a loss of what it reads, which differs from replica to replica."""
+
+    def call(self, x):
+        self.add_loss(0.1 * keras.ops.mean(keras.ops.square(x)))
+        return x
+
+
+def test_losses_of_layers_are_those_of_the_replica(mirrored):
+    def layers_loss(strategy):
+        x, y, _ = data()
+        with strategy.scope():
+            model = build()
+            hidden = MeanActivity()(model.get_layer("hidden").output)
+            outputs = {n: model.get_layer(n)(hidden) for n in ("query", "document")}
+            model = Model(model.input, outputs)
+            model.compile(keras.optimizers.SGD(0.1), InBatchNegatives(), jit_compile=False)
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+        return [model.report.loss, *(np.array(v.numpy()) for v in model.weights)]
+
+    # Both replicas have 4 rows of each full batch: the mean of their means is that of the batch.
+    for actual, expected in zip(
+        layers_loss(mirrored), layers_loss(tf.distribute.get_strategy()), strict=True
+    ):
+        np.testing.assert_allclose(actual, expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("micro_batch", [None, 4])

@@ -149,6 +149,7 @@ def test_entities_go_on_behind_words_without_a_token():
     tag_ids, no = np.array([1, 0, 0, 2, 0, 0, 3, 0, 2, 1, 0]), [1, 2, 4, 5, 7, 10]
     logits = np.eye(5)[tag_ids]
     rows = np.array([0] * 7 + [0, 0] + [1, 1])
+    logits.setflags(write=False)  # as the logits that several workers sum
     logits = bridge_entities(logits, np.isin(np.arange(11), no), rows)
     assert logits.argmax(axis=1).tolist() == [1, 2, 2, 2, 0, 0, 3, 0, 2, 1, 0]
     logits = bridge_entities(logits, np.ones(11, bool), rows)  # nothing is known: nothing changes

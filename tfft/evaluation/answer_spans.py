@@ -28,7 +28,7 @@ class Candidates:
     """The best spans of windows, the best first.
 
     Attributes:
-        spans: start and end in the context, end excluded, int64 [W, n, 2]; 0 beyond `counts`.
+        spans: first byte in the context and one after the last, int64 [W, n, 2]; 0 beyond `counts`.
         logits: of the start and the end token, [W, n, 2]; their sum is the score.
         counts: number of candidates of each window, int64 [W].
         null_logits: start and end logit of the CLS token, which stands for no answer, [W, 2].
@@ -53,7 +53,7 @@ def window_candidates(
 
     Args:
         start_logits, end_logits: float [W, T].
-        offsets: start and end of each token in the context, int [W, T, 2]: bytes or characters.
+        offsets: start and end of each token in the context, bytes of UTF-8, int [W, T, 2].
         is_context: whether a token is one of the context, bool [W, T].
         is_token: False for padding, bool [W, T]. As in the original, the n best starts and ends
             are those of all positions, and the ones outside of the context are dropped after that;
@@ -161,7 +161,7 @@ class NBest:
     """The best answers of each row, the best first; entries beyond `counts` are 0.
 
     Attributes:
-        spans: start and end in the context, end excluded, int64 [R, n + 1, 2]; (0, 0): no answer.
+        spans: first byte in the context and one after the last, int64 [R, n + 1, 2]; (0, 0): none.
         logits: of the start and the end token, [R, n + 1, 2].
         is_null: whether an entry is no answer, bool [R, n + 1].
         counts: number of entries of each row, int64 [R].

@@ -93,7 +93,7 @@ def word_logits(logits: np.ndarray, rows: np.ndarray, tokens: np.ndarray) -> np.
 
 
 def bridge_entities(logits: np.ndarray, has_no_token: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Return logits that give words without a token the tag of the entity that goes on behind them.
+    """Give words without a token the tag of the entity that goes on behind them: new logits [W, C].
 
     The served graph does not see such words, so they do not end an entity there.
 

@@ -21,13 +21,14 @@ ROWS = "rows"  # the count of rows, beside those of the terms
 class Loss:
     """A loss of named terms: the sum over the terms of weight * sum / count.
 
-    Give an instance to `Model.compile` in place of a Keras loss. Shapes are those of a part of the
-    batch: the rows of one replica, or of one micro-batch.
+    Give an instance to `Model.compile` in place of a Keras loss.
 
     Attributes:
         weights: factor of each term. The terms are in the logs by their names.
-        scope: `rows`: a sum over the batch is the sum of those over its parts. `batch`: it is not,
-            such as with in-batch negatives; then the methods take all rows of the global batch.
+        scope: `rows`: each row has a loss of its own, and the methods take a part of the batch: the
+            rows of one replica, or of one micro-batch. `batch`: rows depend on each other, as with
+            in-batch negatives, and the methods take all rows of the global batch. Then all axes of
+            outputs and targets but the first must be equal in all replicas.
     """
 
     weights: Mapping[str, float]

@@ -95,12 +95,11 @@ class Model(keras.Model):
         if isinstance(loss, losses.Loss):
             if args or kwargs.get("loss_weights") is not None:
                 raise ValueError("Give weights in the attribute `weights` of the `Loss`")
-            super().compile(optimizer, None, **kwargs)
-            keras_internals.forget_loss(self)  # of an earlier `compile`
             if loss.scope not in STEP_LOSSES:
                 raise ValueError(f"`scope` must be rows or batch. Received: {loss.scope!r}")
-            self.loss = loss
-            step_loss = STEP_LOSSES[loss.scope](self, loss)
+            super().compile(optimizer, None, **kwargs)
+            keras_internals.forget_loss(self)  # of an earlier `compile`
+            self.loss, step_loss = loss, STEP_LOSSES[loss.scope](self, loss)
         else:
             super().compile(optimizer, loss, *args, **kwargs)
             step_loss = losses.CompiledLoss(self, self._loss_tracker)
@@ -151,8 +150,7 @@ class Model(keras.Model):
         """
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         # Reduced before the forward pass, since each micro-batch needs its share of the total.
-        counts = self.step_loss.counts(x, y, weight)
-        totals = dict(zip(counts, self._all_reduce(list(counts.values())), strict=True))
+        totals = self._totals(x, y, weight)
         if isinstance(self.step_loss, gathered.GatheredLoss):
             loss, gradients = gathered.gradients(self, options, x, y, weight, totals, micro_batch)
         else:
@@ -230,9 +228,13 @@ class Model(keras.Model):
         compute = partial(self.gradients, options)
         # One function per replica: compiled code holds the variables of the replica in which it
         # was traced.
-        if self.run_eagerly or not (self.jit_compile or options.jit_compile):
+        if not self.uses_xla(options):
             return compute
         return tf.function(compute, jit_compile=True, reduce_retracing=True, autograph=False)
+
+    def uses_xla(self, options: StepOptions) -> bool:
+        """Return whether XLA compiles the gradient computation."""
+        return not self.run_eagerly and bool(self.jit_compile or options.jit_compile)
 
     def gradients(
         self, options: StepOptions, x: Any, y: Any, weight: Any, totals: losses.Totals
@@ -326,6 +328,11 @@ class Model(keras.Model):
             return metrics
         return [*self.step_loss.metrics, *(m for m in metrics if m is not self._loss_tracker)]
 
+    def _totals(self, x: Any, y: Any, weight: Any) -> losses.Totals:
+        """Return the counts of the global batch."""
+        counts = self.step_loss.counts(x, y, weight)
+        return dict(zip(counts, self._all_reduce(list(counts.values())), strict=True))
+
     def _all_reduce(self, tensors: list[tf.Tensor]) -> list[tf.Tensor]:
         context = tf.distribute.get_replica_context()
         if context.num_replicas_in_sync == 1:
@@ -337,8 +344,7 @@ class Model(keras.Model):
     def _replica_test(self, data: Any, *_: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         x, y, weight = keras.utils.unpack_x_y_sample_weight(_without_optionals(data))
         y_pred = self(x, training=False)
-        # Of this replica alone: the metrics are summed over replicas later.
-        totals = self.step_loss.counts(x, y, weight)
+        totals = self._totals(x, y, weight)
         loss = self.loss_share(x, y, y_pred, weight, totals, training=False)
         self.update_metrics(x, y, y_pred, weight, loss, totals)
         return loss, tf.constant(True)
