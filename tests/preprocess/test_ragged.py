@@ -44,6 +44,8 @@ def test_two_axes_equal_tensorflows(rows):
     assert ragged.row_ids(values).numpy().tolist() == values.value_rowids().numpy().tolist()
     for parts in ([values], [values, others], [others, values, others]):
         assert ragged.concat(parts).to_list() == tf.concat(parts, axis=1).to_list()
+    column = tf.RaggedTensor.from_tensor(values.row_lengths()[:, None])
+    assert ragged.column(values.row_lengths()).to_list() == column.to_list()
     mask = values.flat_values % 2 == 1
     expected = tf.ragged.boolean_mask(values, values.with_flat_values(mask))
     assert ragged.select(values, mask).to_list() == expected.to_list()

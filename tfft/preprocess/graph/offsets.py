@@ -89,8 +89,8 @@ def to_bytes(text: tf.Tensor, offsets: tf.RaggedTensor) -> tf.RaggedTensor:
         offsets: ragged int32 [B, K].
     """
     starts = _character_starts(text)
-    end = tf.strings.length(text, unit="BYTE")[:, None]
-    bounds = ragged.concat([starts, tf.RaggedTensor.from_tensor(end)])
+    end = tf.strings.length(text, unit="BYTE")
+    bounds = ragged.concat([starts, ragged.column(end)])
     row_start = tf.gather(bounds.row_splits, ragged.row_ids(offsets))
     index = row_start + tf.cast(offsets.flat_values, tf.int64)
     return offsets.with_flat_values(tf.gather(bounds.flat_values, index))

@@ -160,7 +160,7 @@ def _truncate_texts(
 
 def _column(rows: tf.Tensor, value: int | tf.Tensor) -> tf.RaggedTensor:
     """Return a value for each row, ragged [rows, 1]."""
-    return tf.RaggedTensor.from_tensor(tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), value))
+    return ragged.column(tf.fill(rows[None], value))
 
 
 def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:

@@ -46,12 +46,16 @@ def row_ids(values: tf.RaggedTensor) -> tf.Tensor:
     """Return the row of each value of [N, (a)], int [all values], as `value_rowids`."""
     splits = values.row_splits
     index = tf.range(tf.size(values.flat_values, splits.dtype))
-    return (
-        tf.raw_ops.UpperBound(
-            sorted_inputs=splits[None], values=index[None], out_type=splits.dtype
-        )[0]
-        - 1
+    bounds = tf.raw_ops.UpperBound(
+        sorted_inputs=splits[None], values=index[None], out_type=splits.dtype
     )
+    return bounds[0] - 1
+
+
+def column(values: tf.Tensor) -> tf.RaggedTensor:
+    """Return values [N] as rows of one value each, [N, (1)]."""
+    splits = tf.range(tf.size(values, tf.int64) + 1)
+    return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
 
 
 def concat(parts: Sequence[tf.RaggedTensor]) -> tf.RaggedTensor:

@@ -146,8 +146,8 @@ class Unigram(tf.Module):
         ends = tf.cumsum(lengths, axis=1)
         begins = tf.ragged.boolean_mask(ends - lengths, is_token)
         # A token ends where the next one begins.
-        ends = ragged.concat([begins[:, 1:], tf.RaggedTensor.from_tensor(count[:, None])])
-        return tokens, ends - begins
+        ends = ragged.concat([begins[:, 1:], ragged.column(count)])
+        return tokens, ends.with_flat_values(ends.flat_values - begins.flat_values)
 
     def _forward(self, words: tf.Tensor, bounds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the last token of the best path to each position, and its length; both [L, W].

@@ -39,8 +39,8 @@ def strip_offsets(
         sequence: 0 for a token of `text`, int32 [B, T].
     """
     classes, character_starts = _characters(text)
-    size = tf.strings.length(text, unit="BYTE")[:, None]
-    bounds = ragged.concat([character_starts, tf.RaggedTensor.from_tensor(size)])
+    size = tf.strings.length(text, unit="BYTE")
+    bounds = ragged.concat([character_starts, ragged.column(size)])
     is_visible = classes != words.SPACE
     character_ends = character_starts.with_flat_values(bounds[:, 1:].flat_values)
     visible_starts, visible_ends = (
