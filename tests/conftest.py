@@ -46,6 +46,10 @@ FIRST = (
     "test_search.py",
     "test_train.py",
     "test_loop.py",
+    "test_contract.py",
+    "test_train_step.py",
+    "test_regularizers.py",
+    "test_export.py",
 )
 SLOW_TIMEOUT = 1800  # seconds
 
@@ -60,10 +64,29 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    """Exclude the millions of objects of imported modules from garbage collections."""
     gc.set_threshold(50_000, 20, 50)
-    gc.collect()
-    gc.freeze()
+    exclude_imports()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown():
+    """After the fixtures of the test, so that what they held is free."""
+    exclude_imports()
+
+
+num_excluded = 0  # modules
+
+
+def exclude_imports():
+    """Exclude the millions of objects of imported modules from garbage collections.
+
+    Every run begins with one. Libraries that tests import later are excluded when they add up.
+    """
+    global num_excluded
+    if len(sys.modules) >= num_excluded + 200:
+        num_excluded = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -81,6 +104,26 @@ def end_processes():
     yield
     if (processes := sys.modules.get("tests.processes")) is not None:
         processes.end_all()
+
+
+# Folders and files whose tests do not look at the drawings of the report of a run.
+WITHOUT_DRAWINGS = {"backbones", "evaluation", "methods", "model", "regularizers", "training"}
+WITHOUT_DRAWINGS |= {"test_image_runs.py", "test_multilabel_runs.py", "test_text_regression.py"}
+WITHOUT_DRAWINGS |= {"test_shared_backbone.py", "test_train.py"}
+WITH_DRAWINGS = {"test_memory_of_runs.py"}  # they take memory too
+
+
+@pytest.fixture(autouse=True)
+def leave_out_drawings(request, monkeypatch):
+    """Build the figures of a report, but write none: that takes a fifth of the time of a tiny run.
+
+    The fixtures that tests share write them.
+    """
+    name = request.path.name
+    if name not in WITH_DRAWINGS and WITHOUT_DRAWINGS & {name, request.path.parent.name}:
+        from tfft.report import plots
+
+        monkeypatch.setattr(plots, "_image", lambda axes: "")
 
 
 @pytest.fixture(scope="session")

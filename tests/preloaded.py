@@ -9,5 +9,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import keras_tuner  # noqa: F401
+import matplotlib.backends.backend_svg
+import matplotlib.figure  # noqa: F401
 import tensorflow_text  # noqa: F401
-import transformers  # noqa: F401
+from transformers import AutoTokenizer  # noqa: F401
+
+import tfft.train  # noqa: F401

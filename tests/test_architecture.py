@@ -19,15 +19,16 @@ def test_a_module_is_short_documented_and_free_of_flags(path):
     source = path.read_text(encoding="utf-8")
     assert source.count("\n") <= 500
     tree = ast.parse(source)
+    nodes = list(ast.walk(tree))
     assert ast.get_docstring(tree)
     if "cli" not in path.relative_to(ROOT).parts:
-        imported = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
+        imported = [n for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
         names = {getattr(n, "module", None) or n.names[0].name for n in imported}
         assert not {n for n in names if n.split(".")[0] == "absl"}, "flags belong to cli/"
-    classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+    classes = [n for n in nodes if isinstance(n, ast.ClassDef)]
     fields = {id(n.target) for c in classes for n in c.body if isinstance(n, ast.AnnAssign)}
-    variables = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and id(n) not in fields}
-    variables |= {n.arg for n in ast.walk(tree) if isinstance(n, ast.arg)}
+    variables = {n.id for n in nodes if isinstance(n, ast.Name) and id(n) not in fields}
+    variables |= {n.arg for n in nodes if isinstance(n, ast.arg)}
     assert not variables & VAGUE_NAMES, "a name says what a thing is"
 
 

@@ -5,6 +5,7 @@ export
 """
 
 import gc
+import itertools
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from tfft.training.checkpoints import Checkpoints, TrainingState
 from tfft.training.phases import TrainingSchedule
 from tfft.utils import console
 from tfft.utils.errors import require
+
+_starts = itertools.count()  # of runs in this process
 
 
 @memory.out_of_memory_errors()
@@ -43,7 +46,7 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
             lost; the state is saved.
     """
     with run_directory.locked(workdir), strategies.lost_worker_errors(workdir):
-        gc.collect()  # a model, its graphs and its data form cycles: free those of earlier runs
+        _free_earlier_runs()
         workers = strategies.workers()  # several where TF_CONFIG says so; the first one writes
         console.quiet(not workers.is_chief)
         # Before the directory is opened, since the plain config is what it holds.
@@ -81,6 +84,16 @@ def run(config: Config, workdir: Path, epochs: int | None = None) -> Run:
         # A barrier: no worker returns before the run directory is complete.
         strategies.sum_over_workers(strategy, 0)
         return result
+
+
+def _free_earlier_runs() -> None:
+    """Free the model, the graphs and the data of earlier runs, which form cycles.
+
+    A first run, such as that of a command or a trial, has none. The search for them takes time: it
+    goes through the objects of all imported modules.
+    """
+    if next(_starts):
+        gc.collect()
 
 
 def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: TrainingState) -> None:

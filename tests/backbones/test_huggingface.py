@@ -1,5 +1,6 @@
 """Text checkpoints of each family against PyTorch's transformers (golden files)."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -26,6 +27,12 @@ def load(folder, **settings):
     return backbones.load(ModelConfig(backbone=f"hf:{folder}", **settings))
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """A function that loads a golden checkpoint once; the tests only read what it returns."""
+    return functools.cache(lambda name: load(GOLDEN / "encoders" / name))
+
+
 def expected(name):
     return np.load(GOLDEN / "encoders" / name / "expected.npz")
 
@@ -35,9 +42,9 @@ def inputs(values):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_features_equal_the_original(name):
+def test_features_equal_the_original(name, loaded):
     values = expected(name)
-    backbone = load(GOLDEN / "encoders" / name)
+    backbone = loaded(name)
     actual = backbone.model(inputs(values))
     is_token = values["padding_mask"] == 1
     difference = np.abs(np.asarray(actual["sequence"]) - values["sequence"])[is_token]
@@ -173,10 +180,10 @@ def test_minilm_features_equal_the_original(minilm):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_every_variable_has_one_stage(name):
+def test_every_variable_has_one_stage(name, loaded):
     import re
 
-    backbone = load(GOLDEN / "encoders" / name)
+    backbone = loaded(name)
     for variable in backbone.model.weights:
         matches = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
         assert len(matches) == 1, variable.path

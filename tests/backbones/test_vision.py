@@ -1,5 +1,6 @@
 """Image checkpoints against PyTorch's transformers (golden files)."""
 
+import functools
 import json
 import re
 import shutil
@@ -27,6 +28,24 @@ def load(name, **settings):
     return backbones.load(ModelConfig(backbone=f"hf:{GOLDEN / name}", **settings))
 
 
+@pytest.fixture(scope="module")
+def loaded():
+    """A function that loads a checkpoint once; the tests only read what it returns."""
+    return functools.cache(load)
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    """A function of a checkpoint with a head: its backbone and its model, which tests only read."""
+
+    @functools.cache
+    def classifier(name):
+        backbone = load(name, head="checkpoint")
+        return backbone, assemble(backbone, TASK, TASK.section(), backbone.head.labels)
+
+    return classifier
+
+
 def expected(name):
     return np.load(GOLDEN / name / "expected.npz")
 
@@ -37,10 +56,10 @@ def difference(actual, reference):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_features_equal_the_original(name):
+def test_features_equal_the_original(name, loaded):
     values = expected(name)
     size = values["image"].shape[1]
-    backbone = load(name)
+    backbone = loaded(name)
     assert backbone.image_spec.size == (size, size)
     actual = backbone.model({"image": values["image"]})
     features = backbone.features
@@ -61,10 +80,9 @@ def test_features_equal_the_original(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_stored_head_gives_the_original_logits_and_stages_cover_all(name):
-    values, backbone = expected(name), load(name, head="checkpoint")
+def test_stored_head_gives_the_original_logits_and_stages_cover_all(name, classifier):
+    values, (backbone, model) = expected(name), classifier(name)
     assert backbone.head.labels == ("zero", "one", "two")
-    model = assemble(backbone, TASK, TASK.section(), backbone.head.labels)
     assert difference(model({"image": values["image"]}), values["logits"]) < BOUND
     for variable in backbone.model.weights:
         matches = [s.name for s in backbone.stages if re.match(s.pattern, variable.path)]
@@ -73,9 +91,8 @@ def test_stored_head_gives_the_original_logits_and_stages_cover_all(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
-    backbone = load(name, head="checkpoint")
-    model = assemble(backbone, TASK, TASK.section(), backbone.head.labels)
+def test_saved_checkpoint_equals_the_loaded_one(name, classifier, tmp_path):
+    backbone, model = classifier(name)
     backbones.huggingface.save(model, backbone, backbone.head.labels, tmp_path)
     original = load_file(GOLDEN / name / "model.safetensors")
     saved = load_file(tmp_path / "model.safetensors")
@@ -90,8 +107,8 @@ def test_saved_checkpoint_equals_the_loaded_one(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vit", "dinov2", "deit_teacher", "swin", "convnext", "resnet"])
-def test_rebuild_is_identical(name):
-    values, backbone = expected(name), load(name)
+def test_rebuild_is_identical(name, loaded):
+    values, backbone = expected(name), loaded(name)
     description = json.loads(json.dumps(backbone.description))
     rebuilt = backbones.rebuild(description)
     assert [v.path for v in rebuilt.model.weights] == [v.path for v in backbone.model.weights]

@@ -1,5 +1,7 @@
 """Losses of named terms: the mean of the whole batch, however it is divided."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -90,6 +92,12 @@ def train(strategy=None, weighted=False, batch=BATCH, options=None, **compiled):
     return {v.path: np.array(v.numpy()) for v in model.weights}, history, results
 
 
+@functools.cache
+def trained(weighted=False):
+    """Return what `train` does on one device, which the tests only read."""
+    return train(weighted=weighted)
+
+
 def assert_equal(actual, expected):
     for side in (0, 1, 2):
         assert actual[side].keys() == expected[side].keys()
@@ -147,7 +155,7 @@ def reference(request):
 
 def test_terms_are_means_over_what_they_count(reference):
     weighted, expected, expected_history = reference
-    weights, history, _ = train(weighted=weighted)
+    weights, history, _ = trained(weighted)
     for path, value in expected.items():
         np.testing.assert_allclose(weights[path], value, rtol=2e-5, atol=1e-6)
     assert history.keys() == expected_history.keys()
@@ -157,7 +165,7 @@ def test_terms_are_means_over_what_they_count(reference):
 
 @pytest.mark.parametrize("weighted", [False, True])
 def test_parts_add_up(mirrored, weighted):
-    expected = train(weighted=weighted)
+    expected = trained(weighted)
     assert_equal(train(weighted=weighted, micro_batch=3), expected)
     assert_equal(train(mirrored, weighted), expected)
     assert_equal(train(mirrored, weighted, micro_batch=2), expected)
@@ -165,7 +173,7 @@ def test_parts_add_up(mirrored, weighted):
 
 
 def test_eager_mode_and_xla_compute_the_same():
-    expected = train()
+    expected = trained()
     assert_equal(train(run_eagerly=True), expected)
     assert_equal(train(options={"jit_compile": True}), expected)
 

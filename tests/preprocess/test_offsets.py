@@ -71,23 +71,28 @@ def library_tokens(spec, *columns):
     return result
 
 
-def located_and_raw(inputs):
+def located_and_raw(*all_inputs):
     """Return a function of texts in the graph: what `located` returns, and ids and raw offsets.
 
     The raw offsets are those that `located` strips of white space, which could hide a difference.
+
+    Args:
+        all_inputs: tokenizers of one vocabulary; the tokens of the last text, which are the same
+            for all, are computed and traced once.
     """
-    graph, tokens = inputs.graph(), []
-    compute = graph._ids_and_offsets
+    graphs = [inputs.graph() for inputs in all_inputs]
+    compute = graphs[0]._ids_and_offsets
+    num_columns = [len(inputs.columns) for inputs in all_inputs]
 
-    def recorded(text):
-        tokens.append(compute(text))
-        return tokens[-1]
+    def located(*columns):
+        tokens = compute(columns[-1])
+        for graph in graphs:
+            graph._ids_and_offsets = lambda _: tokens
+        pairs = zip(graphs, num_columns, strict=True)
+        return [graph.located(*columns[-count:]) for graph, count in pairs], tokens
 
-    graph._ids_and_offsets = recorded
-    return tf.function(
-        lambda *columns: (graph.located(*columns), tokens[-1]),
-        [tf.TensorSpec([None], tf.string)] * len(inputs.columns),
-    )
+    signature = [tf.TensorSpec([None], tf.string)] * max(num_columns)
+    return tf.function(located, signature, autograph=False)
 
 
 def assert_windows_equal(inputs, row, windows, tokens, first_length, encoded):
@@ -124,49 +129,70 @@ def assert_windows_equal(inputs, row, windows, tokens, first_length, encoded):
         assert (windows[0].ids, windows[0].segments, is_cut) == encoded, ascii(row)
 
 
-def assert_equal(spec, max_length, texts, pairs=None):
+def assert_equal(spec, max_length, texts, pair_length=None):
     """Assert that host, graph and tokenizers library give equal tokens and offsets, row for row.
 
     The first texts are a batch by themselves: all words of a batch take as many rounds as the
     longest.
+
+    Args:
+        spec: the description of the tokenizer.
+        max_length: of a window of a text alone.
+        texts: also the second texts of the pairs, whose first ones are the same in reverse order.
+        pair_length: of a window of a pair; None: no pairs.
     """
-    inputs = inputs_of(spec, max_length, pairs is not None)
-    columns = [c for c in (texts, pairs) if c is not None]
-    run = located_and_raw(inputs)
+    all_inputs = [inputs_of(spec, max_length)]
+    if pair_length is not None:
+        all_inputs.append(inputs_of(spec, pair_length, True))
+    columns = [texts] if pair_length is None else [texts[::-1], texts]
+    run = located_and_raw(*all_inputs)
     bounds = sorted({0, *range(len(TEXTS), len(texts), 500), len(texts)})
     for start, end in itertools.pairwise(bounds):
         rows = [column[start:end] for column in columns]
-        graph, (ids, raw) = run(*map(tf.constant, rows))
-        graph = {name: t.numpy() for name, t in graph.items()}
-        tokens = library_tokens(spec, *rows)
-        in_graph = zip(*(values.to_list() for values in (ids, *raw)), strict=True)
-        for row, expected, actual in zip(zip(*rows, strict=True), tokens, in_graph, strict=True):
-            assert actual == expected, ascii(row)
+        outputs, (ids, raw) = run(*map(tf.constant, rows))
+        in_graph = list(zip(*(values.to_list() for values in (ids, *raw)), strict=True))
+        for inputs, graph in zip(all_inputs, outputs, strict=True):
+            graph = {name: t.numpy() for name, t in graph.items()}
+            assert_rows_equal(inputs, rows[-len(inputs.columns) :], graph, in_graph)
 
-        all_windows = inputs.windows_of(*rows)
-        first_lengths = [0] * len(tokens)
-        if pairs is not None:
-            first_lengths = [len(ids) for ids, _, _ in library_tokens(spec, rows[0])]
-        arguments = (all_windows, tokens, first_lengths, inputs.encode(*rows))
-        for row, *others in zip(zip(*rows, strict=True), *arguments, strict=True):
-            assert_windows_equal(inputs, row, *others)
 
-        batch, located = inputs.located_batch(*rows)
-        # The graph cuts a text after its last token.
-        window_ends = [
-            inputs.windows.bounds(len(t[0]), min(n, inputs.windows.first))[-1][1]
-            for t, n in zip(tokens, first_lengths, strict=True)
-        ]
-        sizes = [max(t[2][:n], default=0) for t, n in zip(tokens, window_ends, strict=True)]
-        cut = [text[:size] for text, size in zip(located.pop("text"), sizes, strict=True)]
-        assert graph.pop("text").tolist() == cut
-        host = {**batch, **located}
-        assert host.keys() == graph.keys()
-        for name, values in host.items():  # padding included
-            assert values.shape == graph[name].shape, name
-            differs = (values != graph[name]).reshape(len(values), -1).any(axis=1)
-            wrong = located["row"][differs]
-            assert not differs.any(), (name, ascii([column[wrong[0]] for column in rows]))
+def assert_rows_equal(inputs, rows, graph, in_graph):
+    """Assert that host, graph and tokenizers library give equal tokens and offsets.
+
+    Args:
+        inputs: the tokenizer.
+        rows: the columns of texts.
+        graph: what `located` returns in the graph.
+        in_graph: ids, starts and ends of all tokens of each last text.
+    """
+    tokens = library_tokens(inputs.spec, *rows)
+    for row, expected, actual in zip(zip(*rows, strict=True), tokens, in_graph, strict=True):
+        assert actual == expected, ascii(row)
+
+    all_windows = inputs.windows_of(*rows)
+    first_lengths = [0] * len(tokens)
+    if inputs.pair:
+        first_lengths = [len(ids) for ids, _, _ in library_tokens(inputs.spec, rows[0])]
+    arguments = (all_windows, tokens, first_lengths, inputs.encode(*rows))
+    for row, *others in zip(zip(*rows, strict=True), *arguments, strict=True):
+        assert_windows_equal(inputs, row, *others)
+
+    batch, located = inputs.located_batch(*rows)
+    # The graph cuts a text after its last token.
+    window_ends = [
+        inputs.windows.bounds(len(t[0]), min(n, inputs.windows.first))[-1][1]
+        for t, n in zip(tokens, first_lengths, strict=True)
+    ]
+    sizes = [max(t[2][:n], default=0) for t, n in zip(tokens, window_ends, strict=True)]
+    cut = [text[:size] for text, size in zip(located.pop("text"), sizes, strict=True)]
+    assert graph.pop("text").tolist() == cut
+    host = {**batch, **located}
+    assert host.keys() == graph.keys()
+    for name, values in host.items():  # padding included
+        assert values.shape == graph[name].shape, name
+        differs = (values != graph[name]).reshape(len(values), -1).any(axis=1)
+        wrong = located["row"][differs]
+        assert not differs.any(), (name, ascii([column[wrong[0]] for column in rows]))
 
 
 def unicode_texts(count: int, seed: int, unicode=unicodedata) -> list[str]:
@@ -212,8 +238,7 @@ def character_tokenizer(normalizer, **options) -> str:
 def test_single_texts_and_pairs(kind):
     spec = trained(kind)
     texts = TEXTS + random_texts(60, 3) + unicode_texts(140, 4, unicodedata.ucd_3_2_0)
-    assert_equal(spec, 512, texts)
-    assert_equal(spec, 17, texts, texts[::-1])
+    assert_equal(spec, 512, texts, pair_length=17)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +282,7 @@ def test_spaces_are_trimmed_as_on_the_host(kind, adds_space):
     texts = [" a  b<cut> c", "a  <cut>  b", "  \u00e9", " ", "   ", "\u3000a \u00a0b", "", "x"]
     texts += TEXTS[len(HARD) :]
     spec = host_tokenizer.to_str()
-    assert_equal(spec, 512, texts)
-    assert_equal(spec, 16, texts, texts[::-1])
+    assert_equal(spec, 512, texts, pair_length=16)
 
 
 def test_a_vocabulary_without_all_bytes_has_no_offsets():
@@ -277,7 +301,7 @@ def test_offsets_into_any_bytes_are_ordered_and_inside(kind):
     pool += [SEPARATOR.encode(), NUL.encode()]
     texts = [b"\xff\xfe red", b"sky\xe4\xb8", b"caf\xc3\xa9 \xf0\x9f\x98"]
     texts += [b"".join(generator.choices(pool, k=generator.randint(0, 12))) for _ in range(200)]
-    outputs, (_, raw) = located_and_raw(inputs_of(trained(kind), 128))(tf.constant(texts))
+    (outputs,), (_, raw) = located_and_raw(inputs_of(trained(kind), 128))(tf.constant(texts))
     assert outputs["row"].numpy().tolist() == list(range(len(texts)))  # a window each
     fields = (outputs[name].numpy() for name in ("starts", "ends", "own"))
     columns = zip(texts, *fields, *(values.to_list() for values in raw), strict=True)
@@ -292,7 +316,7 @@ def test_offsets_into_any_bytes_are_ordered_and_inside(kind):
 
 def test_bytes_that_are_not_utf8_have_places():
     spec = character_tokenizer(None, add_prefix_space=False)
-    outputs, (_, raw) = located_and_raw(inputs_of(spec, 24))(tf.constant([b"a\xff b"]))
+    (outputs,), (_, raw) = located_and_raw(inputs_of(spec, 24))(tf.constant([b"a\xff b"]))
     # U+FFFD is three tokens.
     starts, ends = [[0, 1, 1, 1, 2, 3]], [[1, 2, 2, 2, 3, 4]]
     assert [values.to_list() for values in raw] == [starts, ends]
@@ -334,7 +358,7 @@ def test_offsets_survive_a_saved_model(kind, tmp_path):
     module = tf.Module()
     module.graph = inputs.graph()
     signature = [tf.TensorSpec([None], tf.string)]
-    module.run = tf.function(locate_by(module.graph), input_signature=signature)
+    module.run = tf.function(locate_by(module.graph), signature, autograph=False)
     tf.saved_model.save(module, str(tmp_path / kind))
     outputs = tf.saved_model.load(str(tmp_path / kind)).run(tf.constant(TEXTS))
     batch, located = inputs.located_batch(TEXTS)
@@ -347,8 +371,7 @@ def test_offsets_survive_a_saved_model(kind, tmp_path):
 def test_hard_texts_with_real_vocabularies(vocabularies, tmp_path):
     texts = TEXTS + unicode_texts(300, 10)
     for spec in real_specs(vocabularies, tmp_path).values():
-        assert_equal(spec, 128, texts)
-        assert_equal(spec, 17, texts, texts[::-1])
+        assert_equal(spec, 128, texts, pair_length=17)
 
 
 @pytest.mark.slow

@@ -223,7 +223,8 @@ def assert_equal(inputs, run, texts):
 
 def in_graph(graph):
     """Return what locates the first tokens of texts, tokenizer included."""
-    return tf.function(lambda text: graph.located(text), [tf.TensorSpec([None], tf.string)])
+    signature = [tf.TensorSpec([None], tf.string)]
+    return tf.function(lambda text: graph.located(text), signature, autograph=False)
 
 
 def spaced() -> str:
@@ -265,7 +266,8 @@ def test_first_tokens_of_tokenizers_in_the_graph(kind):
 @pytest.mark.slow
 def test_words_of_all_lines_of_real_data(real_data):
     lines = real_lines(real_data)
-    run = tf.function(graph_words.word_starts, [tf.TensorSpec([None], tf.string)])
+    signature = [tf.TensorSpec([None], tf.string)]
+    run = tf.function(graph_words.word_starts, signature, autograph=False)
     for start in range(0, len(lines), 2000):
         part = lines[start : start + 2000]
         host = [words.word_starts(line) for line in part]

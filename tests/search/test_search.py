@@ -1,5 +1,6 @@
 """Searches with real trials in separate processes: failures, kills, and the files that remain."""
 
+import contextlib
 import csv
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,6 +22,8 @@ from tests.report.drawings import drawings
 from tests.tasks.test_image_runs import write_folder
 from tfft.config import load
 from tfft.distribute.launcher import find_free_ports
+from tfft.search import pipeline
+from tfft.search.fork_server import ForkServer
 from tfft.search.pipeline import search
 from tfft.utils.errors import UserError
 
@@ -41,6 +45,19 @@ def raw(tiny, tmp_path):
     }
 
 
+@pytest.fixture(scope="module")
+def fork_server():
+    with contextlib.closing(ForkServer()) as server:
+        yield server
+
+
+@pytest.fixture
+def shared_fork_server(fork_server, monkeypatch):
+    """Let the searches of this process share a fork server, which takes seconds to start."""
+    shared = SimpleNamespace(start=fork_server.start, close=lambda: None)
+    monkeypatch.setattr(pipeline, "ForkServer", lambda: shared)
+
+
 def leaderboard_rows(workdir):
     with open(workdir / "leaderboard.csv", newline="") as file:
         return list(csv.DictReader(file))
@@ -50,6 +67,7 @@ def events(workdir):
     return [json.loads(line) for line in (workdir / "journal.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.usefixtures("shared_fork_server")
 def test_search_from_advised_values_to_final_seeds(raw, tmp_path):
     """With halving: advised values first, weights of the best trial only, a config that trains."""
     raw["tune"] = {"trials": 3, "final_seeds": 1, "halving": {"factor": 2, "min_epochs": 1}}
@@ -110,6 +128,7 @@ def test_search_can_be_extended(raw, tmp_path):
         search(raw, workdir)
 
 
+@pytest.mark.usefixtures("shared_fork_server")
 def test_failed_trials_are_reported_and_the_search_continues(raw, tmp_path):
     """An invalid value, a diverging run, and a length that the backbone does not support."""
     raw["optimizer"] = {
@@ -167,6 +186,7 @@ def test_trial_out_of_memory_is_reported(tmp_path):
     assert "lower model.image_size" in rows["2000"]["reason"]
 
 
+@pytest.mark.usefixtures("shared_fork_server")
 def test_search_fails_with_the_reasons_if_all_trials_fail(raw, tmp_path):
     raw["data"]["max_length"] = {"search": "choice", "values": [1000, 2000]}
     del raw["optimizer"]

@@ -336,6 +336,7 @@ def test_random_backbone_weights_are_saved(raw, tmp_path):
     model = {"backbone": "keras:MobileNet", "weights": "none", "image_size": SIZE}
     data = {**raw["data"], "validation": None}
     changes = {**HEAD, "model": model, "data": data, "augmentation": {}}
+    changes["train"] = {"epochs": 1, "batch_size": 16}
     run = tfft.train({**raw, **changes}, tmp_path / "run")
     description = json.loads((run.workdir / "best" / "model.json").read_text())
     assert description["trained"] is None

@@ -4,8 +4,6 @@ import copy
 import json
 import logging
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 import tfft
 from tests.conftest import one_epoch, whole_config
+from tests.processes import Command
 from tfft.data import batches
 from tfft.model import Model
 from tfft.training import dry_run, memory
@@ -365,10 +364,9 @@ def test_without_determinism_it_trains_the_same_model(plain, plain_config, tmp_p
     """Use a new process, because determinism cannot be switched off in this one."""
     path, workdir = tmp_path / "config.yaml", tmp_path / "nondeterministic"
     path.write_text(yaml.safe_dump(plain_config))
-    command = [sys.executable, "-m", "tfft.cli", "train", f"--config={path}"]
-    command += [f"--workdir={workdir}", "--set=train.deterministic=false"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert process.returncode == 0, process.stderr
+    flags = [f"--config={path}", f"--workdir={workdir}", "--set=train.deterministic=false"]
+    code, log = Command("train", *flags).wait()
+    assert code == 0, log
     assert largest_difference(plain, tfft.load(workdir)) < 1e-5
 
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import cached_property
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +86,7 @@ class ImageInputs:
         """
         encoded = [read(image) for image in images]
         try:
-            pixels = self._reader(tf.constant(encoded, tf.string, [len(encoded)]))
+            pixels = _reader(self.image_spec)(tf.constant(encoded, tf.string, [len(encoded)]))
         except tf.errors.InvalidArgumentError as error:
             # The op does not tell which image of the batch failed: try each.
             failures = [
@@ -112,7 +112,7 @@ class ImageInputs:
         if not encoded:
             return image_ops.EMPTY
         try:
-            result = self._inspector(tf.constant(encoded))
+            result = _inspector(self.image_spec)(tf.constant(encoded))
         except tf.errors.InvalidArgumentError as error:
             return image_ops.reason(error)
         return InspectedImage(*(value.numpy() for value in result))
@@ -142,21 +142,6 @@ class ImageInputs:
         """Return the specs of the prepared inputs by name, as a signature takes them."""
         return {"image": tf.TensorSpec([None, *self.image_spec.size, 3], tf.float32, "image")}
 
-    @cached_property
-    def _reader(self) -> Any:
-        spec = tf.TensorSpec([None], tf.string)
-        return tf.function(image_ops.reader(self.image_spec), [spec], autograph=False)
-
-    @cached_property
-    def _inspector(self) -> Any:
-        def inspect(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            decoded = image_ops.decode(data)
-            fitted = image_ops.fit(decoded, self.image_spec)
-            size, bits = tf.shape(decoded)[:2], image_ops.grey_bits(decoded)
-            return size, bits, image_ops.tiny(decoded), fitted
-
-        return tf.function(inspect, [tf.TensorSpec([], tf.string)], autograph=False)
-
     def save(self, folder: Path) -> None:
         """Write `inputs.json`; `restore` reads it."""
         text = json.dumps({"image_spec": asdict(self.image_spec)})
@@ -168,6 +153,28 @@ class ImageInputs:
         image_spec = settings["image_spec"]
         # JSON has no tuples, and image_ops caches functions by the spec, which must be hashable.
         return cls(ImageSpec(**{**image_spec, "size": tuple(image_spec["size"])}))
+
+
+# Tracing and optimizing them takes a second, so once for all inputs of an `ImageSpec`: those of a
+# run, of the same run loaded, of its export.
+@cache
+def _reader(image_spec: ImageSpec) -> Any:
+    """Return a function: encoded images, strings [B] -> uint8 [B, H, W, 3]."""
+    spec = tf.TensorSpec([None], tf.string)
+    return tf.function(image_ops.reader(image_spec), [spec], autograph=False)
+
+
+@cache
+def _inspector(image_spec: ImageSpec) -> Any:
+    """Return a function of an encoded image: what `InspectedImage` holds."""
+
+    def inspect(data: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        decoded = image_ops.decode(data)
+        fitted = image_ops.fit(decoded, image_spec)
+        size, bits = tf.shape(decoded)[:2], image_ops.grey_bits(decoded)
+        return size, bits, image_ops.tiny(decoded), fitted
+
+    return tf.function(inspect, [tf.TensorSpec([], tf.string)], autograph=False)
 
 
 def read(image: bytes | str) -> bytes:

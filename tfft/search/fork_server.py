@@ -176,7 +176,10 @@ def main() -> int:
 
 
 def _import() -> None:
-    import transformers  # noqa: F401
+    """Import what trials import: the pipeline, and what it imports when it needs it."""
+    import matplotlib.backends.backend_svg
+    import matplotlib.figure  # noqa: F401
+    from transformers import AutoTokenizer  # noqa: F401
 
     import tfft.train  # noqa: F401
 

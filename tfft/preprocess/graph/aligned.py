@@ -75,7 +75,7 @@ class AlignedText:
         Args:
             forms: code points, ragged [all characters of the batch, characters].
         """
-        return self.regroup(forms, self.characters.row_splits, forms.value_rowids())
+        return self.regroup(forms, self.characters.row_splits, ragged.row_ids(forms))
 
     def regroup(self, forms: tf.RaggedTensor, splits: tf.Tensor, index: tf.Tensor) -> "AlignedText":
         """Return the texts that consist of forms.
@@ -96,10 +96,7 @@ class AlignedText:
 
     def select(self, mask: tf.Tensor) -> "AlignedText":
         """Return the characters where a mask [all characters of the batch] is true."""
-        mask = self.characters.with_flat_values(mask)
-        return AlignedText(
-            tf.ragged.boolean_mask(self.characters, mask), tf.ragged.boolean_mask(self.source, mask)
-        )
+        return AlignedText(ragged.select(self.characters, mask), ragged.select(self.source, mask))
 
 
 @dataclass(frozen=True)
@@ -162,7 +159,7 @@ def compose(text: AlignedText, form: str) -> AlignedText:
     )
     part = tf.gather(order, tf.math.invert_permutation(order_of_parts))
     begins = tf.gather(tf.cast(begins, tf.int64), part)
-    taken = tf.math.segment_sum(begins, parts.value_rowids())
+    taken = tf.math.segment_sum(begins, ragged.row_ids(parts))
     index = tf.cumsum(taken, exclusive=True) - tf.cast(taken == 0, tf.int64)
     single = tf.RaggedTensor.from_row_lengths(
         codes.flat_values, tf.ones_like(codes.flat_values, tf.int64), validate=False
@@ -176,7 +173,7 @@ def replace_matches(text: AlignedText, pattern: str, content: str) -> AlignedTex
     is_match = tf.strings.regex_full_match(parts.flat_values, f"(?:{pattern})")
     length = tf.strings.length(parts.flat_values, unit="UTF8_CHAR")
     forms = decode(tf.where(is_match, content, parts.flat_values))
-    rows = forms.value_rowids()
+    rows = ragged.row_ids(forms)
     position = tf.where(
         tf.gather(is_match, rows), tf.gather(length, rows) - 1, ragged.positions(forms).flat_values
     )
@@ -193,7 +190,7 @@ def strip(text: AlignedText, left: bool, right: bool) -> AlignedText:
     length, rest_length, inner_length = (
         tf.strings.length(part, unit="UTF8_CHAR") for part in (strings, rest, inner)
     )
-    rows = text.characters.value_rowids()
+    rows = ragged.row_ids(text.characters)
     position = ragged.positions(text.characters).flat_values - tf.gather(length - rest_length, rows)
     return text.select((position >= 0) & (position < tf.gather(inner_length, rows)))
 
@@ -203,7 +200,8 @@ def prepend(text: AlignedText, content: str) -> AlignedText:
     first = text.source[:, :1]  # no column in an empty text
     codes = [tf.ones_like(first) * ord(c) for c in content]
     return AlignedText(
-        tf.concat([*codes, text.characters], 1), tf.concat([first] * len(codes) + [text.source], 1)
+        ragged.concat([*codes, text.characters]),
+        ragged.concat([first] * len(codes) + [text.source]),
     )
 
 
@@ -227,7 +225,7 @@ def _decompose(
     mark_class = _combining_class(forms.flat_values)
     # A span ends before the next base, or with its text.
     span = tf.cumsum(tf.cast(mark_class == 0, tf.int64))
-    span += tf.gather(text.characters.value_rowids(), forms.value_rowids())
+    span += tf.gather(ragged.row_ids(text.characters), ragged.row_ids(forms))
     begins = ragged.positions(forms).flat_values == 0
     if not sort:
         return forms, begins, span

@@ -83,7 +83,7 @@ class ByteLevelBPE(tf.Module):
         # The tokens partition the text.
         ends = ragged.cumulative(ids.with_flat_values(tf.gather(self._lengths, ids.flat_values)))
         begin = ends.flat_values - tf.gather(self._lengths, ids.flat_values)
-        end, row = ends.flat_values, ids.value_rowids()
+        end, row = ends.flat_values, ragged.row_ids(ids)
         if self._add_space:
             # The space that `__call__` adds has the origin of the first character.
             is_added = ~tf.strings.regex_full_match(strings, "(?s:( .*)?)")
@@ -103,7 +103,7 @@ class ByteLevelBPE(tf.Module):
         )
         ids = raw.with_flat_values(tf.gather(self._byte_ids, tf.cast(raw.flat_values, tf.int32)))
         # The host drops bytes that the vocabulary lacks before it merges.
-        ids = tf.ragged.boolean_mask(ids, ids >= 0)
+        ids = ragged.select(ids, ids.flat_values >= 0)
         symbols = ids.to_tensor(default_value=-1)  # [W, L], -1 after each word
         ranks, merged = self._pairs(symbols)
 

@@ -110,9 +110,9 @@ class CharacterMap(tf.Module):
         dropped = tf.reduce_min(units.with_flat_values(first), axis=1) - tf.cast(
             tf.gather(text.characters.row_splits, tf.range(units.nrows())), tf.int32
         )
-        begin -= tf.gather(dropped, units.value_rowids())
+        begin -= tf.gather(dropped, ragged.row_ids(units))
         before_dropped = tf.pad(form_size == 0, [[0, 1]])[1:]
-        rows, position = forms.value_rowids(), ragged.positions(forms).flat_values
+        rows, position = ragged.row_ids(forms), ragged.positions(forms).flat_values
         size, form_size = tf.gather(size, rows), tf.gather(form_size, rows)
         is_moved = (position >= size) & (position == form_size - 1)
         is_moved &= tf.gather(before_dropped & ~_is_last(units), rows)
@@ -133,14 +133,14 @@ class CharacterMap(tf.Module):
         )
         characters = tf.strings.unicode_split(tf.where(is_unit, "", parts.flat_values), "UTF-8")
         # For each part one of the two is empty.
-        units = tf.concat([whole, characters], axis=1)
+        units = ragged.concat([whole, characters])
         return ragged.merge_inner_axes(parts.with_flat_values(units))
 
 
 def _is_last(values: tf.RaggedTensor) -> tf.Tensor:
     """Return which of all values is the last of its row, bool [all values]."""
     position = ragged.positions(values).flat_values
-    length = tf.gather(values.row_lengths(), values.value_rowids())
+    length = tf.gather(values.row_lengths(), ragged.row_ids(values))
     return tf.cast(position, tf.int64) == length - 1
 
 

@@ -88,7 +88,7 @@ def bert_cleaned() -> tuple[str, str]:
 @lru_cache(maxsize=1)
 def bert_ideographs() -> str:
     """Return the characters that BERT surrounds with spaces."""
-    return char_class(normalized_forms(_bert(handle_chinese_chars=True)))
+    return char_class(normalized_forms(_bert(handle_chinese_chars=True), _TEXT_PLANES))
 
 
 @lru_cache(maxsize=1)

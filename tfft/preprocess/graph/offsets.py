@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfft.preprocess.graph import codepoints
+from tfft.preprocess.graph import codepoints, ragged
 from tfft.preprocess.tokenizer import byte_alphabet
 
 # The letter of a space in a byte-level vocabulary.
@@ -89,9 +89,9 @@ def to_bytes(text: tf.Tensor, offsets: tf.RaggedTensor) -> tf.RaggedTensor:
         offsets: ragged int32 [B, K].
     """
     starts = _character_starts(text)
-    end = tf.strings.length(text, unit="BYTE")[:, None]
-    bounds = tf.concat([starts, tf.RaggedTensor.from_tensor(end)], axis=1)
-    row_start = tf.gather(bounds.row_splits, offsets.value_rowids())
+    end = tf.strings.length(text, unit="BYTE")
+    bounds = ragged.concat([starts, ragged.column(end)])
+    row_start = tf.gather(bounds.row_splits, ragged.row_ids(offsets))
     index = row_start + tf.cast(offsets.flat_values, tf.int64)
     return offsets.with_flat_values(tf.gather(bounds.flat_values, index))
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from tfft.preprocess.graph import ragged
 from tfft.preprocess.template import Part
 from tfft.preprocess.windows import Windows
 
@@ -96,7 +97,7 @@ def pack_windows(
     """
     width = tf.shape(tokens["ids"])[1]
     position = tf.ragged.range(plan.starts, plan.ends)  # in the text, ragged [E, tokens]
-    window = position.value_rowids()
+    window = ragged.row_ids(position)
     index = tf.gather(plan.rows, window) * width + position.flat_values
     is_own = (position.flat_values >= tf.gather(plan.own_starts, window)) & (
         position.flat_values < tf.gather(plan.own_ends, window)
@@ -112,7 +113,7 @@ def pack_windows(
         parts = {None: zero, divided: text}
         if first is not None:
             parts["A"] = tf.cast(tf.zeros_like(first), values.dtype)
-        return tf.concat([parts[part.text] for part in template], axis=1).to_tensor()
+        return ragged.concat([parts[part.text] for part in template]).to_tensor()
 
     first = None if first_ids is None else tf.gather(first_ids, plan.rows)
     divided = "A" if first is None else "B"
@@ -137,12 +138,12 @@ def _join(
         segments.append(
             part_ids.with_flat_values(tf.fill(tf.shape(part_ids.flat_values), part.segment))
         )
-    joined = tf.concat(ids, axis=1)  # [B, (tokens)]
+    joined = ragged.concat(ids)  # [B, (tokens)]
     # `to_tensor` pads at the end, to the longest row of the batch.
     return {
         "token_ids": joined.to_tensor(default_value=pad_id),
         "padding_mask": tf.ones_like(joined).to_tensor(),
-        "segment_ids": tf.concat(segments, axis=1).to_tensor(),
+        "segment_ids": ragged.concat(segments).to_tensor(),
     }
 
 
@@ -159,7 +160,7 @@ def _truncate_texts(
 
 def _column(rows: tf.Tensor, value: int | tf.Tensor) -> tf.RaggedTensor:
     """Return a value for each row, ragged [rows, 1]."""
-    return tf.RaggedTensor.from_tensor(tf.fill(tf.stack([rows, tf.constant(1, rows.dtype)]), value))
+    return ragged.column(tf.fill(rows[None], value))
 
 
 def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, tf.Tensor]:
@@ -189,4 +190,5 @@ def longest_first(a: tf.Tensor, b: tf.Tensor, budget: int) -> tuple[tf.Tensor, t
 
 
 def _truncate(ids: tf.RaggedTensor, lengths: tf.Tensor) -> tf.RaggedTensor:
-    return tf.ragged.boolean_mask(ids, tf.ragged.range(ids.row_lengths()) < lengths[:, None])
+    index = tf.cast(ragged.positions(ids).flat_values, lengths.dtype)
+    return ragged.select(ids, index < tf.gather(lengths, ragged.row_ids(ids)))

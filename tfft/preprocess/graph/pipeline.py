@@ -109,7 +109,7 @@ class GraphTokenizer(tf.Module):
         plain = self._pieces.aligned(
             self._normalize.aligned(AlignedText.from_strings(tf.where(is_text, flat, "")))
         )  # [all parts, tokens]
-        base = tf.gather(begins, plain.ids.value_rowids())
+        base = tf.gather(begins, ragged.row_ids(plain.ids))
 
         def merge(values: tf.Tensor, of_added: tf.Tensor) -> tf.RaggedTensor:
             """Join what belongs to the tokens of texts and to added tokens: ragged [B, tokens]."""
@@ -117,7 +117,7 @@ class GraphTokenizer(tf.Module):
                 tf.boolean_mask(of_added, ~is_text), tf.cast(~is_text, tf.int64), validate=False
             )
             # For each part one of the two is empty.
-            merged = tf.concat([plain.ids.with_flat_values(values), added], axis=1)
+            merged = ragged.concat([plain.ids.with_flat_values(values), added])
             return ragged.merge_inner_axes(parts.with_flat_values(merged))
 
         ids = merge(plain.ids.flat_values, token)
@@ -152,7 +152,7 @@ class GraphTokenizer(tf.Module):
             tf.boolean_mask(token, ~is_text), tf.cast(~is_text, tf.int64), validate=False
         )
         # For each part one of the two is empty.
-        ids = tf.concat([plain, added], axis=1)
+        ids = ragged.concat([plain, added])
         return ragged.merge_inner_axes(parts.with_flat_values(ids))
 
 

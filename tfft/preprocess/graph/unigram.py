@@ -66,9 +66,9 @@ class Unigram(tf.Module):
             words, begin = ragged.regex_split_with_offsets(strings, f"{self._space}+")
         else:
             words = tf.RaggedTensor.from_tensor(strings[:, None])
-            words = tf.ragged.boolean_mask(words, words != "")
+            words = ragged.select(words, words.flat_values != "")
             begin = tf.zeros_like(words.flat_values, tf.int64)
-        word_first = text.flat_index(words.value_rowids(), begin)  # [all words]
+        word_first = text.flat_index(ragged.row_ids(words), begin)  # [all words]
         parts = self._parts(words.flat_values)  # [all words, parts]
         unique, index = tf.unique(parts.flat_values)
         ids, lengths = self._encode(unique, with_lengths=True)
@@ -77,7 +77,7 @@ class Unigram(tf.Module):
             for values in (ids, lengths)
         )  # [all words, tokens]
         end = ragged.cumulative(lengths).flat_values
-        word = ids.value_rowids()
+        word = ragged.row_ids(ids)
         # A mark that was added has the origin of the first character.
         added = tf.reduce_sum(tf.strings.length(parts, unit="UTF8_CHAR"), axis=1)
         added -= tf.strings.length(words.flat_values, unit="UTF8_CHAR")
@@ -98,7 +98,7 @@ class Unigram(tf.Module):
         else:
             words = tf.RaggedTensor.from_tensor(text[:, None])
             # An empty text has no words.
-            words = tf.ragged.boolean_mask(words, words != "")
+            words = ragged.select(words, words.flat_values != "")
         parts = self._parts(words.flat_values)
         return ragged.merge_inner_axes(words.with_flat_values(parts))
 
@@ -146,8 +146,8 @@ class Unigram(tf.Module):
         ends = tf.cumsum(lengths, axis=1)
         begins = tf.ragged.boolean_mask(ends - lengths, is_token)
         # A token ends where the next one begins.
-        ends = tf.concat([begins[:, 1:], tf.RaggedTensor.from_tensor(count[:, None])], axis=1)
-        return tokens, ends - begins
+        ends = ragged.concat([begins[:, 1:], ragged.column(count)])
+        return tokens, ends.with_flat_values(ends.flat_values - begins.flat_values)
 
     def _forward(self, words: tf.Tensor, bounds: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """Return the last token of the best path to each position, and its length; both [L, W].

@@ -64,11 +64,11 @@ class WordPiece(tf.Module):
         ids, begins, ends = self._pieces.tokenize_with_offsets(
             tf.where(too_long, _TOO_LONG, flat)
         )  # [all words, tokens]
-        word = ids.value_rowids()
+        word = ragged.row_ids(ids)
         # An unknown token stands for its word.
         word_size = tf.cast(tf.strings.length(flat), ends.dtype)
         end = tf.where(tf.gather(too_long, word), tf.gather(word_size, word), ends.flat_values)
-        row, offset = tf.gather(words.value_rowids(), word), tf.gather(word_begin, word)
+        row, offset = tf.gather(ragged.row_ids(words), word), tf.gather(word_begin, word)
         ids = ragged.merge_inner_axes(words.with_flat_values(ids))
         return text.tokens(
             ids,

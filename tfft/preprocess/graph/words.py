@@ -22,7 +22,7 @@ def word_starts(text: tf.Tensor) -> tf.RaggedTensor:
     # The last word of a row does not reach into the next row.
     follows_word &= ragged.positions(starts).flat_values > 0
     begins = (is_word & ~follows_word) | (classes == words.OTHER)
-    return tf.ragged.boolean_mask(starts, starts.with_flat_values(begins))
+    return ragged.select(starts, begins)
 
 
 def strip_offsets(
@@ -39,12 +39,12 @@ def strip_offsets(
         sequence: 0 for a token of `text`, int32 [B, T].
     """
     classes, character_starts = _characters(text)
-    size = tf.strings.length(text, unit="BYTE")[:, None]
-    bounds = tf.concat([character_starts, tf.RaggedTensor.from_tensor(size)], axis=1)
-    is_visible = character_starts.with_flat_values(classes != words.SPACE)
+    size = tf.strings.length(text, unit="BYTE")
+    bounds = ragged.concat([character_starts, ragged.column(size)])
+    is_visible = classes != words.SPACE
     character_ends = character_starts.with_flat_values(bounds[:, 1:].flat_values)
     visible_starts, visible_ends = (
-        tf.ragged.boolean_mask(offsets, is_visible).to_tensor(default_value=tf.int32.max)
+        ragged.select(offsets, is_visible).to_tensor(default_value=tf.int32.max)
         for offsets in (character_starts, character_ends)
     )
     # Bounds beyond the text serve tokens that no visible character follows or precedes.
