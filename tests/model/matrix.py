@@ -71,10 +71,7 @@ SETTINGS = {
     "ema": Setting({"ema": 0.9}),
     "steps_per_execution": Setting(compile={"steps_per_execution": 8}),
     "partial": Setting(rows=5),
-    "batch": Setting({"name": "sgd", "learning_rate": 0.01}, rows=5, loss=Repulsion),
-    "batch_accumulation": Setting(
-        {"name": "sgd", "learning_rate": 0.01}, {"micro_batch": 4}, rows=5, loss=Repulsion
-    ),
+    "batch": Setting({"name": "sgd"}, {"micro_batch": 4}, rows=5, loss=Repulsion),
     "layer_wise": Setting(
         rules=(
             Rule("embeddings", False),
