@@ -47,9 +47,15 @@ class ImageInputs:
 
     columns = ("image",)
     pair = False
+    text = None
 
     def __init__(self, image_spec: ImageSpec):
         self.image_spec = image_spec
+
+    @property
+    def image(self) -> "ImageInputs":
+        """The inputs themselves."""
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -157,10 +163,14 @@ class ImageInputs:
 
         return tf.function(inspect, [tf.TensorSpec([], tf.string)], autograph=False)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `restore` takes, as plain data."""
+        return {"image_spec": asdict(self.image_spec)}
+
     def save(self, folder: Path) -> None:
         """Write `inputs.json`; `restore` reads it."""
-        text = json.dumps({"image_spec": asdict(self.image_spec)})
-        write_atomic(folder / "inputs.json", text)
+        write_atomic(folder / "inputs.json", json.dumps(self.settings))
 
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":
