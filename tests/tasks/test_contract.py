@@ -233,7 +233,7 @@ def test_optional_keys_work_or_are_refused(raw, run, tmp_path, key):
         assert parse(raw, changes=changes).data.labels == ["red", "blue"]
         return
     if key == "data.image":  # text_image_data and the tasks on images train with it
-        with pytest.raises(UserError, match="must be different|must hold `text` and `image`"):
+        with pytest.raises(UserError, match=r"must be different|must hold `text` and `image`"):
             parse(raw, changes=changes)
         return
     if key == "augmentation" and "text" in run.config.reads:
@@ -241,7 +241,7 @@ def test_optional_keys_work_or_are_refused(raw, run, tmp_path, key):
             parse(raw, changes=changes)
         changes = {"augmentation": {"flip": "horizontal"}}
     if key == "data.text_pair":  # tests/serve/test_tasks.py trains on pairs
-        with pytest.raises(UserError, match="text, text_pair.* and label must be different"):
+        with pytest.raises(UserError, match=r"text, text_pair.* and label must be different"):
             parse(raw, changes=changes)
         return
     changed = tfft.train(raw, tmp_path / "run", **changes)
