@@ -44,7 +44,7 @@ def test_rows_are_checked(inputs, images):
     row = ("red", "blue", images[0])
     assert inputs.row(row) == row
     assert inputs.row({"image": images[0], "text_pair": "blue", "text": "red"}) == row
-    for wrong in ("red", ("red", images[0]), {"text": "red", "image": images[0]}, (1, "a", b"")):
+    for wrong in ("red", ("red", images[0]), {"text": "red", "image": images[0]}, (1, "a", b""), 3):
         with pytest.raises(UserError, match="a row must"):
             inputs.row(wrong)
 

@@ -6,7 +6,6 @@ feature is `pooled`: the vector that the classifier of each model family reads, 
 """
 
 import hashlib
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -35,13 +34,21 @@ def load(towers: Mapping[str, ModelConfig], load_tower: Callable[[Any], Backbone
         try:
             parts[name] = load_tower(config)
         except UserError as error:
-            raise UserError(re.sub(r"\bmodel\.(?!surgery)", f"model.{name}.", str(error))) from None
+            raise UserError(_of_tower(name, str(error))) from None
         if parts[name].reads != (name,):
             raise UserError(
                 f"model.{name}.backbone: must read {name}s. Received: {config.backbone}, which "
                 f"reads {parts[name].reads[0]}s"
             )
     return combine(parts)
+
+
+def _of_tower(name: str, message: str) -> str:
+    """Return an error of a single backbone, with the key of that backbone in two."""
+    if message.startswith("model.surgery."):  # beside both
+        return message
+    key, dot, rest = message.partition("model.")
+    return f"model.{name}.{rest}" if dot and not key else f"model.{name}: {message}"
 
 
 def combine(parts: Mapping[str, Backbone]) -> Backbone:

@@ -54,9 +54,9 @@ class Config(Section):
             section = tasks.TASK_SECTIONS.get(str(task["name"]))
             if section is not None and isinstance(train, dict):
                 value["train"] = {"metric": next(iter(section.metrics)), **train}
-            data = value.get("data")
-            if section is not None and section.columns == ("image",) and isinstance(data, dict):
-                value["data"] = {**data, "image": data.get("image", "image")}
+            data, is_image = value.get("data"), section and section.columns == ("image",)
+            if is_image and isinstance(data, dict) and data.get("image") is None:
+                value["data"] = {**data, "image": "image"}
         return value
 
     @model_validator(mode="after")

@@ -45,7 +45,7 @@ class JointInputs:
         """
         if isinstance(value, Mapping):
             value = [value.get(column) for column in self.columns]
-        if isinstance(value, str | bytes) or len(value) != len(self.columns):
+        if not isinstance(value, list | tuple) or len(value) != len(self.columns):
             raise UserError(f"a row must have {', '.join(self.columns)}. Received: {value!r:.200}")
         *texts, image = value
         return (*self.text.row(texts), *self.image.row(image))
