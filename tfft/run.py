@@ -84,7 +84,7 @@ class Run:
 
         Args:
             rows: each a text or a pair of texts, or an image: the path of its file or the file's
-                bytes.
+                bytes; with both, a tuple of the texts and the image, or a mapping by column.
             batch_size: rows at once.
 
         Returns:
@@ -419,9 +419,10 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
     workdir = Path(workdir)
     config, description = read_description(workdir)
     if backbone is not None:
-        model = section(
-            ModelConfig, config.model.model_dump() | {"backbone": backbone}, str(workdir)
-        )
+        if len(config.model.towers) > 1:
+            raise UserError(f"{workdir}: has two backbones; change their paths in its config.yaml")
+        keys = config.model.model_dump() | {"backbone": backbone}
+        model = section(ModelConfig, keys, str(workdir))
         config = config.model_copy(update={"model": model})
     # 1. All weights are in `best/`: only the architecture is rebuilt.
     if description["trained"] is None:

@@ -112,7 +112,7 @@ def conclude(result: Run, data: Datasets, schedule: TrainingSchedule, state: Tra
     # `republish`: a run that was killed after its export has published these weights already.
     exported = result.export(republish=False) if config.export.enabled else None
     images = report.PageImages()
-    if config.task.modality == "image":
+    if "image" in config.reads:
         train_rows = model_inputs.augmented_rows(
             data.train, result.inputs, config.augmentation, len(data.labels), config.train.seed
         )
@@ -135,7 +135,7 @@ def preview(config: Config) -> str:
     # `prepare` does not write to the folder.
     result, _, plan, schedule = setup.prepare(config, Path("runs"))
     rows = _rows_at_once(config.train)
-    width = plan.bucket_lengths[-1] if config.task.modality == "text" else None
+    width = plan.bucket_lengths[-1] if "text" in config.reads else None
     estimate = memory_estimate.step(result.model, rows, width)
     return f"{mask_table(schedule)}\n\n{memory_estimate.text(estimate, rows, width)}"
 

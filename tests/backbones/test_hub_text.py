@@ -114,7 +114,7 @@ def inputs_of(backbone, folder, length=24, **data):
 def test_encoder_of_ids_equals_the_original(encoder):
     folder, module = encoder
     backbone = load(folder)
-    assert backbone.modality == "text" and backbone.max_length == 24
+    assert backbone.reads == ("text",) and backbone.max_length == 24
     assert [s.name for s in backbone.stages] == ["embeddings", "block_0", "block_1", "pooler"]
     batch = inputs_of(backbone, folder).batch(["A good films !", "bad Ü"])
     assert batch["token_ids"][0].tolist() == [2, 5, 6, 8, 9, 11, 3]

@@ -141,7 +141,7 @@ def assert_trains_unchanged(data, backbone, folder):
     labels = json.loads((workdir / "best" / "model.json").read_text(encoding="utf-8"))["labels"]
     # tfft's names of the columns are accepted whatever the table calls them.
     row = json.dumps({"text": "a red sky", "text_pair": "red sky"})
-    if config.task.modality == "image":
+    if config.reads == ("image",):
         row = str(next((folder / "colours").rglob("*.png")))
     for model in (f"--workdir={workdir}", f"--export={workdir / 'export'}"):
         answer = json.loads(run("predict", model, stdin=f"{row}\n"))

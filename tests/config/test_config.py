@@ -42,6 +42,61 @@ def test_recipe_loads_and_has_a_header(path):
         assert part in head, f"the header lacks {part!r}"
 
 
+BOTH = {
+    "data": {"train": "a.csv", "image": "picture"},
+    "model": {"text": {"backbone": "hf:x/y"}, "image": {"backbone": "keras:X"}},
+}
+
+
+def test_text_and_image_have_a_backbone_each():
+    config = parse(BOTH, changes={"data": {"text_pair": "b"}})
+    assert config.columns == ("text", "text_pair", "image") and config.reads == ("text", "image")
+    assert {name: tower.backbone for name, tower in config.model.towers.items()} == {
+        "text": "hf:x/y",
+        "image": "keras:X",
+    }
+    assert parse(yaml.safe_load(dump(config))) == config
+    jsonschema.validate(BOTH, schema())
+    single = parse(GOOD)
+    assert single.reads == ("text",) and single.model.towers == {"": single.model}
+    images = parse({**GOOD, "task": {"name": "image_classification"}, "data": {"train": "a/"}})
+    assert images.reads == ("image",) and images.data.image == "image"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"data": {"train": "a.csv"}}, "text_classification reads texts alone; set data.image"),
+        ({"model": GOOD["model"]}, "model: must hold `text` and `image` with a backbone each"),
+        ({"model": {"text": GOOD["model"]}}, "model.image: required and not given"),
+        ({"model": {**BOTH["model"], "head": "checkpoint"}}, "model.head: unknown key; valid: te"),
+        (
+            {"model": {**BOTH["model"], "image": {"backbone": "keras:X", "dropout": 0.1}}},
+            "model.image: `dropout` is for hf: backbones only",
+        ),
+        (
+            {"model": {**BOTH["model"], "surgery": {"drop": ["block_0"]}}},
+            "model: `surgery.drop` must hold blocks of a backbone, such as text/block_0. Received",
+        ),
+        (
+            {"model": {**BOTH["model"], "surgery": {"drop": ["image/block_0"]}}},
+            "model: `surgery.drop` is for hf: backbones only. Received: 'image/block_0'",
+        ),
+        ({"task": {"name": "image_classification"}}, "image_classification reads images alone"),
+        ({"task": {"name": "token_classification"}}, "data.image: is for text_classification"),
+        ({"task": {"name": "question_answering"}}, "data.image: is for text_classification"),
+        ({"task": {"pooling": "mean"}}, "task.pooling: must be auto with two backbones"),
+        ({"augmentation": {"mixup": 0.2}}, "augmentation: mixup and cutmix mix images, not the"),
+        ({"data": {"train": "a/", "image": "p"}}, "data: source images is for images alone"),
+        ({"data": {"train": "a.csv", "image": "text"}}, "text, image and label must be different"),
+    ],
+)
+def test_mistake_with_two_backbones_is_one_line(changes, expected):
+    with pytest.raises(UserError) as error:
+        parse({**BOTH, **changes})
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 4
 

@@ -53,12 +53,11 @@ def test_a_recipe_is_read_back(path, tmp_path):
 @pytest.mark.parametrize("header", [True, False])
 def test_column_names_and_numbers_are_read_back(task, header, tmp_path):
     names = [*TASK_SECTIONS[task].columns, "label"]
-    if "text_pair" in names:
-        names.remove("text_pair")
-    columns = {name: "abc"[i] if header else i for i, name in enumerate(names)}
+    columns = {name: "abcd"[i] if header else i for i, name in enumerate(names)}
+    backbone = {"backbone": "hf:x/y"}
     raw = {
         "data": {"train": "t.csv", **columns},
-        "model": {"backbone": "hf:x/y"},
+        "model": {"text": backbone, "image": backbone} if len(columns) == 4 else backbone,
         "task": {"name": task},
     }
     assert_reads_back(parse(raw), tmp_path)
@@ -95,10 +94,14 @@ class Generated:
         if special := self.SPECIAL.get(model.__name__):
             key, options = special
             values[key] = self.random.choice(options)
+        if model is Config and "text" in values["model"]:  # two backbones need an image
+            values["data"]["image"] = "image"
         return values
 
+    BACKBONES = ("hf:a/b", "hub:./x", "keras:X", "kerashub:p", "timm:a/b")
     SPECIAL: typing.ClassVar = {
-        "ModelConfig": ("backbone", ["hf:a/b", "hub:./x", "keras:X", "kerashub:p", "timm:a/b"]),
+        "BackboneConfig": ("backbone", BACKBONES),
+        "ModelConfig": ("backbone", BACKBONES),
         "Source": ("path", ["a.csv", "~x/a b.csv", "1e5", "*.csv", "é/日.tsv"]),
     }
 

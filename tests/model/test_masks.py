@@ -1,9 +1,12 @@
 """Tests of masks: decision, audit, and that frozen variables do not change."""
 
+from itertools import pairwise
+
 import keras
 import numpy as np
 import pytest
 
+from tfft.config.methods import GradualMethod
 from tfft.methods import METHODS
 from tfft.model import masks, stages
 from tfft.spec import Backbone, HeadStyle, Rule, Stage
@@ -115,6 +118,57 @@ def test_more_stages_than_blocks_is_an_error():
     config.stages = 3
     with pytest.raises(UserError, match=r"must be at most 2, .*Received: 3"):
         METHODS["top"].apply(None, STAGES, config)
+
+
+# Two backbones, of two and of three blocks.
+TOWERS = tuple(
+    Stage(name, f"{name}/")
+    for name in (
+        *("text/embeddings", "text/block_0", "text/block_1", "text/pooler"),
+        *("image/stem", "image/block_0", "image/block_1", "image/block_2", "image/top"),
+        "head",
+    )
+)
+
+
+def test_depth_is_counted_in_each_backbone():
+    above, below = {"head": 0, "text/pooler": 0, "image/top": 0}, {"image/stem": 4}
+    assert masks.depths(TOWERS) == above | below | {
+        "text/block_1": 1,
+        "text/block_0": 2,
+        "text/embeddings": 3,
+        "image/block_2": 1,
+        "image/block_1": 2,
+        "image/block_0": 3,
+    }
+    rule = Rule("*", True)
+    mask = masks.decide([(f"{stage.name}/kernel", 1) for stage in TOWERS], TOWERS, [rule])
+    rates = masks.layer_decay(mask, TOWERS, 0.5).learning_rates
+    assert rates["text/block_0/kernel"] == rates["image/block_1/kernel"] == 0.25
+    assert rates["image/stem/kernel"] == 0.5**4 and "text/pooler/kernel" not in rates
+
+
+def test_top_trains_the_top_blocks_of_each_backbone():
+    (phase,) = METHODS["top"].apply(None, TOWERS, Config())
+    trained = {rule.match for rule in phase.rules if rule.trainable}
+    assert trained == {"text/block_1", "text/pooler", "image/block_2", "image/top", "head"}
+    config = Config()
+    config.stages = 3
+    with pytest.raises(UserError, match="must be at most 2"):
+        METHODS["top"].apply(None, TOWERS, config)
+
+
+def test_gradual_unfreezes_two_backbones_side_by_side():
+    phases = METHODS["gradual"].apply(None, TOWERS, GradualMethod(name="gradual"))
+    trained = [{rule.match for rule in phase.rules if rule.trainable} for phase in phases]
+    added = [after - before for before, after in pairwise([set(), *trained])]
+    assert added == [
+        {"head"},
+        {"text/pooler", "text/block_1", "image/top", "image/block_2"},
+        {"text/block_0", "image/block_1"},
+        {"text/embeddings", "image/block_0"},
+        {"image/stem"},
+    ]
 
 
 def test_table_counts_parameters():

@@ -194,6 +194,14 @@ def test_rematerialised_model_learns_the_same(xla):
         np.testing.assert_allclose(results[1][path], value, atol=1e-6, err_msg=path)
 
 
+def test_norm_without_a_training_mode_is_not_rematerialised():
+    x = keras.Input([4])
+    hidden = keras.layers.LayerNormalization(name="norm")(keras.layers.Dense(4, name="dense")(x))
+    model = Model(x, keras.layers.Dense(1, name="out")(hidden))
+    assert rematerialise(model, [Stage("block", "(?:dense|norm)/")]) == ["dense"]
+    assert model(np.ones((2, 4), np.float32), training=True).shape == (2, 1)
+
+
 class DenseDropout(keras.layers.Layer):
     """A dense layer and dropout as one layer, so that both are recomputed."""
 

@@ -28,7 +28,12 @@ BOUND = 1e-5  # largest difference of a probability
 NUM_ROWS = 4  # rows of each request
 
 
-CASES = [*samples.SAMPLES.items(), ("text_classification", samples.text_pair_data)]
+CASES = [
+    *samples.SAMPLES.items(),
+    ("text_classification", samples.text_pair_data),
+    ("text_classification", samples.text_image_data),
+    ("text_regression", samples.text_image_numbers),
+]
 
 
 @pytest.mark.slow  # tests/serve/test_clients.py serves a text classifier
@@ -37,7 +42,7 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
     data, backbone, *section = build_data(tiny, tmp_path)
     config = {
         "data": {**data, "validation": {"fraction": 0.25}},
-        "model": {"backbone": backbone},
+        "model": samples.model_section(backbone),
         "task": {"name": task, **dict(*section)},
         "optimizer": {"learning_rate": 1e-2},
         "train": {"epochs": 2, "batch_size": 8},
@@ -161,22 +166,24 @@ def predict_by_saved_model_cli(folder, columns, rows, folder_, output_name):
     """Return an output of TensorFlow's saved_model_cli, run as in the export's README."""
     readme = (folder.parent / "README.md").read_text()
     code = re.findall(r"python -c '(.*?)'", readme, re.S)[-1]
-    if "image" in columns:
+    by_column, arguments = dict(zip(columns, zip(*rows, strict=True), strict=True)), []
+    if (images := by_column.pop("image", None)) is not None:
         assert "--inputs='image=image.npy'" in readme
-        (folder_ / "image.jpg").write_bytes(rows[0][0])
+        (folder_ / "image.jpg").write_bytes(images[0])
         save_code = re.search(r"python -c '(import numpy.*?)'", readme)[1]
         subprocess.run([sys.executable, "-c", save_code], cwd=folder_, check=True)
         (saved_image,) = np.load(folder_ / "image.npy")
-        assert saved_image == rows[0][0]
-        np.save(folder_ / "image.npy", [image for (image,) in rows])
-        inputs = f"--inputs=image={folder_ / 'image.npy'}"
-    else:
-        column_values = zip(columns, zip(*rows, strict=True), strict=True)
-        inputs = "--input_exprs=" + ";".join(f"{c}={list(values)!r}" for c, values in column_values)
+        assert saved_image == images[0]
+        np.save(folder_ / "image.npy", list(images))
+        arguments.append(f"--inputs=image={folder_ / 'image.npy'}")
+    if by_column:
+        values = ";".join(f"{c}={list(values)!r}" for c, values in by_column.items())
+        assert "--input_exprs='" in readme
+        arguments.append(f"--input_exprs={values}")
     process = subprocess.run(
         [
             *(sys.executable, "-c", code, "run", f"--dir={folder}", "--tag_set=serve"),
-            *("--signature_def=serving_default", inputs),
+            *("--signature_def=serving_default", *arguments),
         ],
         capture_output=True,
         text=True,

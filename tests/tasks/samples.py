@@ -43,6 +43,38 @@ def multilabel_image_data(tiny, folder):
     return {"train": write_table(folder / "images", 40, 0)}, f"hf:{GOLDEN / 'vision' / 'vit'}"
 
 
+def text_image_data(tiny, folder):
+    """Write rows with a text and an image, whose colours both tell the label."""
+    write_folder(folder / "images", 14, 0)
+    with open(write_csv(folder / "t.csv", 42), newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(folder / "both.csv", "w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["picture", "text", "label"])
+        for index, row in enumerate(rows):
+            table.writerow([f"images/{row['label']}/{index % 14}.png", row["text"], row["label"]])
+    data = {"train": str(folder / "both.csv"), "image": "picture", "max_length": 12}
+    return data, {"text": f"hf:{tiny}", "image": f"hf:{GOLDEN / 'vision' / 'vit'}"}
+
+
+def text_image_numbers(tiny, folder):
+    """Write rows with a text and an image, and a number for the colour."""
+    data, backbones = text_image_data(tiny, folder)
+    path = folder / "both.csv"
+    numbers = {"red": "1.5", "green": "-2", "blue": "30"}
+    header, *lines = path.read_text().splitlines()
+    rows = [line.rpartition(",") for line in lines]
+    path.write_text("\n".join([header, *(f"{a},{numbers[label]}" for a, _, label in rows)]))
+    return data, backbones
+
+
+def model_section(backbone, **keys):
+    """Return the section `model` of a sample, with some keys for each backbone."""
+    if isinstance(backbone, str):
+        return {"backbone": backbone, **keys}
+    return {name: model_section(part, **keys) for name, part in backbone.items()}
+
+
 def regression_data(tiny, folder):
     """Write rows whose number grows with the red in them."""
     with open(folder / "numbers.csv", "w", newline="") as file:
@@ -87,8 +119,8 @@ def question_data(tiny, folder):
     return {"train": str(path), "max_length": 16}, f"hf:{tiny}", {"max_question_length": 4}
 
 
-# Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone,
-# and what the section `task` needs.
+# Task -> writes its data into a folder; (checkpoint of texts, folder) -> section `data`, backbone
+# or backbones (`model_section`), and what the section `task` needs.
 SAMPLES = {
     "text_classification": text_data,
     "text_multilabel": multilabel_text_data,

@@ -12,7 +12,7 @@ import yaml
 
 import tfft
 from tests.console import run_command
-from tests.tasks.samples import SAMPLES
+from tests.tasks.samples import SAMPLES, model_section, text_image_data
 from tfft import train
 from tfft.config import TASK_SECTIONS, dump, load, parse
 from tfft.config.tasks import OPTIONAL_KEYS
@@ -31,6 +31,7 @@ BASELINES = {
     "question_answering": {"no_answer", "sentence"},
     "text_count": {"mean", "tfidf"},  # of test_new_task.py
 }
+CASES = [*SAMPLES.items(), ("text_classification", text_image_data)]
 MIRRORED = {"strategy": "mirrored", "devices": ["CPU:0", "CPU:1"]}
 
 
@@ -38,14 +39,15 @@ def test_every_task_has_a_sample():
     assert set(SAMPLES) == set(TASKS) == set(TASK_SECTIONS)
 
 
-@pytest.fixture(scope="module", params=TASKS)
+@pytest.fixture(scope="module", params=CASES, ids=[f"{t}-{d.__name__}" for t, d in CASES])
 def raw(request, tiny, tmp_path_factory):
     """A config of the task without dropout and export."""
-    data, backbone, *task = SAMPLES[request.param](tiny, tmp_path_factory.mktemp("data"))
+    name, build_data = request.param
+    data, backbone, *task = build_data(tiny, tmp_path_factory.mktemp("data"))
     return {
         "data": {**data, "validation": {"fraction": 0.25}},
-        "model": {"backbone": backbone, "dropout": 0.0},
-        "task": {"name": request.param, "dropout": 0.0, **dict(*task)},
+        "model": model_section(backbone, dropout=0.0),
+        "task": {"name": name, "dropout": 0.0, **dict(*task)},
         "optimizer": {"learning_rate": 1e-2, "epsilon": 1e-5},
         "train": {"epochs": 2, "batch_size": 8},
         "evaluate": {"bootstrap": 20},
@@ -105,6 +107,8 @@ def test_config_is_read_back_shown_and_profiled(raw, tmp_path):
 
 
 def test_init_writes_a_config_of_the_task(raw, tmp_path):
+    if len(parse(raw).reads) > 1:
+        pytest.skip("tfft init writes configs of one backbone")
     source = parse(raw).data.train
     path = tmp_path / "written.yaml"
     backbone = raw["model"]["backbone"]
@@ -209,6 +213,7 @@ def test_auto_chooses_a_method(raw, tmp_path):
 
 CHANGES = {
     "augmentation": {"augmentation": {"flip": "horizontal", "mixup": 0.2}},
+    "data.image": {"data": {"image": "label"}},
     "data.labels": {"data": {"labels": ["red", "blue"]}},
     "data.text_pair": {"data": {"text_pair": "label"}},
     "evaluate.test_time_augmentation": {"evaluate": {"test_time_augmentation": "mirrored"}},
@@ -220,15 +225,23 @@ CHANGES = {
 @pytest.mark.parametrize("key", OPTIONAL_KEYS)
 def test_optional_keys_work_or_are_refused(raw, run, tmp_path, key):
     changes = json.loads(json.dumps(CHANGES[key]).replace('teacher"}', f'{run.workdir}"}}'))
-    if key not in run.config.task.supports:
+    if key not in run.config.supports:
         with pytest.raises(UserError, match=f"{key}: is for "):
             parse(raw, changes=changes)
         return
     if key == "data.labels":  # tests/data trains with them
         assert parse(raw, changes=changes).data.labels == ["red", "blue"]
         return
+    if key == "data.image":  # text_image_data and the tasks on images train with it
+        with pytest.raises(UserError, match=r"must be different|must hold `text` and `image`"):
+            parse(raw, changes=changes)
+        return
+    if key == "augmentation" and "text" in run.config.reads:
+        with pytest.raises(UserError, match="mixup and cutmix mix images, not the texts"):
+            parse(raw, changes=changes)
+        changes = {"augmentation": {"flip": "horizontal"}}
     if key == "data.text_pair":  # tests/serve/test_tasks.py trains on pairs
-        with pytest.raises(UserError, match="text, text_pair and label must be different"):
+        with pytest.raises(UserError, match=r"text, text_pair.* and label must be different"):
             parse(raw, changes=changes)
         return
     changed = tfft.train(raw, tmp_path / "run", **changes)
@@ -246,7 +259,7 @@ def test_bad_rows_are_named_or_skipped(raw, tmp_path):
         path = path.with_suffix(".json")
         lines = [lines[0].replace('"answer_start": 11', '"answer_start": 12', 1)]
     else:
-        if "image" in parse(raw).task.columns:  # paths are relative to the table
+        if "image" in parse(raw).reads:  # paths are relative to the table
             folder = source.path.rpartition("/")[0]
             lines = [lines[0], *(f"{folder}/{line}" for line in lines[1:])]
         lines = [*lines[:3], "a,b,c", *lines[3:]]

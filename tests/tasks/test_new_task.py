@@ -33,7 +33,6 @@ del test_search_of_two_trials  # noqa: F821
 class TextCount(TaskSection):
     """A text has a count."""
 
-    modality = "text"
     columns = ("text",)
     targets = "numbers"
     metrics: ClassVar = {"spearman": "max", "mae": "min"}

@@ -5,12 +5,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tfft.backbones.pooling import Pooling
 from tfft.config.tasks import TextClassification
 from tfft.evaluation.metrics import softmax
 from tfft.spec import Backbone, Feature, HeadStyle
 from tfft.tasks import TASKS
 from tfft.tasks.classification import CrossEntropy
-from tfft.tasks.heads import ClassificationHead, Pooling
+from tfft.tasks.heads import ClassificationHead
 from tfft.utils.errors import UserError
 
 TASK = TASKS["text_classification"]

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from tfft.backbones import applications, hub, huggingface, kerashub, timm
-from tfft.config import ModelConfig
+from tfft.backbones import applications, hub, huggingface, kerashub, timm, towers
+from tfft.config import ModelConfig, ModelSection
 from tfft.spec import Backbone
 
 # provider -> (load from a config, rebuild from a saved description without weights)
@@ -23,8 +23,8 @@ BACKBONES: Mapping[str, Provider] = MappingProxyType(
 )
 
 
-def load(config: ModelConfig, precision: str = "float32") -> Backbone:
-    """Load the backbone that `model.backbone` names, with its pretrained weights.
+def load(config: ModelSection, precision: str = "float32") -> Backbone:
+    """Load the backbone that a config names, with its pretrained weights; two as one.
 
     Args:
         config: the `model` section.
@@ -33,7 +33,13 @@ def load(config: ModelConfig, precision: str = "float32") -> Backbone:
     Raises:
         UserError: It cannot be found, or tfft cannot load its kind exactly.
     """
-    return BACKBONES[config.backbone.partition(":")[0]][0](config, precision)
+
+    def load_single(single: ModelConfig) -> Backbone:
+        return BACKBONES[single.backbone.partition(":")[0]][0](single, precision)
+
+    if len(config.towers) > 1:
+        return towers.load(config.towers, load_single)
+    return load_single(config)
 
 
 def rebuild(description: Mapping[str, Any], precision: str = "float32") -> Backbone:
@@ -43,4 +49,7 @@ def rebuild(description: Mapping[str, Any], precision: str = "float32") -> Backb
         description: a `Backbone.description`; JSON values only.
         precision: a Keras dtype policy.
     """
+    if "towers" in description:
+        parts = {name: rebuild(part, precision) for name, part in description["towers"].items()}
+        return towers.combine(parts)
     return BACKBONES[description["provider"]][1](description, precision)

@@ -4,7 +4,8 @@ from tfft.config.augmentation import AugmentationConfig
 from tfft.config.base import Section
 from tfft.config.data import DataConfig, Fraction, Source
 from tfft.config.durations import Duration, Interval
-from tfft.config.load import Config, dump, load, parse, read, schema, searches, section
+from tfft.config.json_schema import schema
+from tfft.config.load import Config, dump, load, parse, read, searches, section
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig
 from tfft.config.sections import (
@@ -13,7 +14,9 @@ from tfft.config.sections import (
     ExportConfig,
     MaskRule,
     ModelConfig,
+    ModelSection,
     OptimizerConfig,
+    TowersConfig,
     TrainConfig,
 )
 from tfft.config.tasks import TASK_SECTIONS, TaskConfig, TaskSection
@@ -34,6 +37,7 @@ __all__ = [
     "MaskRule",
     "MethodConfig",
     "ModelConfig",
+    "ModelSection",
     "OptimizerConfig",
     "RegularizationConfig",
     "Search",
@@ -42,6 +46,7 @@ __all__ = [
     "SurgeryConfig",
     "TaskConfig",
     "TaskSection",
+    "TowersConfig",
     "TrainConfig",
     "TuneConfig",
     "dump",

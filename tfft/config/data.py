@@ -117,8 +117,10 @@ class DataConfig(Section):
     context: str | int = Field(
         "context", description="column of the text that answers the question"
     )
-    image: str | int = Field(
-        "image", description="column with the path of an image; tfds and npz: with its pixels"
+    image: str | int | None = Field(
+        None,
+        description="column with the path of an image; tfds and npz: with its pixels; default of "
+        "tasks on images: image. Beside a text it needs `model.text` and `model.image`",
     )
     label: str | int | list[str | int] = Field(
         "label",

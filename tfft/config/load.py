@@ -19,14 +19,15 @@ from tfft.utils.reading import read_text
 
 MAX_DEPTH = 50  # of nested sections
 MAX_LINE = 1000  # characters of an error line
-_DEFAULT_TASK = next(iter(tasks.TASK_SECTIONS))
+DEFAULT_TASK = next(iter(tasks.TASK_SECTIONS))
+_MEMBERS = (DEFAULT_TASK, *sections.MODEL_KINDS)  # names of union members that no key holds
 
 
 class Config(Section):
     """The config of one run, with all sections resolved."""
 
     data: DataConfig
-    model: sections.ModelConfig
+    model: sections.ModelSection
     task: tasks.TaskConfig = tasks.TextClassification()
     method: methods.MethodConfig = methods.FullMethod()
     mask: list[sections.MaskRule] = Field(default_factory=list)
@@ -42,17 +43,20 @@ class Config(Section):
     @model_validator(mode="before")
     @classmethod
     def _task_defaults(cls, value: Any) -> Any:
-        """Set `task.name` and `train.metric` to their defaults, unless the config sets them."""
+        """Set `task.name`, `train.metric` and `data.image` to their defaults, if not set."""
         # Before validation a value may have any type.
         if not isinstance(value, dict):
             return value
         task, train = value.get("task", {}), value.get("train") or {}
         if isinstance(task, dict):
-            task = {"name": _DEFAULT_TASK, **task}
+            task = {"name": DEFAULT_TASK, **task}
             value = {**value, "task": task}
             section = tasks.TASK_SECTIONS.get(str(task["name"]))
             if section is not None and isinstance(train, dict):
                 value["train"] = {"metric": next(iter(section.metrics)), **train}
+            data, is_image = value.get("data"), section and section.columns == ("image",)
+            if is_image and isinstance(data, dict) and data.get("image") is None:
+                value["data"] = {**data, "image": "image"}
         return value
 
     @model_validator(mode="after")
@@ -64,6 +68,22 @@ class Config(Section):
             )
         return self
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns that a row has besides the targets, as in the section `data`."""
+        return self.task.columns_in(self.data)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Kinds of input of a row: `text`, `image` or both."""
+        is_image = [column == "image" for column in self.columns]
+        return ("text",) * (not all(is_image)) + ("image",) * any(is_image)
+
+    @property
+    def supports(self) -> frozenset[str]:
+        """Those of `tasks.OPTIONAL_KEYS` that may be set."""
+        return self.task.supports | (tasks.IMAGE_KEYS if "image" in self.reads else frozenset())
+
     @model_validator(mode="after")
     def _check_supported(self) -> "Config":
         """Check that each optional key is set only if the task supports it."""
@@ -73,7 +93,7 @@ class Config(Section):
             for key in keys:
                 default = type(part).model_fields[key].default
                 part = getattr(part, key)
-            if part != default and path not in self.task.supports:
+            if part != default and path not in self.supports:
                 supporting = [n for n, s in tasks.TASK_SECTIONS.items() if path in s.supports]
                 raise ValueError(
                     f"{path}: is for {', '.join(supporting)}; task is {self.task.name}"
@@ -81,8 +101,33 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _check_backbones(self) -> "Config":
+        """Check that there is one backbone, or one for the text and one for the image of a row."""
+        named, both = tuple(self.model.towers) != ("",), len(self.reads) == 2
+        if both and not named:
+            raise ValueError(
+                "model: must hold `text` and `image` with a backbone each, because rows have a "
+                "text and an image (data.image)"
+            )
+        if named and not both:
+            fix = "set data.image" if "text" in self.task.columns else "name one backbone"
+            raise ValueError(
+                f"model: `text` and `image` are for rows with a text and an image, and "
+                f"{self.task.name} reads {self.reads[0]}s alone; {fix}"
+            )
+        pooling = getattr(self.task, "pooling", "auto")
+        if both and pooling != "auto":
+            raise ValueError(
+                "task.pooling: must be auto with two backbones, each of which is read as its "
+                f"checkpoint says. Received: {pooling!r}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_targets(self) -> "Config":
         """Check that the targets are not both mixed and replaced by a teacher's."""
+        if self.augmentation.mixes and "text" in self.reads:
+            raise ValueError("augmentation: mixup and cutmix mix images, not the texts beside them")
         if self.augmentation.mixes and self.regularization.distillation is not None:
             raise ValueError("augmentation: mixup and cutmix cannot be combined with distillation")
         return self
@@ -94,14 +139,13 @@ class Config(Section):
             raise ValueError(
                 f"data.label: must be one column for {self.task.name}. Received: {self.data.label}"
             )
-        names = (*self.task.columns, "label")
-        columns = [c for name in names[:-1] if (c := getattr(self.data, name)) is not None]
+        columns = [getattr(self.data, name) for name in self.columns]
         columns += self.data.label_columns
         if len({type(c) for c in columns}) > 1:
             raise ValueError(f"data: columns must be all names or all numbers. Received: {columns}")
         if len(set(columns)) < len(columns):
             raise ValueError(
-                f"data: {', '.join(names[:-1])} and label must be different. Received: {columns}"
+                f"data: {', '.join(self.columns)} and label must be different. Received: {columns}"
             )
         return self
 
@@ -111,9 +155,9 @@ class Config(Section):
         data, task = self.data, self.task
         sources = [s for s in (data.train, data.validation, data.test) if isinstance(s, Source)]
         for source in sources:
-            if source.source in ("images", "npz") and "image" not in task.columns:
+            if source.source in ("images", "npz") and self.reads != ("image",):
                 raise ValueError(
-                    f"data: source {source.source} is for images; task is {task.name} "
+                    f"data: source {source.source} is for images alone; task is {task.name} "
                     "(task: {name: image_classification} classifies images)"
                 )
             if source.source == "squad" and task.targets != "answers":
@@ -257,31 +301,6 @@ def section(model: type[Section], raw: Any, where: str) -> Any:
 def dump(config: Config) -> str:
     """Return the resolved config as YAML, defaults included; `load` reads it back."""
     return plain_yaml.dumps(config.model_dump(mode="json"))
-
-
-def schema() -> dict[str, Any]:
-    """Return the JSON Schema of the YAML, for editors; any value may be a search space."""
-    json_schema = Config.model_json_schema()
-    for name, part in json_schema["$defs"].items():
-        if name not in ("TuneConfig", "Halving", "Search"):
-            _allow_search(part)
-    for name, section in tasks.TASK_SECTIONS.items():
-        if name != _DEFAULT_TASK:  # otherwise a section without a name would fit all of them
-            json_schema["$defs"][section.__name__]["required"] = ["name"]
-    tune = json_schema["properties"].pop("tune")
-    _allow_search(json_schema)
-    json_schema["properties"]["tune"] = tune
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema}
-
-
-def _allow_search(part: dict[str, Any]) -> None:
-    """Allow a search space for each property of an object's schema."""
-    for key, value in part.get("properties", {}).items():
-        if "const" in value:  # the name that identifies a section
-            continue
-        # Editors show the annotations of a property, not those of its alternatives.
-        annotations = {k: value.pop(k) for k in ("title", "description", "default") if k in value}
-        part["properties"][key] = {"anyOf": [value, {"$ref": "#/$defs/Search"}], **annotations}
 
 
 def _copy(value: Any, depth: int = 0) -> Any:
@@ -428,7 +447,7 @@ def _key_path(loc: tuple[Any, ...], raw: Any) -> Iterable[Any]:
             value = value[part]
             yield part
         # A required key that is missing; not the name of the member that `name` selects.
-        elif last and isinstance(value, Mapping) and part not in (value.get("name"), _DEFAULT_TASK):
+        elif last and isinstance(value, Mapping) and part not in (value.get("name"), *_MEMBERS):
             yield part
 
 
@@ -449,6 +468,8 @@ def _valid_keys(loc: list[Any], raw: Any, root: type[BaseModel]) -> list[str]:
     # In a section with several classes, such as `method`, `name` selects the class.
     name = value.get("name") if isinstance(value, Mapping) else None
     selected = [m for m in models if name in get_args(_annotation(m, "name"))]
+    # In others, such as `model`, the keys do: the key is unknown to the class that was selected.
+    selected = selected or [m for m in models if loc[-1] not in m.model_fields]
     return list(dict.fromkeys(key for model in selected or models for key in model.model_fields))
 
 

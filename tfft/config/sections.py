@@ -1,8 +1,9 @@
 """The sections model, mask, optimizer, train, distribute, evaluate and export."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from tfft.config.base import Section
 from tfft.config.durations import Duration, Interval
@@ -20,8 +21,8 @@ PROVIDERS: dict[str, tuple[str, ...]] = {
 }
 
 
-class ModelConfig(Section):
-    """The pretrained backbone."""
+class BackboneConfig(Section):
+    """A pretrained backbone."""
 
     backbone: str = Field(
         description="hf:REPO_OR_FOLDER, hub:HANDLE_OR_FOLDER (a SavedModel), keras:NAME (a model "
@@ -51,13 +52,9 @@ class ModelConfig(Section):
         description="for text encoders of hub: the preprocessing SavedModel with the vocabulary; "
         "default: the vocabulary in the assets of the encoder",
     )
-    head: Literal["new", "checkpoint"] = Field(
-        "new", description="checkpoint: keep the classification head and labels of the checkpoint"
-    )
     dropout: float | None = Field(
         None, ge=0, lt=1, description="replaces the dropout rates of the checkpoint"
     )
-    surgery: SurgeryConfig = SurgeryConfig()
 
     @field_validator("backbone")
     @classmethod
@@ -68,24 +65,96 @@ class ModelConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _only_for_its_provider(self) -> "ModelConfig":
+    def _only_for_its_provider(self) -> "BackboneConfig":
         provider = self.backbone.partition(":")[0]
-        is_set = {
-            "revision": self.revision is not None,
-            "weights": self.weights is not None,
-            "image_size": self.image_size is not None,
-            "scaling": self.scaling is not None,
-            "stages": self.stages is not None,
-            "tokenizer": self.tokenizer is not None,
-            "head": self.head != "new",
-            "dropout": self.dropout is not None,
-            "surgery.drop": bool(self.surgery.drop),
-        }
-        for name in (name for name, value in is_set.items() if value):
+        for name in (name for name, is_set in self._keys_of_providers().items() if is_set):
             if name not in PROVIDERS[provider]:
                 providers = [f"{p}:" for p, names in PROVIDERS.items() if name in names]
                 raise ValueError(f"`{name}` is for {' and '.join(providers)} backbones only")
         return self
+
+    def _keys_of_providers(self) -> dict[str, bool]:
+        """Return whether each key that only some providers support is set."""
+        names = ("revision", "weights", "image_size", "scaling", "stages", "tokenizer", "dropout")
+        return {name: getattr(self, name) is not None for name in names}
+
+
+class ModelConfig(BackboneConfig):
+    """The pretrained backbone, or `text` and `image` with a backbone each."""
+
+    head: Literal["new", "checkpoint"] = Field(
+        "new", description="checkpoint: keep the classification head and labels of the checkpoint"
+    )
+    surgery: SurgeryConfig = SurgeryConfig()
+
+    @property
+    def towers(self) -> dict[str, "ModelConfig"]:
+        """The backbones by name; that of a model with one backbone has no name."""
+        return {"": self}
+
+    @property
+    def title(self) -> str:
+        """The backbone, for people."""
+        return self.backbone
+
+    def _keys_of_providers(self) -> dict[str, bool]:
+        is_set = {"head": self.head != "new", "surgery.drop": bool(self.surgery.drop)}
+        return super()._keys_of_providers() | is_set
+
+
+class TowersConfig(Section):
+    """Two pretrained backbones, whose vectors of a row are joined."""
+
+    text: BackboneConfig
+    image: BackboneConfig
+    surgery: SurgeryConfig = SurgeryConfig()
+
+    @property
+    def towers(self) -> dict[str, ModelConfig]:
+        """The backbones by name: `text` and `image`, each with the blocks that it drops."""
+        parts = {"text": self.text, "image": self.image}
+        return {
+            name: ModelConfig(**part.model_dump(), surgery=SurgeryConfig(drop=self._dropped(name)))
+            for name, part in parts.items()
+        }
+
+    @property
+    def title(self) -> str:
+        """Both backbones, for people."""
+        return f"{self.text.backbone} + {self.image.backbone}"
+
+    def _dropped(self, tower: str) -> list[str]:
+        blocks = [name.partition("/") for name in self.surgery.drop]
+        return [block for name, _, block in blocks if name == tower]
+
+    @model_validator(mode="after")
+    def _check_dropped(self) -> "TowersConfig":
+        for name in self.surgery.drop:
+            tower, _, block = name.partition("/")
+            if tower not in ("text", "image") or not block:
+                raise ValueError(
+                    "`surgery.drop` must hold blocks of a backbone, such as text/block_0. "
+                    f"Received: {name!r}"
+                )
+            provider = getattr(self, tower).backbone.partition(":")[0]
+            if "surgery.drop" not in PROVIDERS[provider]:
+                raise ValueError(f"`surgery.drop` is for hf: backbones only. Received: {name!r}")
+        return self
+
+
+MODEL_KINDS = ("single", "towers")
+
+
+def _model_kind(value: Any) -> str:
+    # By the keys, so that pydantic reports the mistakes of one class and not of both.
+    keys = value if isinstance(value, Mapping) else getattr(value, "towers", ())
+    return MODEL_KINDS[bool({"text", "image"} & set(keys))]
+
+
+ModelSection = Annotated[
+    Annotated[ModelConfig, Tag(MODEL_KINDS[0])] | Annotated[TowersConfig, Tag(MODEL_KINDS[1])],
+    Discriminator(_model_kind),
+]
 
 
 class MaskRule(Section):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 from pydantic import Field, model_validator
 
 from tfft.config.base import Section
+from tfft.config.data import DataConfig
 
 Direction = Literal["max", "min"]
 
@@ -49,14 +50,17 @@ _LABEL_OUTPUTS = {**_CLASS_OUTPUTS, "chosen": "bool"}
 # Config keys that only some tasks support; a task lists its own in `supports`.
 OPTIONAL_KEYS = (
     "augmentation",
+    "data.image",
     "data.labels",
     "data.text_pair",
     "evaluate.test_time_augmentation",
     "regularization.distillation",
     "regularization.r_drop",
 )
-_TEXT = frozenset({"data.labels", "data.text_pair"})
-_IMAGE = frozenset({"data.labels", "augmentation", "evaluate.test_time_augmentation"})
+# Those that change images: they may be set wherever an image is read.
+IMAGE_KEYS = frozenset({"augmentation", "evaluate.test_time_augmentation"})
+_TEXT = frozenset({"data.image", "data.labels", "data.text_pair"})
+_IMAGE = frozenset({"data.image", "data.labels"}) | IMAGE_KEYS
 _DISTRIBUTIONS = frozenset({"regularization.distillation", "regularization.r_drop"})
 
 
@@ -89,8 +93,8 @@ class TaskSection(Section):
     """What a task reads, measures and supports.
 
     Attributes:
-        modality: kind of input: `text` or `image`.
-        columns: columns of `data` that the task may read, besides the targets.
+        columns: columns of `data` that the task may read, besides the targets; a row has those
+            that are set.
         targets: kind of targets: `class`, `labels`, `numbers`, `tags` or `answers` (`data.kinds`).
         metrics: metrics of the validation, and whether more or less is better; the default first.
         outputs: names of the outputs for a row -> their dtypes.
@@ -100,7 +104,6 @@ class TaskSection(Section):
         problem_type: `problem_type` in the config of a Hugging Face checkpoint; None: it has none.
     """
 
-    modality: ClassVar[Literal["text", "image"]]
     columns: ClassVar[tuple[str, ...]]
     targets: ClassVar[Literal["class", "labels", "numbers", "tags", "answers"]]
     metrics: ClassVar[Mapping[str, Direction]]
@@ -116,6 +119,10 @@ class TaskSection(Section):
     def task_name(cls) -> str:
         """Return `task.name` in the YAML."""
         return str(cls.model_fields["name"].default)
+
+    def columns_in(self, data: DataConfig) -> tuple[str, ...]:
+        """Return those of `columns` that a section `data` sets, in order."""
+        return tuple(name for name in self.columns if getattr(data, name) is not None)
 
 
 class _Classification(TaskSection):
@@ -172,10 +179,9 @@ class _MultiLabel(_Classification):
 
 
 class TextClassification(_OneClass):
-    """A text or a pair of texts has one class."""
+    """A text or a pair of texts, perhaps with an image, has one class."""
 
-    modality = "text"
-    columns = ("text", "text_pair")
+    columns = ("text", "text_pair", "image")
     supports = _TEXT | _DISTRIBUTIONS
 
     name: Literal["text_classification"] = "text_classification"
@@ -184,7 +190,6 @@ class TextClassification(_OneClass):
 class ImageClassification(_OneClass):
     """An image has one class."""
 
-    modality = "image"
     columns = ("image",)
     metrics = _IMAGE_ONE_CLASS
     supports = _IMAGE | _DISTRIBUTIONS
@@ -193,10 +198,9 @@ class ImageClassification(_OneClass):
 
 
 class TextMultilabel(_MultiLabel):
-    """A text or a pair of texts has any number of labels."""
+    """A text or a pair of texts, perhaps with an image, has any number of labels."""
 
-    modality = "text"
-    columns = ("text", "text_pair")
+    columns = ("text", "text_pair", "image")
     supports = _TEXT
 
     name: Literal["text_multilabel"] = "text_multilabel"
@@ -205,7 +209,6 @@ class TextMultilabel(_MultiLabel):
 class ImageMultilabel(_MultiLabel):
     """An image has any number of labels."""
 
-    modality = "image"
     columns = ("image",)
     supports = _IMAGE
 
@@ -213,14 +216,13 @@ class ImageMultilabel(_MultiLabel):
 
 
 class TextRegression(TaskSection):
-    """A text or a pair of texts has a number, or several."""
+    """A text or a pair of texts, perhaps with an image, has a number, or several."""
 
-    modality = "text"
-    columns = ("text", "text_pair")
+    columns = ("text", "text_pair", "image")
     targets = "numbers"
     metrics = _NUMBERS
     outputs: ClassVar = {"values": "float32"}
-    supports = frozenset({"data.text_pair"})
+    supports = frozenset({"data.image", "data.text_pair"})
     problem_type = "regression"
 
     name: Literal["text_regression"] = "text_regression"
@@ -242,7 +244,6 @@ class TextRegression(TaskSection):
 class TokenClassification(TaskSection):
     """The words of a text have tags: entities, each with a type."""
 
-    modality = "text"
     columns = ("text",)
     targets = "tags"
     metrics = _ENTITIES
@@ -280,7 +281,6 @@ class TokenClassification(TaskSection):
 class QuestionAnswering(TaskSection):
     """A passage of a context answers a question, or none does."""
 
-    modality = "text"
     columns = ("question", "context")
     targets = "answers"
     metrics = _ANSWERS

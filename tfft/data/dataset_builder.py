@@ -11,7 +11,7 @@ from tfft.data.kinds import KINDS
 from tfft.data.prepared import Request, default_cache
 from tfft.data.splits import Dataset, stratified, together
 from tfft.data.targets import Targets
-from tfft.preprocess import ImageInputs, Inputs
+from tfft.preprocess import Inputs
 from tfft.utils import console
 
 
@@ -122,7 +122,7 @@ def of_source(
 
 
 def columns(config: DataConfig, inputs: Inputs) -> tuple[str | int, ...]:
-    """Return the columns to read: an image, a text or two texts, and the targets last."""
+    """Return the columns to read: a text or two, an image, and the targets last."""
     return (*(getattr(config, name) for name in inputs.columns), *config.label_columns)
 
 
@@ -145,7 +145,7 @@ def build_request(
 
 def read_rows(request: Request, inputs: Inputs) -> Iterator[sources.Row | sources.BadRow]:
     """Yield the rows of a source without preparing them."""
-    if isinstance(inputs, ImageInputs):
+    if inputs.image is not None:
         return images.read(request)
     return sources.read(request.source, request.columns, request.key, request.targets)
 
@@ -167,8 +167,8 @@ class _DatasetBuilder:
         """Return the prepared set of a source; `key` names its split."""
         request = build_request(self.config, key, source, self.inputs, self.settings.targets)
         cache = default_cache(self.config.cache_dir)
-        if not isinstance(self.inputs, ImageInputs):
-            return texts.prepare(request, self.inputs, cache)
+        if self.inputs.image is None:
+            return texts.prepare(request, self.inputs.text, cache)
         cache_pixels = self.config.cache_images
         if cache_pixels == "auto" and self.settings.full_images and key == "train":
             cache_pixels = False  # random crops start from the full image, not from cached pixels

@@ -11,14 +11,14 @@ from tfft.data import dataset_builder
 from tfft.data.images import PreparedImages
 from tfft.data.profile import NUM_EXAMPLES, QUANTILES
 from tfft.data.splits import Dataset
-from tfft.preprocess import ImageInputs
+from tfft.preprocess import Inputs
 
 MAX_DIFFERENT_BITS = 3  # of the 64 bits of two difference hashes of near duplicates
 _BANDS = 4  # hashes that differ in at most 3 bits agree in at least one of 4 parts
 _MAX_GROUP = 50  # images with an equal part that are compared: bounds the quadratic search
 
 
-def profile(config: Config, inputs: ImageInputs) -> dict[str, Any]:
+def profile(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return the profile of a config's images as plain data.
 
     Broken images are listed whatever `on_bad_row` is: to find them is the purpose.

@@ -1,5 +1,7 @@
 """Inspect images once: find broken ones, store sizes and hashes, cache pixels where that pays.
 
+The texts beside them are tokenised in the same pass, so that a bad image or text rejects the row.
+
 Each file is decoded by the ops that serving uses. The cache holds little about it: the files stay
 in place, except for the images of a TFDS dataset or an npz file, whose bytes are copied.
 """
@@ -20,7 +22,8 @@ import numpy as np
 from tfft.data import sources
 from tfft.data.prepared import ByteStrings, Prepared, Request, Writer, digest, write_once
 from tfft.data.sources import BadRow, Row
-from tfft.preprocess import ImageInputs
+from tfft.data.texts import PreparedTexts, TokenFiles
+from tfft.preprocess import ImageInputs, Inputs
 from tfft.preprocess.image import read as read_image
 from tfft.utils import console
 from tfft.utils.errors import UserError
@@ -83,19 +86,31 @@ class PreparedImages(Prepared):
         """Return the path of an image, or its place in the set."""
         return os.fsdecode(self._names[row])
 
-    def raw_row(self, row: int) -> tuple[str | bytes]:
-        """Return the path of an image file, or its bytes, as a tuple of one."""
-        return (self._encoded[row] if self.meta["copied"] else self.name(row),)
+    def image(self, row: int) -> str | bytes:
+        """Return the path of an image file, or its bytes."""
+        return self._encoded[row] if self.meta["copied"] else self.name(row)
+
+    def raw_row(self, row: int) -> tuple[Any, ...]:
+        """Return the image of a row."""
+        return (self.image(row),)
+
+
+class PreparedPairs(PreparedTexts, PreparedImages):
+    """A set of texts and images; batches are planned by the tokens."""
+
+    def raw_row(self, row: int) -> tuple[Any, ...]:
+        """Return the texts of a row and its image."""
+        return (*self.texts(row), self.image(row))
 
 
 def prepare(
-    request: Request, inputs: ImageInputs, cache: Path, cache_pixels: bool | str
+    request: Request, inputs: Inputs, cache: Path, cache_pixels: bool | str
 ) -> PreparedImages:
     """Load a set from the cache, or inspect all its images first.
 
     Args:
         request: the source and how to treat it.
-        inputs: decodes the images.
+        inputs: decodes the images, and tokenises the texts beside them.
         cache: folder of the cache.
         cache_pixels: whether to cache the pixels; `auto`: if they are small enough.
 
@@ -116,7 +131,7 @@ def prepare(
         return meta
 
     write_once(folder, write)
-    prepared = PreparedImages(folder)
+    prepared = PreparedImages(folder) if inputs.text is None else PreparedPairs(folder)
     if prepared.rows == 0:
         raise prepared.no_rows_error(request, "image")
     return prepared
@@ -125,12 +140,12 @@ def prepare(
 def read(request: Request) -> Iterator[Row | BadRow]:
     """Yield the rows of a source, each image as its path or its bytes."""
     rows = sources.read(request.source, request.columns, request.key, request.targets)
-    return rows if request.source.source == "images" else sources.with_image_paths(rows)
+    if request.source.source == "images":
+        return rows
+    return sources.with_image_paths(rows, request.image_index)
 
 
-def _cache_key(
-    request: Request, inputs: ImageInputs, content: str, cache_pixels: bool | str
-) -> str:
+def _cache_key(request: Request, inputs: Inputs, content: str, cache_pixels: bool | str) -> str:
     settings = [VERSION, inputs.fingerprint, *request.cache_key, cache_pixels]
     settings += [request.source.model_dump(mode="json")]
     return digest([json.dumps(settings).encode(), content.encode()])
@@ -153,7 +168,7 @@ def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
         # A path may hold any bytes.
         yield "\0".join(row.values).encode("utf-8", "surrogateescape")
         try:
-            status = os.stat(row.values[0])
+            status = os.stat(row.values[request.image_index])
         except (OSError, ValueError):
             # Inspecting the image reports why it cannot be read.
             continue
@@ -163,35 +178,40 @@ def _content(request: Request, rows: Iterable[Row | BadRow]) -> Iterator[bytes]:
 def _write(
     folder: Path,
     request: Request,
-    inputs: ImageInputs,
+    inputs: Inputs,
     rows: Iterable[Row | BadRow],
     cache_pixels: bool | str,
 ) -> dict[str, Any]:
     """Inspect all rows and write the files of the set; return its meta data."""
-    copied = request.source.source in EMBEDDED_SOURCES
+    copied, column = request.source.source in EMBEDDED_SOURCES, request.image_index
     file_names = ["names", "names_ends", "sizes", "hashes", "tiny", "pixels"]
     file_names += ["encoded", "encoded_ends"] if copied else []
+    file_names += TokenFiles.names(request) if inputs.text is not None else []
     writer = Writer(folder, request, file_names, derived=("names", "names_ends", "pixels"))
+    tokens = TokenFiles(writer, request, inputs.text) if inputs.text is not None else None
     # With `auto`, the budget is fixed before the first image is written.
     budget = (
         min(MAX_PIXEL_BYTES, int(MAX_DISK_SHARE * shutil.disk_usage(folder).free))
         if cache_pixels == "auto"
         else None
     )
-    caching, image_bytes = bool(cache_pixels), 3 * int(np.prod(inputs.image_spec.size))
+    size = inputs.image.image_spec.size
+    caching, image_bytes = bool(cache_pixels), 3 * int(np.prod(size))
     total = f" of {len(rows):,}" if isinstance(rows, list) else ""
     start_time = time.monotonic()
     try:
-        for chunk in _inspect_rows(rows, inputs):
+        for chunk in _inspect_rows(rows, inputs.image, column):
             good_rows: list[Row] = []
             for row, inspected in chunk:
                 if isinstance(row, BadRow):
                     writer.reject(row)
-                elif copied and not isinstance(row.values[0], bytes):
-                    reason = f"{request.columns[0]!r} holds no image; data.image names the column"
+                elif copied and not isinstance(row.values[column], bytes):
+                    reason = (
+                        f"{request.columns[column]!r} holds no image; data.image names the column"
+                    )
                     writer.reject(BadRow(row.place, reason))
                 elif isinstance(inspected, str):
-                    writer.reject(BadRow(_location(row), inspected))
+                    writer.reject(BadRow(_location(row, column), inspected))
                 else:
                     writer.put("sizes", inspected.size)
                     writer.put("hashes", np.packbits(inspected.bits))  # 64 bits -> 8 bytes
@@ -207,9 +227,12 @@ def _write(
                         writer.drop("pixels")
                     if caching:
                         writer.put("pixels", inspected.pixels)
-            writer.put_strings("names", [os.fsencode(_display_name(row)) for row in good_rows])
+            names = [os.fsencode(_display_name(row, column)) for row in good_rows]
+            writer.put_strings("names", names)
             if copied:
-                writer.put_strings("encoded", [row.values[0] for row in good_rows])
+                writer.put_strings("encoded", [row.values[column] for row in good_rows])
+            if tokens is not None and good_rows:
+                tokens.append(good_rows)
             writer.add_rows(good_rows)
             speed = writer.rows / max(1e-9, time.monotonic() - start_time)
             console.progress(
@@ -219,28 +242,28 @@ def _write(
         writer.close()
     seconds = time.monotonic() - start_time
     console.progress(f"inspected {request.key}: {writer.rows:,} images in {seconds:.1f} s", True)
-    size = list(inputs.image_spec.size)
-    return {**writer.meta(), "size": size, "pixels": caching, "copied": copied}
+    meta = {**writer.meta(), "size": list(size), "pixels": caching, "copied": copied}
+    return meta if tokens is None else {**meta, **tokens.meta()}
 
 
 def _inspect_rows(
-    rows: Iterable[Row | BadRow], inputs: ImageInputs
+    rows: Iterable[Row | BadRow], inputs: ImageInputs, column: int = 0
 ) -> Iterator[list[tuple[Row | BadRow, Any]]]:
     """Yield chunks of (row, inspected image or what is wrong with it), in order.
 
-    Threads decode the images of a chunk.
+    Threads decode the images of a chunk, which are at index `column` of the rows.
     """
 
     def inspect(row: Row | BadRow) -> Any:
         if isinstance(row, BadRow):
             return None
-        encoded = row.values[0]
+        encoded = row.values[column]
         if isinstance(encoded, str):
             try:
                 encoded = read_image(encoded)
             except UserError as error:
                 # The caller writes the path in front of the reason.
-                return str(error).removeprefix(f"{row.values[0]}: ")
+                return str(error).removeprefix(f"{row.values[column]}: ")
         return inputs.inspect(encoded)
 
     remaining = iter(rows)
@@ -249,11 +272,12 @@ def _inspect_rows(
             yield list(zip(chunk, pool.map(inspect, chunk), strict=True))
 
 
-def _display_name(row: Row) -> str:
-    return row.values[0] if isinstance(row.values[0], str) else row.place
+def _display_name(row: Row, column: int) -> str:
+    image = row.values[column]
+    return image if isinstance(image, str) else row.place
 
 
-def _location(row: Row) -> str:
+def _location(row: Row, column: int) -> str:
     """Return the image's path, preceded by its place in a table if a table names it."""
-    path = row.values[0]
+    path = row.values[column]
     return row.place if not isinstance(path, str) or path == row.place else f"{row.place}: {path}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -13,7 +13,7 @@ from tfft.data import batches
 from tfft.data.augmentation import Augmentation
 from tfft.data.images import PreparedImages
 from tfft.data.splits import Dataset
-from tfft.preprocess import ImageInputs, Inputs, TextInputs
+from tfft.preprocess import ImageInputs, Inputs
 from tfft.preprocess.image import read
 from tfft.utils.errors import UserError
 
@@ -22,9 +22,8 @@ PARALLEL_BATCHES = 2  # decoded in parallel; within each, many threads decode im
 
 def unaugmented_rows(split: Dataset, inputs: Inputs) -> batches.Rows:
     """Return the rows of a split without augmentation."""
-    if isinstance(inputs, ImageInputs):
-        return Pixels(split, inputs)
-    return batches.Tokens(split, cast(TextInputs, inputs).pad_id)
+    pixels = Pixels(split, inputs.image) if inputs.image is not None else None
+    return _beside_tokens(split, inputs, pixels)
 
 
 def augmented_rows(
@@ -39,9 +38,18 @@ def augmented_rows(
         classes: number of classes, for labels that are mixed.
         seed: of the run.
     """
-    if not config.any or not isinstance(inputs, ImageInputs):
+    if not config.any or inputs.image is None:
         return unaugmented_rows(split, inputs)
-    return AugmentedPixels(split, inputs, Augmentation(config, inputs.image_spec, classes, seed))
+    augmentation = Augmentation(config, inputs.image.image_spec, classes, seed)
+    return _beside_tokens(split, inputs, AugmentedPixels(split, inputs.image, augmentation))
+
+
+def _beside_tokens(split: Dataset, inputs: Inputs, pixels: "Pixels | None") -> batches.Rows:
+    """Return the pixels, the tokens, or both of a split, as the rows have them."""
+    if inputs.text is None:
+        return pixels
+    tokens = batches.Tokens(split, inputs.text.pad_id)
+    return tokens if pixels is None else TokensAndPixels(tokens, pixels)
 
 
 class Pixels:
@@ -62,9 +70,7 @@ class Pixels:
         pixels = self._prepared.pixels
         if pixels is not None:
             return {"image": pixels[self.split.rows[batch.positions]].astype(np.float32)}
-        return self.inputs.batch(
-            [self.split.raw_row(int(position))[0] for position in batch.positions]
-        )
+        return self.inputs.batch([self._image(int(position)) for position in batch.positions])
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`, which `finish` returns too."""
@@ -95,11 +101,14 @@ class Pixels:
             return self.inputs.decode(image), targets
         return {"image": tf.cast(image, tf.float32)}, targets
 
+    def _image(self, position: int) -> str | bytes:
+        return self._prepared.image(int(self.split.rows[position]))
+
     def _bytes(self, position: int) -> bytes:
-        encoded = read(self.split.raw_row(position)[0])
+        encoded = read(self._image(position))
         if not encoded:
             raise UserError(
-                f"{self.split.raw_row(position)[0]}: is empty now; it was not when it was prepared"
+                f"{self._image(position)}: is empty now; it was not when it was prepared"
             )
         return encoded
 
@@ -113,8 +122,9 @@ class MirroredRows(batches.PythonRows):
         self._rows = rows
 
     def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
-        """Return `{image}`, float32 [B, H, W, 3]."""
-        return {"image": self._rows.arrays(batch)["image"][:, :, ::-1]}  # axis of the width
+        """Return the inputs with `image`, float32 [B, H, W, 3], mirrored."""
+        arrays = self._rows.arrays(batch)
+        return {**arrays, "image": arrays["image"][:, :, ::-1]}  # axis of the width
 
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`."""
@@ -176,3 +186,39 @@ class Variant(batches.PythonRows):
     def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
         """Return the shapes and types of `arrays`."""
         return self._rows.spec(rows, width)
+
+
+class TokensAndPixels:
+    """The token ids and the images of a split, side by side (a `batches.Rows`)."""
+
+    uniform = False
+
+    def __init__(self, tokens: batches.Tokens, pixels: Pixels | Variant):
+        self._tokens, self._pixels = tokens, pixels
+        self.pad_id, self.parallel_batches = tokens.pad_id, pixels.parallel_batches
+
+    def variant(self, number: int) -> "TokensAndPixels":
+        """Return the rows with augmented images under one fixed draw, the same in all epochs."""
+        return TokensAndPixels(self._tokens, self._pixels.variant(number))
+
+    def arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
+        """Return the token arrays, int32 [B, width], and `image`, float32 [B, H, W, 3]."""
+        return {**self._tokens.arrays(batch), **self._pixels.arrays(batch)}
+
+    def spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Return the shapes and types of `arrays`."""
+        return {**self._tokens.spec(rows, width), **self._pixels.spec(rows, width)}
+
+    def raw_arrays(self, batch: batches.Batch) -> dict[str, np.ndarray]:
+        """Return the token arrays, and what `finish` computes the images from."""
+        return {**self._tokens.raw_arrays(batch), **self._pixels.raw_arrays(batch)}
+
+    def raw_spec(self, rows: int | None, width: int | None) -> dict[str, tf.TensorSpec]:
+        """Return the shapes and types of `raw_arrays`."""
+        return {**self._tokens.raw_spec(rows, width), **self._pixels.raw_spec(rows, width)}
+
+    def finish(self, raw: Mapping[str, tf.Tensor], targets: tf.Tensor) -> Any:
+        """Compute (inputs, targets) from `raw_arrays`, as tensors, and the targets."""
+        images, targets = self._pixels.finish(raw, targets)
+        tokens = {name: raw[name] for name in self._tokens.raw_spec(None, None)}
+        return {**tokens, **images}, targets

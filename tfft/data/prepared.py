@@ -47,6 +47,11 @@ class Request:
     targets: Targets = CLASS
 
     @property
+    def image_index(self) -> int:
+        """Index of the image among the columns: the last one before the targets."""
+        return len(self.columns) - self.targets.width - 1
+
+    @property
     def cache_key(self) -> list[Any]:
         """Plain data about the columns and rows that a prepared set depends on."""
         return [self.columns, self.on_bad_row, self.targets.settings]

@@ -12,7 +12,7 @@ from tfft.config import Config, Source
 from tfft.data import dataset_builder
 from tfft.data.sources import BadRow
 from tfft.data.splits import Dataset
-from tfft.preprocess import TextInputs
+from tfft.preprocess import Inputs, TextInputs
 
 QUANTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 MIN_SIMILARITY = 0.8  # least Jaccard similarity of 4-letter shingles of near duplicates
@@ -24,7 +24,7 @@ _BANDS, _HASHES_PER_BAND = 16, 4
 _PRIME = (1 << 61) - 1
 
 
-def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
+def profile(config: Config, inputs: Inputs) -> dict[str, Any]:
     """Return the profile of a config's texts as plain data.
 
     Bad rows are counted and listed whatever `on_bad_row` is: to find them is the purpose.
@@ -38,7 +38,8 @@ def profile(config: Config, inputs: TextInputs) -> dict[str, Any]:
     return {
         "targets": {name: split.summary(datasets.labels) for name, split in splits.items()},
         "lengths": {
-            name: _lengths(split, inputs, config.data.max_length) for name, split in splits.items()
+            name: _lengths(split, inputs.text, config.data.max_length)
+            for name, split in splits.items()
         },
         "duplicates": {name: _duplicates(texts[name], splits[name]) for name in splits},
         "leaks": _leaks(texts),
@@ -100,7 +101,7 @@ def _length_lines(lengths_of: dict[str, dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
+def _bad_rows(config: Config, inputs: Inputs) -> dict[str, dict[str, Any]]:
     result = {}
     for key in ("train", "validation", "test"):
         source = getattr(config.data, key)
@@ -120,14 +121,14 @@ def _bad_rows(config: Config, inputs: TextInputs) -> dict[str, dict[str, Any]]:
 
 
 def _texts(split: Dataset) -> list[str]:
-    return ["\n".join(split.raw_row(position)) for position in range(len(split))]
+    return ["\n".join(split.texts(position)) for position in range(len(split))]
 
 
 def _lengths(split: Dataset, inputs: TextInputs, max_length: int) -> dict[str, Any]:
     lengths, is_cut = np.zeros(len(split), np.int64), np.zeros(len(split), bool)
     # In chunks, which bounds the memory of the tokenizer's encodings.
     for start in range(0, len(split), 4096):
-        rows = [split.raw_row(position) for position in range(start, min(start + 4096, len(split)))]
+        rows = [split.texts(position) for position in range(start, min(start + 4096, len(split)))]
         columns, part = list(zip(*rows, strict=True)), slice(start, start + len(rows))
         lengths[part] = inputs.lengths(*columns)
         if inputs.windows is not None:

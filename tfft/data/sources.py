@@ -80,21 +80,25 @@ def content(source: Source, key: str) -> Iterator[bytes]:
             yield hashlib.file_digest(file, "sha256").digest()
 
 
-def with_image_paths(rows: Iterator[Row | BadRow]) -> Iterator[Row | BadRow]:
-    """Yield the rows with the path in their first column resolved.
+def with_image_paths(rows: Iterator[Row | BadRow], index: int = 0) -> Iterator[Row | BadRow]:
+    """Yield the rows with the path of their image resolved.
 
     A relative path starts from the folder of the table that names it, else from the working
     directory.
+
+    Args:
+        rows: the rows of a table.
+        index: of the column with the path.
     """
     for row in rows:
-        if isinstance(row, BadRow) or isinstance(row.values[0], bytes):
+        if isinstance(row, BadRow) or isinstance(row.values[index], bytes):
             yield row
             continue
-        path = expanded(row.values[0])
+        path = expanded(row.values[index])
         table = Path(row.place.rpartition(":")[0])
         beside_table = table.parent / path
         resolved = beside_table if is_file(beside_table) or not is_file(path) else path
-        yield Row(row.place, (str(resolved), *row.values[1:]))
+        yield Row(row.place, (*row.values[:index], str(resolved), *row.values[index + 1 :]))
 
 
 def _check_row(row: Row, columns: Columns, targets: Targets, first_checked: int) -> Row | BadRow:

@@ -100,8 +100,12 @@ class Dataset:
             return self.targets.with_values(np.tile(logits, (len(self.targets.values), 1)))
         return np.tile(logits, (len(self), 1))
 
+    def texts(self, position: int) -> tuple[str, ...]:
+        """Return the texts of the row at a position, without its image."""
+        return self.prepared.texts(int(self.rows[position]))
+
     def raw_row(self, position: int) -> tuple[Any, ...]:
-        """Return the raw values of the row at a position: texts, or an image path or bytes."""
+        """Return the raw values of the row at a position: texts, and an image's path or bytes."""
         return self.prepared.raw_row(int(self.rows[position]))
 
     def target_text(self, position: int, labels: Sequence[str]) -> str:

@@ -78,10 +78,14 @@ class PreparedTexts(Prepared):
     def _texts(self) -> ByteStrings:
         return ByteStrings(self, "texts")
 
-    def raw_row(self, row: int) -> tuple[str, ...]:
+    def texts(self, row: int) -> tuple[str, ...]:
         """Return the texts of a row, one per column."""
         indices = range(row * self.columns, (row + 1) * self.columns)
         return tuple(self._texts[i].decode("utf-8") for i in indices)
+
+    def raw_row(self, row: int) -> tuple[Any, ...]:
+        """Return the texts of a row."""
+        return self.texts(row)
 
 
 def prepare(request: Request, inputs: TextInputs, cache: Path) -> PreparedTexts:
@@ -114,27 +118,21 @@ def _cache_key(request: Request, inputs: TextInputs, content: str) -> str:
 
 def _write(folder: Path, request: Request, inputs: TextInputs) -> dict[str, Any]:
     """Tokenise all rows in one pass and write the files of the set; return its meta data."""
-    names = ["ids", "segments", "ends", "texts", "texts_ends"]
-    if request.targets.of_windows:
-        names.append("window_ends")
-    writer = _TokenWriter(folder, request, inputs, names)
+    writer = Writer(folder, request, TokenFiles.names(request))
+    tokens = TokenFiles(writer, request, inputs)
     rows = sources.read(request.source, request.columns, request.key, request.targets)
     start_time = time.monotonic()
     try:
         for chunk in _chunks(rows, writer):
-            writer.append(chunk)
+            tokens.append(chunk)
+            writer.add_rows(chunk)
             speed = writer.rows / (time.monotonic() - start_time)
             console.progress(f"tokenising {request.key}: {writer.rows:,} rows, {speed:,.0f} rows/s")
     finally:
         writer.close()
     seconds = time.monotonic() - start_time
     console.progress(f"tokenised {request.key}: {writer.rows:,} rows in {seconds:.1f} s", True)
-    return {
-        **writer.meta(),
-        "cut": writer.cut,
-        "columns": writer.columns,
-        "windows": request.targets.of_windows,
-    }
+    return {**writer.meta(), **tokens.meta()}
 
 
 def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]:
@@ -157,38 +155,53 @@ def _chunks(rows: Iterable[Row | BadRow], writer: Writer) -> Iterator[list[Row]]
         yield chunk
 
 
-class _TokenWriter(Writer):
-    def __init__(self, folder: Path, request: Request, inputs: TextInputs, names: Sequence[str]):
-        super().__init__(folder, request, names)
-        self._tokenizer = inputs
-        self.columns = len(request.columns) - request.targets.width
-        self._targets = request.targets
-        self.cut = self._num_tokens = 0
+class TokenFiles:
+    """The files of a prepared set that hold texts and their tokens.
+
+    Args:
+        writer: writes the files, those of `names` among them.
+        request: how to treat the rows.
+        inputs: the tokenizer.
+    """
+
+    def __init__(self, writer: Writer, request: Request, inputs: TextInputs):
+        self._writer, self._targets, self._tokenizer = writer, request.targets, inputs
+        self._columns, self._cut, self._num_tokens = len(inputs.columns), 0, 0
+
+    @staticmethod
+    def names(request: Request) -> list[str]:
+        """Return the names of the files."""
+        names = ["ids", "segments", "ends", "texts", "texts_ends"]
+        return [*names, "window_ends"] if request.targets.of_windows else names
 
     def append(self, chunk: Sequence[Row]) -> None:
-        """Tokenise and write some rows."""
-        columns = [[row.values[i] for row in chunk] for i in range(self.columns)]
+        """Tokenise some rows, whose first values are texts, and write their tokens and texts."""
+        columns = [[row.values[i] for row in chunk] for i in range(self._columns)]
         if self._targets.of_windows:
             rows = self._tokenizer.windows_of(*columns)
             for row, windows in zip(chunk, rows, strict=True):
-                self._targets.write_windows(self, row, windows)
-            self.put_ends("window", list(map(len, rows)))
+                self._targets.write_windows(self._writer, row, windows)
+            self._writer.put_ends("window", list(map(len, rows)))
             examples = [window for windows in rows for window in windows]
             encoded = [(window.ids, window.segments, False) for window in examples]
-            self.cut += sum(windows[-1].truncated for windows in rows)
+            self._cut += sum(windows[-1].truncated for windows in rows)
         else:
             encoded = self._tokenizer.encode(*columns)
         lengths = np.array([len(ids) for ids, _, _ in encoded], np.int64)
         ends = self._num_tokens + np.cumsum(lengths)
-        self.put("ids", np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in encoded]))
-        self.put("segments", np.concatenate([np.asarray(s, np.uint8) for _, s, _ in encoded]))
-        self.put("ends", ends)
+        put = self._writer.put
+        put("ids", np.concatenate([np.asarray(ids, np.int32) for ids, _, _ in encoded]))
+        put("segments", np.concatenate([np.asarray(s, np.uint8) for _, s, _ in encoded]))
+        put("ends", ends)
         raw_texts = [
             value.encode("utf-8", "surrogatepass")
             for row in chunk
-            for value in row.values[: self.columns]
+            for value in row.values[: self._columns]
         ]
-        self.put_strings("texts", raw_texts)
-        self.cut += sum(cut for _, _, cut in encoded)
+        self._writer.put_strings("texts", raw_texts)
+        self._cut += sum(cut for _, _, cut in encoded)
         self._num_tokens = int(ends[-1])
-        self.add_rows(chunk)
+
+    def meta(self) -> dict[str, Any]:
+        """Return the meta data that `PreparedTexts` reads."""
+        return {"cut": self._cut, "columns": self._columns, "windows": self._targets.of_windows}

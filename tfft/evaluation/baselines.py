@@ -132,10 +132,8 @@ def _tfidf(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Any, 
     """Return TF-IDF features of the training rows at `positions` and of the split."""
     vectorizer = require("sklearn.feature_extraction.text", "baselines").TfidfVectorizer()
     # A row may have two texts; the bag of words of both is one.
-    train_features = vectorizer.fit_transform(" ".join(train.raw_row(int(i))) for i in positions)
-    return train_features, vectorizer.transform(
-        " ".join(split.raw_row(i)) for i in range(len(split))
-    )
+    train_features = vectorizer.fit_transform(" ".join(train.texts(int(i))) for i in positions)
+    return train_features, vectorizer.transform(" ".join(split.texts(i)) for i in range(len(split)))
 
 
 def _words(train: Dataset, positions: np.ndarray, split: Dataset) -> tuple[Ragged, Ragged]:

@@ -184,24 +184,24 @@ class ExportedModel:
         """Return the outputs of the task by name, [N, ...] each, such as `probabilities`.
 
         Args:
-            rows: one tuple per row, at least one: a text, a pair of texts, or an image as a path or
-                as the bytes of its file.
+            rows: one tuple per row, at least one, with a value for each of `columns`; an image is
+                the path or the bytes of its file.
             batch_size: number of rows that the model computes at once.
 
         Raises:
             UserError: an image cannot be read or decoded; the message names its path or row.
         """
-        requests, is_image = rows, self.columns == ["image"]
-        if is_image:
+        requests = rows
+        if "image" in self.columns:  # the last of the columns
             from tfft.preprocess import image
 
-            requests = [(image.read(row[0]),) for row in rows]
+            requests = [(*row[:-1], image.read(row[-1])) for row in rows]
         signature, batches = self._model.signatures["serving_default"], []
         for start in range(0, len(rows), batch_size):
             columns = zip(*requests[start : start + batch_size], strict=True)
             inputs = dict(zip(self.columns, columns, strict=True))
             outputs = signature(**{k: self._tf.constant(v) for k, v in inputs.items()})
-            if is_image:
+            if "image" in self.columns:
                 _check_decoded(outputs, rows, start)
             batches.append({k: outputs[k].numpy() for k in TASK_SECTIONS[self.task].outputs})
         return {k: np.concatenate([batch[k] for batch in batches]) for k in batches[0]}
@@ -223,5 +223,6 @@ def _check_decoded(outputs: Mapping[str, Any], rows: Sequence[tuple[Any, ...]], 
 
     for index, status in enumerate(outputs[STATUS].numpy() if STATUS in outputs else (), start):
         if status.decode() != OK:
-            name = f"row {index + 1}" if isinstance(rows[index][0], bytes) else rows[index][0]
+            image = rows[index][-1]
+            name = f"row {index + 1}" if isinstance(image, bytes) else image
             raise UserError(f"{name}: {status.decode()}")

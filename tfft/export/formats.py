@@ -272,17 +272,17 @@ def _run_keras(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
 
 
 def _write_huggingface(servable: Servable, path: Path) -> None:
-    if servable.backbone.description["provider"] != "hf":
+    if (provider := servable.backbone.description["provider"]) != "hf":
+        received = "two backbones" if provider == "towers" else f"{provider}:"
         raise UserError(
-            "export: a Hugging Face checkpoint needs an hf: backbone. Received: "
-            f"{servable.backbone.description['provider']}:"
+            f"export: a Hugging Face checkpoint needs an hf: backbone. Received: {received}"
         )
     backbones.huggingface.save(
         servable.model,
         servable.backbone,
         servable.labels,
         path.parent,
-        getattr(servable.inputs, "image_spec", None),
+        None if servable.inputs.image is None else servable.inputs.image.image_spec,
         servable.config.problem_type,
         _folded_head(servable),
         servable.task.head_kind,
@@ -290,11 +290,11 @@ def _write_huggingface(servable: Servable, path: Path) -> None:
 
 
 def _run_huggingface(path: Path, servable: Servable, batch: Batch) -> np.ndarray:
-    image_spec = getattr(servable.inputs, "image_spec", None)
+    image = servable.inputs.image
     size = (
         # `model.image_size` is one number; a checkpoint of another shape keeps its own size.
-        image_spec.size[0]
-        if image_spec is not None and image_spec.size[0] == image_spec.size[1]
+        image.image_spec.size[0]
+        if image is not None and image.image_spec.size[0] == image.image_spec.size[1]
         else None
     )
     config = ModelConfig(backbone=f"hf:{path.parent}", head="checkpoint", image_size=size)

@@ -138,7 +138,8 @@ def _check_preprocessing(
         in_graph = graph(*(tf.constant(column) for column in columns))
         in_graph = {name: value.numpy() for name, value in in_graph.items()}
         if (row := _different_row(host, in_graph, len(rows))) is not None:
-            described = rows[row] if isinstance(rows[row][0], str) else f"row {start + row + 1}"
+            is_text = all(isinstance(value, str) for value in rows[row])
+            described = rows[row] if is_text else f"row {start + row + 1}"
             raise UserError(
                 f"export: host and graph prepare {described!r} differently. Not published "
                 "(export: {enabled: false} trains without an export)"
@@ -178,11 +179,11 @@ def _examples_equal(
     if any(len(host[name]) != len(prepared[name]) for name in host):
         return False
     length = int(host["padding_mask"][index].sum())
-    # Of the arrays of tokens; `row` has been compared.
+    # Tokens without padding, and images; `row` has been compared.
     return length == int(prepared["padding_mask"][index].sum()) and all(
-        np.array_equal(array[index][:length], prepared[name][index][:length])
+        np.array_equal(array[index][part], prepared[name][index][part])
         for name, array in host.items()
-        if array.ndim == 2
+        if (part := slice(length if array.ndim == 2 else None)) and array.ndim > 1
     )
 
 

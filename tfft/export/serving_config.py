@@ -434,8 +434,12 @@ def _grpc_row(columns: Sequence[str]) -> str:
 
 def _saved_model_cli_arguments(columns: Sequence[str]) -> tuple[str, str]:
     """Return the command to run before saved_model_cli, or "", and its inputs option."""
+    setup, arguments = "", []
     if "image" in columns:
         code = 'import numpy; numpy.save("image.npy", [open("image.jpg", "rb").read()])'
-        return f"python -c '{code}'\n", "--inputs='image=image.npy'"
-    values = ";".join(f'{column}=["an example"]' for column in columns)
-    return "", f"--input_exprs='{values}'"
+        setup = f"python -c '{code}'\n"
+        arguments.append("--inputs='image=image.npy'")
+    values = ";".join(f'{column}=["an example"]' for column in columns if column != "image")
+    if values:
+        arguments.append(f"--input_exprs='{values}'")
+    return setup, " ".join(arguments)

@@ -229,7 +229,8 @@ def fixed(inputs: Inputs) -> dict[str, tf.TensorSpec]:
     """Return the input specs of `tensors`, in which texts have `max_length` tokens."""
     return {
         name: tf.TensorSpec(
-            [None, *(inputs.max_length if size is None else size for size in spec.shape[1:])],
+            # Texts have the only axis that is not static.
+            [None, *(inputs.text.max_length if size is None else size for size in spec.shape[1:])],
             spec.dtype,
             name,
         )
@@ -242,10 +243,10 @@ def padded(inputs: Inputs, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndar
     if "padding_mask" not in batch:
         return dict(batch)
     rows, width = batch["padding_mask"].shape
-    result = empty_batch(rows, inputs.max_length, inputs.pad_id)
-    for name, array in batch.items():
-        result[name][:, :width] = array
-    return result
+    result = empty_batch(rows, inputs.text.max_length, inputs.text.pad_id)
+    for name, array in result.items():
+        array[:, :width] = batch[name]
+    return {**batch, **result}
 
 
 def without_padded(

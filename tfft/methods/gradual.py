@@ -5,6 +5,7 @@ one more layer each epoch, so that gradients of a random head do not disturb the
 `factor` is their discriminative fine-tuning (section 3.2; they use 1 / 2.6).
 """
 
+from itertools import chain, zip_longest
 from typing import Any
 
 from tfft.config import Duration
@@ -37,17 +38,10 @@ def _top_down_plan(
 ) -> list[tuple[Duration, list[str], float]]:
     """Return (start, stages to unfreeze, learning rate factor) of each phase.
 
-    The head is first, then groups of blocks from the top. Stages above the blocks (a pooler) join
-    the first group; stages below (embeddings) are the last group.
+    The head is first, then groups of blocks from the top; two backbones are unfrozen side by side.
     """
-    blocks = masks.block_indices(stages)
-    above = [stage.name for stage in stages[blocks[-1] + 1 : -1]]
-    below = [stage.name for stage in stages[: blocks[0]]]
-    names = [stages[i].name for i in reversed(blocks)]
-    groups = [names[i : i + config.stages] for i in range(0, len(names), config.stages)]
-    groups[0] = [*above, *groups[0]]
-    if below:
-        groups.append(below)
+    of_towers = [_top_down_groups(tower, config.stages) for tower in masks.towers(stages)]
+    groups = [list(chain(*parts)) for parts in zip_longest(*of_towers, fillvalue=())]
     # The head at the full rate; group i has the factor of its depth, counted in stages.
     plan = [(Duration(0, "steps"), [stages[-1].name], 1.0)]
     interval = config.every
@@ -55,6 +49,21 @@ def _top_down_plan(
         start = Duration(interval.value * i, interval.unit)
         plan.append((start, group, config.factor ** (i * config.stages)))
     return plan
+
+
+def _top_down_groups(tower: list[Stage], size: int) -> list[list[str]]:
+    """Return the stages of a backbone in groups of `size` blocks, from the top.
+
+    Stages above the blocks (a pooler) join the first group; stages below (embeddings) are the last
+    group.
+    """
+    blocks = masks.block_indices(tower)
+    above = [stage.name for stage in tower[blocks[-1] + 1 :]]
+    below = [stage.name for stage in tower[: blocks[0]]]
+    names = [tower[i].name for i in reversed(blocks)]
+    groups = [names[i : i + size] for i in range(0, len(names), size)]
+    groups[0] = [*above, *groups[0]]
+    return [*groups, below] if below else groups
 
 
 def _covers_all(rules: list[Rule], stages: tuple[Stage, ...]) -> bool:

@@ -59,8 +59,9 @@ def apply(model: keras.Model, stages: tuple[Stage, ...], config: PromptMethod) -
             ids = keras.random.randint([config.length], 0, vocabulary)
             return ops.cast(ops.take(embeddings.token.embeddings, ids, axis=0), dtype)
 
-    # Below `embeddings/`, so that the prompt belongs to the stage of the embeddings.
-    with injection.variable_scope("embeddings"):
+    # Beside the table of tokens, so that the prompt belongs to the stage of the embeddings.
+    path = embeddings.token.embeddings.path.removesuffix("/token/embeddings")
+    with injection.variable_scope(path):
         prompt = Prompt(
             config.length, width, initializer, dtype=embeddings.dtype_policy, name="prompt"
         )

@@ -14,19 +14,20 @@ from tfft.utils.errors import UserError
 def apply(_: Any, stages: tuple[Stage, ...], config: TopMethod) -> tuple[Phase, ...]:
     """Return one phase that trains the top `config.stages` blocks and the stages above them.
 
-    A pooler does not count as a block: it is part of how the features are read.
+    Of two backbones, the top blocks of each. A pooler does not count as a block: it is part of how
+    the features are read.
 
     Raises:
-        UserError: the backbone has fewer blocks.
+        UserError: a backbone has fewer blocks.
     """
-    blocks = masks.block_indices(stages)
-    if config.stages > len(blocks):
+    blocks, depth = masks.num_blocks(stages), masks.depths(stages)
+    if config.stages > blocks:
         raise UserError(
-            f"method.stages: must be at most {len(blocks)}, the number of blocks; method: "
+            f"method.stages: must be at most {blocks}, the number of blocks; method: "
             f"{{name: full}} trains all. Received: {config.stages}"
         )
-    lowest = blocks[-config.stages]
-    trainable = (Rule(s.name, trainable=True, origin="method top") for s in stages[lowest:])
+    top = [stage.name for stage in stages if depth[stage.name] <= config.stages]
+    trainable = (Rule(name, trainable=True, origin="method top") for name in top)
     return (Phase((*trainable, Rule("*", trainable=False, origin="method top"))),)
 
 

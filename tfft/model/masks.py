@@ -72,12 +72,10 @@ def set_trainable(model: keras.Model, mask: Mask) -> None:
 def layer_decay(mask: Mask, stages: Sequence[Stage], decay: float) -> Mask:
     """Multiply the learning rates of each stage by `decay` to the power of its depth.
 
-    The depth of the head and of the stages between it and the top block is 0, that of the top block
-    1, that of the embeddings blocks + 1. Sun et al. 2019, "How to Fine-Tune BERT for Text
-    Classification?", section 5.3.4; depths as in Bao et al. 2022 (BEiT).
+    Sun et al. 2019, "How to Fine-Tune BERT for Text Classification?", section 5.3.4; depths as in
+    Bao et al. 2022 (BEiT).
     """
-    indices = block_indices(stages)
-    depth = {stage.name: max(0, indices[-1] + 1 - i) for i, stage in enumerate(stages)}
+    depth = depths(stages)
     entries = tuple(
         replace(entry, learning_rate=entry.learning_rate * decay ** depth[entry.stage])
         for entry in mask.entries
@@ -214,13 +212,42 @@ def variables_by_stage(
     return {n: [v for v in model.weights if p.match(v.path)] for n, p in patterns.items()}
 
 
-def block_indices(stages: Sequence[Stage]) -> list[int]:
-    """Return the indices of the blocks among the stages, bottom to top.
+def depths(stages: Sequence[Stage]) -> dict[str, int]:
+    """Return the depth of each stage by its name: its distance from the head in its own backbone.
+
+    The depth of the head and of the stages between it and the top block is 0, that of the top block
+    1, that of the embeddings blocks + 1.
+
+    Args:
+        stages: stages of the model, the head last; of two backbones one after the other.
+    """
+    result = {}
+    for tower in towers(stages):
+        blocks = block_indices(tower)
+        result |= {s.name: max(0, blocks[-1] + 1 - i) for i, s in enumerate(tower)}
+    return {**result, stages[-1].name: 0}
+
+
+def towers(stages: Sequence[Stage]) -> list[list[Stage]]:
+    """Return the stages of each backbone, bottom to top, without the head."""
+    result: dict[str, list[Stage]] = {}
+    for stage in stages[:-1]:
+        result.setdefault(stage.tower, []).append(stage)
+    return list(result.values())
+
+
+def num_blocks(stages: Sequence[Stage]) -> int:
+    """Return the number of blocks of the backbone; of two, the smaller number."""
+    return min(len(block_indices(tower)) for tower in towers(stages))
+
+
+def block_indices(tower: Sequence[Stage]) -> list[int]:
+    """Return the indices of the blocks among the stages of a backbone, bottom to top.
 
     In a backbone without stages named `block_...`, every stage counts as a block.
     """
-    indices = [i for i, stage in enumerate(stages[:-1]) if stage.name.startswith("block_")]
-    return indices or list(range(len(stages) - 1))
+    indices = [i for i, stage in enumerate(tower) if stage.part.startswith("block_")]
+    return indices or list(range(len(tower)))
 
 
 def parameters(mask: Mask) -> tuple[int, int]:

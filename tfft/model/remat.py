@@ -23,7 +23,8 @@ from tfft.utils import keras_internals
 def rematerialise(model: keras.Model, stages: Sequence[Stage]) -> list[str]:
     """Rematerialise every layer whose variables all belong to one of `stages`.
 
-    Of nested layers only the outermost is wrapped, so that its output alone is stored.
+    Of nested layers only the outermost is wrapped, so that its output alone is stored. A layer
+    whose call has no argument `training`, such as a norm, cannot be wrapped.
 
     Returns:
         The names of the wrapped layers, in order.
@@ -40,7 +41,8 @@ def _outermost_layers(parent: keras.layers.Layer, patterns: Sequence[re.Pattern]
     for child in keras_internals.sublayers(parent):
         paths = [v.path for v in child.weights]
         # A layer without variables has no stage: its output is stored.
-        if paths and any(all(p.match(path) for path in paths) for p in patterns):
+        is_in_stage = paths and any(all(p.match(path) for path in paths) for p in patterns)
+        if is_in_stage and keras_internals.calls_with_training(child):
             layers.append(child)
         else:
             layers += _outermost_layers(child, patterns)

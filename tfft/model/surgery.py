@@ -62,18 +62,19 @@ def apply(
 
 def _reinitialized_stages(stages: Sequence[Stage], config: SurgeryConfig) -> list[str]:
     """Return the names of the top blocks and of the stages between them and the head."""
-    blocks = masks.block_indices(stages)
-    if config.reinitialize > len(blocks):
+    blocks, depth = masks.num_blocks(stages), masks.depths(stages)
+    if config.reinitialize > blocks:
         raise UserError(
-            f"model.surgery.reinitialize: the backbone has {len(blocks)} blocks. Received: "
+            f"model.surgery.reinitialize: the backbone has {blocks} blocks. Received: "
             f"{config.reinitialize}"
         )
-    lowest = blocks[-config.reinitialize] if config.reinitialize else blocks[-1] + 1
-    names = [stage.name for stage in stages[lowest:-1]] if config.reinitialize else []
-    if config.pooler == "new" and "pooler" not in names:
-        if all(stage.name != "pooler" for stage in stages):
+    backbone = stages[:-1] if config.reinitialize else ()
+    names = [stage.name for stage in backbone if depth[stage.name] <= config.reinitialize]
+    if config.pooler == "new":
+        poolers = [stage.name for stage in stages if stage.part == "pooler"]
+        if not poolers:
             raise UserError("model.surgery.pooler: `new` needs a pooler, and the model has none")
-        names.append("pooler")
+        names += [name for name in poolers if name not in names]
     return names
 
 

@@ -3,7 +3,7 @@
 Both give equal results, id for id and pixel for pixel. Tests check that, and export refuses to
 publish a model for which they differ.
 
-Importing it loads no TensorFlow; the first use of `ImageInputs` does.
+Importing it loads no TensorFlow; reading images does.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tfft.config import DataConfig, ModelConfig, TaskSection
+from tfft.config import DataConfig, ModelConfig, ModelSection, TaskSection
 from tfft.preprocess import kerashub, tokenizer
 from tfft.preprocess.text import TextInputs
 from tfft.preprocess.windows import WindowSettings
@@ -39,13 +39,17 @@ class Inputs(Protocol):
     """Turns raw rows into the inputs of a model.
 
     Attributes:
-        columns: the names of a row's raw values, as a served model takes them.
-        pair: whether a row is two texts.
+        columns: the names of a row's raw values, as a served model takes them; an image is last.
+        pair: whether a row has two texts.
+        text: prepares the texts of a row; None if it has none.
+        image: prepares the image of a row; None if it has none.
         fingerprint: changes when any prepared value could change.
     """
 
     columns: tuple[str, ...]
     pair: bool
+    text: "TextInputs | None"
+    image: "ImageInputs | None"
     fingerprint: str
 
     def row(self, value: Any) -> tuple[Any, ...]:
@@ -78,7 +82,7 @@ class Inputs(Protocol):
 
 
 def load(
-    model: ModelConfig,
+    model: ModelSection,
     data: DataConfig,
     task: TaskSection,
     image_spec: ImageSpec | None = None,
@@ -96,33 +100,51 @@ def load(
     Raises:
         UserError: the tokenizer cannot be read, or `data.max_length` is too small for it.
     """
+    text_columns = [name for name in task.columns_in(data) if name != "image"]
+    text = image = None
     if image_spec is not None:
         from tfft.preprocess.image import ImageInputs
 
         # `data.resize` replaces the checkpoint's crop as well.
         changes = {} if data.resize is None else {"resize": data.resize, "crop_fraction": 1.0}
-        return ImageInputs(replace(image_spec, **changes))
+        image = ImageInputs(replace(image_spec, **changes))
+    if text_columns:
+        text = TextInputs(
+            _tokenizer(next(iter(model.towers.values()))) if spec is None else spec,
+            data.max_length,
+            pair=len(text_columns) == 2,
+            windows=WindowSettings.of(task),
+            columns=text_columns,
+        )
+    return _joined(text, image)
+
+
+def _tokenizer(model: ModelConfig) -> str:
+    """Return the description of the tokenizer of a text backbone."""
     provider, _, name = model.backbone.partition(":")
-    if spec is None and provider == "kerashub":
-        spec = kerashub.tokenizer_spec(name)
-    elif spec is None:
-        spec = tokenizer.from_checkpoint(name, model.revision)
-    columns = [name for name in task.columns if getattr(data, name) is not None]
-    return TextInputs(
-        spec,
-        data.max_length,
-        pair=len(columns) == 2,
-        windows=WindowSettings.of(task),
-        columns=columns,
-    )
+    if provider == "kerashub":
+        return kerashub.tokenizer_spec(name)
+    return tokenizer.from_checkpoint(name, model.revision)
+
+
+def _joined(text: TextInputs | None, image: "ImageInputs | None") -> Inputs:
+    """Return the inputs of rows with a text, an image, or both."""
+    if text is None or image is None:
+        return text or image
+    from tfft.preprocess.joint import JointInputs
+
+    return JointInputs(text, image)
 
 
 def restore(folder: Path) -> Inputs:
-    """Load what a run saved with `Inputs.save`."""
+    """Load what `save` wrote to a folder."""
     settings = read_json(folder / "inputs.json")
     with library_errors(f"{folder}: the tokenizer or inputs.json cannot be read"):
+        text = image = None
         if "image_spec" in settings:
             from tfft.preprocess.image import ImageInputs
 
-            return ImageInputs.restore(settings)
-        return TextInputs.restore(folder)
+            image = ImageInputs.restore(settings)
+        if image is None or "max_length" in settings:
+            text = TextInputs.restore(folder)
+        return _joined(text, image)

@@ -47,9 +47,15 @@ class ImageInputs:
 
     columns = ("image",)
     pair = False
+    text = None
 
     def __init__(self, image_spec: ImageSpec):
         self.image_spec = image_spec
+
+    @property
+    def image(self) -> "ImageInputs":
+        """The inputs themselves."""
+        return self
 
     @property
     def fingerprint(self) -> str:
@@ -142,10 +148,14 @@ class ImageInputs:
         """Return the specs of the prepared inputs by name, as a signature takes them."""
         return {"image": tf.TensorSpec([None, *self.image_spec.size, 3], tf.float32, "image")}
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `restore` takes, as plain data."""
+        return {"image_spec": asdict(self.image_spec)}
+
     def save(self, folder: Path) -> None:
         """Write `inputs.json`; `restore` reads it."""
-        text = json.dumps({"image_spec": asdict(self.image_spec)})
-        write_atomic(folder / "inputs.json", text)
+        write_atomic(folder / "inputs.json", json.dumps(self.settings))
 
     @classmethod
     def restore(cls, settings: dict[str, Any]) -> "ImageInputs":

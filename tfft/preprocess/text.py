@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -74,6 +74,16 @@ class TextInputs:
         ids = (self._host.token_to_id(token) for token in PAD_TOKENS)
         # Without a padding token any valid id serves: the padding mask hides it.
         self.pad_id = next((i for i in ids if i is not None), 0)
+
+    @property
+    def text(self) -> "TextInputs":
+        """The inputs themselves."""
+        return self
+
+    @property
+    def image(self) -> None:
+        """None: rows have no image."""
+        return None
 
     def row(self, value: str | Sequence[str]) -> tuple[str, ...]:
         """Return a raw row as a tuple of its texts.
@@ -273,22 +283,27 @@ class TextInputs:
         names = ("token_ids", "padding_mask", "segment_ids")
         return {name: tf.TensorSpec([None, None], tf.int32, name) for name in names}
 
-    def save(self, folder: Path) -> None:
-        """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
-        write_atomic(folder / "tokenizer.json", self.spec)
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `restore` needs besides the tokenizer, as plain data."""
         # The padding id follows from the tokenizer.
-        settings = {
+        return {
             "max_length": self.max_length,
             "pair": self.pair,
             "columns": self.columns,
             "windows": None if self.windows is None else self.windows.settings,
         }
-        write_atomic(folder / "inputs.json", json.dumps(settings))
+
+    def save(self, folder: Path) -> None:
+        """Write `tokenizer.json` and `inputs.json`; `restore` reads them."""
+        write_atomic(folder / "tokenizer.json", self.spec)
+        write_atomic(folder / "inputs.json", json.dumps(self.settings))
 
     @classmethod
     def restore(cls, folder: Path) -> "TextInputs":
         """Load what `save` wrote to a folder."""
         settings, path = read_json(folder / "inputs.json"), folder / "tokenizer.json"
+        settings.pop("image_spec", None)  # of the image beside the text
         if settings.get("windows") is not None:
             settings["windows"] = WindowSettings(*settings["windows"])
         return cls(read_text(path, 256 * MIB), **settings, where=str(path))

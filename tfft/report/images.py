@@ -11,15 +11,16 @@ import numpy as np
 import tensorflow as tf
 
 from tfft.config import Config
-from tfft.data import Datasets, batches, dataset_builder, model_inputs
+from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
 from tfft.evaluation.evaluate import Evaluation
-from tfft.preprocess import ImageInputs, Inputs
-from tfft.report.page import PageImages, write_page
+from tfft.preprocess import Inputs
+from tfft.report.page import PageImages, format_cell, write_page
 
 NUM_TRAIN_IMAGES = 24  # training images on the page
 IMAGE_HEIGHT = 112  # height of an image on the page in pixels
 NUM_PREVIEW_IMAGES, NUM_DRAWS = 12, 6  # images on a preview, draws of the augmentation for each
 NUM_WRONG = 20  # wrongly predicted images of each split
+MAX_CAPTION = 100  # characters of a text beside an image
 
 
 def build_page_images(
@@ -40,23 +41,30 @@ def build_page_images(
     """
     count = min(NUM_TRAIN_IMAGES, len(data.train))
     positions = np.random.default_rng(0).permutation(len(data.train))[:count]
-    pixels = train_rows.arrays(batches.Batch(positions, 8))["image"]
+    pixels = train_rows.arrays(_batch(data.train, positions))["image"]
     names = [data.train.target_text(position, data.labels) for position in positions]
     worst = {}
     for split, evaluation in evaluations.items():
         rows = evaluation.worst[:NUM_WRONG]
-        if rows:
+        if rows and inputs.text is None:
             worst[split] = _wrong_gallery(model, inputs, rows)
+        elif rows:
+            worst[split] = _wrong_pairs(inputs, rows)
     return PageImages(gallery(pixels, names), worst)
 
 
-def write_augmentation_preview(path: Path, config: Config, inputs: ImageInputs) -> None:
+def _batch(split: Dataset, positions: np.ndarray, draw: int = 0) -> batches.Batch:
+    """Return some rows of a split as a batch."""
+    return batches.Batch(positions, int(split.lengths[positions].max()), draw)
+
+
+def write_augmentation_preview(path: Path, config: Config, inputs: Inputs) -> None:
     """Write a page of training images: each unchanged, then under `NUM_DRAWS` augmentations.
 
     Args:
         path: HTML file to write.
         config: config with the data and the section `augmentation`.
-        inputs: preprocessing of images.
+        inputs: preprocessing of rows with images.
     """
     data = dataset_builder.build(config.data, inputs, dataset_builder.DatasetSettings.of(config))
     count = min(NUM_PREVIEW_IMAGES, len(data.train))
@@ -65,9 +73,9 @@ def write_augmentation_preview(path: Path, config: Config, inputs: ImageInputs) 
         data.train, inputs, config.augmentation, len(data.labels), config.train.seed
     )
     unaugmented_rows = model_inputs.unaugmented_rows(data.train, inputs)
-    unaugmented = unaugmented_rows.arrays(batches.Batch(positions, 8))["image"]
+    unaugmented = unaugmented_rows.arrays(_batch(data.train, positions))["image"]
     augmented = [
-        augmented_rows.arrays(batches.Batch(positions, 8, draw))["image"]
+        augmented_rows.arrays(_batch(data.train, positions, draw))["image"]
         for draw in range(NUM_DRAWS)
     ]
     names = [data.train.target_text(position, data.labels) for position in positions]
@@ -95,6 +103,17 @@ def _wrong_gallery(model: keras.Model, inputs: Inputs, rows: Sequence[Mapping[st
         return gallery(pixels, captions)
     side_by_side = np.concatenate([pixels, overlay(pixels, heat)], axis=2)
     return f"<p>Beside each image: {note}.</p>" + gallery(side_by_side, captions)
+
+
+def _wrong_pairs(inputs: Inputs, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return each image with its text and what was predicted, as HTML."""
+    pixels = inputs.image.batch([row["row"][-1] for row in rows])["image"]
+    captions = []
+    for row in rows:
+        cells = {k: v for k, v in row.items() if k not in ("row", "about", "loss", "text")}
+        described = ", ".join(f"{name} {format_cell(value)}" for name, value in cells.items())
+        captions.append(f"{' | '.join(row['row'][:-1])[:MAX_CAPTION]}: {described}")
+    return gallery(pixels, captions)
 
 
 def grad_cam(model: keras.Model, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray | None:

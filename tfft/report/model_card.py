@@ -72,12 +72,17 @@ def front_matter(
     name: str, config: Config, evaluations: Mapping[str, Evaluation]
 ) -> dict[str, Any]:
     """Return the front matter in the form that the Hugging Face hub reads."""
-    provider, _, location = config.model.backbone.partition(":")
     task = {"type": TASKS[config.task.name].pipeline}
     matter: dict[str, Any] = {"library_name": "keras", "pipeline_tag": task["type"]}
-    # A repository of the hub, not a folder of this machine.
-    if provider in ("hf", "timm") and location.count("/") == 1 and not Path(location).exists():
-        matter["base_model"] = location
+    models = [tower.backbone.partition(":") for tower in config.model.towers.values()]
+    # Repositories of the hub, not folders of this machine.
+    repositories = [
+        location
+        for provider, _, location in models
+        if provider in ("hf", "timm") and location.count("/") == 1 and not Path(location).exists()
+    ]
+    if repositories:
+        matter["base_model"] = repositories if len(repositories) > 1 else repositories[0]
     matter["tags"] = ["tfft", "tensorflow", config.task.name, config.method.name]
     results = [
         {
@@ -105,18 +110,23 @@ def _dataset(config: Config, split: str) -> str:
 def _model(config: Config, facts: Mapping[str, Any]) -> str:
     labels = facts["data"]["labels"]
     names = ", ".join(labels[:MAX_CLASSES]) + (", ..." if len(labels) > MAX_CLASSES else "")
+    kinds = " and ".join(f"{kind}s" for kind in config.reads)
     answer = TASKS[config.task.name].answers_with.format(count=len(labels))
     return f"""## Model
 
 - Backbone: {markdown.code(_backbone(config))} (fingerprint {facts["backbone"]})
-- Reads {config.task.modality}s, answers with {answer}: {markdown.text(names)}
+- Reads {kinds}, answers with {answer}: {markdown.text(names)}
 - Method: {config.method.name}; trained with {_versions(facts)}"""
 
 
 def _backbone(config: Config) -> str:
-    """Return the configured backbone; of a folder only the name, as its path is private."""
-    provider, _, location = config.model.backbone.partition(":")
-    return f"{provider}:{Path(location).name}" if Path(location).exists() else config.model.backbone
+    """Return the configured backbones; of a folder only the name, as its path is private."""
+    names = []
+    for tower in config.model.towers.values():
+        provider, _, location = tower.backbone.partition(":")
+        is_folder = Path(location).exists()
+        names.append(f"{provider}:{Path(location).name}" if is_folder else tower.backbone)
+    return " + ".join(names)
 
 
 def _versions(facts: Mapping[str, Any]) -> str:
@@ -215,7 +225,7 @@ def _limitations(
                 f"Its confidence is off by {error:.3f} on average on {split} (expected calibration "
                 "error)."
             )
-    if config.task.modality == "text" and not TASKS[config.task.name].of_tokens:
+    if "text" in config.reads and not TASKS[config.task.name].of_tokens:
         lines.append(f"Texts longer than {config.data.max_length} tokens are truncated.")
     if "test" not in evaluations:
         lines.append(

@@ -37,7 +37,7 @@ td.w{overflow-wrap:anywhere;min-width:12em}
 pre{background:var(--box);padding:.8em;overflow-x:auto;font-size:13px}
 .plot{margin:.4em .4em .4em 0;max-width:100%;height:auto;vertical-align:top}
 .scroll .plot{max-width:none}
-.images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px}
+.images{display:flex;flex-wrap:wrap;gap:8px}figure{margin:0}figcaption{font-size:12px;max-width:28em}
 """
 
 
@@ -73,7 +73,7 @@ def write(
         _section("Use it", f"<pre>{escape(_usage(workdir, config, exported))}</pre>"),
         _section("Config", f"<pre>{escape(dump(config))}</pre>"),
     ]
-    title = escape(f"{config.task.name}: {config.model.backbone}, {config.method.name}")
+    title = escape(f"{config.task.name}: {config.model.title}, {config.method.name}")
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         f"<style>{_STYLE}</style><h1>{title}</h1>{''.join(sections)}</html>\n"
@@ -199,7 +199,9 @@ def _details_section(name: str, evaluation: Evaluation, images: "PageImages") ->
 
 def _worst_rows(worst: Sequence[Mapping[str, Any]]) -> str:
     names = [name for name in worst[0] if name not in ("row", "about", "loss", "text")]
-    texts = [w.get("text") or " | ".join(w["row"])[:400] for w in worst]
+    # An image is shown by its path, if it has one.
+    values = [[value for value in w["row"] if isinstance(value, str)] for w in worst]
+    texts = [w.get("text") or " | ".join(v)[:400] for w, v in zip(worst, values, strict=True)]
     rows = [[text, *(w[name] for name in names)] for text, w in zip(texts, worst, strict=True)]
     return _table(["text", *names], rows, texts=True)
 
@@ -239,29 +241,33 @@ def _data(data: Datasets, config: Config) -> str:
     rows = [[name, *(s.get(name, "") for s in summaries)] for name in summaries[0]]
     rows.append(["rows", *(len(split) if split else "" for split in splits.values())])
     table = _table(["", *splits], rows)
-    if config.task.modality == "image":
+    if "image" in config.reads:
         edges = np.sqrt(data.train.prepared.sizes[data.train.rows].prod(axis=1))
-        return table + plots.histogram(
+        table += plots.histogram(
             "size of the training images", edges, "root of height times width, in pixels", None
         )
-    return table + plots.histogram(
-        "tokens per row (train)",
-        np.asarray(data.train.lengths),
-        "tokens (dashed line: max_length)",
-        float(config.data.max_length),
-    )
+    if "text" in config.reads:
+        table += plots.histogram(
+            "tokens per row (train)",
+            np.asarray(data.train.lengths),
+            "tokens (dashed line: max_length)",
+            float(config.data.max_length),
+        )
+    return table
 
 
 def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
     """Return example calls in Python, on the command line and for TF Serving."""
-    columns = [name for name in config.task.columns if getattr(config.data, name) is not None]
-    is_image, is_pair = columns == ["image"], len(columns) == 2
-    row = '"image.jpg"' if is_image else '"a text"'
-    if is_pair:
-        row = json.dumps([f"a {name.replace('_', ' ')}" for name in columns])
-    file, item = ("images.txt", "path of an image") if is_image else ("texts.txt", "text")
-    if is_pair:
-        file, item = "rows.jsonl", f"object with {' and '.join(columns)}"
+    columns = config.columns
+    example = {name: f"a {name.replace('_', ' ')}" for name in columns}
+    instance: dict[str, Any] = dict(example)
+    if "image" in columns:
+        example["image"], instance["image"] = "image.jpg", {"b64": "..."}
+    row = json.dumps(list(example.values()) if len(columns) > 1 else example[columns[0]])
+    file, item = {
+        ("text",): ("texts.txt", "text"),
+        ("image",): ("images.txt", "path of an image"),
+    }.get(columns, ("rows.jsonl", f"object with {' and '.join(columns)}"))
     lines = [
         "# Python",
         "import tfft",
@@ -272,14 +278,12 @@ def _usage(workdir: Path, config: Config, exported: Path | None) -> str:
         f"tfft predict --workdir={workdir} --input={file}",
     ]
     if exported is not None:
-        instance = json.dumps({name: f"a {name.replace('_', ' ')}" for name in columns})
-        instance = '{"image": {"b64": "..."}}' if is_image else instance
         lines += [
             "",
             "# TF Serving",
             f"docker run -p 8501:8501 -v {exported.parent.resolve()}:/models/tfft \\",
             "  -e MODEL_NAME=tfft tensorflow/serving",
-            f"curl -d '{{\"instances\": [{instance}]}}' \\",
+            f"curl -d '{{\"instances\": [{json.dumps(instance)}]}}' \\",
             "  http://localhost:8501/v1/models/tfft:predict",
         ]
     return "\n".join(lines)

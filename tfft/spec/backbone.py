@@ -14,12 +14,22 @@ class Stage:
     """A part of the model that is frozen, trained or scaled as a unit.
 
     Attributes:
-        name: such as `embeddings`, `block_0` or `head`.
+        name: such as `embeddings`, `block_0` or `head`; with two backbones `text/block_0`.
         pattern: regular expression, matched from the start of a variable's path.
     """
 
     name: str
     pattern: str
+
+    @property
+    def tower(self) -> str:
+        """Name of its backbone, `text` or `image`; empty where there is one backbone."""
+        return self.name.rpartition("/")[0]
+
+    @property
+    def part(self) -> str:
+        """Its name within the backbone, such as `block_0`."""
+        return self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,9 @@ class Backbone:
 
     Attributes:
         model: for text, takes `{token_ids, padding_mask, segment_ids}`, each int32 [B, T]; for
-            images, `{image}`, float32 [B, H, W, 3] from 0 to 255, RGB, and scales it inside.
-            Returns the features by name: `pooled` [B, D], `sequence` [B, T, D], `map`
-            [B, h, w, D].
+            images, `{image}`, float32 [B, H, W, 3] from 0 to 255, RGB, and scales it inside; two
+            backbones in one take all of them. Returns the features by name: `pooled` [B, D],
+            `sequence` [B, T, D], `map` [B, h, w, D].
         stages: bottom to top; each variable belongs to exactly one.
         head_style: how the model family's classifier reads the features.
         fingerprint: digest of the pretrained weights and the architecture.
@@ -130,6 +140,8 @@ class Backbone:
         return Feature(width, axes, tuple(size / n for size, n in sizes) if known else None)
 
     @property
-    def modality(self) -> str:
-        """Kind of input: `text` or `image`."""
-        return "text" if self.image_spec is None else "image"
+    def reads(self) -> tuple[str, ...]:
+        """Kinds of input: `text`, `image` or both."""
+        names = {tensor.name for tensor in self.model.inputs}
+        inputs = {"text": "token_ids", "image": "image"}
+        return tuple(kind for kind, name in inputs.items() if name in names)

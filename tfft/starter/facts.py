@@ -43,7 +43,7 @@ class Facts:
             name
             for name, section in TASK_SECTIONS.items()
             if section.targets == self.roles.targets
-            and section.modality == ("text" if self.is_text else "image")
+            and (section.columns == ("image",)) != self.is_text
         )
 
     @property

@@ -3,37 +3,10 @@
 from collections.abc import Callable, Mapping
 
 import keras
-from keras import ops
 
+from tfft.backbones.pooling import feature_of, pool
 from tfft.spec import Backbone
 from tfft.utils.errors import UserError
-
-
-class Pooling(keras.layers.Layer):
-    """Pools features to one float32 vector [B, D] per row.
-
-    Args:
-        kind: `pooled` passes [B, D] through, `first` takes the first token of [B, T, D], `mean`
-            averages the tokens that are not padding. Also an attribute.
-    """
-
-    def __init__(self, kind: str, **kwargs):
-        super().__init__(dtype="float32", **kwargs)
-        self.kind = kind
-
-    def call(self, features, mask=None):
-        """Pool [B, D] or [B, T, D], with mask [B, T] where rows are padded, to [B, D]."""
-        x = ops.cast(features, "float32")
-        if self.kind == "first":
-            return x[:, 0]
-        if self.kind == "mean" and mask is None:
-            return ops.mean(x, axis=1)
-        if self.kind == "mean":
-            # LiteRT does not support [:, :, None].
-            weights = ops.expand_dims(ops.cast(mask, "float32"), -1)
-            # A row of padding alone has no tokens to divide by.
-            return ops.sum(x * weights, axis=1) / ops.maximum(ops.sum(weights, axis=1), 1.0)
-        return x
 
 
 class ClassificationHead(keras.layers.Layer):
@@ -95,7 +68,7 @@ def pooled_head(
     """
     style = backbone.head_style
     pooling = style.pooling if pooling == "auto" else pooling
-    feature = "pooled" if pooling == "pooled" else "sequence"
+    feature = feature_of(pooling)
     if feature not in backbone.features:
         raise UserError(
             f"task.pooling: the backbone has no {feature!r} feature; "
@@ -103,16 +76,12 @@ def pooled_head(
         )
     # The checkpoint's dense layer was trained on the checkpoint's pooling.
     activation = style.activation if pooling == style.pooling else None
-    pool = Pooling(pooling, name="pooling")
     classification_head = ClassificationHead(outputs, activation, dropout, name="head")
 
     def logits(
         features: Mapping[str, keras.KerasTensor], mask: keras.KerasTensor | None
     ) -> keras.KerasTensor:
-        pooling_input = features[feature]
-        return classification_head(
-            pool(pooling_input) if mask is None else pool(pooling_input, mask)
-        )
+        return classification_head(pool(pooling, features, mask))
 
     return logits
 

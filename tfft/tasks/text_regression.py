@@ -157,6 +157,10 @@ class TextRegression(Task):
         """
         return baselines.ridge(features, targets, new_features)
 
+    def average(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """Return the mean of the numbers of several passes, [N, K]."""
+        return np.mean(logits, axis=0)
+
     def activate(self, logits: np.ndarray, fitted: Fitted) -> np.ndarray:
         """Compute numbers in the unit of the data, float64 [N, K]."""
         mean, scale = _mean_and_scale(fitted)

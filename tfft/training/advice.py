@@ -59,14 +59,15 @@ def measure(config: Config) -> auto.Facts:
     backbone = setup.load_backbone(config)
     inputs, data = setup.read_data(config, backbone)
     rows = model_inputs.unaugmented_rows(data.train, inputs)
-    blocks = [stage for stage in backbone.stages if stage.name.startswith("block_")]
+    blocks = [stage for stage in backbone.stages if stage.part.startswith("block_")]
     classes, probe = len(data.labels), None
-    if backbone.modality == "image":
+    is_text = "text" in backbone.reads  # the rules of texts also hold for an image beside a text
+    if not is_text:
         probe = linear_probe.probe(backbone.model, rows, data.train, classes, config.train.seed)
     return auto.Facts(
         num_rows=len(data.train),
         answers=f"{classes} {data.train.kind.noun}",
-        mean_tokens=float(data.train.lengths.mean()) if backbone.modality == "text" else None,
+        mean_tokens=float(data.train.lengths.mean()) if is_text else None,
         num_parameters=backbone.model.count_params(),
         num_blocks=len(blocks),
         device=tf.config.list_logical_devices()[-1].device_type,

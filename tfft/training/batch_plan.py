@@ -44,7 +44,7 @@ class BatchPlan:
             data.train.lengths, train.batch_size, bucket_lengths, train.seed, 0, data.train.units
         )
         widths = ""
-        if config.task.modality == "text":
+        if "text" in config.reads:
             share = batches.padding_share(data.train.lengths, first_epoch)
             widths = f", widths {', '.join(map(str, bucket_lengths))}, {share:.1%} padding"
         console.log(f"batches: {len(first_epoch):,} an epoch{widths}")

@@ -3,7 +3,6 @@
 import json
 from functools import partial
 
-from tfft.data import model_inputs
 from tfft.data.prepared import default_cache
 from tfft.distribute import strategies
 from tfft.run import Run
@@ -58,7 +57,7 @@ def apply(run: Run, pipeline: InputPipeline, schedule: TrainingSchedule, step: i
     constants = [dict(run.backbone.description), run.backbone.fingerprint, pooling]
     key = f"{config.distribute.precision} {json.dumps(constants, sort_keys=True, default=str)}"
     # Augmented images differ from epoch to epoch: a fixed number of variants is stored.
-    if isinstance(pipeline.train_rows, model_inputs.AugmentedPixels):
+    if config.augmentation.any:
         augmented = f"{key} {config.augmentation.model_dump_json()} {train.seed}"
         variants = [
             store(pipeline.data.train, pipeline.train_rows.variant(n), key=f"{augmented} {n}")

@@ -157,9 +157,11 @@ def _smaller_micro_batch(model: Model, pipeline: InputPipeline, rows: int) -> st
         model.configure(micro_batch=size)
         if _fits(model, pipeline):
             return f"the largest size that worked is {size}: set train.micro_batch: {size}, or auto"
-    setting = {"text": "data.max_length", "image": "model.image_size"}[pipeline.modality]
+    size = "model.image_size" if pipeline.reads == ("image",) else "model.image.image_size"
+    settings = {"text": "data.max_length", "image": size}
+    setting = " or ".join(settings[kind] for kind in pipeline.reads)
     return f"not even one row works: lower {setting}, or set train.remat: true"
 
 
 def _of_tokens(pipeline: InputPipeline, batch: batches.Batch) -> str:
-    return f" of {batch.width} tokens" if pipeline.modality == "text" else ""
+    return f" of {batch.width} tokens" if "text" in pipeline.reads else ""

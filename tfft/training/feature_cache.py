@@ -91,6 +91,10 @@ def split_model(model: keras.Model) -> ModelSplit | str:
     # 2. The tensors that cross the split are stored.
     if not crossing:
         return reason
+    for tensor in _inputs_above(model, sides):
+        inputs_above[id(tensor)] = tensor
+    if read := [t.name for t in inputs_above.values() if t.name != "padding_mask"]:
+        return f"the lowest stage is trainable of the backbone that reads {', '.join(read)}"
     stored = {f"below_{i}": tensor for i, tensor in enumerate(crossing.values())}
     if any(None in t.shape[2:] for t in stored.values()):
         return "a tensor at the split has a dynamic dimension besides its tokens"
@@ -98,8 +102,6 @@ def split_model(model: keras.Model) -> ModelSplit | str:
         tensor.name = name  # Keras wants each tensor to have its key in a dict of inputs as name
     inputs = {tensor.name: tensor for tensor in model.inputs}
     # 3. Both parts as functional models over the same layers and variables.
-    for tensor in _inputs_above(model, sides):
-        inputs_above[id(tensor)] = tensor
     above = {**{t.name: t for t in inputs_above.values()}, **stored}
     below = keras.Model(inputs, stored, name="below")
     # The model's own shapes, in which rows and tokens are None: one trace serves all widths.

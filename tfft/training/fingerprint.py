@@ -29,7 +29,12 @@ _PATHS = {
         "labels": True,
         "cache_dir": True,
     },
-    "model": {"backbone", "weights", "tokenizer"},
+    "model": {
+        "backbone": True,
+        "weights": True,
+        "tokenizer": True,
+        **{tower: {"backbone", "weights", "tokenizer"} for tower in ("text", "image")},
+    },
     "regularization": {"distillation": {"teacher"}},
 }
 

@@ -18,7 +18,7 @@ class InputPipeline:
         plan: which rows each step takes.
         train: the section `train` of the config.
         model: the model that is trained.
-        modality: `text` or `image`.
+        reads: kinds of input of a row: `text`, `image` or both.
         replicas: number of replicas over all workers.
         train_rows: inputs of the training split; cached features where there are some.
         validation_rows: likewise of the validation split; None without one.
@@ -27,7 +27,7 @@ class InputPipeline:
     def __init__(self, run: Run, data: Datasets, plan: BatchPlan):
         self.data, self.plan, self._run = data, plan, run
         self.train, self.model = run.config.train, run.model
-        self.modality: str = run.config.task.modality
+        self.reads = run.config.reads
         self._strategy = run.model.distribute_strategy
         self.replicas: int = self._strategy.num_replicas_in_sync
         # Class weights become sample weights: the loop does not call Keras' `fit`, which would map

@@ -51,7 +51,7 @@ def prepare(config: Config, workdir: Path) -> tuple[Run, Datasets, BatchPlan, Tr
     if config.train.batch_norm != "frozen":  # the statistics change, or have changed
         changed |= {v.path for layer in batch_norm.layers(model) for v in layer.weights}
     trained = saved_paths(model, schedule.mask, changed)
-    if config.model.weights == "none":
+    if any(tower.weights == "none" for tower in config.model.towers.values()):
         trained = None  # there are no files from which the rest could be read again
     run = Run(workdir, config, model, backbone, inputs, data.labels, trained)
     run.datasets, run.depends_on = data, depends_on
@@ -67,15 +67,15 @@ def load_backbone(config: Config) -> Backbone:
         UserError: the backbone cannot be loaded, or is not for the task.
     """
     backbone, task = backbones.load(config.model, config.distribute.precision), config.task
-    if backbone.modality != task.modality:
+    if backbone.reads != config.reads:
         raise UserError(
-            f"task.name: {task.name} reads {task.modality}s, the backbone "
-            f"{config.model.backbone} {backbone.modality}s"
+            f"task.name: {task.name} reads {config.reads[0]}s, the backbone "
+            f"{config.model.title} {backbone.reads[0]}s"
         )
     if TASKS[task.name].of_tokens and "sequence" not in backbone.features:
         raise UserError(
             f"task.name: {task.name} needs a vector of each token; the backbone "
-            f"{config.model.backbone} gives {', '.join(backbone.features)}"
+            f"{config.model.title} gives {', '.join(backbone.features)}"
         )
     if backbone.head is None:
         return backbone
@@ -92,8 +92,8 @@ def read_data(config: Config, backbone: Backbone) -> tuple[Inputs, Datasets]:
     inputs = preprocess.load(
         config.model, config.data, config.task, backbone.image_spec, backbone.tokenizer
     )
-    if isinstance(inputs, preprocess.TextInputs):
-        check_tokens(config, backbone, inputs)
+    if inputs.text is not None:
+        check_tokens(config, backbone, inputs.text)
         if TASKS[config.task.name].of_tokens and config.export.enabled:
             # Now, not after the training: not every tokenizer has offsets in the graph.
             inputs.graph().located(*[tf.constant(["a"])] * len(inputs.columns))
@@ -171,8 +171,7 @@ def teacher_targets(config: Config, data: Datasets) -> np.ndarray | None:
         teacher = load_run(section.teacher)
     except UserError as error:
         raise UserError(f"regularization.distillation.teacher: {error}") from None
-    same_modality = teacher.config.task.modality == config.task.modality
-    if not same_modality or teacher.inputs.pair != (config.data.text_pair is not None):
+    if teacher.inputs.columns != config.columns:
         raise UserError("regularization.distillation.teacher: reads rows of another kind")
     console.log(f"distillation: {section.teacher} predicts {len(data.train):,} rows")
     # Raw rows, not token ids: the teacher has a tokenizer of its own.
@@ -228,7 +227,9 @@ def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInpu
     Raises:
         UserError: they do not.
     """
-    tables = [v.shape[0] for v in backbone.model.weights if v.path.endswith("embeddings")]
+    # An image backbone beside it has tables of positions.
+    weights = [v for v in backbone.model.weights if not v.path.startswith("image/")]
+    tables = [v.shape[0] for v in weights if v.path.endswith("embeddings")]
     if tables and inputs.vocabulary_size > max(tables):
         raise UserError(
             f"model.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "

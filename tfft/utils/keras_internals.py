@@ -156,6 +156,19 @@ def set_path(variable: keras.Variable, path: str) -> None:
     variable._path = path
 
 
+def move_below(model: keras.Model, name: str) -> None:
+    """Put a name before those of a functional model's layers, and the paths of its variables.
+
+    Two models of one network can then be parts of one functional model, which needs different
+    names. The inputs keep their names.
+    """
+    for operation in model.operations:
+        if not isinstance(operation, keras.layers.InputLayer):
+            operation.name = f"{name}_{operation.name}"  # a name holds no slash
+    for variable in model.weights:
+        set_path(variable, f"{name}/{variable.path}")
+
+
 # --- optimizers ---
 
 
