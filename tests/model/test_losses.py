@@ -163,7 +163,8 @@ def test_terms_are_means_over_what_they_count(reference):
         np.testing.assert_allclose(history[name], values, rtol=2e-5)
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+# The definition is compared with weights and without.
+@pytest.mark.parametrize("weighted", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_parts_add_up(mirrored, weighted):
     expected = trained(weighted)
     assert_equal(train(weighted=weighted, micro_batch=3), expected)
