@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfft import backbones, export, preprocess
-from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load, section
+from tfft.config import Config, EvaluateConfig, ModelConfig, Source, load_saved, section
 from tfft.data import Dataset, Datasets, batches, dataset_builder, model_inputs
 from tfft.distribute import strategies
 from tfft.evaluation import evaluate
@@ -435,10 +435,10 @@ def load_run(workdir: str | Path, backbone: str | None = None) -> Run:
         try:
             loaded = backbones.load(config.model, config.distribute.precision)
         except UserError as error:
-            raise UserError(
-                f"{error}. {workdir} holds only the trained weights and needs its backbone's "
-                "files; set --backbone=hf:FOLDER (backbone= in Python) to their place"
-            ) from None
+            place = "--backbone=hf:FOLDER (backbone= in Python)"
+            place = place if len(config.model.towers) == 1 else "the paths in its config.yaml"
+            message = f"{workdir} holds only the trained weights and needs its backbone's files"
+            raise UserError(f"{error}. {message}; set {place} to their place") from None
         check_fingerprint(loaded.fingerprint, description["fingerprint"], workdir)
     return build_on_backbone(workdir, config, description, loaded)
 
@@ -497,4 +497,4 @@ def read_description(workdir: Path) -> tuple[Config, dict[str, Any]]:
         raise UserError(f"{workdir}: the run has no weights yet (no best/{WEIGHTS})")
     kinds = {"backbone": dict, "fingerprint": str, "trained": list[str] | None}
     description = export.read_description(folder / DESCRIPTION, **kinds)
-    return load(workdir / "config.yaml"), {"trained": None, **description}
+    return load_saved(workdir / "config.yaml"), {"trained": None, **description}

@@ -418,7 +418,7 @@ def test_commands_on_a_trained_run(setting, tiny, tmp_path):
     code, out, err = run_command(
         "predict", f"--workdir={workdir}", stdin='{"text": "a"}\n{"txt": 1}\n'
     )
-    assert code == 2 and "standard input:2: must be an object with text at 'text'" in err
+    assert code == 2 and "standard input:2: must be an object with strings at 'text'" in err
 
     code, out, _ = run_command("export", f"--workdir={workdir}")
     assert code == 0 and out.strip() == str(workdir / "export" / "2")

@@ -46,13 +46,13 @@ def test_plain_text_may_begin_with_a_brace(rows_of, tmp_path):
         (
             '{"text": 1}',
             TEXT_COLUMNS,
-            "1: must be an object with text at 'review' (--input_format=text",
+            "1: must be an object with strings at 'review' (--input_format=text",
         ),
         ('{"text": "\\ud800"}', TEXT_COLUMNS, "1: holds a lone surrogate"),
         ('{"text": ' + "9" * 5000 + "}", TEXT_COLUMNS, "1: not valid JSON (Exceeds the limit"),
         ('{"text": ' + "[" * 100_000, TEXT_COLUMNS, "1: not valid JSON (nested too deep)"),
-        ("a text", PAIR_COLUMNS, "1: rows of a pair must be jsonl with a and b"),
-        ('{"a": "x"}', PAIR_COLUMNS, "1: must be an object with text at 'a' and 'b'"),
+        ("a text", PAIR_COLUMNS, "1: rows of several columns must be jsonl with a and b"),
+        ('{"a": "x"}', PAIR_COLUMNS, "1: must be an object with strings at 'a' and 'b'"),
     ],
 )
 def test_invalid_lines_are_errors(rows_of, tmp_path, line, keys, reason):

@@ -47,6 +47,10 @@ def test_rows_are_checked(inputs, images):
     for wrong in ("red", ("red", images[0]), {"text": "red", "image": images[0]}, (1, "a", b""), 3):
         with pytest.raises(UserError, match="a row must"):
             inputs.row(wrong)
+    with pytest.raises(
+        UserError, match=r"must have text, text_pair, image. Received: {'text': 'a'"
+    ):
+        inputs.row({"text": "a", "picture": images[0]})
 
 
 def test_restored_inputs_are_equal(inputs, images, tmp_path):

@@ -22,6 +22,7 @@ from tensorflow_serving.apis import (
 import tfft
 from tests.serve.conftest import stop, tfft_server
 from tests.tasks import samples
+from tfft.export import signatures
 from tfft.export.signatures import example
 
 BOUND = 1e-5  # largest difference of a probability
@@ -77,7 +78,7 @@ def test_clients_get_the_live_models_answers(task, build_data, tiny, tmp_path):
                 assert outputs["label"] == [
                     answer.get("label", "|".join(answer.get("labels", []))) for answer in answers
                 ]
-        for signature in run.task.example_signatures(run.labels):
+        for signature in signatures.of_examples(run.task, run.labels, run.inputs):
             CALLS[signature](server, columns, rows, run.labels, live)
     finally:
         assert stop(server) == 0

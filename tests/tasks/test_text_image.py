@@ -10,7 +10,12 @@ import tensorflow as tf
 import tfft
 from tests.console import run_command
 from tests.tasks.samples import model_section, text_image_data
-from tfft.export import ExportedModel
+from tfft import backbones
+from tfft.config import parse
+from tfft.export import ExportedModel, signatures
+from tfft.model import masks
+from tfft.tasks import TASKS
+from tfft.training import advice
 from tfft.utils.errors import UserError
 
 
@@ -38,8 +43,6 @@ def rows_of(run, count=3):
 
 
 def test_frozen_weights_are_bit_equal_and_adapters_are_in_both(run):
-    from tfft import backbones
-
     values = {v.path: np.array(v.value) for v in run.model.weights}
     for variable in backbones.load(run.config.model).model.weights:
         np.testing.assert_array_equal(values[variable.path], np.array(variable.value))
@@ -105,7 +108,30 @@ def test_predict_command_reads_both_columns(run, tmp_path):
     assert answers == [answer["label"] for answer in run.predict(rows)]
     path.write_text(json.dumps({"text": "red"}))
     code, _, err = run_command("predict", f"--workdir={run.workdir}", f"--input={path}")
-    assert code == 2 and "must be an object with text at 'text' and 'picture'" in err
+    assert code == 2 and "must be an object with strings at 'text' and 'picture'" in err
+
+
+def test_run_whose_backbones_moved_says_where_they_are_named(run, tmp_path):
+    workdir = shutil.copytree(run.workdir, tmp_path / "moved")
+    path = workdir / "config.yaml"
+    backbone = run.config.model.text.backbone
+    path.write_text(path.read_text().replace(backbone, "hf:/elsewhere/text"))
+    with pytest.raises(UserError, match=r"text\.backbone: .* set the paths in its config\.yaml to"):
+        tfft.load(workdir)
+
+
+def test_advisor_counts_the_blocks_that_top_may_train(raw):
+    facts = advice.measure(parse({**raw, "method": {"name": "auto"}}))
+    towers = masks.towers((*backbones.load(parse(raw).model).stages, None))
+    counts = [len(masks.block_indices(tower)) for tower in towers]
+    assert facts.num_blocks == min(counts) < sum(counts)
+
+
+def test_a_number_without_a_status_is_not_served_for_images(run):
+    regression = TASKS["text_regression"], ["rating"]
+    assert signatures.of_examples(*regression, run.inputs.text) == ("regress",)
+    assert signatures.of_examples(*regression, run.inputs) == ()
+    assert signatures.of_examples(run.task, run.labels, run.inputs) == ("classify",)
 
 
 def test_no_hugging_face_checkpoint_has_two_backbones(run, tmp_path):

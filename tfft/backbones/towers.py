@@ -45,8 +45,8 @@ def load(towers: Mapping[str, ModelConfig], load_tower: Callable[[Any], Backbone
 
 def _of_tower(name: str, message: str) -> str:
     """Return an error of a single backbone, with the key of that backbone in two."""
-    if message.startswith("model.surgery."):  # beside both
-        return message
+    if message.startswith("model.surgery."):  # beside both; it names blocks of one
+        return message.replace("'block_", f"'{name}/block_")
     key, dot, rest = message.partition("model.")
     return f"model.{name}.{rest}" if dot and not key else f"model.{name}: {message}"
 

@@ -1,8 +1,8 @@
 """Predict raw rows: one text per line, or jsonl objects, in; jsonl on standard output.
 
 An image is given as the path of its file. A jsonl object holds the columns of the config (or `text`
-and `text_pair`, `question` and `context`, or `image`). Rows of two texts must be jsonl. The model
-is a run directory or an exported SavedModel (which needs no file of the run).
+and `text_pair`, `question` and `context`, or `image`). Rows of several columns must be jsonl. The
+model is a run directory or an exported SavedModel (which needs no file of the run).
 
 Example:
     tfft predict --workdir=runs/reviews --input=texts.txt > answers.jsonl
@@ -125,8 +125,8 @@ def _rows(
                 form = _form(line, place)
             row = (line,) if form == "text" else _json_row(line, keys, place)
             if len(row) != len(keys[0]):
-                pair = " and ".join(keys[0])
-                raise UserError(f"{place}: rows of a pair must be jsonl with {pair}")
+                names = " and ".join(keys[0])
+                raise UserError(f"{place}: rows of several columns must be jsonl with {names}")
             if max(map(len, row)) > LONGEST_TEXT:
                 raise UserError(f"{place}: a text of more than {LONGEST_TEXT:,} characters")
             if not all(map(is_unicode, row)):
@@ -167,7 +167,7 @@ def _json_row(line: str, keys: tuple[tuple[str, ...], ...], place: str) -> tuple
             return tuple(value[k] for k in names)
     expected = " and ".join(map(repr, keys[0]))
     raise UserError(
-        f"{place}: must be an object with text at {expected} (--input_format=text reads lines "
+        f"{place}: must be an object with strings at {expected} (--input_format=text reads lines "
         "as plain texts)"
     )
 

@@ -8,6 +8,7 @@ from tfft.config.json_schema import schema
 from tfft.config.load import Config, dump, load, parse, read, searches, section
 from tfft.config.methods import MethodConfig
 from tfft.config.regularization import RegularizationConfig, SurgeryConfig
+from tfft.config.saved import load_saved, read_saved
 from tfft.config.sections import (
     DistributeConfig,
     EvaluateConfig,
@@ -51,8 +52,10 @@ __all__ = [
     "TuneConfig",
     "dump",
     "load",
+    "load_saved",
     "parse",
     "read",
+    "read_saved",
     "schema",
     "searches",
     "section",

@@ -95,8 +95,9 @@ class Config(Section):
                 part = getattr(part, key)
             if part != default and path not in self.supports:
                 supporting = [n for n, s in tasks.TASK_SECTIONS.items() if path in s.supports]
+                images = " and data.image" if path in tasks.IMAGE_KEYS else ""
                 raise ValueError(
-                    f"{path}: is for {', '.join(supporting)}; task is {self.task.name}"
+                    f"{path}: is for {', '.join(supporting)}{images}; task is {self.task.name}"
                 )
         return self
 

@@ -221,7 +221,7 @@ def _verify(
         raise UserError(f"export: the SavedModel does not run in a fresh process: {reason}")
     expected = {
         f"{name}/{output}": plain(value.numpy())
-        for name in signatures.names(task, servable.labels)
+        for name in signatures.names(task, servable.labels, inputs)
         for output, value in RESULTS[name](
             of_inputs if name == "tensors" else of_rows, servable.labels
         ).items()

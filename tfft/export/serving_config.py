@@ -19,7 +19,7 @@ import tensorflow as tf
 
 from tfft.export import exported_model
 from tfft.export.models_config import MARK, STABLE, Config, may_write
-from tfft.export.signatures import RAW, Servable, fixed, names, output_specs
+from tfft.export.signatures import RAW, Servable, fixed, names, of_examples, output_specs
 from tfft.utils import console, markdown
 from tfft.utils.files import write_atomic
 
@@ -235,7 +235,7 @@ def readme(name: str, servable: Servable, version: int, config: Config | None) -
 
 ## Send requests
 
-{_rest_requests(url, columns, servable.task.example_signatures(servable.labels))}
+{_rest_requests(url, columns, of_examples(servable.task, servable.labels, servable.inputs))}
 
 {_grpc_request(name, columns)}
 
@@ -390,7 +390,7 @@ def _signature_table(servable: Servable) -> str:
         "serialized": f"`examples`: tf.Examples with the features {', '.join(columns)}",
     }
     rows = [("signature", "inputs", "outputs"), ("---", "---", "---")]
-    for signature in names(servable.task, servable.labels):
+    for signature in names(servable.task, servable.labels, servable.inputs):
         text = inputs.get(signature, "`inputs`: the same tf.Examples")
         outputs = _outputs(servable, signature)
         if "image" in columns and signature in (RAW, "serialized"):

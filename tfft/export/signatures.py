@@ -11,9 +11,9 @@
 
 A task has `classify`, `regress` or neither (`Task.example_signatures`).
 
-For images, the signatures that decode them also return `status`, string [B]: `ok`, or the reason
-why an image cannot be decoded. The other outputs of a failed row are zero, False or empty; the
-other rows of the batch are not affected.
+For images, `serving_default` and `serialized` also return `status`, string [B]: `ok`, or the reason
+why an image cannot be decoded. The other outputs of a failed row are zero, False or empty, as are
+its `classes` and `scores`; the other rows of the batch are not affected.
 
 The features of a tf.Example are the raw columns. All axes but the first are static: TF Serving
 joins the requests of several clients in one batch and rejects all of them if their lengths differ
@@ -71,9 +71,19 @@ RESULTS: Mapping[str, Callable[[Outputs, Sequence[str]], Outputs]] = {
 }
 
 
-def names(task: Task, labels: Sequence[str]) -> tuple[str, ...]:
+def names(task: Task, labels: Sequence[str], inputs: Inputs) -> tuple[str, ...]:
     """Return the names of all signatures of an export."""
-    return (*PREDICT, *task.example_signatures(labels))
+    return (*PREDICT, *of_examples(task, labels, inputs))
+
+
+def of_examples(task: Task, labels: Sequence[str], inputs: Inputs) -> tuple[str, ...]:
+    """Return the names of the signatures of tf.Examples whose answers TF Serving defines.
+
+    `regress` has no place for a status: a number for an image that cannot be decoded would look
+    like an answer, so models that read images lack it.
+    """
+    signatures = task.example_signatures(labels)
+    return tuple(name for name in signatures if name != "regress" or inputs.image is None)
 
 
 @dataclass(frozen=True)
@@ -182,7 +192,7 @@ class Signatures(tf.Module):
                 name: _function(
                     partial(answer_examples, name), [tf.TensorSpec([None], tf.string, "inputs")]
                 )
-                for name in task.example_signatures(labels)
+                for name in of_examples(task, labels, inputs)
             },
         }
 

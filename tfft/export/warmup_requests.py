@@ -39,7 +39,9 @@ def write(
         console.log("export: no warm-up requests written; to write them: pip install 'tfft[serve]'")
         return 0
     path, count, inputs = folder / FILE, 0, servable.inputs
-    builders = [_REQUEST_BUILDERS[name] for name in names(servable.task, servable.labels)]
+    builders = [
+        _REQUEST_BUILDERS[name] for name in names(servable.task, servable.labels, servable.inputs)
+    ]
     path.parent.mkdir(exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for batch in batches(inputs, rows, sizes):

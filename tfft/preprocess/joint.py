@@ -43,11 +43,12 @@ class JointInputs:
         Raises:
             UserError: a column is missing, or one of its values is not a text or an image.
         """
+        values = value
         if isinstance(value, Mapping):
-            value = [value.get(column) for column in self.columns]
-        if not isinstance(value, list | tuple) or len(value) != len(self.columns):
+            values = [value[column] for column in self.columns if column in value]
+        if not isinstance(values, list | tuple) or len(values) != len(self.columns):
             raise UserError(f"a row must have {', '.join(self.columns)}. Received: {value!r:.200}")
-        *texts, image = value
+        *texts, image = values
         return (*self.text.row(texts), *self.image.row(image))
 
     def request_row(self, row: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfft.config import Config, dump, load
+from tfft.config import Config, dump, load_saved
 from tfft.data import Dataset, batches, model_inputs
 from tfft.distribute import strategies
 from tfft.evaluation import linear_probe
 from tfft.methods import auto
-from tfft.spec import Backbone
+from tfft.model import masks
+from tfft.spec import Backbone, Stage
 from tfft.training import memory, run_directory, setup
 from tfft.training.input_pipeline import InputPipeline
 from tfft.utils import console
@@ -42,7 +43,7 @@ def resolve(config: Config, workdir: Path | None) -> Config:
     original = workdir / "config.given.yaml" if workdir is not None else None
     if original is not None and original.is_file() and (original.parent / "config.yaml").is_file():
         run_directory.check_same(original, text)
-        return load(original.parent / "config.yaml")
+        return load_saved(original.parent / "config.yaml")
     # 2. Measure, decide, and store the original beside the config that it resolved to.
     resolved, reasons = auto.advise(config, measure(config))
     console.log("\n".join(["method auto:", *(f"  {line}" for line in reasons)]))
@@ -59,7 +60,6 @@ def measure(config: Config) -> auto.Facts:
     backbone = setup.load_backbone(config)
     inputs, data = setup.read_data(config, backbone)
     rows = model_inputs.unaugmented_rows(data.train, inputs)
-    blocks = [stage for stage in backbone.stages if stage.part.startswith("block_")]
     classes, probe = len(data.labels), None
     is_text = "text" in backbone.reads  # the rules of texts also hold for an image beside a text
     if not is_text:
@@ -69,7 +69,7 @@ def measure(config: Config) -> auto.Facts:
         answers=f"{classes} {data.train.kind.noun}",
         mean_tokens=float(data.train.lengths.mean()) if is_text else None,
         num_parameters=backbone.model.count_params(),
-        num_blocks=len(blocks),
+        num_blocks=masks.num_blocks((*backbone.stages, Stage("head", "head/"))),
         device=tf.config.list_logical_devices()[-1].device_type,
         # `available` reads the memory of the machine, not that of an accelerator.
         free_memory=None if strategies.accelerated() else memory.available(),

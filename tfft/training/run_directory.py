@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from tfft.config import Config, dump, read
+from tfft.config import Config, dump, read_saved
 from tfft.config.plain_yaml import loads
 from tfft.data import Datasets
 from tfft.distribute import strategies
@@ -100,7 +100,7 @@ def check_same(path: Path, text: str) -> None:
     Raises:
         UserError: they differ; the message names up to five differences.
     """
-    differences = _differences(read(path), loads(text, "config"))
+    differences = _differences(read_saved(path), loads(text, "config"))
     if differences:
         raise UserError(
             f"{path.parent}: holds a run with another config ({'; '.join(differences[:5])}); "

@@ -231,8 +231,9 @@ def check_tokens(config: Config, backbone: Backbone, inputs: preprocess.TextInpu
     weights = [v for v in backbone.model.weights if not v.path.startswith("image/")]
     tables = [v.shape[0] for v in weights if v.path.endswith("embeddings")]
     if tables and inputs.vocabulary_size > max(tables):
+        key = "model.text" if len(config.model.towers) > 1 else "model"
         raise UserError(
-            f"model.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "
+            f"{key}.backbone: the tokenizer has {inputs.vocabulary_size:,} tokens, the embeddings "
             f"{max(tables):,}: the files are of two different models"
         )
     # `auto` is not resolved yet, and resolves to methods without positions of their own.

@@ -267,7 +267,7 @@ COMMANDS = {
     ),
     "predict: object of another key": (
         "predict --workdir=finished --input_format=jsonl",
-        "standard input:1: must be an object with text at 'text'",
+        "standard input:1: must be an object with strings at 'text'",
         '{"txt": "a"}\n',
     ),
     "predict: text of digits": (
